@@ -1,0 +1,43 @@
+"""The configuration of `T5WithFusion`: T5's own, plus where its lexical vectors come in."""
+
+from transformers import T5Config
+
+LEXICAL_TOKEN = "<lexical>"
+T5_TOKENS = 32100  # tokens of every T5, T5 v1.1 and FLAN-T5; their embedding tables have 32,128 rows
+
+
+class T5FusionConfig(T5Config):
+    """Configuration of a T5 that reads lexical vectors beside its text.
+
+    Args:
+        lexical_dim: width of a lexical vector (384 for all-MiniLM-L6-v2).
+        lexical_token_id: id of the placeholder `<lexical>` in `input_ids`. It needs no row in the embedding table. By
+            default the first id that T5's tokenizer leaves free, or `vocab_size` where that is smaller.
+        backbone: Hub id (or folder) of the plain T5 that the model was built from; None for one made from scratch.
+        backbone_revision: commit hash of the backbone, where it came from a Hub.
+        **kwargs: everything of [`~transformers.T5Config`].
+
+    Raises:
+        ValueError: `lexical_dim` or `lexical_token_id` is not a positive integer.
+    """
+
+    model_type = "t5_fusion"
+
+    def __init__(self, lexical_dim=384, lexical_token_id=None, backbone=None, backbone_revision=None, **kwargs):
+        kwargs.pop("model_type", None)  # a plain T5's config.json says "t5", and would win over the class attribute
+        super().__init__(**kwargs)
+        self.lexical_dim = _positive("lexical_dim", lexical_dim)
+        if lexical_token_id is None:
+            lexical_token_id = min(T5_TOKENS, self.vocab_size)
+        self.lexical_token_id = _positive("lexical_token_id", lexical_token_id)
+        self.backbone = backbone
+        self.backbone_revision = backbone_revision
+
+
+def _positive(name, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"T5FusionConfig: `{name}` is {value!r}; expected a positive integer.")
+    return value
+
+
+__all__ = ["LEXICAL_TOKEN", "T5FusionConfig"]

@@ -1,0 +1,352 @@
+"""T5 that reads lexical vectors: each vector is projected and takes the place of one `<lexical>` token of its row.
+
+`LexicalFusion` projects the vectors, `LexicalEncoder` puts them in place, `T5WithFusion` is the whole model.
+"""
+
+import os
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, T5ForConditionalGeneration
+from transformers.configuration_utils import PretrainedConfig
+from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
+from transformers.utils import cached_file, logging
+
+from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
+
+logger = logging.get_logger(__name__)
+
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class LexicalFusion(nn.Module):
+    """Projects lexical vectors, float (..., lexical_dim), to token embeddings, (..., d_model).
+
+    T5's token embeddings are large (root mean square 1 and above) and the projection of a unit vector is small (about
+    0.05), so it is normalised to the size of the backbone's own embeddings, which `norm.weight` starts from.
+    """
+
+    def __init__(self, config: T5FusionConfig):
+        super().__init__()
+        self.projection = nn.Linear(config.lexical_dim, config.d_model)
+        self.norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+
+    def forward(self, lexical_embeds: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.projection(lexical_embeds.to(self.projection.weight.dtype)))
+
+    @torch.no_grad()
+    def reset_parameters(self, token_embeddings: torch.Tensor) -> None:
+        """The initial weights: the same bits on every machine, for the same sizes and the same backbone."""
+        # Uniform and from a generator of its own on the CPU: normal numbers, and those of a GPU, differ between machines.
+        noise = torch.rand(self.projection.weight.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+        self.projection.weight.copy_(noise * (12 / self.projection.in_features) ** 0.5)
+        self.projection.bias.zero_()
+        # Three digits: a sum over millions of numbers differs in its last bits from machine to machine.
+        self.norm.weight.fill_(float(f"{token_embeddings.double().square().mean().sqrt().item():.3g}"))
+
+
+class LexicalEncoder(T5Stack):
+    """T5's encoder with a fusion layer before its first block."""
+
+    def __init__(self, config: T5FusionConfig):
+        super().__init__(config)
+        self.fusion = LexicalFusion(config)
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, lexical_embeds=None, **kwargs):
+        if (input_ids is None) != (inputs_embeds is None):  # both or none is an error, which T5 tells of
+            inputs_embeds = self.embed(input_ids, inputs_embeds, lexical_embeds)
+            input_ids = None
+        return super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
+
+    def embed(self, input_ids=None, inputs_embeds=None, lexical_embeds=None) -> torch.Tensor:
+        """Token embeddings (batch, length, d_model) with the lexical vectors in the places of their placeholders.
+
+        Args:
+            input_ids: int64 (batch, length); or, in their stead,
+            inputs_embeds: (batch, length, d_model), placeholders being the rows equal to `<lexical>`'s own embedding.
+            lexical_embeds: float (batch, lexical_dim) or (batch, vectors, lexical_dim). A row with fewer placeholders
+                than vectors uses its first ones; the others must be zero, that is, padding.
+
+        Raises:
+            ValueError: vectors and placeholders do not fit; it says which row, and what to do.
+        """
+        token_id = self.config.lexical_token_id
+        if input_ids is not None:
+            is_placeholder = input_ids == token_id
+            # the placeholder may lie past the table: its own row is never needed
+            inputs_embeds = self.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
+        elif lexical_embeds is None:
+            return inputs_embeds
+        else:
+            is_placeholder = (inputs_embeds == self._placeholder_embedding(token_id)).all(-1)
+        if lexical_embeds is not None:
+            lexical_embeds = check_vectors(lexical_embeds, is_placeholder, self.config.lexical_dim)
+        check_placeholders(is_placeholder, lexical_embeds, token_id)
+        if lexical_embeds is None or lexical_embeds.shape[1] == 0:
+            return inputs_embeds
+        vectors = self.fusion(lexical_embeds).to(inputs_embeds.dtype)
+        order = (is_placeholder.cumsum(1) - 1).clamp(0, vectors.shape[1] - 1)  # which of its row's vectors goes here
+        in_place = vectors.take_along_dim(order.unsqueeze(-1), 1)
+        return torch.where(is_placeholder.unsqueeze(-1), in_place, inputs_embeds)
+
+    def _placeholder_embedding(self, token_id: int) -> torch.Tensor:
+        rows = self.embed_tokens.weight.shape[0]
+        if token_id >= rows:
+            raise ValueError(
+                f"`inputs_embeds` cannot show where {LEXICAL_TOKEN} stands: its id, {token_id}, lies past the table of "
+                f"{rows} rows. Give `input_ids`, or the result of `model.encoder.embed(input_ids, "
+                "lexical_embeds=...)` as `inputs_embeds` and no `lexical_embeds`."
+            )
+        return self.embed_tokens.weight[token_id]
+
+
+def check_vectors(lexical_embeds: torch.Tensor, is_placeholder: torch.Tensor, width: int) -> torch.Tensor:
+    """`lexical_embeds` as (batch, vectors, width); ValueError where kind, device or shape do not fit."""
+    if not lexical_embeds.is_floating_point():
+        raise ValueError(
+            f"`lexical_embeds` are {lexical_embeds.dtype}; expected floating point numbers. Use `.float()`."
+        )
+    if lexical_embeds.device != is_placeholder.device:
+        raise ValueError(
+            f"`lexical_embeds` are on {lexical_embeds.device}, the input ids on {is_placeholder.device}. "
+            f"Use `.to({str(is_placeholder.device)!r})`."
+        )
+    if lexical_embeds.dim() not in (2, 3) or lexical_embeds.shape[0] != is_placeholder.shape[0]:
+        raise ValueError(
+            f"`lexical_embeds` have the shape {tuple(lexical_embeds.shape)}; expected ({is_placeholder.shape[0]}, "
+            f"{width}) or ({is_placeholder.shape[0]}, vectors, {width}): one row for each of the batch."
+        )
+    if lexical_embeds.shape[-1] != width:
+        raise ValueError(
+            f"`lexical_embeds` are {lexical_embeds.shape[-1]} numbers wide; expected {width} (`config.lexical_dim`). "
+            f"Use the encoder of the training, or build the model with `lexical_dim={lexical_embeds.shape[-1]}`."
+        )
+    return lexical_embeds if lexical_embeds.dim() == 3 else lexical_embeds.unsqueeze(1)
+
+
+def check_placeholders(is_placeholder: torch.Tensor, lexical_embeds: torch.Tensor | None, token_id: int) -> None:
+    """Each vector needs a placeholder and each placeholder a vector.
+
+    Looking at the numbers would make a GPU wait, so there, and in compiled graphs, an assertion goes with the queue.
+
+    Raises:
+        ValueError: on the CPU, naming the row and both numbers. Elsewhere the device's own assertion fails.
+    """
+    placeholders = is_placeholder.sum(1)
+    if lexical_embeds is None:
+        vectors = torch.zeros_like(placeholders)
+    else:  # a row's vectors end with the last that is not zero
+        index = torch.arange(1, lexical_embeds.shape[1] + 1, device=lexical_embeds.device)
+        used = (lexical_embeds != 0).any(-1) * index
+        vectors = used.amax(1) if lexical_embeds.shape[1] else torch.zeros_like(placeholders)
+    most = 0 if lexical_embeds is None else lexical_embeds.shape[1]
+    bad = (placeholders < vectors) | (placeholders > most)
+    if is_placeholder.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(~bad.any(), f"{LEXICAL_TOKEN} placeholders and lexical vectors do not agree in number")
+    elif bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(_disagreement(placeholders, vectors, row, most, token_id))
+
+
+def _disagreement(placeholders: torch.Tensor, vectors: torch.Tensor, row: int, most: int, token_id: int) -> str:
+    if most == 0:
+        return (
+            f"row {row} holds {int(placeholders[row])} placeholders {LEXICAL_TOKEN} (id {token_id}) and no vectors were "
+            "given. Give them as `lexical_embeds`, or leave the placeholders out."
+        )
+    if not placeholders.any():
+        return (
+            f"`lexical_embeds` were given, but no row holds a placeholder {LEXICAL_TOKEN} (id {token_id}). Use "
+            "DataCollatorWithFusion or T5FusionProcessor, which place it."
+        )
+    number = int(vectors[row]) if placeholders[row] < vectors[row] else most
+    return (
+        f"row {row} holds {int(placeholders[row])} placeholders {LEXICAL_TOKEN} (id {token_id}) for {number} vectors; "
+        "expected one placeholder per vector. Use DataCollatorWithFusion or T5FusionProcessor, which place them; a "
+        "row with fewer vectors than others is padded with zeros."
+    )
+
+
+class T5WithFusion(T5ForConditionalGeneration):
+    """T5 for conditional generation with `lexical_embeds`. Without them it is, to the bit, the plain T5.
+
+    `T5WithFusion("google/flan-t5-small")` is `T5WithFusion.from_pretrained("google/flan-t5-small")`; `T5WithFusion(config)`
+    makes random weights.
+    """
+
+    config_class = T5FusionConfig
+
+    def __new__(cls, config, *args, **kwargs):
+        if isinstance(config, (str, os.PathLike)):
+            return cls.from_pretrained(config, *args, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(self, config, *args, **kwargs):
+        if isinstance(config, (str, os.PathLike)):  # `__new__` has loaded and made everything
+            return
+        super().__init__(config)
+        self.encoder = LexicalEncoder(self.encoder.config)
+        if config.architectures != [type(self).__name__]:  # a plain T5's weights hold no fusion layer, nor need they
+            self._keys_to_ignore_on_load_missing = [r"encoder\.fusion\."]
+        self.post_init()
+        if not self.shared.weight.is_meta:
+            self.encoder.fusion.reset_parameters(self.shared.weight)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Loads a fused model, or builds one from any plain T5.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder. Of a plain T5, the fusion layer is made anew; its weights
+                depend on the sizes and the backbone alone. `config.backbone` then names it, with its commit.
+            config: a `T5FusionConfig` to use in place of the saved one.
+            **kwargs: those of [`~transformers.PreTrainedModel.from_pretrained`], and fields of the config
+                (`lexical_dim=768`).
+
+        Raises:
+            ValueError: the checkpoint is neither a T5 nor a fused one, or it lacks the fusion layer it should hold.
+        """
+        hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
+        saved, _ = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        kind = saved.get("model_type")
+        if kind not in ("t5", T5FusionConfig.model_type):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a model of type {kind!r}; expected 't5' (T5, T5 v1.1, FLAN-T5, "
+                f"ByT5, CodeT5 ...) or {T5FusionConfig.model_type!r}."
+            )
+        is_plain = kind == "t5"
+        if config is None:
+            config, kwargs = T5FusionConfig.from_pretrained(
+                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
+            )
+            kwargs |= hub
+            if is_plain:
+                config.backbone = str(pretrained_model_name_or_path)
+                config.backbone_revision = saved.get("_commit_hash")
+                config.lexical_token_id = free_token_id(pretrained_model_name_or_path, config, hub)
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+        )
+        lost = [key for key in info["missing_keys"] if ".fusion." in key]
+        if lost:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} says it is a fused model, but its weights lack {', '.join(lost)}. "
+                "Save it again with `model.save_pretrained`, or name a plain T5 to start from."
+            )
+        if is_plain:
+            model.encoder.fusion.reset_parameters(model.shared.weight)
+        return (model, info) if wants_info else model
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        decoder_input_ids=None,
+        decoder_attention_mask=None,
+        encoder_outputs=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        decoder_inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        lexical_embeds=None,
+        **kwargs,
+    ):
+        """T5's forward, with vectors. Every argument is spelled out: the Trainer drops columns that are not named here.
+
+        Args:
+            input_ids: int64 (batch, length), with one `<lexical>` (`config.lexical_token_id`) per vector.
+            lexical_embeds: float (batch, lexical_dim) or (batch, vectors, lexical_dim), see `LexicalEncoder.embed`. Not
+                looked at when `encoder_outputs` are given, which hold them already.
+            others: as in [`~transformers.T5ForConditionalGeneration.forward`].
+
+        Raises:
+            ValueError: vectors and placeholders do not fit.
+        """
+        if encoder_outputs is None and (input_ids is None) != (inputs_embeds is None):
+            self._tell_of_frozen_fusion(lexical_embeds)
+            inputs_embeds = self.encoder.embed(input_ids, inputs_embeds, lexical_embeds)
+            input_ids = None
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    def _tell_of_frozen_fusion(self, lexical_embeds):
+        if self.training and lexical_embeds is not None and not torch.compiler.is_compiling():
+            if not any(parameter.requires_grad for parameter in self.encoder.fusion.parameters()):
+                logger.warning_once(
+                    "The fusion layer is frozen while the rest trains: the vectors go through its weights as they are. "
+                    "To train it with the adapter, use `model.lora_config()`, or `modules_to_save=['fusion']`."
+                )
+
+    def lora_config(self, **overrides):
+        """The recommended `peft.LoraConfig`: r 32, alpha 32, dropout 0.05 on q and v, and the whole fusion layer.
+
+        Args:
+            **overrides: fields of `peft.LoraConfig` that replace these, or add to them.
+
+        Raises:
+            ImportError: peft is not installed.
+        """
+        try:
+            from peft import LoraConfig, TaskType
+        except ImportError as error:
+            raise ImportError("`lora_config` makes a config of peft: `pip install peft`.") from error
+        recommended = {
+            "task_type": TaskType.SEQ_2_SEQ_LM,
+            "r": 32,
+            "lora_alpha": 32,
+            "lora_dropout": 0.05,
+            "target_modules": ["q", "v"],
+            "bias": "none",
+            "modules_to_save": ["fusion"],
+        }
+        return LoraConfig(**recommended | overrides)
+
+    def save_pretrained(self, *args, **kwargs):
+        # the code that travels with it also opens the plain `AutoModel`; transformers itself adds only one class
+        self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
+        super().save_pretrained(*args, **kwargs)
+
+
+def free_token_id(backbone: str | os.PathLike, config: T5FusionConfig, hub: dict) -> int:
+    """The id that `<lexical>` has, or will have when added, in the backbone's tokenizer; the config's without one."""
+    if cached_file(backbone, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub) is None:
+        return config.lexical_token_id
+    tokenizer = AutoTokenizer.from_pretrained(backbone, **hub)
+    return tokenizer.get_vocab().get(LEXICAL_TOKEN, len(tokenizer))
+
+
+def register_with_peft() -> None:
+    """PEFT's defaults go by `model_type`: wherever it has a row for T5, `t5_fusion` gets the same."""
+    try:
+        from peft.utils import constants
+    except ImportError:
+        return
+    for mapping in vars(constants).values():
+        if isinstance(mapping, dict) and "t5" in mapping:
+            mapping.setdefault(T5FusionConfig.model_type, mapping["t5"])
+
+
+T5FusionConfig.register_for_auto_class()
+T5WithFusion.register_for_auto_class("AutoModelForSeq2SeqLM")
+if not __name__.startswith("transformers_modules."):  # remote code stands for its own repository, not for others
+    AutoConfig.register(T5FusionConfig.model_type, T5FusionConfig, exist_ok=True)
+    AutoModel.register(T5FusionConfig, T5WithFusion, exist_ok=True)
+    AutoModelForSeq2SeqLM.register(T5FusionConfig, T5WithFusion, exist_ok=True)
+register_with_peft()
+
+__all__ = ["T5WithFusion"]

