@@ -1,0 +1,285 @@
+"""The command line: `t5fusion demo | train | generate | evaluate`."""
+
+import json
+import logging
+import os
+import shutil
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="T5 with a second kind of input: train, evaluate and run models that read lexical vectors beside their text.",
+)
+
+
+class Lexical(str, Enum):
+    body = "body"
+    name = "name"
+
+
+class VectorKind(str, Enum):
+    true = "true"
+    shuffled = "shuffled"
+    none = "none"
+
+
+TextColumn = Annotated[str, typer.Option(help="Column with the input text.")]
+TargetColumn = Annotated[str, typer.Option(help="Column with the text to write.")]
+LexicalColumn = Annotated[
+    Optional[str], typer.Option(help="Column with the text that the vector is made of. Default: the input text.")
+]
+VectorColumn = Annotated[Optional[str], typer.Option(help="Column that holds the vectors themselves.")]
+Limit = Annotated[Optional[int], typer.Option(help="Use only the first rows.", min=1)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where to save the adapter.")] = Path("runs/demo"),
+    lexical: Annotated[Lexical, typer.Option(help="What the vector is made of.")] = Lexical.body,
+    base: Annotated[str, typer.Option(help="Hub id or folder of a T5; tiny_t5 is the embedded one.")] = "tiny_t5",
+    epochs: Annotated[float, typer.Option(min=0.01)] = 3.0,
+    seed: int = 42,
+    limit: Limit = None,
+):
+    """Teach the embedded T5 to describe the Python standard library, and see what the vectors are worth.
+
+    Example: [bold]t5fusion demo --lexical name[/bold]
+    """
+    from .demo import demo as run
+
+    _clear(output, overwrite=True)
+    run(output, lexical=lexical.value, base=base, epochs=epochs, limit=limit, seed=seed)
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")],
+    text_column: TextColumn,
+    target_column: TargetColumn,
+    output: Annotated[Optional[Path], typer.Option(help="Where to save. Default: runs/ and the name of DATA.")] = None,
+    base: Annotated[str, typer.Option(help="Hub id or folder of a T5; tiny_t5 is the embedded one.")] = "tiny_t5",
+    lexical_column: LexicalColumn = None,
+    vector_column: VectorColumn = None,
+    encoder: Annotated[Optional[str], typer.Option(help="sentence-transformers model. Default: all-MiniLM-L6-v2")] = None,
+    template: Annotated[str, typer.Option(help="The prompt, {text} standing for the text.")] = "{text}",
+    validation: Annotated[Optional[str], typer.Option(help="File to validate with. Default: a tenth of DATA.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
+    freeze_fusion: Annotated[bool, typer.Option("--freeze-fusion", help="LoRA alone, as q and v only.")] = False,
+    fusion_start: Annotated[str, typer.Option(help="targets or random.")] = "targets",
+    epochs: Annotated[float, typer.Option(min=0.01)] = 3.0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    lr: Annotated[Optional[float], typer.Option(help="Peak rate. Default: 1e-3 for LoRA, 5e-4 for --full.")] = None,
+    fusion_lr: Annotated[Optional[float], typer.Option(help="That of the fusion layer. Default: the same.")] = None,
+    rank: Annotated[int, typer.Option(min=1)] = 32,
+    alpha: Annotated[int, typer.Option(min=1)] = 32,
+    dropout: Annotated[float, typer.Option(min=0, max=1)] = 0.05,
+    max_source: Annotated[int, typer.Option(min=2, help="Most tokens of an input.")] = 128,
+    max_target: Annotated[int, typer.Option(min=2, help="Most tokens of a target.")] = 64,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    seed: int = 42,
+    limit: Limit = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+    overwrite: Overwrite = False,
+):
+    """Train LoRA (or all weights) on rows of text -> text with a vector beside each.
+
+    Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc --template "Filename: {text}"[/bold]
+    """
+    from .data import check_columns, hold_out, load_rows
+    from .train import Interrupted, TrainingOptions, make_processor
+    from .train import train as run
+
+    if lexical_column and vector_column:
+        raise ValueError("--lexical-column and --vector-column were both given; give one of them.")
+    options = TrainingOptions(
+        base=base, full=full, train_fusion=not freeze_fusion, fusion_start=fusion_start, epochs=epochs,
+        batch_size=batch_size, lr=lr, fusion_lr=fusion_lr, rank=rank, alpha=alpha, dropout=dropout, precision=precision,
+        seed=seed,
+    )  # fmt: skip
+    rows = load_rows(data)
+    check_columns(rows, [text_column, target_column, lexical_column, vector_column])
+    if validation:
+        held_out = load_rows(validation, split="validation")
+        check_columns(held_out, [text_column, target_column, lexical_column, vector_column])
+    else:
+        rows, held_out = hold_out(rows, text_column)
+    if limit:
+        rows, held_out = rows.select(range(min(limit, len(rows)))), held_out.select(range(min(limit, len(held_out))))
+    output = output or Path("runs") / Path(data).stem
+    if not resume:
+        _clear(output, overwrite)
+    columns = (text_column, target_column, lexical_column, vector_column)
+    recipe = {"lexical_encoder": encoder} if encoder else {}
+    recipe["lexical_source"] = "given" if lexical_column or vector_column else "text"
+    processor = make_processor(base, template=template, **recipe)
+    limits = (max_source, max_target)
+    training = _inputs(rows, columns, processor, limits)
+    validating = _inputs(held_out, columns, processor, limits)
+    try:
+        run(training, validating, processor, options, output, resume)
+    except Interrupted:
+        _say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")
+        raise typer.Exit(130) from None
+    _say(f"Saved in {output}. Next: t5fusion generate {output} {json.dumps(rows[0][text_column])}")
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="What `t5fusion train` saved.")],
+    texts: Annotated[Optional[list[str]], typer.Argument(help="Texts. Default: lines of standard input.")] = None,
+    file: Annotated[Optional[str], typer.Option(help="File of rows (JSONL, CSV, Parquet), or a .txt, a text a line.")] = None,
+    text_column: TextColumn = "text",
+    lexical_column: LexicalColumn = None,
+    vector_column: VectorColumn = None,
+    no_vectors: Annotated[bool, typer.Option("--no-vectors", help="Use the text alone.")] = False,
+    beams: Annotated[int, typer.Option(min=1)] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+):
+    """Write a text for each input, as JSON lines.
+
+    Example: [bold]t5fusion generate runs/files app_config read_settings[/bold]
+    """
+    from datasets import Dataset
+
+    from .data import check_columns, load_rows
+    from .evaluate import generate_texts
+    from .loading import load_trained
+
+    model, processor = load_trained(folder)
+    if file and not file.endswith(".txt"):
+        rows = load_rows(file)
+    else:
+        lines = texts or (Path(file).read_text() if file else sys.stdin.read()).splitlines()
+        rows = Dataset.from_dict({text_column: [line for line in lines if line.strip()]})
+    check_columns(rows, [text_column, lexical_column, vector_column])
+    if len(rows) == 0:
+        raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
+    columns = (text_column, None, lexical_column, vector_column)
+    inputs = _inputs(rows, columns, processor, (128, 64), vectors=not no_vectors)
+    written = generate_texts(
+        model, inputs, processor, batch_size, progress="Writing", num_beams=beams, max_new_tokens=max_new_tokens
+    )
+    for text, made in zip(rows[text_column], written, strict=True):
+        print(json.dumps({text_column: text, "output": made}, ensure_ascii=False))
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="What `t5fusion train` saved.")],
+    data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")],
+    text_column: TextColumn,
+    target_column: TargetColumn,
+    lexical_column: LexicalColumn = None,
+    vector_column: VectorColumn = None,
+    split: Annotated[str, typer.Option(help="Of a data set on the Hub.")] = "validation",
+    vectors: Annotated[VectorKind, typer.Option(help="The rows' own, other rows', or none.")] = VectorKind.true,
+    limit: Limit = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+):
+    """Measure loss, ROUGE and chrF on rows that have a target.
+
+    Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc --json[/bold]
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from .data import check_columns, load_rows
+    from .evaluate import change_vectors, generate_texts, losses, text_scores
+    from .loading import load_trained
+
+    rows = load_rows(data, split)
+    check_columns(rows, [text_column, target_column, lexical_column, vector_column])
+    rows = rows.select(range(min(limit or len(rows), len(rows))))
+    model, processor = load_trained(folder)
+    columns = (text_column, target_column, lexical_column, vector_column)
+    inputs = _inputs(rows, columns, processor, (128, 64), vectors=vectors != VectorKind.none)
+    inputs = change_vectors(inputs, vectors.value)
+    references = [processor.tokenizer.decode(row["labels"], skip_special_tokens=True) for row in inputs]
+    found = {"rows": len(inputs), "loss": losses(model, inputs, processor, progress="Loss").mean}
+    found |= text_scores(generate_texts(model, inputs, processor, progress="Writing"), references)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        table = Table("measure", "value")
+        for name, value in found.items():
+            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        Console().print(table)
+
+
+def _inputs(rows, columns, processor, limits, vectors: bool = True) -> list[dict]:
+    """Rows of a data set as the model reads them, with the vectors that the processor's recipe asks for."""
+    from .data import encode_cached, given_vectors, prepare, without_empty
+
+    text, target, lexical, vector = columns
+    rows, dropped = without_empty(rows, [column for column in (text, target, lexical) if column])
+    if dropped:
+        _say(f"{dropped} rows with an empty text were left out; {len(rows)} remain.")
+    if len(rows) == 0:
+        raise ValueError("no row has text in every column that is used.")
+    made = None
+    if vectors and vector:
+        made = given_vectors(rows, vector)
+        processor.lexical_dim = made.shape[1]
+        processor.lexical_encoder = None
+    elif vectors and lexical:
+        made = encode_cached(rows[lexical], processor)
+    elif vectors and processor.lexical_source == "text":
+        made = encode_cached([item.strip() for item in rows[text]], processor)
+    elif vectors and processor.lexical_source == "given":
+        raise ValueError(
+            "this model's vectors are not made of the text itself. Give --lexical-column or --vector-column as in "
+            "training, or --no-vectors."
+        )
+    return prepare(rows[text], rows[target] if target else None, made, processor, *limits)
+
+
+def _clear(output: Path, overwrite: bool) -> None:
+    """An empty folder, or an error."""
+    if output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise ValueError(f"{output} is not empty. Choose another --output, or give --overwrite, or --resume.")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _quiet() -> None:
+    """Keeps what libraries say of themselves off the screen; errors and our own lines stay."""
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """The console entry: what the user can mend ends in one sentence and exit code 1; `T5FUSION_DEBUG=1` shows all."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if {"-h", "--help"}.isdisjoint(sys.argv):  # help is quick: it loads no library
+        _quiet()
+    try:
+        app()
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("T5FUSION_DEBUG"):
+            raise
+        print(f"t5fusion: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("t5fusion: stopped.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,29 @@
+"""`python -m t5fusion.finetune.reload_probe FOLDER`: does a reloaded model give what the trained one gave?
+
+FOLDER/probe.json holds rows, their losses and the texts written for them. Exit code 1, and what differs, if it does not.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from .evaluate import generate_texts, losses
+from .loading import load_trained
+
+
+def differences(folder: Path) -> list[str]:
+    """What the reloaded model gives otherwise than the probe says, a sentence each."""
+    probe = json.loads((folder / "probe.json").read_text())
+    rows = [{**row, "lexical_embeds": torch.tensor(row["lexical_embeds"])} for row in probe["rows"]]
+    model, processor = load_trained(folder)
+    found = losses(model, rows, processor).sums.tolist()
+    texts = generate_texts(model, rows, processor)
+    lines = [f"loss of row {i}: {b!r}, was {a!r}" for i, (a, b) in enumerate(zip(probe["losses"], found)) if a != b]
+    return lines + [f"text of row {i}: {b!r}, was {a!r}" for i, (a, b) in enumerate(zip(probe["texts"], texts)) if a != b]
+
+
+if __name__ == "__main__":
+    lines = differences(Path(sys.argv[1]))
+    sys.exit("\n".join(lines) if lines else 0)

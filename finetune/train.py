@@ -1,0 +1,240 @@
+"""Training: build the fused model, put LoRA on top (or train all of it), run the Trainer, save what can be shared."""
+
+import json
+import platform
+import signal
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..modeling_t5fusion import T5WithFusion
+from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
+from ..tiny_t5 import PATH as TINY_T5
+from .fusion_start import start_from_targets
+
+RECORD = "training.json"
+STARTS = ("targets", "random")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train; the defaults are the first user's, and what `docs/method.md` found best for the fusion layer.
+
+    Args:
+        base: Hub id or folder of a plain T5 or of a fused model; "tiny_t5" is the embedded one.
+        full: train all weights, not LoRA.
+        lr: peak learning rate; None for 1e-3 with LoRA, 5e-4 without.
+        fusion_lr: that of the fusion layer; None for the same.
+        fusion_start: "targets" (closed-form, see `fusion_start`) or "random".
+        train_fusion: whether the adapter trains and holds the fusion layer. False is the first user's own LoraConfig;
+            the fusion layer then stays at its random start, which every machine makes alike.
+        precision: "fp32", "bf16", or "auto": bf16 where the processor is fast at it.
+    """
+
+    base: str = "tiny_t5"
+    full: bool = False
+    epochs: float = 3.0
+    batch_size: int = 8
+    lr: float | None = None
+    fusion_lr: float | None = None
+    fusion_start: str = "targets"
+    train_fusion: bool = True
+    rank: int = 32
+    alpha: int = 32
+    dropout: float = 0.05
+    seed: int = 42
+    precision: str = "auto"
+
+    def __post_init__(self):
+        if self.fusion_start not in STARTS:
+            raise ValueError(f"`fusion_start` is {self.fusion_start!r}; expected one of {', '.join(STARTS)}.")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"`precision` is {self.precision!r}; expected auto, fp32 or bf16.")
+
+    @property
+    def peak_lr(self) -> float:
+        return self.lr if self.lr is not None else 5e-4 if self.full else 1e-3
+
+    @property
+    def bf16(self) -> bool:
+        return self.precision == "bf16" or (self.precision == "auto" and fast_bf16())
+
+
+class Interrupted(Exception):
+    """Training was stopped by Ctrl-C; a checkpoint holds what was learnt."""
+
+
+def fast_bf16() -> bool:
+    """Whether this machine multiplies in bf16 faster than in fp32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def base_folder(base: str) -> str:
+    """Where the base is: the embedded one's folder for "tiny_t5", else `base` itself."""
+    return TINY_T5 if base == "tiny_t5" else base
+
+
+def make_processor(base: str, **recipe) -> T5FusionProcessor:
+    """The base's tokenizer with a recipe of vectors (see `T5FusionProcessor`)."""
+    return T5FusionProcessor(AutoTokenizer.from_pretrained(base_folder(base)), **recipe)
+
+
+def build_model(options: TrainingOptions, processor: T5FusionProcessor, rows: list[dict]) -> nn.Module:
+    """The fused model, its fusion layer started, with LoRA on top unless `options.full`.
+
+    Raises:
+        ValueError: model and tokenizer do not mean the same token by `<lexical>`.
+    """
+    model = T5WithFusion(base_folder(options.base), lexical_dim=processor.lexical_dim, dtype=torch.float32)
+    if model.config.lexical_token_id != processor.lexical_token_id:
+        raise ValueError(
+            f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {model.config.lexical_token_id} of the "
+            f"model. Use the tokenizer that belongs to {options.base}, with no other tokens added."
+        )
+    with_vectors = [row for row in rows if row.get("lexical_embeds") is not None]
+    if options.fusion_start == "targets" and options.train_fusion and with_vectors:
+        vectors = torch.stack([row["lexical_embeds"].reshape(-1, processor.lexical_dim).mean(0) for row in with_vectors])
+        explained = start_from_targets(model, vectors, [row["labels"] for row in with_vectors])
+        print(f"fusion layer: started from the targets; the vectors explain {explained:.1%} of their words' variance")
+    if options.full:
+        return model
+    lora = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
+    if not (options.train_fusion and with_vectors):
+        lora["modules_to_save"] = None
+    torch.manual_seed(options.seed)
+    return get_peft_model(model, model.lora_config(**lora))
+
+
+def trainable_share(model: nn.Module) -> tuple[int, int]:
+    """Numbers that train, and all."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+class FusionTrainer(Seq2SeqTrainer):
+    """The Trainer with a learning rate of its own for the fusion layer."""
+
+    fusion_lr: float
+
+    def create_optimizer(self, model=None):
+        optimizer = super().create_optimizer(model)
+        fusion = {id(p) for name, p in self.model.named_parameters() if ".fusion." in name and p.requires_grad}
+        if self.fusion_lr != self.args.learning_rate:
+            for group in list(optimizer.param_groups):
+                moved = [p for p in group["params"] if id(p) in fusion]
+                if moved:
+                    group["params"] = [p for p in group["params"] if id(p) not in fusion]
+                    optimizer.add_param_group({**group, "params": moved, "lr": self.fusion_lr})
+        return optimizer
+
+
+class StopOnInterrupt(TrainerCallback):
+    """Turns Ctrl-C into a checkpoint and an end at the next step."""
+
+    def __init__(self):
+        self.interrupted = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.previous = signal.signal(signal.SIGINT, self._remember)
+
+    def _remember(self, *_):
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self.previous)  # a second Ctrl-C stops at once
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGINT, self.previous)
+
+
+def train(
+    rows: list[dict],
+    held_out: list[dict],
+    processor: T5FusionProcessor,
+    options: TrainingOptions,
+    output: Path,
+    resume: bool = False,
+) -> nn.Module:
+    """Trains and saves into `output`: adapter (or all weights), tokenizer, processor, and `training.json`.
+
+    Args:
+        rows, held_out: as `data.prepare` makes them, to train on and to evaluate with after each epoch.
+        resume: go on from the last checkpoint in `output/checkpoints`.
+
+    Returns:
+        The trained model: a `PeftModel`, or a `T5WithFusion` if `options.full`.
+
+    Raises:
+        Interrupted: Ctrl-C was pressed; the checkpoint is saved.
+        ValueError: `resume` and there is no checkpoint.
+    """
+    checkpoints = output / "checkpoints"
+    last = get_last_checkpoint(checkpoints) if resume and checkpoints.is_dir() else None
+    if resume and last is None:
+        raise ValueError(f"there is no checkpoint in {checkpoints} to resume from. Leave --resume out to start anew.")
+    model = build_model(options, processor, rows)
+    trains, total = trainable_share(model)
+    how = "full fine-tuning" if options.full else f"LoRA, r={options.rank}, alpha={options.alpha}"
+    print(f"{how}: {trains:,} of {total:,} weights train ({trains / total:.1%})")
+    stopper = StopOnInterrupt()
+    trainer = FusionTrainer(
+        model=model,
+        args=_arguments(options, checkpoints),
+        train_dataset=rows,
+        eval_dataset=held_out,
+        data_collator=DataCollatorWithFusion(processor.tokenizer),
+        callbacks=[stopper],
+    )
+    trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
+    start = time.monotonic()
+    trainer.train(resume_from_checkpoint=last)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # leaves bf16 autocast behind
+    if stopper.interrupted:
+        raise Interrupted
+    if trainer.is_world_process_zero():
+        model.save_pretrained(output)
+        processor.save_pretrained(output)
+        record = {
+            "options": asdict(options) | {"lr": options.peak_lr},
+            "rows": len(rows),
+            "held_out_rows": len(held_out),
+            "trainable_weights": trains,
+            "weights": total,
+            "seconds": round(time.monotonic() - start, 1),
+            "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry],
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "datasets")},
+            "python": platform.python_version(),
+        }
+        (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    return model
+
+
+def _arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTrainingArguments:
+    return Seq2SeqTrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=options.peak_lr,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="epoch",
+        seed=options.seed,
+        bf16=options.bf16,
+        report_to="none",
+        remove_unused_columns=True,
+        use_cpu=not torch.accelerator.is_available(),  # else transformers refuses bf16 here
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )
