@@ -1,8 +1,9 @@
 """T5 with a second kind of input: lexical vectors beside the text."""
 
+from . import tiny_t5
 from .configuration_t5fusion import T5FusionConfig
 from .modeling_t5fusion import T5WithFusion
 from .processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 
 __version__ = "0.1.0"
-__all__ = ["DataCollatorWithFusion", "T5FusionConfig", "T5FusionProcessor", "T5WithFusion"]
+__all__ = ["DataCollatorWithFusion", "T5FusionConfig", "T5FusionProcessor", "T5WithFusion", "tiny_t5"]

@@ -25,6 +25,7 @@ class T5FusionConfig(T5Config):
 
     def __init__(self, lexical_dim=384, lexical_token_id=None, backbone=None, backbone_revision=None, **kwargs):
         kwargs.pop("model_type", None)  # a plain T5's config.json says "t5", and would win over the class attribute
+        kwargs.setdefault("decoder_start_token_id", kwargs.get("pad_token_id", 0))  # as in every released T5
         super().__init__(**kwargs)
         self.lexical_dim = _positive("lexical_dim", lexical_dim)
         if lexical_token_id is None:

@@ -17,6 +17,7 @@ from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 logger = logging.get_logger(__name__)
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
 
 
 class LexicalFusion(nn.Module):
@@ -37,7 +38,7 @@ class LexicalFusion(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, token_embeddings: torch.Tensor) -> None:
         """The initial weights: the same bits on every machine, for the same sizes and the same backbone."""
-        # Uniform and from a generator of its own on the CPU: normal numbers, and those of a GPU, differ between machines.
+        # Uniform and from a generator of its own on the CPU: normal numbers, and a GPU's, differ between machines.
         noise = torch.rand(self.projection.weight.shape, generator=torch.Generator().manual_seed(0)) - 0.5
         self.projection.weight.copy_(noise * (12 / self.projection.in_features) ** 0.5)
         self.projection.bias.zero_()
@@ -153,8 +154,8 @@ def check_placeholders(is_placeholder: torch.Tensor, lexical_embeds: torch.Tenso
 def _disagreement(placeholders: torch.Tensor, vectors: torch.Tensor, row: int, most: int, token_id: int) -> str:
     if most == 0:
         return (
-            f"row {row} holds {int(placeholders[row])} placeholders {LEXICAL_TOKEN} (id {token_id}) and no vectors were "
-            "given. Give them as `lexical_embeds`, or leave the placeholders out."
+            f"row {row} holds {int(placeholders[row])} placeholders {LEXICAL_TOKEN} (id {token_id}) and no vectors "
+            "were given. Give them as `lexical_embeds`, or leave the placeholders out."
         )
     if not placeholders.any():
         return (
@@ -172,13 +173,13 @@ def _disagreement(placeholders: torch.Tensor, vectors: torch.Tensor, row: int, m
 class T5WithFusion(T5ForConditionalGeneration):
     """T5 for conditional generation with `lexical_embeds`. Without them it is, to the bit, the plain T5.
 
-    `T5WithFusion("google/flan-t5-small")` is `T5WithFusion.from_pretrained("google/flan-t5-small")`; `T5WithFusion(config)`
-    makes random weights.
+    `T5WithFusion("google/flan-t5-small")` is `T5WithFusion.from_pretrained("google/flan-t5-small")`;
+    `T5WithFusion(config)` makes random weights.
     """
 
     config_class = T5FusionConfig
 
-    def __new__(cls, config, *args, **kwargs):
+    def __new__(cls, config=None, *args, **kwargs):  # copies and pickles give none
         if isinstance(config, (str, os.PathLike)):
             return cls.from_pretrained(config, *args, **kwargs)
         return super().__new__(cls)
@@ -218,14 +219,15 @@ class T5WithFusion(T5ForConditionalGeneration):
             )
         is_plain = kind == "t5"
         if config is None:
-            config, kwargs = T5FusionConfig.from_pretrained(
-                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
-            )
-            kwargs |= hub
             if is_plain:
-                config.backbone = str(pretrained_model_name_or_path)
-                config.backbone_revision = saved.get("_commit_hash")
-                config.lexical_token_id = free_token_id(pretrained_model_name_or_path, config, hub)
+                saved["backbone"] = str(pretrained_model_name_or_path)
+                saved["backbone_revision"] = saved.get("_commit_hash")
+                saved["lexical_token_id"] = free_token_id(pretrained_model_name_or_path, hub)
+            saved |= {name: kwargs.pop(name) for name in FUSION_FIELDS if name in kwargs}  # the config checks them
+            dtype = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
+            # not `from_pretrained`, which warns where a plain T5 becomes a fused one
+            config, kwargs = T5FusionConfig.from_dict(saved, return_unused_kwargs=True, **kwargs)
+            kwargs |= dtype  # in the config, "auto" would stand for a type
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
@@ -316,16 +318,20 @@ class T5WithFusion(T5ForConditionalGeneration):
         }
         return LoraConfig(**recommended | overrides)
 
+    def tie_weights(self, missing_keys=None, recompute_mapping=True):
+        # as the checkpoint was, not anew: `resize_token_embeddings` would tie the head that a FLAN-T5 has of its own
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=False)
+
     def save_pretrained(self, *args, **kwargs):
         # the code that travels with it also opens the plain `AutoModel`; transformers itself adds only one class
         self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
         super().save_pretrained(*args, **kwargs)
 
 
-def free_token_id(backbone: str | os.PathLike, config: T5FusionConfig, hub: dict) -> int:
-    """The id that `<lexical>` has, or will have when added, in the backbone's tokenizer; the config's without one."""
+def free_token_id(backbone: str | os.PathLike, hub: dict) -> int | None:
+    """The id that `<lexical>` has, or will have when added, in the backbone's tokenizer; None if there is none."""
     if cached_file(backbone, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub) is None:
-        return config.lexical_token_id
+        return None
     tokenizer = AutoTokenizer.from_pretrained(backbone, **hub)
     return tokenizer.get_vocab().get(LEXICAL_TOKEN, len(tokenizer))
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -34,10 +34,10 @@ class VectorKind(str, Enum):
 TextColumn = Annotated[str, typer.Option(help="Column with the input text.")]
 TargetColumn = Annotated[str, typer.Option(help="Column with the text to write.")]
 LexicalColumn = Annotated[
-    Optional[str], typer.Option(help="Column with the text that the vector is made of. Default: the input text.")
+    str | None, typer.Option(help="Column with the text that the vector is made of. Default: the input text.")
 ]
-VectorColumn = Annotated[Optional[str], typer.Option(help="Column that holds the vectors themselves.")]
-Limit = Annotated[Optional[int], typer.Option(help="Use only the first rows.", min=1)]
+VectorColumn = Annotated[str | None, typer.Option(help="Column that holds the vectors themselves.")]
+Limit = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first.")]
 
 
@@ -65,20 +65,20 @@ def train(
     data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")],
     text_column: TextColumn,
     target_column: TargetColumn,
-    output: Annotated[Optional[Path], typer.Option(help="Where to save. Default: runs/ and the name of DATA.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to save. Default: runs/ and the name of DATA.")] = None,
     base: Annotated[str, typer.Option(help="Hub id or folder of a T5; tiny_t5 is the embedded one.")] = "tiny_t5",
     lexical_column: LexicalColumn = None,
     vector_column: VectorColumn = None,
-    encoder: Annotated[Optional[str], typer.Option(help="sentence-transformers model. Default: all-MiniLM-L6-v2")] = None,
+    encoder: Annotated[str | None, typer.Option(help="sentence-transformers model. Default: all-MiniLM-L6-v2")] = None,
     template: Annotated[str, typer.Option(help="The prompt, {text} standing for the text.")] = "{text}",
-    validation: Annotated[Optional[str], typer.Option(help="File to validate with. Default: a tenth of DATA.")] = None,
+    validation: Annotated[str | None, typer.Option(help="File to validate with. Default: a tenth of DATA.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
     freeze_fusion: Annotated[bool, typer.Option("--freeze-fusion", help="LoRA alone, as q and v only.")] = False,
     fusion_start: Annotated[str, typer.Option(help="targets or random.")] = "targets",
     epochs: Annotated[float, typer.Option(min=0.01)] = 3.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    lr: Annotated[Optional[float], typer.Option(help="Peak rate. Default: 1e-3 for LoRA, 5e-4 for --full.")] = None,
-    fusion_lr: Annotated[Optional[float], typer.Option(help="That of the fusion layer. Default: the same.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak rate. Default: 1e-3 for LoRA, 5e-4 for --full.")] = None,
+    fusion_lr: Annotated[float | None, typer.Option(help="That of the fusion layer. Default: the same.")] = None,
     rank: Annotated[int, typer.Option(min=1)] = 32,
     alpha: Annotated[int, typer.Option(min=1)] = 32,
     dropout: Annotated[float, typer.Option(min=0, max=1)] = 0.05,
@@ -92,7 +92,7 @@ def train(
 ):
     """Train LoRA (or all weights) on rows of text -> text with a vector beside each.
 
-    Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc --template "Filename: {text}"[/bold]
+    Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
     from .data import check_columns, hold_out, load_rows
     from .train import Interrupted, TrainingOptions, make_processor
@@ -135,8 +135,10 @@ def train(
 @app.command()
 def generate(
     folder: Annotated[Path, typer.Argument(help="What `t5fusion train` saved.")],
-    texts: Annotated[Optional[list[str]], typer.Argument(help="Texts. Default: lines of standard input.")] = None,
-    file: Annotated[Optional[str], typer.Option(help="File of rows (JSONL, CSV, Parquet), or a .txt, a text a line.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts. Default: lines of standard input.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="File of rows (JSONL, CSV, Parquet), or a .txt, a text a line.")
+    ] = None,
     text_column: TextColumn = "text",
     lexical_column: LexicalColumn = None,
     vector_column: VectorColumn = None,
@@ -188,7 +190,7 @@ def evaluate(
 ):
     """Measure loss, ROUGE and chrF on rows that have a target.
 
-    Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc --json[/bold]
+    Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc[/bold]
     """
     from rich.console import Console
     from rich.table import Table

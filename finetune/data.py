@@ -62,7 +62,9 @@ def hold_out(rows: Dataset, text_column: str) -> tuple[Dataset, Dataset]:
     """About nine tenths to train on and one to validate with; all rows of one text are on the same side."""
     held_out = np.array([is_held_out(text.strip(), HELD_OUT_ONE_IN) for text in rows[text_column]], dtype=bool)
     if held_out.all() or not held_out.any():
-        raise ValueError(f"{len(rows)} rows are too few to hold some out for validation. Name a file with --validation.")
+        raise ValueError(
+            f"{len(rows)} rows are too few to hold some out for validation. Name a file with --validation."
+        )
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
 

@@ -44,7 +44,9 @@ def mean_target_embeddings(labels: list[list[int]], embeddings: Tensor) -> Tenso
     rows = [torch.tensor(sorted({token for token in row if token > 1})) for row in labels]
     frequency = torch.bincount(torch.cat(rows), minlength=len(embeddings)).clamp(min=1)
     weight = (len(rows) / frequency).log()
-    return torch.stack([(weight[row, None] * embeddings[row]).sum(0) / weight[row].sum().clamp(min=1e-6) for row in rows])
+    return torch.stack(
+        [(weight[row, None] * embeddings[row]).sum(0) / weight[row].sum().clamp(min=1e-6) for row in rows]
+    )
 
 
 @torch.no_grad()

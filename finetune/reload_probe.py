@@ -1,6 +1,7 @@
 """`python -m t5fusion.finetune.reload_probe FOLDER`: does a reloaded model give what the trained one gave?
 
-FOLDER/probe.json holds rows, their losses and the texts written for them. Exit code 1, and what differs, if it does not.
+FOLDER/probe.json holds rows, their losses and the texts written for them. Exit code 1, and what differs, if it does
+not.
 """
 
 import json
@@ -20,8 +21,13 @@ def differences(folder: Path) -> list[str]:
     model, processor = load_trained(folder)
     found = losses(model, rows, processor).sums.tolist()
     texts = generate_texts(model, rows, processor)
-    lines = [f"loss of row {i}: {b!r}, was {a!r}" for i, (a, b) in enumerate(zip(probe["losses"], found)) if a != b]
-    return lines + [f"text of row {i}: {b!r}, was {a!r}" for i, (a, b) in enumerate(zip(probe["texts"], texts)) if a != b]
+    pairs = {"loss": (probe["losses"], found), "text": (probe["texts"], texts)}
+    return [
+        f"{name} of row {index}: {now!r}, was {then!r}"
+        for name, (before, after) in pairs.items()
+        for index, (then, now) in enumerate(zip(before, after, strict=True))
+        if then != now
+    ]
 
 
 if __name__ == "__main__":

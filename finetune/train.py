@@ -97,12 +97,14 @@ def build_model(options: TrainingOptions, processor: T5FusionProcessor, rows: li
     model = T5WithFusion(base_folder(options.base), lexical_dim=processor.lexical_dim, dtype=torch.float32)
     if model.config.lexical_token_id != processor.lexical_token_id:
         raise ValueError(
-            f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {model.config.lexical_token_id} of the "
-            f"model. Use the tokenizer that belongs to {options.base}, with no other tokens added."
+            f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {model.config.lexical_token_id} of "
+            f"the model. Use the tokenizer that belongs to {options.base}, with no other tokens added."
         )
     with_vectors = [row for row in rows if row.get("lexical_embeds") is not None]
     if options.fusion_start == "targets" and options.train_fusion and with_vectors:
-        vectors = torch.stack([row["lexical_embeds"].reshape(-1, processor.lexical_dim).mean(0) for row in with_vectors])
+        vectors = torch.stack(
+            [row["lexical_embeds"].reshape(-1, processor.lexical_dim).mean(0) for row in with_vectors]
+        )
         explained = start_from_targets(model, vectors, [row["labels"] for row in with_vectors])
         print(f"fusion layer: started from the targets; the vectors explain {explained:.1%} of their words' variance")
     if options.full:

@@ -5,13 +5,12 @@
 
 One process per core, of one thread each: on matrices this small, a second thread adds a third, a second process all.
 
-Stop it at any time and give the same command again: it goes on from RUN's last checkpoint. When all tokens are seen, the
-weights are written in bf16 to RUN/final.
+Stop it at any time and give the same command again: it goes on from RUN's last checkpoint. When all tokens are seen,
+the weights are written in bf16 to RUN/final.
 """
 
 import argparse
 import json
-import math
 import random
 import time
 from collections.abc import Iterator

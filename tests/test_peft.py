@@ -1,0 +1,177 @@
+"""PEFT's methods on a fused model, by their defaults."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from peft.utils import constants
+
+from t5fusion import T5WithFusion
+
+S2S = {"task_type": "SEQ_2_SEQ_LM"}
+METHODS = {
+    "lora": LoraConfig(**S2S),
+    "ia3": IA3Config(**S2S),
+    "adalora": AdaLoraConfig(**S2S, total_step=10, tinit=1, tfinal=1),
+    "prefix tuning": PrefixTuningConfig(**S2S, num_virtual_tokens=3),
+    "prompt tuning": PromptTuningConfig(**S2S, num_virtual_tokens=3),
+}
+FROZEN = "The fusion layer is frozen"
+
+
+def step(model, batch):
+    """One step of training; the loss, and the names of what it changed."""
+    model.train()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    loss = model(**batch).loss
+    loss.backward()
+    optimizer.step()
+    return loss.item(), {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+
+
+def test_wherever_peft_knows_t5_it_knows_the_fused_one():
+    mappings = {name: value for name, value in vars(constants).items() if isinstance(value, dict) and "t5" in value}
+    assert len(mappings) >= 5
+    for mapping in mappings.values():
+        assert mapping["t5_fusion"] == mapping["t5"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_with_vectors(flan, inputs_for, method):
+    batch = inputs_for(flan)
+    model = get_peft_model(flan, copy.deepcopy(METHODS[method]))
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable and not any("fusion" in name for name in trainable)
+    loss, changed = step(model, batch)
+    assert torch.isfinite(torch.tensor(loss))
+    assert changed and changed <= trainable
+    model.eval()
+    moved = model(**batch | {"lexical_embeds": batch["lexical_embeds"].roll(1, 0)}).logits
+    assert not torch.allclose(model(**batch).logits, moved)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_saves_and_reloads(plain_folders, tmp_path, inputs_for, method):
+    base = plain_folders["flan"]
+    model = get_peft_model(T5WithFusion(base), copy.deepcopy(METHODS[method]))
+    batch = inputs_for(model)
+    step(model, batch)
+    model.eval().save_pretrained(tmp_path)
+    reloaded = PeftModel.from_pretrained(T5WithFusion(base), tmp_path).eval()
+    batch["decoder_input_ids"] = batch.pop("labels")  # with labels, PEFT's AdaLoRA wants to be training
+    with torch.no_grad():
+        assert torch.equal(reloaded(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_generates(flan, inputs_for, method):
+    batch = {name: value for name, value in inputs_for(flan).items() if name != "labels"}
+    model = get_peft_model(flan, copy.deepcopy(METHODS[method])).eval()
+    first = []
+    for vectors in (batch["lexical_embeds"], batch["lexical_embeds"].roll(1, 0)):
+        options = {"max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True}
+        first.append(model.generate(**batch | {"lexical_embeds": vectors}, **options).logits[0])
+    assert not torch.allclose(*first)
+
+
+def test_lora_acts_on_q_and_v_by_default(flan):
+    model = get_peft_model(flan, LoraConfig(**S2S))
+    assert {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith(".lora_A")} == {"q", "v"}
+
+
+def test_recommended_lora(flan):
+    config = flan.lora_config()
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (32, 32, 0.05, "none")
+    assert set(config.target_modules) == {"q", "v"}
+    assert config.modules_to_save == ["fusion"] and config.task_type == "SEQ_2_SEQ_LM"
+    changed = flan.lora_config(r=4, target_modules=["o"], use_rslora=True)
+    assert changed.r == 4 and set(changed.target_modules) == {"o"} and changed.use_rslora
+    assert changed.modules_to_save == ["fusion"]
+
+
+def test_recommended_lora_trains_and_reloads_the_fusion_layer(plain_folders, tmp_path, inputs_for):
+    base = plain_folders["flan"]
+    model = get_peft_model(T5WithFusion(base), T5WithFusion(base).lora_config())
+    batch = inputs_for(model)
+    _, changed = step(model, batch)
+    assert any("fusion" in name and "projection.weight" in name for name in changed)
+    assert any("fusion" in name and "norm.weight" in name for name in changed)
+    assert any("lora_B" in name for name in changed)
+    model.eval().save_pretrained(tmp_path)
+    reloaded = PeftModel.from_pretrained(T5WithFusion(base), tmp_path).eval()
+    assert torch.equal(reloaded(**batch).logits, model(**batch).logits)
+    fresh = T5WithFusion(base).encoder.fusion.projection.weight
+    trained = reloaded.get_base_model().encoder.fusion.modules_to_save["default"].projection.weight
+    assert not torch.equal(fresh, trained)
+
+
+def test_lora_config_without_peft(flan, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match="`lora_config` makes a config of peft: `pip install peft`"):
+        flan.lora_config()
+
+
+def test_frozen_fusion_is_told_once(flan, inputs_for, heard):
+    model = get_peft_model(flan, LoraConfig(**S2S))
+    batch = inputs_for(flan)
+    model.eval()(**batch)
+    assert not any(FROZEN in message for message in heard())
+    model.train()
+    for _ in range(3):
+        model(**batch)
+    told = [message for message in heard() if FROZEN in message]
+    assert len(told) == 1 and "`model.lora_config()`" in told[0] and "modules_to_save=['fusion']" in told[0]
+
+
+def test_nothing_is_told_where_the_fusion_layer_trains(flan, inputs_for, heard):
+    model = get_peft_model(flan, flan.lora_config()).train()
+    model(**inputs_for(flan))
+    assert not any(FROZEN in message for message in heard())
+
+
+@pytest.mark.parametrize("recommended", [False, True])
+def test_merged_equals(plain_folders, tmp_path, inputs_for, recommended):
+    fused = T5WithFusion(plain_folders["flan"])
+    model = get_peft_model(fused, fused.lora_config() if recommended else LoraConfig(**S2S))
+    batch = inputs_for(fused)
+    step(model, batch)
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+    merged = model.merge_and_unload()
+    assert type(merged) is T5WithFusion
+    merged.save_pretrained(tmp_path)
+    with torch.no_grad():
+        found = merged(**batch).logits
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(T5WithFusion(tmp_path).eval()(**batch).logits, found)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(plain_folders, inputs_for, reentrant):
+    """Gradients reach LoRA and the fusion layer, the same as without."""
+    flan = T5WithFusion(plain_folders["flan"], dropout_rate=0.0)
+    batch = inputs_for(flan)
+    model = get_peft_model(flan, flan.lora_config(lora_dropout=0.0))
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        model.train().zero_grad()
+        model(**batch).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert any("fusion" in name for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+        assert "lora_A" in name or gradient.abs().sum() > 0
