@@ -15,6 +15,7 @@ venv: $(STAMP) ## .venv with the pinned versions
 # torch first and by itself, so that the build that is at hand (a CPU's) is what all others find installed
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	@echo "Installing the pinned versions into $(VENV): 3 minutes where they are at hand, else a download of some hundred MB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check torch -c constraints.txt
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -e ".[encoder,dev]" -c constraints.txt

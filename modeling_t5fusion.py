@@ -287,12 +287,13 @@ class T5WithFusion(T5ForConditionalGeneration):
         )
 
     def _tell_of_frozen_fusion(self, lexical_embeds):
-        if self.training and lexical_embeds is not None and not torch.compiler.is_compiling():
-            if not any(parameter.requires_grad for parameter in self.encoder.fusion.parameters()):
-                logger.warning_once(
-                    "The fusion layer is frozen while the rest trains: the vectors go through its weights as they are. "
-                    "To train it with the adapter, use `model.lora_config()`, or `modules_to_save=['fusion']`."
-                )
+        if lexical_embeds is None or not self.training or torch.compiler.is_compiling():
+            return
+        if not any(parameter.requires_grad for parameter in self.encoder.fusion.parameters()):
+            logger.warning_once(
+                "The fusion layer is frozen while the rest trains: the vectors go through its weights as they are. "
+                "To train it with the adapter, use `model.lora_config()`, or `modules_to_save=['fusion']`."
+            )
 
     def lora_config(self, **overrides):
         """The recommended `peft.LoraConfig`: r 32, alpha 32, dropout 0.05 on q and v, and the whole fusion layer.

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..processing_t5fusion import T5FusionProcessor
 from .data import encode_cached, prepare
-from .evaluate import change_vectors, generate_texts, losses, paired_bootstrap, text_scores
+from .evaluate import Vectors, change_vectors, generate_texts, losses, paired_bootstrap, text_scores
 from .harvest import DocumentedName, harvest, is_held_out, standard_library
 from .train import TrainingOptions, build_model, make_processor, train
 
@@ -68,16 +68,31 @@ def demo(
     options = TrainingOptions(base=base, epochs=epochs, seed=seed, batch_size=16)
     with torch.random.fork_rng():
         untuned = build_model(TrainingOptions(base=base, fusion_start="random", full=True), processor, inputs)
-    before = losses(untuned, test, processor).mean
     model = train(inputs, test, processor, options, output)
+    results = _compare(untuned, model, test, held_out, processor, console)
+    _prove_reload(output, model, test[:SHOWN], processor)
+    console.print(f"Saved in {output}; reloaded in a new process: the same losses, to the bit, and the same texts.")
+    results["seconds"] = time.monotonic() - start
+    (output / "demo.json").write_text(json.dumps(results, indent=1) + "\n")
+    console.print(f"{results['seconds'] / 60:.1f} minutes. Next, with a file of your own:", highlight=False)
+    next_command = "t5fusion train my.jsonl --text-column name --target-column description --output runs/mine"
+    console.print(f"  {next_command}", highlight=False, soft_wrap=True)
+    return results
 
-    chosen = range(0, len(test), max(1, len(test) // GENERATED))  # spread over the modules
-    written = [test[index] for index in chosen]
-    names, references = zip(*((held_out[index].name, held_out[index].description) for index in chosen), strict=True)
-    kinds = ("true", "shuffled", "none")
+
+def _compare(untuned, model, test: list[dict], held_out: list[DocumentedName], processor, console: Console) -> dict:
+    """Measures the model before and after, with and without its vectors; prints the tables; returns the numbers."""
+    before = losses(untuned, test, processor).mean
+    kinds: tuple[Vectors, ...] = ("true", "shuffled", "none")
     measured = {kind: losses(model, change_vectors(test, kind), processor) for kind in kinds}
-    texts = {kind: generate_texts(model, change_vectors(written, kind), processor) for kind in ("true", "none")}
-    texts["untuned"] = generate_texts(untuned, written, processor)
+    chosen = range(0, len(test), max(1, len(test) // GENERATED))  # spread over the modules
+    rows = [test[index] for index in chosen]
+    references = [held_out[index].description for index in chosen]
+    texts = {
+        "untuned": generate_texts(untuned, rows, processor),
+        "true": generate_texts(model, rows, processor),
+        "none": generate_texts(model, change_vectors(rows, "none"), processor),
+    }
     scores = {name: text_scores(made, references) for name, made in texts.items()}
     _show_scores(console, before, measured, scores)
     worth = paired_bootstrap(measured["shuffled"], measured["true"])
@@ -85,23 +100,13 @@ def demo(
         f"Another row's vector instead of its own costs {worth.difference:+.3f} nats per token "
         f"(95 % between {worth.low:+.3f} and {worth.high:+.3f})."
     )
-    _prove_reload(output, model, written[:SHOWN], processor)
-    console.print(f"Saved in {output}; reloaded in a new process: the same logits, to the bit, and the same texts.")
-    _show_examples(console, names[:SHOWN], references, texts)
-    seconds = time.monotonic() - start
-    console.print(f"{seconds / 60:.1f} minutes. Next, with a file of your own:", highlight=False)
-    console.print(
-        "  t5fusion train my.jsonl --text-column name --target-column description --output runs/mine", highlight=False
-    )
-    results = {
+    _show_examples(console, [held_out[index].name for index in chosen[:SHOWN]], references, texts)
+    return {
         "untuned_loss": before,
-        "loss": {kind: measured[kind].mean for kind in kinds},
+        "loss": {kind: found.mean for kind, found in measured.items()},
         "worth_of_vectors": worth._asdict(),
         "scores": scores,
-        "seconds": seconds,
     }
-    (output / "demo.json").write_text(json.dumps(results, indent=1) + "\n")
-    return results
 
 
 def _show_scores(console: Console, before: float, measured: dict, scores: dict) -> None:

@@ -23,17 +23,20 @@ def ridge(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, float]:
     """
     x, y = inputs.double(), outputs.double()
     x, y = x - x.mean(0), y - y.mean(0)
+    variance = y.square().sum().item()
+    if variance == 0:
+        return y.new_zeros(y.shape[1], x.shape[1]), 0.0
     left, values, right = torch.linalg.svd(x, full_matrices=False)
     projected = left.T @ y
     best_error, best_strength = min((_left_out_error(left, values, projected, y, s), s) for s in STRENGTHS.tolist())
     shrunk = values / (values**2 + best_strength * len(x))
-    return (right.T @ (shrunk[:, None] * projected)).T, 1 - best_error / y.square().sum().item()
+    return (right.T @ (shrunk[:, None] * projected)).T, 1 - best_error / variance
 
 
 def _left_out_error(left: Tensor, values: Tensor, projected: Tensor, y: Tensor, strength: float) -> float:
     kept = values**2 / (values**2 + strength * len(y))
     residual = (y - left @ (kept[:, None] * projected)).square().sum()
-    return (residual / (1 - kept.sum() / len(y)) ** 2).item()
+    return (residual / (1 - (kept.sum() + 1) / len(y)) ** 2).item()  # + 1: the mean is fitted too
 
 
 def mean_target_embeddings(labels: list[list[int]], embeddings: Tensor) -> Tensor:
@@ -59,6 +62,8 @@ def start_from_targets(model, vectors: Tensor, labels: list[list[int]]) -> float
     """
     embeddings = model.encoder.embed_tokens.weight.float().cpu()
     weight, explained = ridge(vectors, mean_target_embeddings(labels, embeddings))
+    if not weight.any():  # all targets are alike: there is nothing to start from
+        return 0.0
     projection = model.encoder.fusion.projection
     projection.weight.copy_(weight)
     projection.bias.copy_(-weight @ vectors.double().mean(0))

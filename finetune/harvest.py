@@ -16,6 +16,9 @@ SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages
 SHORTEST_WORDS, LONGEST_WORDS = 3, 40
 
 
+Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
 class DocumentedName(NamedTuple):
     """One documented definition of a source file."""
 
@@ -48,15 +51,16 @@ def harvest(root: Path, max_body: int = 600) -> Iterator[DocumentedName]:
 
 
 def _documented(tree: ast.Module, module: str, max_body: int) -> Iterator[DocumentedName]:
-    definitions = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = []
     for node in reversed(list(ast.walk(tree))):  # the inner ones first: an outer body then holds no docstring either
-        if isinstance(node, definitions) and (docstring := ast.get_docstring(node)):
+        if isinstance(node, Definition) and (docstring := ast.get_docstring(node)):
             node.body = node.body[1:] or [ast.Pass()]
             description = first_sentence(docstring)
             if SHORTEST_WORDS <= len(description.split()) <= LONGEST_WORDS:
-                name = module if isinstance(node, ast.Module) else node.name
-                kind = {ast.Module: "module", ast.ClassDef: "class"}.get(type(node), "function")
+                if isinstance(node, ast.Module):
+                    name, kind = module, "module"
+                else:
+                    name, kind = node.name, "class" if isinstance(node, ast.ClassDef) else "function"
                 found.append(DocumentedName(name, kind, _body(node, max_body), description, docstring))
     yield from reversed(found)
 
@@ -67,7 +71,7 @@ def first_sentence(docstring: str) -> str:
     return re.split(r"(?<=[.!?])\s+(?=[A-Z`\"'(])", paragraph, maxsplit=1)[0]
 
 
-def _body(node: ast.AST, max_body: int) -> str:
+def _body(node: Definition, max_body: int) -> str:
     """The code inside `node` as text; large bodies are cut early, to keep this quick."""
     lines = [ast.unparse(node.args)] if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else []
     for statement in node.body:

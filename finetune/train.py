@@ -109,7 +109,7 @@ def build_model(options: TrainingOptions, processor: T5FusionProcessor, rows: li
         print(f"fusion layer: started from the targets; the vectors explain {explained:.1%} of their words' variance")
     if options.full:
         return model
-    lora = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
+    lora: dict[str, object] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
     if not (options.train_fusion and with_vectors):
         lora["modules_to_save"] = None
     torch.manual_seed(options.seed)

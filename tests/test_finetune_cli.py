@@ -61,7 +61,18 @@ def run(room, *words, typed=""):
 
 
 def train_words(output, *more):
-    options = ["--base", "base", "--vector-column", "vector", "--batch-size", "2", "--epochs", "4", "--precision", "fp32"]
+    options = [
+        "--base",
+        "base",
+        "--vector-column",
+        "vector",
+        "--batch-size",
+        "2",
+        "--epochs",
+        "4",
+        "--precision",
+        "fp32",
+    ]
     return ["train", "rows.jsonl", *COLUMNS, *options, "--output", output, *more]
 
 

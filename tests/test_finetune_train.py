@@ -123,9 +123,7 @@ def test_training_moves_what_it_should_and_nothing_else(trained, base, rows, pro
     assert made.full or any("lora_B" in name for name in moved)
 
 
-def test_reloaded_in_another_process_the_logits_are_the_same_to_the_bit(
-    trained, rows, processor, run_python, tmp_path
-):
+def test_reloaded_in_another_process_the_logits_are_the_same_to_the_bit(trained, rows, processor, run_python, tmp_path):
     _, _, folder, model = trained
     ids = torch.tensor([[processor.lexical_token_id, *rows[0]["input_ids"]]])
     batch = {"input_ids": ids, "lexical_embeds": rows[0]["lexical_embeds"][None], "labels": ids[:, 1:]}
@@ -156,9 +154,7 @@ def test_the_loss_falls_and_the_vectors_are_read(rows, processor, options, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_does_not(
-    rows, processor, options, tmp_path, kind
-):
+def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_does_not(rows, processor, options, tmp_path, kind):
     found = []
     for run, seed in enumerate((7, 7, 8)):
         torch.manual_seed(run)  # what went before must not matter

@@ -32,7 +32,7 @@ def explicit_ridge(x, y, strength):
     """The weight by the normal equations, and the generalised cross-validation error by the hat matrix."""
     x, y = x - x.mean(0), y - y.mean(0)
     inverse = torch.linalg.inv(x.T @ x + strength * len(x) * torch.eye(x.shape[1], dtype=x.dtype))
-    hat = x @ inverse @ x.T
+    hat = x @ inverse @ x.T + 1 / len(x)  # the mean takes one degree of freedom
     error = (y - hat @ y).square().sum() / (1 - hat.trace() / len(x)) ** 2
     return (inverse @ x.T @ y).T, error.item()
 
@@ -74,7 +74,7 @@ def test_a_linear_map_is_recovered_and_noise_is_not_explained():
 def test_more_columns_than_rows():
     numbers = torch.Generator().manual_seed(2)
     weight, explained = ridge(torch.randn(10, 30, generator=numbers), torch.randn(10, 4, generator=numbers))
-    assert weight.shape == (4, 30) and torch.isfinite(weight).all() and explained < 0.6
+    assert weight.shape == (4, 30) and torch.isfinite(weight).all() and explained < 0.5
 
 
 def test_rare_words_weigh_more_in_the_mean():
@@ -100,10 +100,11 @@ def rows_of(model, rows=200, linear=True):
     return torch.randn(rows, DIM, generator=numbers), labels, means
 
 
+@torch.no_grad()
 def test_the_projection_is_set_to_what_the_vectors_tell(model):
     vectors, labels, means = rows_of(model)
     before = model.encoder.fusion.norm.weight.clone()
-    explained = start_from_targets(model, vectors.detach(), labels)
+    explained = start_from_targets(model, vectors, labels)
     centred = means - means.mean(0)
     projected = model.encoder.fusion.projection(vectors)
     residual = (centred - projected).square().sum() / centred.square().sum()
@@ -120,6 +121,6 @@ def test_vectors_that_tell_nothing_explain_nothing(model):
 
 
 def test_equal_targets_leave_the_start_as_it_is(model):
-    before = model.encoder.fusion.projection.weight.clone()
+    before = model.encoder.fusion.projection.weight.detach().clone()
     assert start_from_targets(model, torch.randn(6, DIM), [[5, 6, 1]] * 6) == 0
     assert torch.equal(model.encoder.fusion.projection.weight, before)

@@ -77,6 +77,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(sources, wheel):
     assert f"t5fusion-{PROJECT['version']}.dist-info/licenses/LICENSE" in names
 
 
+def test_the_wheel_is_small(wheel):
+    assert wheel.stat().st_size < 20e6
+
+
 def test_every_package_folder_is_listed(sources):
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     folders = {Path(name).parent.as_posix() for name in sources if Path(name).name == "__init__.py"}
