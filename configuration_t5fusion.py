@@ -34,6 +34,15 @@ class T5FusionConfig(T5Config):
         self.backbone = backbone
         self.backbone_revision = backbone_revision
 
+    def validate(self):
+        """Called at each save; it would warn of a `*_token_id` past the table, where the placeholder may well lie."""
+        lexical_token_id = self.__dict__.pop("lexical_token_id", None)
+        try:
+            super().validate()
+        finally:
+            if lexical_token_id is not None:
+                self.lexical_token_id = lexical_token_id
+
 
 def _positive(name, value):
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -3,6 +3,7 @@
 `LexicalFusion` projects the vectors, `LexicalEncoder` puts them in place, `T5WithFusion` is the whole model.
 """
 
+import copy
 import os
 
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoToken
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 from transformers.utils import cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 
@@ -33,7 +35,8 @@ class LexicalFusion(nn.Module):
         self.norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
     def forward(self, lexical_embeds: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.projection(lexical_embeds.to(self.projection.weight.dtype)))
+        # the projection's own type would be that of integers where it is quantised
+        return self.norm(self.projection(lexical_embeds.to(self.norm.weight.dtype)))
 
     @torch.no_grad()
     def reset_parameters(self, token_embeddings: torch.Tensor) -> None:
@@ -187,6 +190,11 @@ class T5WithFusion(T5ForConditionalGeneration):
     def __init__(self, config, *args, **kwargs):
         if isinstance(config, (str, os.PathLike)):  # `__new__` has loaded and made everything
             return
+        if not hasattr(config, "lexical_dim"):
+            raise ValueError(
+                f"a {type(config).__name__} has no `lexical_dim`; expected a T5FusionConfig. Make one of it: "
+                "`T5FusionConfig(lexical_dim=384, **config.to_dict())`."
+            )
         super().__init__(config)
         self.encoder = LexicalEncoder(self.encoder.config)
         if config.architectures != [type(self).__name__]:  # a plain T5's weights hold no fusion layer, nor need they
@@ -202,12 +210,14 @@ class T5WithFusion(T5ForConditionalGeneration):
         Args:
             pretrained_model_name_or_path: Hub id or folder. Of a plain T5, the fusion layer is made anew; its weights
                 depend on the sizes and the backbone alone. `config.backbone` then names it, with its commit.
-            config: a `T5FusionConfig` to use in place of the saved one.
+            config: a `T5FusionConfig`, or the folder or id of one, to use in place of the saved one.
             **kwargs: those of [`~transformers.PreTrainedModel.from_pretrained`], and fields of the config
-                (`lexical_dim=768`).
+                (`lexical_dim=768`). To quantise a plain T5, add `llm_int8_skip_modules=["encoder.fusion", "lm_head"]`
+                to its `BitsAndBytesConfig`: a fusion layer yet to be made is not to be packed.
 
         Raises:
-            ValueError: the checkpoint is neither a T5 nor a fused one, or it lacks the fusion layer it should hold.
+            ValueError: the checkpoint is neither a T5 nor a fused one, or it lacks the fusion layer it should hold; or
+                `config` has no `lexical_dim`; or `device_map` offloads a fusion layer that is yet to be made.
         """
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
         saved, _ = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
@@ -218,16 +228,23 @@ class T5WithFusion(T5ForConditionalGeneration):
                 f"ByT5, CodeT5 ...) or {T5FusionConfig.model_type!r}."
             )
         is_plain = kind == "t5"
+        if isinstance(config, (str, os.PathLike)):
+            config = T5FusionConfig.from_dict(PretrainedConfig.get_config_dict(config)[0])
         if config is None:
             if is_plain:
                 saved["backbone"] = str(pretrained_model_name_or_path)
-                saved["backbone_revision"] = saved.get("_commit_hash")
+                saved["backbone_revision"] = commit_of(pretrained_model_name_or_path, hub)
                 saved["lexical_token_id"] = free_token_id(pretrained_model_name_or_path, hub)
             saved |= {name: kwargs.pop(name) for name in FUSION_FIELDS if name in kwargs}  # the config checks them
             dtype = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
             # not `from_pretrained`, which warns where a plain T5 becomes a fused one
             config, kwargs = T5FusionConfig.from_dict(saved, return_unused_kwargs=True, **kwargs)
             kwargs |= dtype  # in the config, "auto" would stand for a type
+        config = copy.deepcopy(config)
+        if is_plain and getattr(config, "backbone", None) is None:
+            config.backbone = str(pretrained_model_name_or_path)
+            config.backbone_revision = commit_of(pretrained_model_name_or_path, hub)
+        config.architectures = None if is_plain else [cls.__name__]  # by this, `__init__` knows what may be missing
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
@@ -239,6 +256,11 @@ class T5WithFusion(T5ForConditionalGeneration):
                 "Save it again with `model.save_pretrained`, or name a plain T5 to start from."
             )
         if is_plain:
+            if model.encoder.fusion.norm.weight.is_meta:
+                raise ValueError(
+                    "`device_map` offloads the fusion layer, which a plain T5's weights do not hold. Keep "
+                    "`encoder.fusion` on a device, or save the fused model and load that."
+                )
             model.encoder.fusion.reset_parameters(model.shared.weight)
         return (model, info) if wants_info else model
 
@@ -289,7 +311,8 @@ class T5WithFusion(T5ForConditionalGeneration):
     def _tell_of_frozen_fusion(self, lexical_embeds):
         if lexical_embeds is None or not self.training or torch.compiler.is_compiling():
             return
-        if not any(parameter.requires_grad for parameter in self.encoder.fusion.parameters()):
+        parameters = list(self.encoder.fusion.parameters())  # none in the replicas of DataParallel, nor under FSDP
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
             logger.warning_once(
                 "The fusion layer is frozen while the rest trains: the vectors go through its weights as they are. "
                 "To train it with the adapter, use `model.lora_config()`, or `modules_to_save=['fusion']`."
@@ -327,6 +350,11 @@ class T5WithFusion(T5ForConditionalGeneration):
         # the code that travels with it also opens the plain `AutoModel`; transformers itself adds only one class
         self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
         super().save_pretrained(*args, **kwargs)
+
+
+def commit_of(backbone: str | os.PathLike, hub: dict) -> str | None:
+    """The commit that the backbone's files are of; None for a folder. (Configs know theirs before 5.23 only.)"""
+    return extract_commit_hash(cached_file(backbone, "config.json", **hub), None)
 
 
 def free_token_id(backbone: str | os.PathLike, hub: dict) -> int | None:

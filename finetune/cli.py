@@ -250,6 +250,8 @@ def _clear(output: Path, overwrite: bool) -> None:
     if output.is_dir() and any(output.iterdir()):
         if not overwrite:
             raise ValueError(f"{output} is not empty. Choose another --output, or give --overwrite, or --resume.")
+        if not (output / "training.json").exists() and not (output / "checkpoints").is_dir():
+            raise ValueError(f"{output} holds what t5fusion did not write, and is left alone. Choose another --output.")
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
 
@@ -267,6 +269,10 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():  # in a log or a pipe, an error is one line
+        import datasets
+
+        datasets.disable_progress_bars()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 
 

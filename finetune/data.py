@@ -60,7 +60,7 @@ def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
 
 def hold_out(rows: Dataset, text_column: str) -> tuple[Dataset, Dataset]:
     """About nine tenths to train on and one to validate with; all rows of one text are on the same side."""
-    held_out = np.array([is_held_out(text.strip(), HELD_OUT_ONE_IN) for text in rows[text_column]], dtype=bool)
+    held_out = np.array([is_held_out(str(text).strip(), HELD_OUT_ONE_IN) for text in rows[text_column]], dtype=bool)
     if held_out.all() or not held_out.any():
         raise ValueError(
             f"{len(rows)} rows are too few to hold some out for validation. Name a file with --validation."
@@ -124,11 +124,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("T5FUSION_CACHE", Path(base) / "t5fusion")) / "vectors"
 
 
+def _is_finite(value) -> bool:
+    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+
+
 def given_vectors(rows: Dataset, column: str) -> torch.Tensor:
     """The vectors of a column, float32 (rows, dim); ValueError names the first row that holds none of that width."""
     values = rows[column]
     width = len(values[0]) if isinstance(values[0], Sequence) else 0
     for index, value in enumerate(values):
-        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != width or width == 0:
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if not is_list or len(value) != width or width == 0 or not all(map(_is_finite, value)):
             raise ValueError(f"row {index}, column {column!r}: not a vector of {width or 'some'} numbers.")
     return torch.tensor(np.asarray(values, dtype=np.float32))

@@ -19,7 +19,7 @@ from t5fusion.finetune.data import (
     prepare,
 )
 
-ROWS = [{"name": "app_config", "text": "settings of an app"}, {"name": "ümlaut, \"quoted\"", "text": "a b"}]
+ROWS = [{"name": "app_config", "text": "settings of an app"}, {"name": 'ümlaut, "quoted"', "text": "a b"}]
 DIM = 8
 
 

@@ -74,7 +74,9 @@ def test_shuffled_nobody_keeps_their_own_and_all_are_used_once(rows, number, see
     theirs = [row["lexical_embeds"].tolist() for row in changed]
     assert all(a != b for a, b in zip(own, theirs, strict=True)) and sorted(own) == sorted(theirs)
     assert own == [row["lexical_embeds"].tolist() for row in rows]  # the rows given are as they were
-    assert all(a["input_ids"] == b["input_ids"] and a["labels"] == b["labels"] for a, b in zip(rows, changed, strict=True))
+    assert all(
+        a["input_ids"] == b["input_ids"] and a["labels"] == b["labels"] for a, b in zip(rows, changed, strict=True)
+    )
 
 
 def test_no_vectors(rows):

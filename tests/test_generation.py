@@ -64,6 +64,12 @@ def test_cache_changes_nothing(flan, inputs_for):
     torch.testing.assert_close(torch.stack(cached.logits), torch.stack(again.logits), rtol=1e-4, atol=1e-5)
 
 
+def test_static_cache_changes_nothing(flan, inputs_for):
+    batch = prompt(inputs_for(flan, VECTORS, LENGTHS))
+    static = flan.generate(**batch, **GREEDY, cache_implementation="static")
+    assert torch.equal(static, flan.generate(**batch, **GREEDY))
+
+
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 0.7}])
 def test_without_vectors_it_is_the_plain_t5(plain_folder, inputs_for, options):
     plain = T5ForConditionalGeneration.from_pretrained(plain_folder).eval()

@@ -8,7 +8,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, BertConfig, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from t5fusion import T5FusionConfig, T5WithFusion
 from t5fusion.modeling_t5fusion import LexicalFusion
@@ -297,6 +304,30 @@ def test_other_backbones_and_sizes_give_other_layers(plain_folders):
     assert sizes == {(16, 8), (16, 9)}
 
 
+def test_a_quantised_projection_gets_vectors_not_integers(flan, inputs_for):
+    """Quantised linear layers hold integers: to cast vectors to their type would make them zeros."""
+
+    class Quantised(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear, self.weight = linear, torch.zeros(3, dtype=torch.uint8)
+
+        def forward(self, vectors):
+            return self.linear(vectors)
+
+    fusion, vectors = flan.encoder.fusion, inputs_for(flan)["lexical_embeds"]
+    expected = fusion(vectors)
+    fusion.projection = Quantised(fusion.projection)
+    assert torch.equal(fusion(vectors), expected)
+
+
+def test_where_parameters_are_not_seen_nothing_is_said_of_freezing(flan, inputs_for, heard, monkeypatch):
+    """As in the replicas of DataParallel, and under FSDP."""
+    monkeypatch.setattr(LexicalFusion, "parameters", lambda self: iter(()))
+    flan.train()(**inputs_for(flan))
+    assert not any("frozen" in message for message in heard())
+
+
 # --- building
 
 
@@ -363,6 +394,61 @@ def test_a_given_config(plain_folders):
     assert all(torch.equal(again[name], value) for name, value in fused.encoder.fusion.state_dict().items())
 
 
+def test_a_given_config_comes_to_name_the_backbone(plain_folders):
+    given = T5FusionConfig(**T5Config.from_pretrained(plain_folders["flan"]).to_dict())
+    expected = T5WithFusion(plain_folders["flan"]).state_dict()
+    for config in (given, plain_folders["flan"], str(plain_folders["flan"])):
+        fused = T5WithFusion.from_pretrained(plain_folders["flan"], config=config)
+        assert fused.config.backbone == str(plain_folders["flan"])
+        assert all(torch.equal(expected[name], value) for name, value in fused.state_dict().items())
+    assert given.backbone is None  # the caller's own is left alone
+
+
+def test_the_config_of_a_fused_model_on_a_plain_one(flan, plain_folders, tmp_path):
+    flan.save_pretrained(tmp_path)
+    config = T5FusionConfig.from_pretrained(tmp_path)
+    fused = T5WithFusion.from_pretrained(plain_folders["flan"], config=config)
+    expected = flan.state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in fused.state_dict().items())
+
+
+@pytest.mark.parametrize("revision", ["main", "0123456789" * 4])
+def test_a_backbone_of_the_hub_is_named_with_its_commit(plain_folders, tmp_path, revision):
+    commit, repository = "0123456789" * 4, tmp_path / "models--me--flan"
+    shutil.copytree(plain_folders["flan"], repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    fused = T5WithFusion("me/flan", cache_dir=tmp_path, local_files_only=True, revision=revision)
+    fused.save_pretrained(tmp_path / "saved")
+    for config in (fused.config, T5WithFusion(tmp_path / "saved").config):
+        assert (config.backbone, config.backbone_revision) == ("me/flan", commit)
+        assert config.lexical_token_id == 135
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_device_map_leaves_the_fusion_layer_as_it_is(plain_folders, dtype):
+    expected = T5WithFusion(plain_folders["flan"]).encoder.fusion.state_dict()
+    mapped = T5WithFusion(plain_folders["flan"], device_map="cpu", dtype=dtype).encoder.fusion.state_dict()
+    assert all(torch.equal(mapped[name], value.to(dtype)) for name, value in expected.items())
+
+
+def test_layers_offloaded_to_disk(flan, plain_folders, tmp_path, inputs_for):
+    parts = ("shared", "lm_head", "decoder", "encoder.embed_tokens", "encoder.final_layer_norm", "encoder.dropout")
+    places = dict.fromkeys((*parts, "encoder.fusion"), "cpu") | {"encoder.block": "disk"}
+    fused = T5WithFusion(plain_folders["flan"], device_map=places, offload_folder=tmp_path).eval()
+    batch = inputs_for(flan)
+    with torch.no_grad():
+        close(fused(**batch).logits, flan(**batch).logits)
+
+
+def test_a_new_fusion_layer_cannot_be_offloaded(flan, plain_folders, monkeypatch):
+    flan.encoder.fusion.to("meta")  # which is where offloaded weights are
+    loaded = lambda *args, **kwargs: (flan, {"missing_keys": set()})  # noqa: E731
+    monkeypatch.setattr(T5ForConditionalGeneration, "from_pretrained", loaded)
+    with pytest.raises(ValueError, match="`device_map` offloads the fusion layer.*Keep `encoder.fusion` on a device"):
+        T5WithFusion(plain_folders["flan"])
+
+
 def test_keywords_of_from_pretrained(plain_folders, tmp_path):
     shutil.copytree(plain_folders["flan"], tmp_path / "inner")
     expected = T5WithFusion(plain_folders["flan"]).state_dict()
@@ -371,7 +457,7 @@ def test_keywords_of_from_pretrained(plain_folders, tmp_path):
     assert fused.dtype == torch.bfloat16 and not info["unexpected_keys"] and not info["mismatched_keys"]
     for name, value in fused.state_dict().items():
         assert value.dtype == torch.bfloat16 or "wo" in name
-        assert torch.equal(value.float(), expected[name].to(torch.bfloat16).float()) or "fusion" in name
+        assert torch.equal(value, expected[name].to(value.dtype)) or "fusion" in name
     assert fused.config.lexical_token_id == 135
     assert fused.encoder.fusion.projection.weight.float().std() > 0
 
@@ -435,6 +521,20 @@ def test_saved_twice_is_saved_the_same(flan, tmp_path):
     assert configs[0] == configs[1]
 
 
+def test_the_generation_config_is_kept(flan, tmp_path):
+    flan.generation_config.num_beams, flan.generation_config.max_new_tokens = 3, 9
+    flan.save_pretrained(tmp_path)
+    kept = T5WithFusion(tmp_path).generation_config
+    assert (kept.num_beams, kept.max_new_tokens) == (3, 9)
+
+
+def test_a_placeholder_past_the_table_is_saved_without_a_warning(save_plain_t5, tmp_path, heard):
+    fused = T5WithFusion(save_plain_t5(tmp_path / "full", vocab_size=135))
+    fused.save_pretrained(tmp_path / "saved")
+    assert T5WithFusion(tmp_path / "saved").config.lexical_token_id == fused.config.lexical_token_id == 135
+    assert not [message for message in heard() if "lexical_token_id" in message]
+
+
 def test_sharded(flan, tmp_path):
     flan.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -470,6 +570,30 @@ def test_a_fused_checkpoint_without_its_fusion_layer(flan, tmp_path):
         ) as caught:
             load(tmp_path)
         assert "norm.weight" in str(caught.value) and "name a plain T5 to start from" in str(caught.value)
+
+
+def test_a_fused_checkpoint_without_its_fusion_layer_whatever_the_config_says(flan, tmp_path):
+    """The architecture's name may be missing from a config: random weights must not slip in by that."""
+    flan.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".fusion." not in name}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    for options in ({}, {"config": T5FusionConfig(**saved)}):
+        with pytest.raises(ValueError, match=r"says it is a fused model, but its weights lack encoder\.fusion\."):
+            T5WithFusion.from_pretrained(tmp_path, **options)
+
+
+def test_a_config_without_the_width(plain_folders):
+    config = T5Config.from_pretrained(plain_folders["flan"])
+    sentence = r"a T5Config has no `lexical_dim`; expected a T5FusionConfig\. Make one of it: `T5FusionConfig\("
+    for make in (T5WithFusion, lambda config: T5WithFusion.from_pretrained(plain_folders["flan"], config=config)):
+        with pytest.raises(ValueError, match=sentence):
+            make(config)
+    advised = T5FusionConfig(lexical_dim=384, **config.to_dict())
+    assert advised.model_type == "t5_fusion" and advised.scale_decoder_outputs is config.scale_decoder_outputs
 
 
 def test_another_kind_of_model(tmp_path):
