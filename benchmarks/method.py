@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where finished runs are kept")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--base", default="tiny_t5")
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)

@@ -46,7 +46,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where to save the adapter.")] = Path("runs/demo"),
     lexical: Annotated[Lexical, typer.Option(help="What the vector is made of.")] = Lexical.body,
     base: Annotated[str, typer.Option(help="Hub id or folder of a T5; tiny_t5 is the embedded one.")] = "tiny_t5",
-    epochs: Annotated[float, typer.Option(min=0.01)] = 3.0,
+    epochs: Annotated[float, typer.Option(min=0.01)] = 2.0,
     seed: int = 42,
     limit: Limit = None,
 ):

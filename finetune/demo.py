@@ -48,7 +48,7 @@ def demo(
     output: Path,
     lexical: str = "body",
     base: str = "tiny_t5",
-    epochs: float = 3.0,
+    epochs: float = 2.0,
     limit: int | None = None,
     seed: int = 42,
     console: Console | None = None,
