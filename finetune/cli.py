@@ -29,6 +29,7 @@ class VectorKind(str, Enum):
     true = "true"
     shuffled = "shuffled"
     none = "none"
+    all = "all"
 
 
 TextColumn = Annotated[str, typer.Option(help="Column with the input text.")]
@@ -39,6 +40,14 @@ LexicalColumn = Annotated[
 VectorColumn = Annotated[str | None, typer.Option(help="Column that holds the vectors themselves.")]
 Limit = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first.")]
+
+
+@app.callback()
+def before_any(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose. Also: T5FUSION_DEBUG=1.")] = False,
+):
+    if debug:
+        os.environ["T5FUSION_DEBUG"] = "1"
 
 
 @app.command()
@@ -54,6 +63,7 @@ def demo(
 
     Example: [bold]t5fusion demo --lexical name[/bold]
     """
+    _quiet()
     from .demo import demo as run
 
     _clear(output, overwrite=True)
@@ -70,6 +80,7 @@ def train(
     lexical_column: LexicalColumn = None,
     vector_column: VectorColumn = None,
     encoder: Annotated[str | None, typer.Option(help="sentence-transformers model. Default: all-MiniLM-L6-v2")] = None,
+    lexical_dim: Annotated[int, typer.Option(min=1, help="Width of the encoder's vectors.")] = 384,
     template: Annotated[str, typer.Option(help="The prompt, {text} standing for the text.")] = "{text}",
     validation: Annotated[str | None, typer.Option(help="File to validate with. Default: a tenth of DATA.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
@@ -94,7 +105,8 @@ def train(
 
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
-    from .data import check_columns, hold_out, load_rows
+    _quiet()
+    from .data import given_vectors, hold_out, is_first_process, load_rows
     from .train import Interrupted, TrainingOptions, make_processor
     from .train import train as run
 
@@ -103,24 +115,25 @@ def train(
     options = TrainingOptions(
         base=base, full=full, train_fusion=not freeze_fusion, fusion_start=fusion_start, epochs=epochs,
         batch_size=batch_size, lr=lr, fusion_lr=fusion_lr, rank=rank, alpha=alpha, dropout=dropout, precision=precision,
-        seed=seed,
+        max_source=max_source, max_target=max_target, seed=seed,
     )  # fmt: skip
-    rows = load_rows(data)
-    check_columns(rows, [text_column, target_column, lexical_column, vector_column])
+    columns = (text_column, target_column, lexical_column, vector_column)
+    rows = _tidy(load_rows(data), columns)
     if validation:
-        held_out = load_rows(validation, split="validation")
-        check_columns(held_out, [text_column, target_column, lexical_column, vector_column])
+        held_out = _tidy(load_rows(validation, split="validation"), columns)
     else:
         rows, held_out = hold_out(rows, text_column)
     if limit:
         rows, held_out = rows.select(range(min(limit, len(rows)))), held_out.select(range(min(limit, len(held_out))))
     output = output or Path("runs") / Path(data).stem
-    if not resume:
+    if not resume and is_first_process():
         _clear(output, overwrite)
-    columns = (text_column, target_column, lexical_column, vector_column)
-    recipe = {"lexical_encoder": encoder} if encoder else {}
-    recipe["lexical_source"] = "given" if lexical_column or vector_column else "text"
-    processor = make_processor(base, template=template, **recipe)
+    recipe: dict[str, str | None] = {"lexical_encoder": encoder} if encoder else {}
+    if vector_column:
+        recipe = {"lexical_encoder": None}
+        lexical_dim = given_vectors(rows.select([0]), vector_column).shape[1]
+    source = "given" if lexical_column or vector_column else "text"
+    processor = make_processor(base, template=template, lexical_source=source, lexical_dim=lexical_dim, **recipe)
     limits = (max_source, max_target)
     training = _inputs(rows, columns, processor, limits)
     validating = _inputs(held_out, columns, processor, limits)
@@ -151,23 +164,26 @@ def generate(
 
     Example: [bold]t5fusion generate runs/files app_config read_settings[/bold]
     """
+    _quiet()
     from datasets import Dataset
 
-    from .data import check_columns, load_rows
-    from .evaluate import generate_texts
-    from .loading import load_trained
+    from .data import load_rows
+    from .generate import generate_texts
+    from .loading import load_trained, trained_limits
 
-    model, processor = load_trained(folder)
+    if texts and file:
+        raise ValueError("texts and --file were both given; give one of them.")
     if file and not file.endswith(".txt"):
         rows = load_rows(file)
     else:
-        lines = texts or (Path(file).read_text() if file else sys.stdin.read()).splitlines()
+        lines = texts or (Path(file).read_text(encoding="utf-8") if file else sys.stdin.read()).splitlines()
         rows = Dataset.from_dict({text_column: [line for line in lines if line.strip()]})
-    check_columns(rows, [text_column, lexical_column, vector_column])
     if len(rows) == 0:
         raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
     columns = (text_column, None, lexical_column, vector_column)
-    inputs = _inputs(rows, columns, processor, (128, 64), vectors=not no_vectors)
+    rows = _tidy(rows, columns)
+    model, processor = load_trained(folder)
+    inputs = _inputs(rows, columns, processor, trained_limits(folder), vectors=not no_vectors)
     written = generate_texts(
         model, inputs, processor, batch_size, progress="Writing", num_beams=beams, max_new_tokens=max_new_tokens
     )
@@ -184,7 +200,9 @@ def evaluate(
     lexical_column: LexicalColumn = None,
     vector_column: VectorColumn = None,
     split: Annotated[str, typer.Option(help="Of a data set on the Hub.")] = "validation",
-    vectors: Annotated[VectorKind, typer.Option(help="The rows' own, other rows', or none.")] = VectorKind.true,
+    vectors: Annotated[
+        VectorKind, typer.Option(help="The rows' own, other rows', none; or all, compared.")
+    ] = VectorKind.true,
     limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ):
@@ -192,51 +210,78 @@ def evaluate(
 
     Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc[/bold]
     """
+    _quiet()
+    from .data import load_rows
+    from .evaluate import Vectors, paired_bootstrap
+    from .evaluate import evaluate as measure
+    from .loading import load_trained, trained_limits
+
+    columns = (text_column, target_column, lexical_column, vector_column)
+    rows = _tidy(load_rows(data, split), columns)
+    rows = rows.select(range(min(limit or len(rows), len(rows))))
+    model, processor = load_trained(folder)
+    inputs = _inputs(rows, columns, processor, trained_limits(folder), vectors=vectors != VectorKind.none)
+    references = [" ".join(target.split()) for target in rows[target_column]]
+    every: tuple[Vectors, ...] = ("true", "shuffled", "none")
+    kinds = [kind for kind in every if vectors.value in (kind, "all")]
+    measured = {kind: measure(model, processor, inputs, references, kind, progress=True) for kind in kinds}
+    found: dict[str, dict] = {kind: measures for kind, (measures, _) in measured.items()}
+    worth: dict[str, dict] = {
+        kind: paired_bootstrap(losses, measured["true"][1])._asdict()
+        for kind, (_, losses) in measured.items()
+        if len(kinds) > 1 and kind != "true"
+    }
+    if as_json:
+        print(json.dumps(found | {"worth_of_vectors": worth} if worth else found[vectors.value]))
+    else:
+        _print_measures(found, worth)
+
+
+def _print_measures(found: dict[str, dict], worth: dict[str, dict]) -> None:
+    """A column for each kind of vectors, and what the rows' own are worth against the others."""
     from rich.console import Console
     from rich.table import Table
 
-    from .data import check_columns, load_rows
-    from .evaluate import change_vectors, generate_texts, losses, text_scores
-    from .loading import load_trained
-
-    rows = load_rows(data, split)
-    check_columns(rows, [text_column, target_column, lexical_column, vector_column])
-    rows = rows.select(range(min(limit or len(rows), len(rows))))
-    model, processor = load_trained(folder)
-    columns = (text_column, target_column, lexical_column, vector_column)
-    inputs = _inputs(rows, columns, processor, (128, 64), vectors=vectors != VectorKind.none)
-    inputs = change_vectors(inputs, vectors.value)
-    references = [processor.tokenizer.decode(row["labels"], skip_special_tokens=True) for row in inputs]
-    found = {"rows": len(inputs), "loss": losses(model, inputs, processor, progress="Loss").mean}
-    found |= text_scores(generate_texts(model, inputs, processor, progress="Writing"), references)
-    if as_json:
-        print(json.dumps(found))
-    else:
-        table = Table("measure", "value")
-        for name, value in found.items():
-            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-        Console().print(table)
+    table = Table("measure", *(f"vectors: {kind}" for kind in found))
+    for name in next(iter(found.values())):
+        values = [measures[name] for measures in found.values()]
+        table.add_row(name, *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+    console = Console()
+    console.print(table)
+    for kind, interval in worth.items():
+        low, high = interval["low"], interval["high"]
+        line = f"{kind} instead of the rows' own vectors: {interval['difference']:+.4f} nats per token"
+        console.print(f"{line} (95 % between {low:+.4f} and {high:+.4f})", highlight=False)
 
 
-def _inputs(rows, columns, processor, limits, vectors: bool = True) -> list[dict]:
-    """Rows of a data set as the model reads them, with the vectors that the processor's recipe asks for."""
-    from .data import encode_cached, given_vectors, prepare, without_empty
+def _tidy(rows, columns):
+    """The rows that have text in every column of texts; how many have not is said."""
+    from .data import check_columns, without_empty
 
-    text, target, lexical, vector = columns
-    rows, dropped = without_empty(rows, [column for column in (text, target, lexical) if column])
+    check_columns(rows, columns)
+    rows, dropped = without_empty(rows, [column for column in columns[:3] if column])
     if dropped:
         _say(f"{dropped} rows with an empty text were left out; {len(rows)} remain.")
     if len(rows) == 0:
         raise ValueError("no row has text in every column that is used.")
+    return rows
+
+
+def _inputs(rows, columns, processor, limits, vectors: bool = True) -> list[dict]:
+    """Tidy rows as the model reads them, with the vectors that the processor's recipe asks for."""
+    from .data import encode_cached, given_vectors, prepare
+
+    text, target, lexical, vector = columns
     made = None
     if vectors and vector:
         made = given_vectors(rows, vector)
-        processor.lexical_dim = made.shape[1]
-        processor.lexical_encoder = None
+        if made.shape[1] != processor.lexical_dim:
+            expected = f"expected {processor.lexical_dim}, as in training"
+            raise ValueError(f"column {vector!r} holds vectors of {made.shape[1]} numbers; {expected}.")
     elif vectors and lexical:
         made = encode_cached(rows[lexical], processor)
     elif vectors and processor.lexical_source == "text":
-        made = encode_cached([item.strip() for item in rows[text]], processor)
+        made = encode_cached([" ".join(item.split()) for item in rows[text]], processor)
     elif vectors and processor.lexical_source == "given":
         raise ValueError(
             "this model's vectors are not made of the text itself. Give --lexical-column or --vector-column as in "
@@ -246,18 +291,21 @@ def _inputs(rows, columns, processor, limits, vectors: bool = True) -> list[dict
 
 
 def _clear(output: Path, overwrite: bool) -> None:
-    """An empty folder, or an error."""
+    """An empty folder, or an error. What is emptied is a folder that `train` wrote, and no other."""
     if output.is_dir() and any(output.iterdir()):
         if not overwrite:
             raise ValueError(f"{output} is not empty. Choose another --output, or give --overwrite, or --resume.")
-        if not (output / "training.json").exists() and not (output / "checkpoints").is_dir():
+        names = {item.name for item in output.iterdir()}
+        if "training.json" not in names and names != {"checkpoints"}:  # many a folder of others has checkpoints
             raise ValueError(f"{output} holds what t5fusion did not write, and is left alone. Choose another --output.")
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    from .data import say
+
+    say(line)
 
 
 def _quiet() -> None:
@@ -279,8 +327,6 @@ def _quiet() -> None:
 def main() -> None:
     """The console entry: what the user can mend ends in one sentence and exit code 1; `T5FUSION_DEBUG=1` shows all."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if {"-h", "--help"}.isdisjoint(sys.argv):  # help is quick: it loads no library
-        _quiet()
     try:
         app()
     except (ValueError, OSError, ImportError, RuntimeError) as error:

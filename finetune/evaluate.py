@@ -6,9 +6,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 
-from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
+from ..processing_t5fusion import T5FusionProcessor
+from .data import batches
+from .generate import generate_texts
 
 Vectors = Literal["true", "shuffled", "none"]
 
@@ -34,26 +35,24 @@ class Interval(NamedTuple):
 
 
 def change_vectors(rows: list[dict], vectors: Vectors, seed: int = 0) -> list[dict]:
-    """The rows with their own vectors, each with another row's, or without."""
+    """The rows with their own vectors, each with another row's, or without.
+
+    Raises:
+        ValueError: to shuffle them takes two rows with vectors, and there are fewer.
+    """
     if vectors == "true":
         return rows
     if vectors == "none":
         return [{name: value for name, value in row.items() if name != "lexical_embeds"} for row in rows]
+    having = [index for index, row in enumerate(rows) if row.get("lexical_embeds") is not None]
+    if len(having) < 2:
+        raise ValueError(f"{len(having)} of {len(rows)} rows have vectors; to shuffle them takes two or more.")
     # a rotation of a random order: nobody keeps their own
-    order = np.random.default_rng(seed).permutation(len(rows))
+    order = np.random.default_rng(seed).permutation(having)
     changed = list(rows)
     for own, other in zip(order, np.roll(order, 1), strict=True):
         changed[own] = {**rows[own], "lexical_embeds": rows[other]["lexical_embeds"]}
     return changed
-
-
-def _batches(rows: list[dict], processor: T5FusionProcessor, batch_size: int, length: str, progress: str | None):
-    """Indices and batches of rows of like length."""
-    collate = DataCollatorWithFusion(processor.tokenizer)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][length]))
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False):
-        indices = order[start : start + batch_size]
-        yield indices, collate([rows[index] for index in indices])
 
 
 @torch.inference_mode()
@@ -61,7 +60,7 @@ def losses(model, rows: list[dict], processor: T5FusionProcessor, batch_size: in
     """The loss of each row (as `prepare` makes them, with labels)."""
     model.eval()
     sums, tokens = np.zeros(len(rows)), np.zeros(len(rows))
-    for indices, batch in _batches(rows, processor, batch_size, "labels", progress):
+    for indices, batch in batches(rows, processor, batch_size, "labels", progress):
         batch = batch.to(model.device)
         logits = model(**batch).logits.float()
         each = cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=-100)
@@ -70,20 +69,31 @@ def losses(model, rows: list[dict], processor: T5FusionProcessor, batch_size: in
     return Losses(sums, tokens)
 
 
-@torch.inference_mode()
-def generate_texts(
-    model, rows: list[dict], processor: T5FusionProcessor, batch_size: int = 64, progress=None, **options
-) -> list[str]:
-    """What the model writes for each row, in the rows' order; `options` are those of `model.generate`."""
-    model.eval()
-    options = {"max_new_tokens": 64, "do_sample": False, **options}
-    texts = [""] * len(rows)
-    rows = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
-    for indices, batch in _batches(rows, processor, batch_size, "input_ids", progress):
-        written = processor.batch_decode(model.generate(**batch.to(model.device), **options), skip_special_tokens=True)
-        for index, text in zip(indices, written, strict=True):
-            texts[index] = text
-    return texts
+def evaluate(
+    model,
+    processor: T5FusionProcessor,
+    rows: list[dict],
+    references: Sequence[str],
+    vectors: Vectors = "true",
+    batch_size: int = 64,
+    progress: bool = False,
+    **options,
+) -> tuple[dict[str, float], Losses]:
+    """All measures of a model on rows (as `data.prepare` makes them, with labels).
+
+    Args:
+        references: the targets as texts, uncut, one per row.
+        vectors: the rows' own, other rows', or none.
+        **options: of `model.generate`.
+
+    Returns:
+        `rows`, `loss` (nats per token of the labels, exact whatever the batches), `rouge1`, `rouge2`, `rougeL`, `chrf`;
+        and the losses of the rows, for `paired_bootstrap`.
+    """
+    changed = change_vectors(rows, vectors)
+    found = losses(model, changed, processor, batch_size, "Loss" if progress else None)
+    texts = generate_texts(model, changed, processor, batch_size, "Writing" if progress else None, **options)
+    return {"rows": len(rows), "loss": found.mean, **text_scores(texts, references)}, found
 
 
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -102,8 +112,16 @@ def paired_bootstrap(a: Losses, b: Losses, samples: int = 10_000, seed: int = 0)
     """The difference of the mean losses of two models (or inputs) on the same rows, a - b, in nats per token.
 
     Rows are drawn with replacement, the same for both (Koehn 2004); the bounds are the 2.5th and 97.5th percentiles.
+
+    Raises:
+        ValueError: the rows are not the same: their numbers of tokens differ.
     """
-    drawn = np.random.default_rng(seed).multinomial(len(a.sums), np.full(len(a.sums), 1 / len(a.sums)), size=samples)
-    differences = (drawn @ (a.sums - b.sums)) / (drawn @ a.tokens)
+    if not np.array_equal(a.tokens, b.tokens):
+        raise ValueError("the losses are not of the same rows: their numbers of tokens differ.")
+    numbers, even = np.random.default_rng(seed), np.full(len(a.sums), 1 / len(a.sums))
+    differences = np.empty(samples)
+    for sample in range(samples):  # one at a time: all at once are rows x samples numbers
+        drawn = numbers.multinomial(len(even), even)
+        differences[sample] = drawn @ (a.sums - b.sums) / (drawn @ a.tokens)
     low, high = np.percentile(differences, [2.5, 97.5])
     return Interval(a.mean - b.mean, float(low), float(high))

@@ -8,7 +8,8 @@ from peft import PeftModel
 
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
-from .train import RECORD, base_folder
+from .data import MAX_SOURCE, MAX_TARGET
+from .train import RECORD, base_error, base_folder
 
 
 def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
@@ -24,16 +25,29 @@ def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
         raise OSError(f"{folder} holds no processor_config.json. Save the processor with the model.")
     processor = T5FusionProcessor.from_pretrained(folder)
     if adapter.exists():
-        base = T5WithFusion(_base_of(folder), lexical_dim=processor.lexical_dim, dtype=torch.float32)
+        try:
+            base = T5WithFusion(_base_of(folder), lexical_dim=processor.lexical_dim, dtype=torch.float32)
+        except OSError as error:
+            raise base_error(_base_of(folder), error) from error
         model = PeftModel.from_pretrained(base, folder)
     else:
         model = T5WithFusion(folder, dtype=torch.float32)
     return model.eval(), processor
 
 
+def trained_limits(folder: Path) -> tuple[int, int]:
+    """Most tokens of an input and of a target in training; the defaults where no record tells."""
+    options = _record(folder).get("options", {})
+    return options.get("max_source", MAX_SOURCE), options.get("max_target", MAX_TARGET)
+
+
 def _base_of(folder: Path) -> str:
     """The base that the adapter was trained on; the record knows the embedded one by name, wherever it is now."""
-    record = folder / RECORD
-    if record.exists():
-        return base_folder(json.loads(record.read_text())["options"]["base"])
+    if _record(folder).get("options", {}).get("base") == "tiny_t5":
+        return base_folder("tiny_t5")
     return json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def _record(folder: Path) -> dict:
+    file = folder / RECORD
+    return json.loads(file.read_text()) if file.exists() else {}

@@ -3,6 +3,7 @@
 import json
 import platform
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -12,14 +13,17 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from transformers import AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 from ..tiny_t5 import PATH as TINY_T5
+from .data import MAX_SOURCE, MAX_TARGET, is_first_process
 from .fusion_start import start_from_targets
 
 RECORD = "training.json"
+RESUMED = "options.json"  # in each checkpoint: with what it must be gone on
 STARTS = ("targets", "random")
 
 
@@ -35,6 +39,7 @@ class TrainingOptions:
         fusion_start: "targets" (closed-form, see `fusion_start`) or "random".
         train_fusion: whether the adapter trains and holds the fusion layer. False is the first user's own LoraConfig;
             the fusion layer then stays at its random start, which every machine makes alike.
+        max_source, max_target: what `data.prepare` cut the rows to, kept for whoever evaluates.
         precision: "fp32", "bf16", or "auto": bf16 where the processor is fast at it.
     """
 
@@ -49,6 +54,8 @@ class TrainingOptions:
     rank: int = 32
     alpha: int = 32
     dropout: float = 0.05
+    max_source: int = MAX_SOURCE
+    max_target: int = MAX_TARGET
     seed: int = 42
     precision: str = "auto"
 
@@ -79,22 +86,42 @@ def fast_bf16() -> bool:
 
 
 def base_folder(base: str) -> str:
-    """Where the base is: the embedded one's folder for "tiny_t5", else `base` itself."""
-    return TINY_T5 if base == "tiny_t5" else base
+    """Where the base is: the embedded one's folder for "tiny_t5", else `base`, a folder by its full path."""
+    if base == "tiny_t5":
+        return TINY_T5
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def base_error(base: str, error: Exception) -> OSError:
+    """One sentence for the many ways in which transformers fails to load a model."""
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(".")
+    return OSError(f"the base {base} cannot be loaded ({cause}). Name a folder or a Hub id of a T5 with --base.")
 
 
 def make_processor(base: str, **recipe) -> T5FusionProcessor:
-    """The base's tokenizer with a recipe of vectors (see `T5FusionProcessor`)."""
-    return T5FusionProcessor(AutoTokenizer.from_pretrained(base_folder(base)), **recipe)
+    """The base's tokenizer with a recipe of vectors (see `T5FusionProcessor`).
+
+    Raises:
+        OSError: there is no tokenizer there.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_folder(base))
+    except (OSError, ValueError) as error:
+        raise base_error(base, error) from error
+    return T5FusionProcessor(tokenizer, **recipe)
 
 
 def build_model(options: TrainingOptions, processor: T5FusionProcessor, rows: list[dict]) -> nn.Module:
     """The fused model, its fusion layer started, with LoRA on top unless `options.full`.
 
     Raises:
-        ValueError: model and tokenizer do not mean the same token by `<lexical>`.
+        ValueError: model and tokenizer do not mean the same token by `<lexical>`, or the base is no T5.
+        OSError: the base cannot be loaded.
     """
-    model = T5WithFusion(base_folder(options.base), lexical_dim=processor.lexical_dim, dtype=torch.float32)
+    try:
+        model = T5WithFusion(base_folder(options.base), lexical_dim=processor.lexical_dim, dtype=torch.float32)
+    except OSError as error:
+        raise base_error(options.base, error) from error
     if model.config.lexical_token_id != processor.lexical_token_id:
         raise ValueError(
             f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {model.config.lexical_token_id} of "
@@ -106,7 +133,7 @@ def build_model(options: TrainingOptions, processor: T5FusionProcessor, rows: li
             [row["lexical_embeds"].reshape(-1, processor.lexical_dim).mean(0) for row in with_vectors]
         )
         explained = start_from_targets(model, vectors, [row["labels"] for row in with_vectors])
-        print(f"fusion layer: started from the targets; the vectors explain {explained:.1%} of their words' variance")
+        _print(f"fusion layer: started from the targets; the vectors explain {explained:.1%} of their words' variance")
     if options.full:
         return model
     lora: dict[str, object] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
@@ -137,6 +164,41 @@ class FusionTrainer(Seq2SeqTrainer):
                     group["params"] = [p for p in group["params"] if id(p) not in fusion]
                     optimizer.add_param_group({**group, "params": moved, "lr": self.fusion_lr})
         return optimizer
+
+
+class ShowProgress(ProgressCallback):
+    """Bars as the Trainer's own, and a line per epoch instead of its dictionaries."""
+
+    loss = float("nan")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.loss = logs.get("loss", self.loss)
+        if state.is_world_process_zero and "eval_loss" in logs and self.training_bar is not None:
+            line = f"epoch {logs['epoch']:g}: loss {self.loss:.3f} in training, {logs['eval_loss']:.3f} held out"
+            self.training_bar.write(line, file=sys.stderr)
+
+
+class KeepOptions(TrainerCallback):
+    """Writes into each checkpoint what it must be gone on with."""
+
+    def __init__(self, expected: dict):
+        self.expected = expected
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / RESUMED).write_text(json.dumps(self.expected))
+
+
+def check_resumed(checkpoint: str, expected: dict) -> None:
+    """ValueError if a checkpoint was begun with other options or other numbers of rows."""
+    file = Path(checkpoint) / RESUMED
+    begun = json.loads(file.read_text()) if file.exists() else expected
+    other = [
+        f"{name} was {begun.get(name)}, now {value}" for name, value in expected.items() if begun.get(name) != value
+    ]
+    if other:
+        raise ValueError(f"{checkpoint} was begun otherwise: {'; '.join(other)}. Resume with the same, or start anew.")
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -179,16 +241,23 @@ def train(
 
     Raises:
         Interrupted: Ctrl-C was pressed; the checkpoint is saved.
-        ValueError: `resume` and there is no checkpoint.
+        ValueError: `resume`, and there is no checkpoint, or it was begun with other options or rows.
     """
     checkpoints = output / "checkpoints"
     last = get_last_checkpoint(checkpoints) if resume and checkpoints.is_dir() else None
     if resume and last is None:
         raise ValueError(f"there is no checkpoint in {checkpoints} to resume from. Leave --resume out to start anew.")
+    begun_with = asdict(options) | {
+        "base": base_folder(options.base),
+        "rows": len(rows),
+        "held_out_rows": len(held_out),
+    }
+    if last is not None:
+        check_resumed(last, begun_with)
     model = build_model(options, processor, rows)
     trains, total = trainable_share(model)
     how = "full fine-tuning" if options.full else f"LoRA, r={options.rank}, alpha={options.alpha}"
-    print(f"{how}: {trains:,} of {total:,} weights train ({trains / total:.1%})")
+    _print(f"{how}: {trains:,} of {total:,} weights train ({trains / total:.1%})")
     stopper = StopOnInterrupt()
     trainer = FusionTrainer(
         model=model,
@@ -196,8 +265,11 @@ def train(
         train_dataset=rows,
         eval_dataset=held_out,
         data_collator=DataCollatorWithFusion(processor.tokenizer),
-        callbacks=[stopper],
+        callbacks=[stopper, KeepOptions(begun_with)],
     )
+    for theirs in (PrinterCallback, ProgressCallback):  # which of the two is there depends on the log level
+        trainer.remove_callback(theirs)
+    trainer.add_callback(ShowProgress())
     trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=last)
@@ -220,6 +292,11 @@ def train(
         }
         (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     return model
+
+
+def _print(line: str) -> None:
+    if is_first_process():
+        print(line, flush=True)
 
 
 def _arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTrainingArguments:

@@ -19,6 +19,8 @@ import t5fusion
 # pytest would import the repository's root, which is the package, a second time by the folder's name
 sys.modules.setdefault(Path(__file__).parent.parent.name, t5fusion)
 
+torch.set_num_threads(1)  # as in the processes that tests start: the last bit of a product depends on it
+
 DIM = 384
 ROWS = 160  # of the embedding tables: some more than tokens, as in T5
 KINDS = {

@@ -247,6 +247,6 @@ def test_the_demonstration_from_end_to_end(room):
     found = json.loads((room / "demo" / "demo.json").read_text())
     assert set(found) == {"untuned_loss", "loss", "worth_of_vectors", "scores", "seconds"}
     assert set(found["loss"]) == {"true", "shuffled", "none"} and set(found["scores"]) == {"true", "none", "untuned"}
-    assert "reloaded in a new process: the same logits, to the bit" in out
+    assert "reloaded in a new process: the same losses, to the bit" in out
     assert "t5fusion train my.jsonl" in out.splitlines()[-1]
     assert list((room / "cache" / "vectors").glob("*.safetensors"))
