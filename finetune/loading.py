@@ -9,7 +9,7 @@ from peft import PeftModel
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .data import MAX_SOURCE, MAX_TARGET
-from .train import RECORD, base_error, base_folder
+from .train import RECORD, align, base_error, base_folder
 
 
 def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
@@ -32,7 +32,7 @@ def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
         model = PeftModel.from_pretrained(base, folder)
     else:
         model = T5WithFusion(folder, dtype=torch.float32)
-    return model.eval(), processor
+    return align(model).eval(), processor
 
 
 def trained_limits(folder: Path) -> tuple[int, int]:

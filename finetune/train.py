@@ -149,6 +149,17 @@ def trainable_share(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
+def align(model: nn.Module) -> nn.Module:
+    """Moves each weight to memory that torch itself has laid out, and returns the model.
+
+    Weights read from safetensors lie wherever their file has them, and on a CPU the last bit of a product depends on
+    it: aligned alike, a reloaded model gives what the trained one gave.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 class FusionTrainer(Seq2SeqTrainer):
     """The Trainer with a learning rate of its own for the fusion layer."""
 
@@ -276,6 +287,7 @@ def train(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # leaves bf16 autocast behind
     if stopper.interrupted:
         raise Interrupted
+    align(model)
     if trainer.is_world_process_zero():
         model.save_pretrained(output)
         processor.save_pretrained(output)

@@ -124,7 +124,7 @@ def test_training_moves_what_it_should_and_nothing_else(trained, base, rows, pro
 
 
 def test_reloaded_in_another_process_the_logits_are_the_same_to_the_bit(trained, rows, processor, run_python, tmp_path):
-    _, made, folder, model = trained
+    _, _, folder, model = trained
     ids = torch.tensor([[processor.lexical_token_id, *rows[0]["input_ids"]]])
     batch = {"input_ids": ids, "lexical_embeds": rows[0]["lexical_embeds"][None], "labels": ids[:, 1:]}
     torch.save(batch, tmp_path / "batch.pt")
