@@ -24,6 +24,7 @@ BODY_TOKENS = 64  # of a body, for its vector
 GENERATED = 200  # held-out rows that are written out and scored
 SHOWN = 8
 PROBE = "probe.json"
+DECODING = {"max_new_tokens": 32, "no_repeat_ngram_size": 3}  # a model this small falls into loops
 
 
 def demo_rows(limit: int | None = None) -> tuple[list[DocumentedName], list[DocumentedName]]:
@@ -89,9 +90,9 @@ def _compare(untuned, model, test: list[dict], held_out: list[DocumentedName], p
     rows = [test[index] for index in chosen]
     references = [held_out[index].description for index in chosen]
     texts = {
-        "untuned": generate_texts(untuned, rows, processor),
-        "true": generate_texts(model, rows, processor),
-        "none": generate_texts(model, change_vectors(rows, "none"), processor),
+        "untuned": generate_texts(untuned, rows, processor, **DECODING),
+        "true": generate_texts(model, rows, processor, **DECODING),
+        "none": generate_texts(model, change_vectors(rows, "none"), processor, **DECODING),
     }
     scores = {name: text_scores(made, references) for name, made in texts.items()}
     _show_scores(console, before, measured, scores)
