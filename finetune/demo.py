@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,7 +25,7 @@ BODY_TOKENS = 64  # of a body, for its vector
 GENERATED = 200  # held-out rows that are written out and scored
 SHOWN = 8
 PROBE = "probe.json"
-DECODING = {"max_new_tokens": 32, "no_repeat_ngram_size": 3}  # a model this small falls into loops
+DECODING: dict[str, Any] = {"max_new_tokens": 32, "no_repeat_ngram_size": 3}  # a model this small falls into loops
 
 
 def demo_rows(limit: int | None = None) -> tuple[list[DocumentedName], list[DocumentedName]]:
