@@ -26,7 +26,10 @@ class T5FusionConfig(T5Config):
     def __init__(self, lexical_dim=384, lexical_token_id=None, backbone=None, backbone_revision=None, **kwargs):
         kwargs.pop("model_type", None)  # a plain T5's config.json says "t5", and would win over the class attribute
         kwargs.setdefault("decoder_start_token_id", kwargs.get("pad_token_id", 0))  # as in every released T5
+        # a head of its own takes unscaled outputs (T5 v1.1, FLAN); transformers 5.0 alone forgets what the file says
+        scaled = kwargs.get("scale_decoder_outputs", kwargs.get("tie_word_embeddings") is not False)
         super().__init__(**kwargs)
+        self.scale_decoder_outputs = scaled
         self.lexical_dim = _positive("lexical_dim", lexical_dim)
         if lexical_token_id is None:
             lexical_token_id = min(T5_TOKENS, self.vocab_size)

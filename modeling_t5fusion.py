@@ -4,14 +4,16 @@
 """
 
 import copy
+import json
 import os
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, T5ForConditionalGeneration
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file, find_adapter_config_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
@@ -19,6 +21,10 @@ from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 logger = logging.get_logger(__name__)
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+PLACE_KEYWORDS = ("revision", "subfolder")  # of one repository: never to be passed on to another
+WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
+NO_ADAPTER = {"subfolder": "no-adapter-here"}  # keeps transformers from loading an adapter itself
+NOTHING_LOADED = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
 
 
@@ -204,55 +210,50 @@ class T5WithFusion(T5ForConditionalGeneration):
             self.encoder.fusion.reset_parameters(self.shared.weight)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Loads a fused model, or builds one from any plain T5.
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, adapter_name="default", **kwargs):
+        """Loads a fused model, with its adapter if it has one, or builds one from any plain T5.
 
         Args:
             pretrained_model_name_or_path: Hub id or folder. Of a plain T5, the fusion layer is made anew; its weights
-                depend on the sizes and the backbone alone. `config.backbone` then names it, with its commit.
+                depend on the sizes and the backbone alone. `config.backbone` then names it, with its commit. Of a fused
+                model that holds no weights, they are those of its `config.backbone`. Of an adapter, the base that it
+                names is loaded beneath it.
             config: a `T5FusionConfig`, or the folder or id of one, to use in place of the saved one.
+            adapter_name: the name of the adapter, where there is one.
             **kwargs: those of [`~transformers.PreTrainedModel.from_pretrained`], and fields of the config
                 (`lexical_dim=768`). To quantise a plain T5, add `llm_int8_skip_modules=["encoder.fusion", "lm_head"]`
                 to its `BitsAndBytesConfig`: a fusion layer yet to be made is not to be packed.
 
         Raises:
             ValueError: the checkpoint is neither a T5 nor a fused one, or it lacks the fusion layer it should hold; or
-                `config` has no `lexical_dim`; or `device_map` offloads a fusion layer that is yet to be made.
+                `config` has no `lexical_dim`; or `device_map` offloads a fusion layer that is yet to be made; or the
+                adapter does not fit.
         """
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
-        saved, _ = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-        kind = saved.get("model_type")
-        if kind not in ("t5", T5FusionConfig.model_type):
-            raise ValueError(
-                f"{pretrained_model_name_or_path} is a model of type {kind!r}; expected 't5' (T5, T5 v1.1, FLAN-T5, "
-                f"ByT5, CodeT5 ...) or {T5FusionConfig.model_type!r}."
-            )
-        is_plain = kind == "t5"
-        if isinstance(config, (str, os.PathLike)):
-            config = T5FusionConfig.from_dict(PretrainedConfig.get_config_dict(config)[0])
-        if config is None:
-            if is_plain:
-                saved["backbone"] = str(pretrained_model_name_or_path)
-                saved["backbone_revision"] = commit_of(pretrained_model_name_or_path, hub)
-                saved["lexical_token_id"] = free_token_id(pretrained_model_name_or_path, hub)
-            saved |= {name: kwargs.pop(name) for name in FUSION_FIELDS if name in kwargs}  # the config checks them
-            dtype = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
-            # not `from_pretrained`, which warns where a plain T5 becomes a fused one
-            config, kwargs = T5FusionConfig.from_dict(saved, return_unused_kwargs=True, **kwargs)
-            kwargs |= dtype  # in the config, "auto" would stand for a type
-        config = copy.deepcopy(config)
-        if is_plain and getattr(config, "backbone", None) is None:
-            config.backbone = str(pretrained_model_name_or_path)
-            config.backbone_revision = commit_of(pretrained_model_name_or_path, hub)
+        adapter, adapter_hub = find_adapter(pretrained_model_name_or_path, hub, kwargs.pop("adapter_kwargs", None))
+        source = base_of(adapter, adapter_hub) if adapter == pretrained_model_name_or_path else None
+        if source is not None:  # an adapter by itself
+            hub = {name: value for name, value in hub.items() if name not in PLACE_KEYWORDS}
+        else:
+            source = pretrained_model_name_or_path
+        saved, _ = PretrainedConfig.get_config_dict(source, **hub)
+        config, kwargs = fused_config(source, hub, saved, config, kwargs)
+        if saved["model_type"] != "t5" and config.backbone is not None and not holds_weights(source, hub, kwargs):
+            source = config.backbone
+            hub = {name: value for name, value in hub.items() if name not in PLACE_KEYWORDS}
+            hub["revision"] = config.backbone_revision
+            saved, _ = PretrainedConfig.get_config_dict(source, **hub)
+        is_plain = saved.get("model_type") == "t5"
         config.architectures = None if is_plain else [cls.__name__]  # by this, `__init__` knows what may be missing
+        kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KEYWORDS} | hub
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+            source, *model_args, config=config, output_loading_info=True, adapter_kwargs=NO_ADAPTER, **kwargs
         )
         lost = [key for key in info["missing_keys"] if ".fusion." in key]
         if lost:
             raise ValueError(
-                f"{pretrained_model_name_or_path} says it is a fused model, but its weights lack {', '.join(lost)}. "
+                f"{source} says it is a fused model, but its weights lack {', '.join(lost)}. "
                 "Save it again with `model.save_pretrained`, or name a plain T5 to start from."
             )
         if is_plain:
@@ -262,7 +263,60 @@ class T5WithFusion(T5ForConditionalGeneration):
                     "`encoder.fusion` on a device, or save the fused model and load that."
                 )
             model.encoder.fusion.reset_parameters(model.shared.weight)
+        if adapter is not None:
+            model.load_adapter(adapter, adapter_name, adapter_kwargs=adapter_hub)
         return (model, info) if wants_info else model
+
+    def load_adapter(self, peft_model_id=None, adapter_name=None, *args, adapter_kwargs=None, **kwargs):
+        """Loads a PEFT adapter as `PeftModel` does, to the bit, on every release of transformers.
+
+        Releases before 5.20 leave the fusion layer of an adapter as it was, or fill it with NaN, and say nothing.
+
+        Args:
+            peft_model_id: Hub id or folder of the adapter.
+            adapter_name: "default" by default.
+            adapter_kwargs: `revision`, `token`, `subfolder`, ... of the adapter.
+            others: as in [`~transformers.PreTrainedModel.load_adapter`]; those that bring weights in memory or swap them
+                in place are left to it.
+
+        Raises:
+            ValueError: there is an adapter of this name already, or its weights do not fit this model.
+        """
+        if adapter_kwargs == NO_ADAPTER:  # from `from_pretrained` of a release that does not look at the subfolder
+            return SimpleNamespace(**NOTHING_LOADED, to_dict=NOTHING_LOADED.copy)
+        ours = {"is_trainable", *HUB_KEYWORDS}
+        if args or peft_model_id is None or getattr(self, "_hotswap_enabled", False) or not kwargs.keys() <= ours:
+            return super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
+        try:
+            from peft import PeftConfig, inject_adapter_in_model
+            from peft.tuners.tuners_utils import cast_adapter_dtype
+            from peft.utils import load_peft_weights, set_peft_model_state_dict
+        except ImportError as error:
+            raise ImportError(f"{peft_model_id} holds an adapter of peft: `pip install peft`.") from error
+
+        name = adapter_name or "default"
+        if self._hf_peft_config_loaded and name in self.peft_config:
+            raise ValueError(f"there is an adapter {name!r} already. Give another `adapter_name`.")
+        is_trainable = kwargs.pop("is_trainable", False)
+        hub = {key: value for key, value in (kwargs | (adapter_kwargs or {})).items() if key != "proxies"}
+        adapter_config = PeftConfig.from_pretrained(peft_model_id, **hub)
+        adapter_config.inference_mode = not is_trainable
+        weights = load_peft_weights(str(peft_model_id), device=str(self.device), **hub)
+        weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}  # of a PeftModel
+        inject_adapter_in_model(adapter_config, self, name)
+        self._hf_peft_config_loaded = True
+        cast_adapter_dtype(self, name)  # to fp32, as PeftModel does, before the weights could lose digits
+        try:
+            loaded = set_peft_model_state_dict(self, weights, name)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(_misfit(peft_model_id, str(error))) from error
+        absent = [key for key in loaded.missing_keys if f".{name}." in key]
+        if absent or loaded.unexpected_keys:
+            raise ValueError(_misfit(peft_model_id, ", ".join([*absent, *loaded.unexpected_keys][:3])))
+        if not is_trainable:
+            self.eval()
+            self.requires_grad_(False)
+        return loaded
 
     def forward(
         self,
@@ -350,6 +404,70 @@ class T5WithFusion(T5ForConditionalGeneration):
         # the code that travels with it also opens the plain `AutoModel`; transformers itself adds only one class
         self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
         super().save_pretrained(*args, **kwargs)
+
+
+def find_adapter(name, hub: dict, passed: dict | None) -> tuple[str | None, dict]:
+    """Where the adapter is that belongs to `name`, or that an Auto class has found, and its Hub keywords; or None."""
+    passed = dict(passed or {})
+    adapter = passed.pop("_adapter_model_path", None)
+    if adapter is None:
+        passed = hub | passed
+        adapter = name if find_adapter_config_file(name, **passed) is not None else None
+    elif str(adapter) == str(name):  # its own base: of the same commit
+        adapter, passed = name, hub | passed
+    else:
+        passed = {key: value for key, value in hub.items() if key not in PLACE_KEYWORDS} | passed
+    return adapter, {key: value for key, value in passed.items() if key in HUB_KEYWORDS}
+
+
+def base_of(adapter, hub: dict) -> str | None:
+    """The base that an adapter names; None where a config.json beside it makes it a model of its own."""
+    missing = {"_raise_exceptions_for_missing_entries": False}
+    if cached_file(adapter, "config.json", **hub, **missing) is not None:
+        return None
+    with open(cached_file(adapter, "adapter_config.json", **hub), encoding="utf-8") as file:
+        return json.load(file)["base_model_name_or_path"]
+
+
+def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5FusionConfig, dict]:
+    """The config to load `name` with, whose own says `saved`; and the keywords that are not fields of it."""
+    kind = saved.get("model_type")
+    if kind not in ("t5", T5FusionConfig.model_type):
+        raise ValueError(
+            f"{name} is a model of type {kind!r}; expected 't5' (T5, T5 v1.1, FLAN-T5, ByT5, CodeT5 ...) or "
+            f"{T5FusionConfig.model_type!r}."
+        )
+    if isinstance(config, (str, os.PathLike)):
+        config = T5FusionConfig.from_dict(PretrainedConfig.get_config_dict(config)[0])
+    if config is None:
+        if kind == "t5":
+            saved["backbone"] = str(name)
+            saved["backbone_revision"] = commit_of(name, hub)
+            saved["lexical_token_id"] = free_token_id(name, hub)
+        saved |= {field: kwargs.pop(field) for field in FUSION_FIELDS if field in kwargs}  # the config checks them
+        dtype = {field: kwargs.pop(field) for field in ("dtype", "torch_dtype") if field in kwargs}
+        # not `from_pretrained`, which warns where a plain T5 becomes a fused one
+        config, kwargs = T5FusionConfig.from_dict(saved, return_unused_kwargs=True, **kwargs)
+        kwargs |= dtype  # in the config, "auto" would stand for a type
+    config = copy.deepcopy(config)
+    if kind == "t5" and getattr(config, "backbone", None) is None:
+        config.backbone, config.backbone_revision = str(name), commit_of(name, hub)
+    return config, kwargs
+
+
+def holds_weights(name, hub: dict, kwargs: dict) -> bool:
+    """Whether there are weights of the whole model, in one file or several, of `kwargs`' variant if it names one."""
+    missing = {"_raise_exceptions_for_missing_entries": False}
+    end = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+    files = [f"{stem}{end}.{kind}{index}" for stem, kind in WEIGHTS for index in ("", ".index.json")]
+    return any(cached_file(name, file, **hub, **missing) is not None for file in files)
+
+
+def _misfit(adapter, what: str) -> str:
+    return (
+        f"the adapter {adapter} does not fit this model ({what}). Load it on the base that it was trained on, with the "
+        "same `lexical_dim`."
+    )
 
 
 def commit_of(backbone: str | os.PathLike, hub: dict) -> str | None:

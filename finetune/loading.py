@@ -37,17 +37,18 @@ def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
 
 def trained_limits(folder: Path) -> tuple[int, int]:
     """Most tokens of an input and of a target in training; the defaults where no record tells."""
-    options = _record(folder).get("options", {})
+    options = read_record(folder).get("options", {})
     return options.get("max_source", MAX_SOURCE), options.get("max_target", MAX_TARGET)
 
 
 def _base_of(folder: Path) -> str:
     """The base that the adapter was trained on; the record knows the embedded one by name, wherever it is now."""
-    if _record(folder).get("options", {}).get("base") == "tiny_t5":
+    if read_record(folder).get("options", {}).get("base") == "tiny_t5":
         return base_folder("tiny_t5")
     return json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
 
 
-def _record(folder: Path) -> dict:
+def read_record(folder: Path) -> dict:
+    """What `train` recorded in the folder; empty where it did not."""
     file = folder / RECORD
     return json.loads(file.read_text()) if file.exists() else {}

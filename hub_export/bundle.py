@@ -1,0 +1,286 @@
+"""Write a bundle: the folder that goes to the Hub, with all that a reader needs to load the model on any machine."""
+
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from huggingface_hub.utils.sha import sha_fileobj
+from peft import PeftModel
+from peft.utils import load_peft_weights
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import custom_object_save
+
+from ..finetune.loading import read_record
+from ..modeling_t5fusion import T5WithFusion
+from ..processing_t5fusion import T5FusionProcessor
+from .backbone import Backbone, check_same, choose
+from .card import make_card
+from .doors import NOT_ON_A_HUB, align, digest, environment, outputs
+
+Kind = Literal["adapter", "standalone", "merged", "base"]
+Say = Callable[[str], None]
+
+MANIFEST = "t5fusion.json"
+REFERENCE = "reference.safetensors"
+CARD = "README.md"
+FORMAT = 1  # of the manifest
+TEXTS = ["app_config", "read_settings of the user", "a"]
+COLUMNS = 64  # of the vocabulary, whose logits the reference keeps; its digest is of all
+
+
+def export(
+    source: str | Path,
+    bundle: str | Path,
+    kind: Kind = "adapter",
+    backbone: str | None = None,
+    recipe: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    say: Say = lambda line: None,
+) -> Path:
+    """Writes a bundle, whole or not at all, and the same bytes for the same inputs.
+
+    Args:
+        source: what `peft_model.save_pretrained` and `tokenizer.save_pretrained` wrote, or `t5fusion train`, or a
+            checkpoint of the Trainer; a folder of all weights for "standalone"; a T5's id or folder for "base".
+        bundle: the folder to write; it must not exist, or be empty.
+        kind: "adapter": code, config, adapter and tokenizer, while the base weights come from the backbone;
+            "standalone": the base weights too; "merged": LoRA folded into them, so that no PEFT is needed; "base": the
+            fused model, untuned, that many adapters can name.
+        backbone: `ID` or `ID@REVISION` of the T5 that readers will get; by default the one that was trained on.
+        recipe: fields of `T5FusionProcessor`, where `source` holds no processor that tells them.
+        overwrite: replace the bundle that is there; what its card says of the user's own stays.
+        say: is told, a line each, what was taken for granted.
+
+    Raises:
+        ValueError: the source is none of these, or readers would not get the model that was trained, or the folder is
+            not empty.
+        OSError: a base or a tokenizer cannot be loaded.
+    """
+    bundle = Path(bundle).resolve()
+    if kind not in get_args(Kind):
+        raise ValueError(f"`kind` is {kind!r}; expected one of {', '.join(get_args(Kind))}.")
+    previous = _check_target(bundle, overwrite)
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{bundle.name}-", dir=bundle.parent) as folder:
+        new = Path(folder) / bundle.name
+        new.mkdir()
+        if kind == "base":
+            write_base(Backbone.parse(str(source)), new, recipe, say)
+        else:
+            write_trained(Path(source), new, kind, backbone, recipe, say)
+        (new / CARD).write_text(make_card(new, Path(source), kind, previous=previous), encoding="utf-8")
+        write_manifest(new, kind)
+        check_nothing_local(new, [Path.home(), Path(source).resolve(), bundle])
+        if bundle.exists():
+            bundle.rename(Path(folder) / "replaced")
+        new.rename(bundle)
+    return bundle
+
+
+def _check_target(bundle: Path, overwrite: bool) -> str | None:
+    """The card of the bundle that will be replaced; ValueError if something else would be."""
+    if not bundle.exists() or (bundle.is_dir() and not any(bundle.iterdir())):
+        return None
+    if not (bundle / MANIFEST).exists():
+        raise ValueError(f"{bundle} holds what t5fusion export did not write, and is left alone. Choose another folder.")
+    if not overwrite:
+        raise ValueError(f"{bundle} holds a bundle already. Choose another folder, or give --overwrite.")
+    return (bundle / CARD).read_text(encoding="utf-8") if (bundle / CARD).exists() else None
+
+
+def write_base(backbone: Backbone, new: Path, recipe: dict | None, say: Say) -> None:
+    """The fused model on a plain T5, with its weights."""
+    model = backbone.load()
+    if backbone.is_folder:
+        model.config.backbone = model.config.backbone_revision = None
+    processor = find_processor(Path(backbone.name), backbone, recipe, model.config.lexical_dim, say)
+    model.save_pretrained(new)
+    processor.save_pretrained(new)
+    write_reference(new, model, processor)
+
+
+def write_trained(source: Path, new: Path, kind: Kind, backbone: str | None, recipe: dict | None, say: Say) -> None:
+    """What was trained, in `source`: an adapter, or all weights."""
+    has_adapter = (source / "adapter_config.json").exists()
+    if has_adapter:
+        trained, published = choose(source, backbone, needed=kind == "adapter", say=say)
+    elif not (source / "config.json").exists():
+        raise ValueError(f"{source} holds neither an adapter nor a model. Name a folder that training has saved.")
+    elif kind != "standalone":
+        raise ValueError(f"{source} holds all weights and no adapter. Use --kind standalone.")
+    else:
+        trained, published = Backbone(str(source)), None
+    options = _trained_as(source)
+    base = trained.load(**options)
+    if published is not None and published != trained:
+        check_same(base, published.load(**options), (trained, published))
+    processor = find_processor(source, trained, recipe, base.config.lexical_dim, say)
+    if base.config.lexical_token_id != processor.lexical_token_id:
+        raise ValueError(
+            f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {base.config.lexical_token_id} of the "
+            f"model on {trained}. Save the tokenizer that was trained with, with no other tokens added."
+        )
+    base.config.backbone = published.name if published else None
+    base.config.backbone_revision = published.revision if published else None
+    model = write_weights(base, source if has_adapter else None, new, kind)
+    processor.save_pretrained(new)
+    write_reference(new, model, processor)
+
+
+def _trained_as(source: Path) -> dict[str, Any]:
+    """How to load the base: with vectors as wide as in training, and as `t5fusion train` does, in fp32."""
+    options: dict[str, Any] = {"dtype": torch.float32} if read_record(source) else {}
+    if (source / "processor_config.json").exists():
+        processor = json.loads((source / "processor_config.json").read_text(encoding="utf-8"))
+        options["lexical_dim"] = processor["lexical_dim"]
+    return options
+
+
+def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind) -> torch.nn.Module:
+    """Code, config and weights; returns the model as readers will have it.
+
+    Args:
+        base: the fused model beneath the adapter, or all there is.
+        source: where the adapter is; None for none.
+    """
+    if kind != "adapter":
+        base.save_pretrained(new)
+    if source is None:
+        return base
+    model = load_peft(base, source)
+    if kind == "merged":
+        merged = model.merge_and_unload()
+        merged.save_pretrained(new)
+        return merged
+    if kind == "adapter":  # as `save_pretrained` does, without the weights
+        base.config.architectures = [type(base).__name__]
+        base.config.auto_map = {"AutoModel": f"modeling_t5fusion.{type(base).__name__}"}
+        custom_object_save(base, new, config=base.config)
+        base.config.save_pretrained(new)
+        base.generation_config.save_pretrained(new)
+    save_file(load_peft_weights(str(source), device="cpu"), new / "adapter_model.safetensors", metadata={"format": "pt"})
+    adapter_config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    adapter_config |= {"base_model_name_or_path": NOT_ON_A_HUB, "revision": None}  # `push` names the repository
+    write_json(new / "adapter_config.json", adapter_config)
+    return model
+
+
+def load_peft(base: T5WithFusion, source: Path) -> PeftModel:
+    """The adapter on its base; ValueError where its weights do not fit."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(base, str(source))
+    except (RuntimeError, KeyError, UserWarning) as error:
+        cause = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"the adapter in {source} does not fit {base.config.backbone or 'its base'} ({cause}). Name the base that it "
+            "was trained on with --backbone ID."
+        ) from error
+
+
+def find_processor(
+    source: Path, trained: Backbone, recipe: dict | None, lexical_dim: int, say: Say
+) -> T5FusionProcessor:
+    """The processor that was saved; else the tokenizer that was, with the recipe that is given."""
+    places = [source, *([source.parent, source.parent.parent] if source.name.startswith("checkpoint-") else [])]
+    saved = next((place for place in places if (place / "processor_config.json").exists()), None)
+    if saved is not None:
+        if recipe:
+            raise ValueError(f"{saved} holds a processor with a recipe of its own. Leave out {', '.join(recipe)}.")
+        processor = T5FusionProcessor.from_pretrained(saved)
+    else:
+        with_tokenizer = (place for place in places if (place / "tokenizer_config.json").exists())
+        found = next(with_tokenizer, None)
+        if found is None:
+            say(f"{source} holds no tokenizer: that of {trained} is taken.")
+        tokenizer = AutoTokenizer.from_pretrained(found or trained.name, revision=None if found else trained.revision)
+        processor = T5FusionProcessor(tokenizer, lexical_dim=lexical_dim, **recipe or {})
+        say(
+            f"{source} does not say how its vectors were made. Taken for granted: {processor.lexical_encoder} of the "
+            f"text itself, prompt {processor.template!r}. If not so, give --encoder, --template, --lexical-source."
+        )
+    encoder = processor.lexical_encoder
+    if encoder is not None and (Path(encoder).is_absolute() or Path(encoder).is_dir()):
+        raise ValueError(
+            f"the lexical encoder is a folder of this machine, {encoder}, which readers have not. Put its Hub id into "
+            "`lexical_encoder` of processor_config.json."
+        )
+    return processor
+
+
+def write_reference(new: Path, model: torch.nn.Module, processor: T5FusionProcessor) -> None:
+    """Inputs and what the model makes of them, for `verify` to compare with; one thread, as there."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.randn(len(TEXTS), processor.lexical_dim, generator=generator)
+        inputs = processor(TEXTS, lexical_embeds=torch.nn.functional.normalize(vectors, dim=-1))
+        written, logits = outputs(align(model), dict(inputs))
+        columns = torch.linspace(0, logits.shape[-1] - 1, min(COLUMNS, logits.shape[-1])).long()
+        facts = {
+            "texts": TEXTS,
+            "written": processor.batch_decode(written, skip_special_tokens=True),
+            "digest": digest(logits),
+            "environment": environment(),
+        }
+    finally:
+        torch.set_num_threads(threads)
+    tensors = {f"inputs.{name}": value for name, value in inputs.items()}
+    tensors |= {"written": written, "columns": columns, "logits": logits.float()[..., columns].contiguous()}
+    save_file(tensors, new / REFERENCE, metadata={"facts": json.dumps(facts, sort_keys=True)})
+
+
+def write_manifest(new: Path, kind: Kind) -> None:
+    """What the bundle is, and the SHA-256 of each of its files and of this list."""
+    files = {file.name: file_digest(file) for file in sorted(new.iterdir()) if file.name != MANIFEST}
+    manifest = {"format": FORMAT, "kind": kind, "t5fusion": version("t5fusion"), "files": files}
+    write_json(new / MANIFEST, manifest | {"digest": json_digest(manifest)})
+
+
+def read_manifest(bundle: Path) -> dict[str, Any]:
+    """The manifest of a bundle; ValueError where it is none, damaged, or of a later package."""
+    file = bundle / MANIFEST
+    if not file.exists():
+        raise ValueError(f"{bundle} is no bundle: it holds no {MANIFEST}. Make one with `t5fusion export`.")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        found = manifest.pop("digest")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{MANIFEST} is damaged. Export the bundle again.") from error
+    if found != json_digest(manifest):
+        raise ValueError(f"{MANIFEST} is damaged: it is not what was written. Export the bundle again.")
+    if manifest["format"] > FORMAT:
+        raise ValueError(f"the bundle was written by t5fusion {manifest['t5fusion']}, later than this. Update t5fusion.")
+    return manifest
+
+
+def file_digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return sha_fileobj(opened).hex()
+
+
+def json_digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(file: Path, value: dict) -> None:
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def check_nothing_local(bundle: Path, paths: list[Path]) -> None:
+    """ValueError if a config, or the card, names a path of the author's machine."""
+    for file in bundle.iterdir():
+        if file.suffix in (".json", ".md") and file.name != "tokenizer.json":
+            text = file.read_text(encoding="utf-8")
+            named = [str(path) for path in paths if path != Path(path.anchor) and str(path) in text]
+            if named:
+                raise ValueError(f"{file.name} of the bundle would name {named[0]}, a path of this machine. Remove it.")

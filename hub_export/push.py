@@ -1,0 +1,163 @@
+"""Send a bundle that verified to the Hub, in one commit."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash
+
+from .bundle import CARD, file_digest, read_manifest, write_json, write_manifest
+from .card import name_repository
+from .errors import in_one_sentence
+from .verify import verify
+
+WAITS = (1, 4, 16)  # seconds between attempts
+KEPT = ".gitattributes"  # the Hub's own
+
+
+@dataclass(frozen=True)
+class Pushed:
+    url: str  # of the commit, or of the pull request
+    commit: str
+    size: int  # bytes of the bundle's files
+
+
+def push(
+    bundle: str | Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str | None = None,
+    delete_others: bool = False,
+    use_cache: bool = False,
+    api: HfApi | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Pushed:
+    """Verifies the bundle, then sends it in one commit, which is there whole or not at all.
+
+    Args:
+        bundle: what `export` wrote; its card may have been edited since.
+        repo_id: "owner/name", which is created where it is missing.
+        private: create a private repository.
+        revision: branch to commit to, created where it is missing; "main" by default.
+        create_pr: open a pull request instead.
+        message: of the commit.
+        delete_others: remove the files that the repository has and the bundle has not.
+        use_cache: see `verify`.
+        api: the Hub's client; by default that of the environment.
+        say: is told each line of the report on the bundle, and each new attempt.
+
+    Raises:
+        ValueError: the bundle does not verify, or readers could not have its backbone, or the Hub allows no such name.
+        OSError: the Hub did not take it; the repository is as it was.
+    """
+    bundle, api = Path(bundle), api or HfApi()
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(in_one_sentence(error, repo_id)) from error
+    kind = read_manifest(bundle)["kind"]
+    report = verify(bundle, use_cache=use_cache, say=say)
+    if not report.ok:
+        raise ValueError(f"nothing was pushed, since {bundle} does not verify: {report.failures[0]}.")
+    if kind == "adapter" and not private:
+        check_readers_can_have(json.loads((bundle / "config.json").read_text(encoding="utf-8")))
+    try:
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repo_id).private:
+            raise ValueError(f"{repo_id} is there already, and public. Make it private on its page, or choose another.")
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="t5fusion-push-") as folder:
+            files = stage(bundle, Path(folder), repo_id, kind)
+            return send(api, repo_id, files, revision, create_pr, message, delete_others, say)
+    except ValueError as error:
+        raise (OSError(in_one_sentence(error, repo_id)) if isinstance(error, HfHubHTTPError) else error) from error
+    except Exception as error:  # the Hub's client and the network have many kinds
+        raise OSError(in_one_sentence(error, repo_id)) from error
+
+
+def check_readers_can_have(config: dict) -> None:
+    """ValueError if the backbone of a public bundle is private, gated or gone for a reader without a token."""
+    backbone = config["backbone"]
+    try:
+        info = HfApi(token=False).model_info(backbone, revision=config["backbone_revision"])
+    except RepositoryNotFoundError as error:
+        raise ValueError(_not_for_all(backbone, "private, or gone")) from error
+    except Exception as error:
+        raise OSError(in_one_sentence(error, backbone)) from error
+    if info.gated:
+        raise ValueError(_not_for_all(backbone, "gated"))
+
+
+def _not_for_all(backbone: str, how: str) -> str:
+    return (
+        f"the backbone {backbone} is {how}, so readers would need access to it. Use --private for those who have it, or "
+        "--kind standalone at the export if its licence allows."
+    )
+
+
+def stage(bundle: Path, folder: Path, repo_id: str, kind: str) -> list[Path]:
+    """Copies the bundle to `folder`, with the repository's name in its card and as the base of its adapter."""
+    for name in [*read_manifest(bundle)["files"]]:
+        shutil.copy(bundle / name, folder / name)
+    adapter_config = folder / "adapter_config.json"
+    if adapter_config.exists():
+        # a Hub's repository is always loaded over this name; its own config.json then says what lies beneath
+        fields = json.loads(adapter_config.read_text(encoding="utf-8"))
+        write_json(adapter_config, fields | {"base_model_name_or_path": repo_id})
+    card = folder / CARD
+    card.write_text(name_repository(card.read_text(encoding="utf-8"), repo_id), encoding="utf-8")
+    write_manifest(folder, kind)
+    return sorted(folder.iterdir())
+
+
+def send(api, repo_id, files, revision, create_pr, message, delete_others, say) -> Pushed:
+    """One commit with all files, tried again where the Hub was busy or did not answer."""
+    info = api.repo_info(repo_id, revision=revision)
+    names = {file.name for file in files} | {KEPT}
+    others = [entry.rfilename for entry in info.siblings or () if entry.rfilename not in names]
+    size = sum(file.stat().st_size for file in files)
+    for wait in (*WAITS, None):
+        operations = [CommitOperationAdd(file.name, str(file)) for file in files]
+        operations += [CommitOperationDelete(name) for name in others if delete_others]
+        try:
+            commit = api.create_commit(
+                repo_id, operations, commit_message=message or "Upload a t5fusion bundle", revision=revision,
+                create_pr=create_pr, parent_commit=info.sha,
+            )  # fmt: skip
+            return Pushed(commit.pr_url if create_pr else commit.commit_url, commit.oid, size)
+        except Exception as error:
+            if not create_pr and (arrived := find_arrived(api, repo_id, files, revision, info.sha)):
+                return Pushed(f"{api.endpoint}/{repo_id}/commit/{arrived}", arrived, size)
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status in (409, 412):
+                raise OSError(
+                    f"{repo_id} was changed by someone else while this push was under way, and was left as they made "
+                    "it. Look at it, and push again."
+                ) from error
+            lost = status is None  # no answer: a pull request may be open already
+            if wait is None or (status is not None and status < 500 and status != 429) or (lost and create_pr):
+                raise
+            say(f"the Hub was busy or did not answer; again in {wait} s")
+            time.sleep(wait)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def find_arrived(api, repo_id, files: list[Path], revision: str | None, parent: str) -> str | None:
+    """The commit at the head, if it is a new one that holds just these files: then only the answer was lost."""
+    try:
+        head = api.repo_info(repo_id, revision=revision, files_metadata=True)
+    except Exception:  # the Hub is still away; the attempt's own error tells of it
+        return None
+    there = {entry.rfilename: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in head.siblings or ()}
+    same = all(there.get(file.name) in (file_digest(file), git_hash(file.read_bytes())) for file in files)
+    return head.sha if same and head.sha != parent else None

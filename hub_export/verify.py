@@ -1,0 +1,138 @@
+"""Prove a bundle: reload it in a clean process that cannot see this package, through every door, and compare."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, get_token, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from ..modeling_t5fusion import T5FusionConfig
+from . import doors
+from .bundle import CARD, MANIFEST, REFERENCE, file_digest, read_manifest
+from .errors import in_one_sentence
+
+
+@dataclass
+class Report:
+    """What held: a line each, "ok", "--" (a door that transformers keeps shut, and says so) or "NO" in front."""
+
+    lines: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+    def add(self, mark: str, what: str) -> None:
+        self.lines.append(f"{mark} {what}")
+        if mark == "NO":
+            self.failures.append(what)
+
+
+def verify(
+    name: str | Path,
+    revision: str | None = None,
+    use_cache: bool = False,
+    base: str | None = None,
+    dtype: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Reloads a bundle, in a folder or on the Hub, as a reader would, and compares with the outputs that it carries.
+
+    Args:
+        name: a folder, or the id of a repository.
+        revision: branch, tag or commit of the repository.
+        use_cache: take what this machine's cache of the Hub holds, rather than prove that all of it can be had. So it
+            is done in any case where HF_HUB_OFFLINE is set.
+        base: id of a repository of the fused, untuned model, to try the adapter on.
+        dtype: load in this dtype; the reference must have been made in it.
+        say: is told each line of the report as it comes.
+
+    Raises:
+        ValueError: `name` is no bundle. OSError: it cannot be had from the Hub.
+    """
+    report = Report()
+
+    def add(mark: str, what: str) -> None:
+        report.add(mark, what)
+        say(report.lines[-1])
+
+    with tempfile.TemporaryDirectory(prefix="t5fusion-verify-") as temporary:
+        environment = clean_environment(Path(temporary), use_cache)
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = download(str(name), revision, environment["HF_HUB_CACHE"])
+        manifest = read_manifest(folder)
+        for mark, what in check_files(folder, manifest["files"]):
+            add(mark, what)
+        if not report.ok:
+            return report
+        config = T5FusionConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        spec = {
+            "name": str(folder.resolve()) if Path(name).is_dir() else str(name),
+            "kind": manifest["kind"],
+            "reference": str((folder / REFERENCE).resolve()),
+            "revision": revision,
+            "backbone": config.backbone,
+            "backbone_revision": config.backbone_revision,
+            "base": base,
+            "dtype": dtype,
+        }
+        for found in open_doors(spec, Path(temporary), environment):
+            mark = "ok" if found["held"] else "--" if found.get("refused") else "NO"
+            add(mark, f"{found['door']}: {found['how']}")
+    return report
+
+
+def clean_environment(temporary: Path, use_cache: bool) -> dict[str, str]:
+    """That of a reader: nothing loaded before, none of our settings; the Hub's address and token stay."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_MODULES", "T5FUSION"))}
+    cached = use_cache or constants.is_offline_mode()
+    cache = constants.HF_HUB_CACHE if cached else str(temporary / "hub")
+    kept |= {"HF_HOME": str(temporary), "HF_HUB_CACHE": cache, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return kept | ({"HF_TOKEN": token} if (token := get_token()) else {})
+
+
+def download(repo_id: str, revision: str | None, cache: str) -> Path:
+    """The repository's files, in the cache; OSError, in one sentence, where they cannot be had."""
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, cache_dir=cache))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise OSError(in_one_sentence(error, repo_id)) from error
+
+
+def check_files(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]:
+    """Mark and sentence for each file that is missing, or is not what was written; the card may be edited."""
+    found = []
+    for name, written in expected.items():
+        if not (folder / name).exists():
+            found.append(("NO", f"{name} is missing"))
+        elif file_digest(folder / name) != written:
+            edited = ("ok", f"{CARD} was edited since the export, as it may be")
+            found.append(edited if name == CARD else ("NO", f"{name} is not what was written: it is damaged, or edited"))
+    return found or [("ok", f"{len(expected)} files, as they were written")]
+
+
+def open_doors(spec: dict[str, Any], temporary: Path, environment: dict[str, str]):
+    """Yields what doors.py, run by an interpreter of its own, says of each door."""
+    file = temporary / "spec.json"
+    file.write_text(json.dumps(spec))
+    command = [sys.executable, "-I", doors.__file__, str(file)]  # -I: no user site, no PYTHONPATH, not this folder
+    with subprocess.Popen(
+        command, cwd=temporary, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        for line in process.stdout or ():
+            if line.startswith("{"):
+                yield json.loads(line)
+        _, complaint = process.communicate()
+    if process.returncode:
+        last = (complaint.strip().splitlines() or ["no message"])[-1]
+        yield {"door": "the process that opens the doors", "held": False, "how": f"ended early: {last}"}
