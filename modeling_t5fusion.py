@@ -309,7 +309,7 @@ class T5WithFusion(T5ForConditionalGeneration):
         try:
             loaded = set_peft_model_state_dict(self, weights, name)
         except (KeyError, RuntimeError) as error:
-            raise ValueError(_misfit(peft_model_id, str(error))) from error
+            raise ValueError(_misfit(peft_model_id, str(error).strip().splitlines()[-1].strip())) from error
         absent = [key for key in loaded.missing_keys if f".{name}." in key]
         if absent or loaded.unexpected_keys:
             raise ValueError(_misfit(peft_model_id, ", ".join([*absent, *loaded.unexpected_keys][:3])))
@@ -373,7 +373,8 @@ class T5WithFusion(T5ForConditionalGeneration):
             )
 
     def lora_config(self, **overrides):
-        """The recommended `peft.LoraConfig`: r 32, alpha 32, dropout 0.05 on q and v, and the whole fusion layer.
+        """The recommended `peft.LoraConfig`: r 32, alpha 32, dropout 0.05 on each matrix of the blocks, and the whole
+        fusion layer. (PEFT's own default, q and v alone, was measured: docs/method.md of the package.)
 
         Args:
             **overrides: fields of `peft.LoraConfig` that replace these, or add to them.
@@ -385,12 +386,13 @@ class T5WithFusion(T5ForConditionalGeneration):
             from peft import LoraConfig, TaskType
         except ImportError as error:
             raise ImportError("`lora_config` makes a config of peft: `pip install peft`.") from error
+        feed_forward = ["wi_0", "wi_1"] if self.config.is_gated_act else ["wi"]
         recommended = {
             "task_type": TaskType.SEQ_2_SEQ_LM,
             "r": 32,
             "lora_alpha": 32,
             "lora_dropout": 0.05,
-            "target_modules": ["q", "v"],
+            "target_modules": ["q", "k", "v", "o", *feed_forward, "wo"],
             "bias": "none",
             "modules_to_save": ["fusion"],
         }

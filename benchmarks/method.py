@@ -23,9 +23,11 @@ from t5fusion.finetune.train import TrainingOptions, train
 VARIANTS = {
     "recommended": {},
     "none": {},
+    "q-and-v": {"target_modules": ("q", "v")},
+    "rank-8": {"rank": 8, "alpha": 8},
     "random-start": {"fusion_start": "random"},
     "random-start-fast": {"fusion_start": "random", "fusion_lr": 1e-2},
-    "own-config": {"fusion_start": "random", "train_fusion": False},
+    "own-config": {"fusion_start": "random", "train_fusion": False, "target_modules": ("q", "v")},
     "full": {"full": True},
     "full-random-start": {"full": True, "fusion_start": "random"},
 }

@@ -63,7 +63,7 @@ def demo(
 
     Example: [bold]t5fusion demo --lexical name[/bold]
     """
-    _quiet()
+    quiet()
     from .demo import demo as run
 
     _clear(output, overwrite=True)
@@ -84,7 +84,8 @@ def train(
     template: Annotated[str, typer.Option(help="The prompt, {text} standing for the text.")] = "{text}",
     validation: Annotated[str | None, typer.Option(help="File to validate with. Default: a tenth of DATA.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
-    freeze_fusion: Annotated[bool, typer.Option("--freeze-fusion", help="LoRA alone, as q and v only.")] = False,
+    target_modules: Annotated[str, typer.Option(help="What LoRA is put on, such as q,v; all: every matrix.")] = "all",
+    freeze_fusion: Annotated[bool, typer.Option("--freeze-fusion", help="Do not train the fusion layer.")] = False,
     fusion_start: Annotated[str, typer.Option(help="targets or random.")] = "targets",
     epochs: Annotated[float, typer.Option(min=0.01)] = 3.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
@@ -105,7 +106,7 @@ def train(
 
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
-    _quiet()
+    quiet()
     from .data import given_vectors, hold_out, is_first_process, load_rows
     from .train import Interrupted, TrainingOptions, make_processor
     from .train import train as run
@@ -114,6 +115,7 @@ def train(
         raise ValueError("--lexical-column and --vector-column were both given; give one of them.")
     options = TrainingOptions(
         base=base, full=full, train_fusion=not freeze_fusion, fusion_start=fusion_start, epochs=epochs,
+        target_modules=None if target_modules == "all" else tuple(target_modules.split(",")),
         batch_size=batch_size, lr=lr, fusion_lr=fusion_lr, rank=rank, alpha=alpha, dropout=dropout, precision=precision,
         max_source=max_source, max_target=max_target, seed=seed,
     )  # fmt: skip
@@ -138,11 +140,11 @@ def train(
     training = _inputs(rows, columns, processor, limits)
     validating = _inputs(held_out, columns, processor, limits)
     try:
-        run(training, validating, processor, options, output, resume)
+        run(training, validating, processor, options, output, resume, data=_on_hub(data))
     except Interrupted:
-        _say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")
+        say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")
         raise typer.Exit(130) from None
-    _say(f"Saved in {output}. Next: t5fusion generate {output} {json.dumps(rows[0][text_column])}")
+    say(f"Saved in {output}. Next: t5fusion generate {output} {json.dumps(rows[0][text_column])}")
 
 
 @app.command()
@@ -164,7 +166,7 @@ def generate(
 
     Example: [bold]t5fusion generate runs/files app_config read_settings[/bold]
     """
-    _quiet()
+    quiet()
     from datasets import Dataset
 
     from .data import load_rows
@@ -208,12 +210,16 @@ def evaluate(
 ):
     """Measure loss, ROUGE and chrF on rows that have a target.
 
+    The result is kept for the model card, in FOLDER/evaluation.json, unless the one there is of more rows or of more
+    kinds of vectors.
+
     Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc[/bold]
     """
-    _quiet()
+    quiet()
     from .data import load_rows
-    from .evaluate import Vectors, paired_bootstrap
+    from .evaluate import EVALUATION, SAMPLES, Vectors, evaluation_record, paired_bootstrap, save_evaluation
     from .evaluate import evaluate as measure
+    from .generate import generate_texts
     from .loading import load_trained, trained_limits
 
     columns = (text_column, target_column, lexical_column, vector_column)
@@ -235,6 +241,22 @@ def evaluate(
         print(json.dumps(found | {"worth_of_vectors": worth} if worth else found[vectors.value]))
     else:
         _print_measures(found, worth)
+    shown = inputs[:SAMPLES] if "true" in kinds else []
+    written = zip(rows[text_column], references, generate_texts(model, shown, processor), strict=False)
+    record = evaluation_record(
+        rows=len(rows),
+        scored_rows=len(rows),
+        measures={
+            kind: {name: measures[name] for name in measures if name != "rows"} for kind, measures in found.items()
+        },
+        worth=worth,
+        samples=[dict(zip(("text", "reference", "output"), row, strict=True)) for row in written],
+        **({"data": data, "split": split} if _on_hub(data) else {}),
+    )
+    if save_evaluation(folder, record):
+        say(f"Kept in {folder / EVALUATION}, for the model card.")
+    else:
+        say(f"Not kept: {folder / EVALUATION} is of more rows or kinds of vectors. To replace it, delete it first.")
 
 
 def _print_measures(found: dict[str, dict], worth: dict[str, dict]) -> None:
@@ -254,6 +276,11 @@ def _print_measures(found: dict[str, dict], worth: dict[str, dict]) -> None:
         console.print(f"{line} (95 % between {low:+.4f} and {high:+.4f})", highlight=False)
 
 
+def _on_hub(data: str) -> str | None:
+    """`data` if it is the id of a data set on the Hub, None for a file or folder."""
+    return None if Path(data).exists() else data
+
+
 def _tidy(rows, columns):
     """The rows that have text in every column of texts; how many have not is said."""
     from .data import check_columns, without_empty
@@ -261,7 +288,7 @@ def _tidy(rows, columns):
     check_columns(rows, columns)
     rows, dropped = without_empty(rows, [column for column in columns[:3] if column])
     if dropped:
-        _say(f"{dropped} rows with an empty text were left out; {len(rows)} remain.")
+        say(f"{dropped} rows with an empty text were left out; {len(rows)} remain.")
     if len(rows) == 0:
         raise ValueError("no row has text in every column that is used.")
     return rows
@@ -302,13 +329,13 @@ def _clear(output: Path, overwrite: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
 
-def _say(line: str) -> None:
-    from .data import say
+def say(line: str) -> None:
+    from .data import say as say_once
 
-    say(line)
+    say_once(line)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps what libraries say of themselves off the screen; errors and our own lines stay."""
     import warnings
 

@@ -16,7 +16,17 @@ from rich.table import Table
 
 from ..processing_t5fusion import T5FusionProcessor
 from .data import encode_cached, prepare
-from .evaluate import Vectors, change_vectors, generate_texts, losses, paired_bootstrap, text_scores
+from .evaluate import (
+    SAMPLES,
+    Vectors,
+    change_vectors,
+    evaluation_record,
+    generate_texts,
+    losses,
+    paired_bootstrap,
+    save_evaluation,
+    text_scores,
+)
 from .harvest import DocumentedName, harvest, is_held_out, standard_library
 from .train import TrainingOptions, build_model, make_processor, train
 
@@ -71,7 +81,8 @@ def demo(
     with torch.random.fork_rng():
         untuned = build_model(TrainingOptions(base=base, fusion_start="random", full=True), processor, inputs)
     model = train(inputs, test, processor, options, output)
-    results = _compare(untuned, model, test, held_out, processor, console)
+    results, evaluation = _compare(untuned, model, test, held_out, processor, console)
+    save_evaluation(output, evaluation)
     _prove_reload(output, model, test[:SHOWN], processor)
     console.print(f"Saved in {output}; reloaded in a new process: the same losses, to the bit, and the same texts.")
     results["seconds"] = time.monotonic() - start
@@ -82,8 +93,14 @@ def demo(
     return results
 
 
-def _compare(untuned, model, test: list[dict], held_out: list[DocumentedName], processor, console: Console) -> dict:
-    """Measures the model before and after, with and without its vectors; prints the tables; returns the numbers."""
+def _compare(
+    untuned, model, test: list[dict], held_out: list[DocumentedName], processor, console: Console
+) -> tuple[dict, dict]:
+    """Measures the model before and after, with and without its vectors, and prints the tables.
+
+    Returns:
+        The numbers, and the record of them for the model card.
+    """
     before = losses(untuned, test, processor).mean
     kinds: tuple[Vectors, ...] = ("true", "shuffled", "none")
     measured = {kind: losses(model, change_vectors(test, kind), processor) for kind in kinds}
@@ -97,18 +114,25 @@ def _compare(untuned, model, test: list[dict], held_out: list[DocumentedName], p
     }
     scores = {name: text_scores(made, references) for name, made in texts.items()}
     _show_scores(console, before, measured, scores)
-    worth = paired_bootstrap(measured["shuffled"], measured["true"])
+    costs = {kind: paired_bootstrap(measured[kind], measured["true"]) for kind in ("shuffled", "none")}
+    worth = costs["shuffled"]
     console.print(
         f"Another row's vector instead of its own costs {worth.difference:+.3f} nats per token "
         f"(95 % between {worth.low:+.3f} and {worth.high:+.3f})."
     )
     _show_examples(console, [held_out[index].name for index in chosen[:SHOWN]], references, texts)
-    return {
-        "untuned_loss": before,
-        "loss": {kind: found.mean for kind, found in measured.items()},
-        "worth_of_vectors": worth._asdict(),
-        "scores": scores,
-    }
+    mean: dict[str, float] = {kind: found.mean for kind, found in measured.items()}
+    record = evaluation_record(
+        rows=len(test),
+        scored_rows=len(rows),
+        measures={name: {"loss": loss, **scores.get(name, {})} for name, loss in ({"untuned": before} | mean).items()},
+        worth={kind: cost._asdict() for kind, cost in costs.items()},
+        samples=[
+            {"text": held_out[index].name, "reference": held_out[index].description, "output": text}
+            for index, text in list(zip(chosen, texts["true"], strict=True))[:SAMPLES]
+        ],
+    )
+    return {"untuned_loss": before, "loss": mean, "worth_of_vectors": worth._asdict(), "scores": scores}, record
 
 
 def _show_scores(console: Console, before: float, measured: dict, scores: dict) -> None:

@@ -1,7 +1,10 @@
 """How well a model describes: loss, ROUGE and chrF, with the true vectors, with other rows' vectors, with none."""
 
+import json
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +15,9 @@ from .data import batches
 from .generate import generate_texts
 
 Vectors = Literal["true", "shuffled", "none"]
+
+EVALUATION = "evaluation.json"
+SAMPLES = 3  # texts that are kept with the measures
 
 
 class Losses(NamedTuple):
@@ -125,3 +131,42 @@ def paired_bootstrap(a: Losses, b: Losses, samples: int = 10_000, seed: int = 0)
         differences[sample] = drawn @ (a.sums - b.sums) / (drawn @ a.tokens)
     low, high = np.percentile(differences, [2.5, 97.5])
     return Interval(a.mean - b.mean, float(low), float(high))
+
+
+def evaluation_record(
+    rows: int,
+    scored_rows: int,
+    measures: dict[str, dict[str, float]],
+    worth: dict[str, dict[str, float]],
+    samples: list[dict[str, str]],
+    **known: Any,
+) -> dict:
+    """What `save_evaluation` writes.
+
+    Args:
+        rows: of which the losses are.
+        scored_rows: those of them of which ROUGE and chrF are.
+        measures: by what the model was given ("true", "shuffled", "none", or "untuned" for the base): `loss`, and
+            `rouge1`, `rouge2`, `rougeL`, `chrf` where they were taken.
+        worth: intervals by which the loss with other vectors, or none, lies above that with the rows' own.
+        samples: `text`, `reference` and `output` of some rows with their own vectors.
+        **known: `data` and `split`, where the rows are a data set of the Hub.
+    """
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    counts = {"rows": rows, "scored_rows": scored_rows}
+    return known | counts | {"measures": measures, "worth_of_vectors": worth, "samples": samples, "versions": versions}
+
+
+def save_evaluation(folder: Path, record: dict) -> bool:
+    """Writes `folder`/evaluation.json unless the one there is of more rows, or of more kinds of vectors.
+
+    Returns:
+        Whether it was written.
+    """
+    file = folder / EVALUATION
+    if file.exists():
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        if earlier["rows"] > record["rows"] or len(earlier["measures"]) > len(record["measures"]):
+            return False
+    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return True

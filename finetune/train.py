@@ -29,7 +29,7 @@ STARTS = ("targets", "random")
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train; the defaults are the first user's, and what `docs/method.md` found best for the fusion layer.
+    """How to train; the defaults are the first user's, but where `docs/method.md` found better.
 
     Args:
         base: Hub id or folder of a plain T5 or of a fused model; "tiny_t5" is the embedded one.
@@ -37,8 +37,10 @@ class TrainingOptions:
         lr: peak learning rate; None for 1e-3 with LoRA, 5e-4 without.
         fusion_lr: that of the fusion layer; None for the same.
         fusion_start: "targets" (closed-form, see `fusion_start`) or "random".
-        train_fusion: whether the adapter trains and holds the fusion layer. False is the first user's own LoraConfig;
-            the fusion layer then stays at its random start, which every machine makes alike.
+        train_fusion: whether the adapter trains and holds the fusion layer; if not, it stays at its random start, which
+            every machine makes alike.
+        target_modules: what LoRA is put on, by the modules' names; None for each matrix of the blocks. ("q", "v") with
+            `train_fusion=False` is the first user's own LoraConfig.
         max_source, max_target: what `data.prepare` cut the rows to, kept for whoever evaluates.
         precision: "fp32", "bf16", or "auto": bf16 where the processor is fast at it.
     """
@@ -51,6 +53,7 @@ class TrainingOptions:
     fusion_lr: float | None = None
     fusion_start: str = "targets"
     train_fusion: bool = True
+    target_modules: tuple[str, ...] | None = None
     rank: int = 32
     alpha: int = 32
     dropout: float = 0.05
@@ -139,6 +142,8 @@ def build_model(options: TrainingOptions, processor: T5FusionProcessor, rows: li
     lora: dict[str, object] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
     if not (options.train_fusion and with_vectors):
         lora["modules_to_save"] = None
+    if options.target_modules is not None:
+        lora["target_modules"] = list(options.target_modules)
     torch.manual_seed(options.seed)
     return get_peft_model(model, model.lora_config(**lora))
 
@@ -240,12 +245,14 @@ def train(
     options: TrainingOptions,
     output: Path,
     resume: bool = False,
+    data: str | None = None,
 ) -> nn.Module:
     """Trains and saves into `output`: adapter (or all weights), tokenizer, processor, and `training.json`.
 
     Args:
         rows, held_out: as `data.prepare` makes them, to train on and to evaluate with after each epoch.
         resume: go on from the last checkpoint in `output/checkpoints`.
+        data: id of the data set on the Hub that the rows are from, for the record.
 
     Returns:
         The trained model: a `PeftModel`, or a `T5WithFusion` if `options.full`.
@@ -293,6 +300,8 @@ def train(
         processor.save_pretrained(output)
         record = {
             "options": asdict(options) | {"lr": options.peak_lr},
+            "backbone_revision": model.config.backbone_revision,
+            "data": data,
             "rows": len(rows),
             "held_out_rows": len(held_out),
             "trainable_weights": trains,

@@ -62,6 +62,10 @@ class Backbone:
 def trained_on(source: Path) -> Backbone | None:
     """What the adapter in `source` was trained on, as far as it says."""
     record = read_record(source)
+    if (source / "config.json").exists():  # saved beside the adapter, as in a bundle
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        if config.get("backbone"):
+            return Backbone(config["backbone"], config.get("backbone_revision"))
     name = record.get("options", {}).get("base")
     name = name or json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     return Backbone(base_folder(name), record.get("backbone_revision")) if name else None

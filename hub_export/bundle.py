@@ -13,11 +13,12 @@ import torch
 from huggingface_hub.utils.sha import sha_fileobj
 from peft import PeftModel
 from peft.utils import load_peft_weights
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..finetune.loading import read_record
+from ..finetune.train import RECORD
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .backbone import Backbone, check_same, choose
@@ -32,6 +33,7 @@ REFERENCE = "reference.safetensors"
 CARD = "README.md"
 FORMAT = 1  # of the manifest
 TEXTS = ["app_config", "read_settings of the user", "a"]
+PROJECTION = "fusion.projection.weight"
 COLUMNS = 64  # of the vocabulary, whose logits the reference keeps; its digest is of all
 
 
@@ -89,7 +91,9 @@ def _check_target(bundle: Path, overwrite: bool) -> str | None:
     if not bundle.exists() or (bundle.is_dir() and not any(bundle.iterdir())):
         return None
     if not (bundle / MANIFEST).exists():
-        raise ValueError(f"{bundle} holds what t5fusion export did not write, and is left alone. Choose another folder.")
+        raise ValueError(
+            f"{bundle} holds what t5fusion export did not write, and is left alone. Choose another folder."
+        )
     if not overwrite:
         raise ValueError(f"{bundle} holds a bundle already. Choose another folder, or give --overwrite.")
     return (bundle / CARD).read_text(encoding="utf-8") if (bundle / CARD).exists() else None
@@ -117,15 +121,15 @@ def write_trained(source: Path, new: Path, kind: Kind, backbone: str | None, rec
         raise ValueError(f"{source} holds all weights and no adapter. Use --kind standalone.")
     else:
         trained, published = Backbone(str(source)), None
-    options = _trained_as(source)
+    options = trained_as(source)
     base = trained.load(**options)
     if published is not None and published != trained:
         check_same(base, published.load(**options), (trained, published))
     processor = find_processor(source, trained, recipe, base.config.lexical_dim, say)
     if base.config.lexical_token_id != processor.lexical_token_id:
         raise ValueError(
-            f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {base.config.lexical_token_id} of the "
-            f"model on {trained}. Save the tokenizer that was trained with, with no other tokens added."
+            f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {base.config.lexical_token_id} of "
+            f"the model on {trained}. Save the tokenizer that was trained with, with no other tokens added."
         )
     base.config.backbone = published.name if published else None
     base.config.backbone_revision = published.revision if published else None
@@ -134,13 +138,27 @@ def write_trained(source: Path, new: Path, kind: Kind, backbone: str | None, rec
     write_reference(new, model, processor)
 
 
-def _trained_as(source: Path) -> dict[str, Any]:
+def trained_as(source: Path) -> dict[str, Any]:
     """How to load the base: with vectors as wide as in training, and as `t5fusion train` does, in fp32."""
-    options: dict[str, Any] = {"dtype": torch.float32} if read_record(source) else {}
-    if (source / "processor_config.json").exists():
-        processor = json.loads((source / "processor_config.json").read_text(encoding="utf-8"))
-        options["lexical_dim"] = processor["lexical_dim"]
+    options: dict[str, Any] = {}
+    if find_beside(source, RECORD):
+        options["dtype"] = torch.float32
+    saved = find_beside(source, "processor_config.json")
+    weights = source / "adapter_model.safetensors"
+    if saved:
+        options["lexical_dim"] = T5FusionProcessor.from_pretrained(saved).lexical_dim
+    elif weights.exists():
+        with safe_open(weights, "pt") as opened:
+            projections = [name for name in opened.keys() if name.endswith(PROJECTION)]  # noqa: SIM118, no dict
+            if projections:
+                options["lexical_dim"] = opened.get_slice(projections[0]).get_shape()[-1]
     return options
+
+
+def find_beside(source: Path, name: str) -> Path | None:
+    """The folder that holds such a file: `source`, or those around it where it is a checkpoint of the Trainer."""
+    folders = [source, *([source.parent, source.parent.parent] if source.name.startswith("checkpoint-") else [])]
+    return next((folder for folder in folders if (folder / name).exists()), None)
 
 
 def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind) -> torch.nn.Module:
@@ -165,7 +183,9 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
         custom_object_save(base, new, config=base.config)
         base.config.save_pretrained(new)
         base.generation_config.save_pretrained(new)
-    save_file(load_peft_weights(str(source), device="cpu"), new / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        load_peft_weights(str(source), device="cpu"), new / "adapter_model.safetensors", metadata={"format": "pt"}
+    )
     adapter_config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     adapter_config |= {"base_model_name_or_path": NOT_ON_A_HUB, "revision": None}  # `push` names the repository
     write_json(new / "adapter_config.json", adapter_config)
@@ -181,8 +201,8 @@ def load_peft(base: T5WithFusion, source: Path) -> PeftModel:
     except (RuntimeError, KeyError, UserWarning) as error:
         cause = str(error).strip().splitlines()[-1].strip()
         raise ValueError(
-            f"the adapter in {source} does not fit {base.config.backbone or 'its base'} ({cause}). Name the base that it "
-            "was trained on with --backbone ID."
+            f"the adapter in {source} does not fit {base.config.backbone or 'its base'} ({cause}). Name the base that "
+            "it was trained on with --backbone ID."
         ) from error
 
 
@@ -190,15 +210,13 @@ def find_processor(
     source: Path, trained: Backbone, recipe: dict | None, lexical_dim: int, say: Say
 ) -> T5FusionProcessor:
     """The processor that was saved; else the tokenizer that was, with the recipe that is given."""
-    places = [source, *([source.parent, source.parent.parent] if source.name.startswith("checkpoint-") else [])]
-    saved = next((place for place in places if (place / "processor_config.json").exists()), None)
+    saved = find_beside(source, "processor_config.json")
     if saved is not None:
         if recipe:
             raise ValueError(f"{saved} holds a processor with a recipe of its own. Leave out {', '.join(recipe)}.")
         processor = T5FusionProcessor.from_pretrained(saved)
     else:
-        with_tokenizer = (place for place in places if (place / "tokenizer_config.json").exists())
-        found = next(with_tokenizer, None)
+        found = find_beside(source, "tokenizer_config.json")
         if found is None:
             say(f"{source} holds no tokenizer: that of {trained} is taken.")
         tokenizer = AutoTokenizer.from_pretrained(found or trained.name, revision=None if found else trained.revision)
@@ -259,7 +277,9 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
     if found != json_digest(manifest):
         raise ValueError(f"{MANIFEST} is damaged: it is not what was written. Export the bundle again.")
     if manifest["format"] > FORMAT:
-        raise ValueError(f"the bundle was written by t5fusion {manifest['t5fusion']}, later than this. Update t5fusion.")
+        raise ValueError(
+            f"the bundle was written by t5fusion {manifest['t5fusion']}, later than this. Update t5fusion."
+        )
     return manifest
 
 

@@ -29,7 +29,9 @@ def export(
     backbone: Annotated[str | None, typer.Option(help="ID or ID@REVISION of the T5 that readers get.")] = None,
     template: Annotated[str | None, typer.Option(help="The prompt, where no processor was saved.")] = None,
     encoder: Annotated[str | None, typer.Option(help="What made the vectors, where no processor was saved.")] = None,
-    lexical_source: Annotated[str | None, typer.Option(help="text, given or none, where no processor was saved.")] = None,
+    lexical_source: Annotated[
+        str | None, typer.Option(help="text, given or none, where no processor was saved.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")] = False,
 ):
     """Write a folder that anyone can load: code, config, adapter, tokenizer, processor, card, reference outputs.

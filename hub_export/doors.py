@@ -1,7 +1,7 @@
 """The doors that a reader may load a model by, each opened and compared with the reference that the model carries.
 
-A script of its own, that needs torch, transformers and peft and not this package: `python doors.py SPEC`, SPEC a file of
-JSON (see `main`). It prints one line of JSON for each door.
+A script of its own, that needs torch, transformers and peft and not this package: `python doors.py SPEC`, SPEC a file
+of JSON (see `main`). It prints one line of JSON for each door.
 """
 
 import contextlib
@@ -71,7 +71,8 @@ class Doors:
     """The doors to one model; each method opens one, and raises what transformers or peft raise where it is shut."""
 
     def __init__(self, spec: dict):
-        self.name, self.kind = spec["name"], spec["kind"]
+        self.name = spec["name"]
+        self.has_adapter = spec.get("adapter", spec["kind"] in ("adapter", "standalone"))
         self.place = {"revision": spec["revision"]} if spec.get("revision") else {}
         self.dtype = {"dtype": getattr(torch, spec["dtype"])} if spec.get("dtype") else {}
         self.backbone, self.backbone_revision = spec.get("backbone"), spec.get("backbone_revision")
@@ -156,7 +157,7 @@ class Doors:
             "AutoModel": self.auto_model,
             "AutoModelForSeq2SeqLM": self.one_line,
         }
-        if self.kind in ("adapter", "standalone"):
+        if self.has_adapter:
             doors["AutoPeftModelForSeq2SeqLM"] = self.auto_peft
             doors["PeftModel over AutoModelForSeq2SeqLM"] = self.peft_over_one_line
             if self.backbone:
@@ -217,7 +218,7 @@ class Reference:
         if not apart <= bound:  # NaN is not either
             raise ValueError(f"logits lie {apart:.3g} apart, at most {bound:.3g} is to be expected: another model")
         if not elsewhere:
-            raise ValueError(f"logits lie {apart:.3g} apart, on the same processor and torch, where not a bit may differ")
+            raise ValueError(f"logits lie {apart:.3g} apart, where the same processor and torch give the same bits")
         return f"within {bound:.2g} ({apart:.2g}; the reference was made elsewhere: {elsewhere})"
 
 
@@ -248,7 +249,9 @@ def main() -> None:
         try:
             found = {"held": True, "how": reference.check(open_door())}
         except Exception as error:  # whatever a library raises is what a reader would see
-            found = {"held": False, "how": one_sentence(error), "refused": NOT_ON_A_HUB in str(error)}
+            found = {"held": False, "how": one_sentence(error)}
+            if NOT_ON_A_HUB in str(error):
+                found["refused"] = NOT_ON_A_HUB
         print(json.dumps({"door": name, **found}), flush=True)
 
 

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
@@ -60,36 +65,35 @@ def push(
         OSError: the Hub did not take it; the repository is as it was.
     """
     bundle, api = Path(bundle), api or HfApi()
+    manifest = read_manifest(bundle)
     try:
         validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(in_one_sentence(error, repo_id)) from error
-    kind = read_manifest(bundle)["kind"]
+        api.whoami()
+    except Exception as error:
+        raise _told(error, repo_id) from error
+    if manifest["kind"] == "adapter" and not private:
+        check_readers_can_have(json.loads((bundle / "config.json").read_text(encoding="utf-8")), api.endpoint)
     report = verify(bundle, use_cache=use_cache, say=say)
     if not report.ok:
         raise ValueError(f"nothing was pushed, since {bundle} does not verify: {report.failures[0]}.")
-    if kind == "adapter" and not private:
-        check_readers_can_have(json.loads((bundle / "config.json").read_text(encoding="utf-8")))
     try:
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
-        if private and not api.repo_info(repo_id).private:
-            raise ValueError(f"{repo_id} is there already, and public. Make it private on its page, or choose another.")
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="t5fusion-push-") as folder:
-            files = stage(bundle, Path(folder), repo_id, kind)
-            return send(api, repo_id, files, revision, create_pr, message, delete_others, say)
-    except ValueError as error:
-        raise (OSError(in_one_sentence(error, repo_id)) if isinstance(error, HfHubHTTPError) else error) from error
-    except Exception as error:  # the Hub's client and the network have many kinds
-        raise OSError(in_one_sentence(error, repo_id)) from error
+        return deliver(api, bundle, repo_id, private, revision, create_pr, message, delete_others, say)
+    except Exception as error:
+        raise _told(error, repo_id) from error
 
 
-def check_readers_can_have(config: dict) -> None:
+def _told(error: Exception, repo_id: str) -> Exception:
+    """The error in one sentence; one of our own as it is."""
+    ours = isinstance(error, (ValueError, OSError)) and not isinstance(error, (HfHubHTTPError, HFValidationError))
+    known = ours and not isinstance(error, (LocalTokenNotFoundError, ConnectionError))
+    return error if known else OSError(in_one_sentence(error, repo_id))
+
+
+def check_readers_can_have(config: dict, endpoint: str) -> None:
     """ValueError if the backbone of a public bundle is private, gated or gone for a reader without a token."""
     backbone = config["backbone"]
     try:
-        info = HfApi(token=False).model_info(backbone, revision=config["backbone_revision"])
+        info = HfApi(endpoint, token=False).model_info(backbone, revision=config["backbone_revision"])
     except RepositoryNotFoundError as error:
         raise ValueError(_not_for_all(backbone, "private, or gone")) from error
     except Exception as error:
@@ -100,14 +104,29 @@ def check_readers_can_have(config: dict) -> None:
 
 def _not_for_all(backbone: str, how: str) -> str:
     return (
-        f"the backbone {backbone} is {how}, so readers would need access to it. Use --private for those who have it, or "
-        "--kind standalone at the export if its licence allows."
+        f"the backbone {backbone} is {how}, so readers would need access to it. Use --private for those who have it, "
+        "or --kind standalone at the export if its licence allows."
     )
 
 
-def stage(bundle: Path, folder: Path, repo_id: str, kind: str) -> list[Path]:
+def deliver(api, bundle, repo_id, private, revision, create_pr, message, delete_others, say) -> Pushed:
+    """Makes the repository, and the branch, where they are missing, and sends the bundle."""
+    api.create_repo(repo_id, private=private or None, exist_ok=True)
+    if private and not api.repo_info(repo_id).private:
+        raise ValueError(
+            f"{repo_id} is there already, and public. Make it private on its page, or choose another name."
+        )
+    if revision is not None and not create_pr:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="t5fusion-push-") as folder:
+        files = stage(bundle, Path(folder), repo_id)
+        return send(api, repo_id, files, revision, create_pr, message, delete_others, say)
+
+
+def stage(bundle: Path, folder: Path, repo_id: str) -> list[Path]:
     """Copies the bundle to `folder`, with the repository's name in its card and as the base of its adapter."""
-    for name in [*read_manifest(bundle)["files"]]:
+    manifest = read_manifest(bundle)
+    for name in manifest["files"]:
         shutil.copy(bundle / name, folder / name)
     adapter_config = folder / "adapter_config.json"
     if adapter_config.exists():
@@ -116,7 +135,7 @@ def stage(bundle: Path, folder: Path, repo_id: str, kind: str) -> list[Path]:
         write_json(adapter_config, fields | {"base_model_name_or_path": repo_id})
     card = folder / CARD
     card.write_text(name_repository(card.read_text(encoding="utf-8"), repo_id), encoding="utf-8")
-    write_manifest(folder, kind)
+    write_manifest(folder, manifest["kind"])
     return sorted(folder.iterdir())
 
 
@@ -134,7 +153,7 @@ def send(api, repo_id, files, revision, create_pr, message, delete_others, say) 
                 repo_id, operations, commit_message=message or "Upload a t5fusion bundle", revision=revision,
                 create_pr=create_pr, parent_commit=info.sha,
             )  # fmt: skip
-            return Pushed(commit.pr_url if create_pr else commit.commit_url, commit.oid, size)
+            return Pushed(commit.pr_url or commit.commit_url, commit.oid, size)
         except Exception as error:
             if not create_pr and (arrived := find_arrived(api, repo_id, files, revision, info.sha)):
                 return Pushed(f"{api.endpoint}/{repo_id}/commit/{arrived}", arrived, size)

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from ..modeling_t5fusion import T5FusionConfig
 from . import doors
-from .bundle import CARD, MANIFEST, REFERENCE, file_digest, read_manifest
+from .bundle import CARD, REFERENCE, file_digest, read_manifest
 from .errors import in_one_sentence
 
 
@@ -78,6 +78,7 @@ def verify(
         spec = {
             "name": str(folder.resolve()) if Path(name).is_dir() else str(name),
             "kind": manifest["kind"],
+            "adapter": (folder / "adapter_config.json").exists(),
             "reference": str((folder / REFERENCE).resolve()),
             "revision": revision,
             "backbone": config.backbone,
@@ -86,8 +87,8 @@ def verify(
             "dtype": dtype,
         }
         for found in open_doors(spec, Path(temporary), environment):
-            mark = "ok" if found["held"] else "--" if found.get("refused") else "NO"
-            add(mark, f"{found['door']}: {found['how']}")
+            shut = found.get("refused")
+            add("ok" if found["held"] else "--" if shut else "NO", f"{found['door']}: {shut or found['how']}")
     return report
 
 
@@ -116,7 +117,7 @@ def check_files(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]
             found.append(("NO", f"{name} is missing"))
         elif file_digest(folder / name) != written:
             edited = ("ok", f"{CARD} was edited since the export, as it may be")
-            found.append(edited if name == CARD else ("NO", f"{name} is not what was written: it is damaged, or edited"))
+            found.append(edited if name == CARD else ("NO", f"{name} is damaged: it is not what was written"))
     return found or [("ok", f"{len(expected)} files, as they were written")]
 
 

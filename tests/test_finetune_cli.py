@@ -149,6 +149,7 @@ def test_train_says_what_trains_where_it_is_and_what_is_next(trained):
     assert f"LoRA, r=32, alpha=32: {record['trainable_weights']:,} of {record['weights']:,} weights train" in out
     assert "Saved in trained. Next: t5fusion generate trained " in err
     assert record["rows"] + record["held_out_rows"] == 64 and record["options"]["epochs"] == 4
+    assert record["data"] is None  # a file of this machine
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_step(room, trained):
@@ -231,6 +232,29 @@ def test_evaluate_prints_json_or_a_table(room, trained):
     assert "loss" in out and f"{found['loss']:.4f}" not in out
 
 
+def test_evaluate_keeps_the_result_of_most_rows(room, trained):
+    file = trained[0] / "evaluation.json"
+    file.unlink(missing_ok=True)
+    words = ["evaluate", "trained", "few.parquet", *COLUMNS, "--vector-column", "vector", "--vectors", "all", "--json"]
+    code, out, err = run(room, *words)
+    assert code == 0, err
+    assert "Kept in trained/evaluation.json, for the model card." in err
+    kept, found = json.loads(file.read_text(encoding="utf-8")), json.loads(out)
+    assert (kept["rows"], kept["scored_rows"]) == (5, 5) and kept["worth_of_vectors"] == found["worth_of_vectors"]
+    assert {kind: {"rows": 5, **measures} for kind, measures in kept["measures"].items()} == {
+        kind: found[kind] for kind in ("true", "shuffled", "none")
+    }
+    assert [sample["reference"] for sample in kept["samples"]] == [
+        "settings of a a",
+        "settings of a b",
+        "settings of a c",
+    ]
+    assert "data" not in kept  # a file of this machine
+    code, _, err = run(room, *words, "--limit", "3")
+    assert code == 0 and "Not kept: trained/evaluation.json is of more rows" in err
+    assert json.loads(file.read_text(encoding="utf-8")) == kept
+
+
 def test_rows_without_a_text_are_left_out_of_the_training(room):
     rows = (room / "rows.jsonl").read_text() + json.dumps({"name": None, "text": "a b", "vector": [0.0] * 8}) + "\n"
     (room / "holes.jsonl").write_text(rows)
@@ -247,6 +271,13 @@ def test_the_demonstration_from_end_to_end(room):
     found = json.loads((room / "demo" / "demo.json").read_text())
     assert set(found) == {"untuned_loss", "loss", "worth_of_vectors", "scores", "seconds"}
     assert set(found["loss"]) == {"true", "shuffled", "none"} and set(found["scores"]) == {"true", "none", "untuned"}
+    kept = json.loads((room / "demo" / "evaluation.json").read_text(encoding="utf-8"))
+    assert {name: measures["loss"] for name, measures in kept["measures"].items()} == {
+        "untuned": found["untuned_loss"],
+        **found["loss"],
+    }
+    assert kept["measures"]["none"]["rougeL"] == found["scores"]["none"]["rougeL"]
+    assert kept["worth_of_vectors"]["shuffled"] == found["worth_of_vectors"] and len(kept["samples"]) == 3
     assert "reloaded in a new process: the same losses, to the bit" in out
     assert "t5fusion train my.jsonl" in out.splitlines()[-1]
     assert list((room / "cache" / "vectors").glob("*.safetensors"))

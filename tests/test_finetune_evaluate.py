@@ -1,5 +1,7 @@
 """Measures, against slow references."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ from t5fusion.finetune.data import prepare
 from t5fusion.finetune.evaluate import (
     Losses,
     change_vectors,
+    evaluation_record,
     generate_texts,
     losses,
     paired_bootstrap,
+    save_evaluation,
     text_scores,
 )
 
@@ -169,3 +173,31 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
         found = paired_bootstrap(Losses(sums + each * tokens, tokens), Losses(sums, tokens), samples=1000)
         held += found.low <= 0.1 <= found.high
     assert 86 <= held <= 100
+
+
+def a_record(rows, *kinds):
+    return evaluation_record(rows, rows, {kind: {"loss": 1.0} for kind in kinds}, {}, [{"text": "ü"}], data="me/names")
+
+
+def test_what_is_kept_of_an_evaluation(tmp_path):
+    record = a_record(5, "true", "none")
+    assert save_evaluation(tmp_path, record)
+    kept = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    assert kept == record and (kept["rows"], kept["data"], kept["measures"]["none"]) == (5, "me/names", {"loss": 1.0})
+    assert set(kept["versions"]) == {"torch", "transformers", "peft"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "kinds", "written"),
+    [
+        (4, ("true", "none"), False),
+        (9, ("true",), False),
+        (5, ("true", "none"), True),
+        (6, ("true", "none", "x"), True),
+    ],
+    ids=["fewer rows", "fewer kinds", "as many", "more"],
+)
+def test_an_evaluation_does_not_replace_a_better_one(tmp_path, rows, kinds, written):
+    save_evaluation(tmp_path, a_record(5, "true", "none") | {"split": "first"})
+    assert save_evaluation(tmp_path, a_record(rows, *kinds)) == written
+    assert ("split" in json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))) != written

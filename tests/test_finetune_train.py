@@ -28,7 +28,7 @@ LETTERS = "abcdefghijklmnopqrst"
 KINDS = {
     "lora": {},
     "full": {"full": True},
-    "frozen fusion": {"train_fusion": False},
+    "frozen fusion": {"train_fusion": False, "target_modules": ("q", "v")},  # the first user's own
     "random start": {"fusion_start": "random"},
 }
 
@@ -85,7 +85,8 @@ def test_what_is_saved(trained, base):
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(base)
         assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (32, 32, 0.05)
-        assert sorted(config["target_modules"]) == ["q", "v"]
+        expected = ["q", "v"] if kind == "frozen fusion" else ["k", "o", "q", "v", "wi", "wo"]
+        assert sorted(config["target_modules"]) == expected
         assert config["modules_to_save"] == (None if kind == "frozen fusion" else ["fusion"])
 
 
@@ -107,8 +108,10 @@ def test_the_trainable_share(trained):
     if made.full:
         assert trains == total == sum(p.numel() for p in model.parameters())
         return
-    # q and v of three attentions, each 32 -> 16 (four heads of four): r (32 + 16); and the fusion layer
-    lora, fusion = 3 * 2 * 32 * (32 + 16), 32 * DIM + 32 + 32
+    # four (or q and v) of three attentions, between 32 and 16 (four heads of four), r (32 + 16) each; two of two
+    # feed-forward layers, between 32 and 32; and the fusion layer
+    attention, feed_forward, fusion = 3 * 32 * (32 + 16), 2 * 2 * 32 * (32 + 32), 32 * DIM + 32 + 32
+    lora = 2 * attention if kind == "frozen fusion" else 4 * attention + feed_forward
     assert trains == lora + (0 if kind == "frozen fusion" else fusion)
     assert total > trains
 

@@ -93,7 +93,7 @@ def test_lora_acts_on_q_and_v_by_default(flan):
 def test_recommended_lora(flan):
     config = flan.lora_config()
     assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (32, 32, 0.05, "none")
-    assert set(config.target_modules) == {"q", "v"}
+    assert set(config.target_modules) == {"q", "k", "v", "o", "wi_0", "wi_1", "wo"}
     assert config.modules_to_save == ["fusion"] and config.task_type == "SEQ_2_SEQ_LM"
     changed = flan.lora_config(r=4, target_modules=["o"], use_rslora=True)
     assert changed.r == 4 and set(changed.target_modules) == {"o"} and changed.use_rslora

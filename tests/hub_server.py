@@ -1,0 +1,606 @@
+"""A small Hugging Face Hub on the loopback, so that tests can push and pull with the real client and nothing patched.
+
+    with HubServer(tokens={"hf_owner": "me", "hf_reader": User("me", write=False)}) as hub:
+        hub.add_repo("google/tiny", {"config.json": b"{}"}, gated=True)
+        subprocess.run(command, env=os.environ | hub.environment(tmp_path, "hf_owner"))
+        assert hub.repo("me/model").files() == wanted
+
+It speaks what huggingface_hub 1.3 to 2.4 ask of the Hub for models: repos, commits, pull requests, LFS, downloads.
+Its answers (status codes, headers, messages) are the Hub's, because by them the client decides what to raise and what
+to try again. There is no Xet, and `environment` tells the client so: the recent ones would send large files that way.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+DATE = "2026-01-01T00:00:00.000Z"
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npy", ".npz", ".onnx", ".parquet", ".model", ".zip", ".gz")
+LFS_SIZE = 1 << 20  # the Hub's own bound is 10 MB: smaller here, so that tests need no large files
+ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
+ID = "(?P<id>(?:[^/]+/)?[^/]+)"
+NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?(?<!\.git)(?<!\.ipynb)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class User:
+    """Who a token stands for; `write=False` makes it a read-only token, `orgs` are namespaces beside the user's own."""
+
+    name: str
+    write: bool = True
+    orgs: tuple[str, ...] = ()
+
+
+@dataclass
+class Request:
+    """What a route gets to see; `user` is None for a request without a token."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    user: User | None = None
+
+    def json(self):
+        return json.loads(self.body or b"{}")
+
+
+@dataclass(frozen=True)
+class Response:
+    body: bytes = b""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def json(cls, content, status=200, **headers):
+        return cls(json.dumps(content).encode(), status, {"Content-Type": "application/json"} | headers)
+
+
+class Refused(Exception):
+    """An error answer: `code` is what the client makes RepositoryNotFoundError, GatedRepoError and so on of."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None):
+        super().__init__(message)
+        named = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}) | dict(headers or {})
+        self.response = Response.json({"error": message}, status, **named)
+
+
+@dataclass
+class Fault:
+    """A failure to come: of the requests that match, those from the `nth` on, `times` of them."""
+
+    match: str
+    status: int
+    times: float
+    nth: int
+    after: bool
+    drop: bool
+    seen: int = 0
+
+    def strikes(self, request: Request) -> bool:
+        if not re.search(self.match, f"{request.method} {request.path}"):
+            return False
+        self.seen += 1
+        return self.nth <= self.seen < self.nth + self.times
+
+    def answer(self) -> Response | None:
+        return None if self.drop else Response.json({"error": "a fault that the test asked for"}, self.status)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def git_sha(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def is_lfs(path: str, data: bytes, size: int | None = None) -> bool:
+    """Whether a file is stored apart from git; never an empty one, which the client sends as a regular file.
+
+    With `size`, `data` is but the file's beginning.
+    """
+    size = len(data) if size is None else size
+    return size > 0 and (path.endswith(LFS_SUFFIXES) or size > LFS_SIZE or b"\0" in data[:512])
+
+
+def stored_as(path: str, data: bytes) -> str:
+    """The hash that the client compares its own with, and names the file in its cache by."""
+    return sha256(data) if is_lfs(path, data) else git_sha(data)
+
+
+def file_entry(path: str, data: bytes) -> dict:
+    """A file as listings show it; of an LFS file, git holds but a pointer."""
+    if not is_lfs(path, data):
+        return {"type": "file", "path": path, "size": len(data), "oid": git_sha(data)}
+    oid, size = sha256(data), len(data)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n".encode()
+    lfs = {"oid": oid, "sha256": oid, "size": size, "pointerSize": len(pointer)}
+    return {"type": "file", "path": path, "size": size, "oid": git_sha(pointer), "lfs": lfs}
+
+
+def served(data: bytes, etag: str, request: Request, **headers) -> Response:
+    """Bytes, or the part of them that the request's Range names."""
+    headers |= {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or "")
+    if not wanted:
+        return Response(data, 200, headers)
+    start, stop = int(wanted[1]), min(int(wanted[2] or len(data) - 1) + 1, len(data))
+    if start >= len(data):
+        raise Refused(416, "Range Not Satisfiable", headers={"Content-Range": f"bytes */{len(data)}"})
+    return Response(data[start:stop], 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
+
+
+def card_errors(card: str) -> list[dict]:
+    """What is wrong with the shape of a card's metadata: each line must be `key: value`, or go on with the one before.
+
+    The Hub parses the YAML and knows the keys; without a YAML parser, this only tells a mapping from anything else.
+    """
+    metadata = re.match(r"---\s*\n(.*?)^---\s*$", card, re.DOTALL | re.MULTILINE)
+    lines = metadata[1].splitlines() if metadata else []
+    wrong = [line for line in lines if line.strip() and not re.match(r"[\s#-]|[\w.\"'-]+:(\s|$)", line)]
+    return [{"message": f'"metadata" must be a mapping: {line!r}'} for line in wrong]
+
+
+def full_ref(revision: str) -> str:
+    return revision if revision.startswith("refs/") else f"refs/heads/{revision}"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A snapshot that never changes: all the files, by path."""
+
+    oid: str
+    files: Mapping[str, bytes]
+    parent: str | None
+    title: str
+    author: str
+
+
+class Repo:
+    """A model's repo. `commits` holds those of all branches and pull requests, oldest first; `refs` point to them."""
+
+    def __init__(self, repo_id: str, private: bool, gated: bool, readers: Iterable[str], lock):
+        self.id, self.namespace = repo_id, repo_id.rpartition("/")[0]
+        self.private, self.gated, self.readers = private, gated, tuple(readers)
+        self.commits: list[Commit] = []
+        self.refs: dict[str, Commit] = {}
+        self.blobs: dict[str, bytes] = {}  # LFS files by sha256, also those of uploads that no commit followed
+        self._lock = lock
+
+    def find(self, revision: str) -> Commit | None:
+        """The commit that a branch, a tag, a full ref or a sha of 7 characters or more stands for."""
+        for ref in (full_ref(revision), f"refs/tags/{revision}"):
+            if ref in self.refs:
+                return self.refs[ref]
+        named = [commit for commit in self.commits if len(revision) >= 7 and commit.oid.startswith(revision)]
+        return named[0] if named else None
+
+    def files(self, revision: str = "main") -> dict[str, bytes]:
+        """A copy of the files; KeyError for a revision that there is not."""
+        commit = self.find(revision)
+        if commit is None:
+            raise KeyError(revision)
+        return dict(commit.files)
+
+    def commit(self, files, revision="main", title="changed under way", author="system", parent=None) -> Commit:
+        """Adds `files` (None deletes one) to `parent`, by default what `revision` points to, and moves `revision`."""
+        with self._lock:
+            ref = full_ref(revision)
+            parent = parent or self.refs.get(ref)
+            merged = {**(parent.files if parent else {}), **files}
+            merged = {path: data for path, data in merged.items() if data is not None}
+            content = [(path, git_sha(data)) for path, data in merged.items()]
+            oid = hashlib.sha1(f"{self.id} {len(self.commits)} {title} {content}".encode()).hexdigest()
+            commit = Commit(oid, merged, parent and parent.oid, title, author)
+            self.blobs |= {sha256(data): data for path, data in merged.items() if is_lfs(path, data)}
+            self.commits.append(commit)
+            self.refs[ref] = commit
+            return commit
+
+    def refs_of(self, kind: str) -> list[dict]:
+        """The refs of a kind (heads, tags or pr) as the Hub lists them."""
+        prefix = f"refs/{kind}/"
+        named = {ref.removeprefix(prefix): ref for ref in self.refs if ref.startswith(prefix)}
+        return [{"name": name, "ref": ref, "targetCommit": self.refs[ref].oid} for name, ref in named.items()]
+
+    def admits(self, user: User | None) -> bool:
+        """Whether a user sees the repo if it is private, and its files if it is gated."""
+        return user is not None and (self.namespace in (user.name, *user.orgs) or user.name in self.readers)
+
+    def writable_by(self, user: User) -> bool:
+        return user.write and self.namespace in (user.name, *user.orgs)
+
+
+class HubServer:
+    """The Hub: repos by id, tokens, the requests so far and the faults to come. A `with` block starts and stops it."""
+
+    def __init__(self, tokens: Mapping[str, str | User] | None = None):
+        users = {token: user if isinstance(user, User) else User(user) for token, user in (tokens or {}).items()}
+        self.users: dict[str, User] = users
+        self.repos: dict[str, Repo] = {}
+        self.requests: list[tuple[str, str]] = []  # (method, path without its query) in the order of arrival
+        self.before: Callable[[str, str], None] | None = None  # called with (method, path) ahead of each; may block
+        self.closed = False
+        self._faults: list[Fault] = []
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> "HubServer":
+        # Large files are on a host of their own, as on the Hub: the client must not send its token there.
+        self._listeners = [_Listener(self), _Listener(self)]
+        self.endpoint, self.storage = (f"http://127.0.0.1:{listener.server_port}" for listener in self._listeners)
+        for listener in self._listeners:
+            threading.Thread(target=listener.serve_forever, args=(0.1,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.closed = True
+        for listener in self._listeners:
+            listener.shutdown()
+            listener.server_close()
+
+    def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
+        """What a process needs in its environment to take this for the Hub, with caches of its own under `home`."""
+        caches = {"HF_HUB_CACHE": "hub", "HF_MODULES_CACHE": "modules", "HF_TOKEN_PATH": "token", "HF_HOME": ""}
+        tokens = dict.fromkeys(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), token or "")
+        switches = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+        direct = {"HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        return {name: str(home / place) for name, place in caches.items()} | tokens | switches | direct
+
+    def repo(self, repo_id: str) -> Repo:
+        return self.repos[repo_id]
+
+    def add_repo(self, repo_id, files: Mapping[str, bytes], private=False, gated=False, readers: Iterable[str] = ()):
+        """Makes a repo of exactly these files in one commit; `readers` are users let into a private or a gated one."""
+        repo = self.repos[repo_id] = Repo(repo_id, private, gated, readers, self._lock)
+        repo.commit(files, title="initial commit")
+        return repo
+
+    def add_folder(self, repo_id, folder: Path, **options) -> Repo:
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        return self.add_repo(repo_id, files, **options)
+
+    def fault(self, match, status=503, times: float = 1, nth=1, after=False, drop=False):
+        """Makes requests fail whose "METHOD path" a regular expression finds: `times` of them (math.inf: all) from the
+        `nth` on. `after` lets the request take effect first; `drop` closes the connection without an answer."""
+        self._faults.append(Fault(match, status, times, nth, after, drop))
+
+    def answer(self, request: Request) -> Response | None:
+        """The answer to a request, None for a connection to be closed without one."""
+        self.requests.append((request.method, request.path))
+        if self.before:
+            self.before(request.method, request.path)
+        with self._lock:
+            faults = [fault for fault in self._faults if fault.strikes(request)]
+            if faults and not faults[0].after:
+                return faults[0].answer()
+            response = self._answer(request)
+        return faults[0].answer() if faults else response
+
+    def _answer(self, request: Request) -> Response:
+        for methods, pattern, handle in self.ROUTES:
+            found = pattern.fullmatch(request.path)
+            if found and request.method in methods:
+                parts = {name: unquote(part or "") for name, part in found.groupdict().items()}
+                try:
+                    self._sign(request)
+                    return handle(self, request, **parts)
+                except Refused as refused:
+                    return refused.response
+        return Refused(404, f"{request.method} {request.path}: this Hub does not speak that").response
+
+    def _sign(self, request: Request) -> None:
+        """Finds the user whom the request's token stands for; a token that nobody has is refused everywhere."""
+        token = request.headers.get("Authorization")
+        if token is not None:
+            request.user = self.users.get(token.removeprefix("Bearer "))
+            if request.user is None:
+                raise Refused(401, "Invalid credentials in Authorization header")
+
+    # --- who may do what
+
+    def _repo(self, request: Request, repo_id: str) -> Repo:
+        """A repo that the user may see: what is private and what is missing must look the same to all others."""
+        repo = self.repos.get(repo_id)
+        if repo is None or (repo.private and not repo.admits(request.user)):
+            self._user(request)
+            raise Refused(404, "Repository not found", "RepoNotFound")
+        return repo
+
+    def _open_repo(self, request: Request, repo_id: str) -> Repo:
+        """A repo whose files the user may read."""
+        repo = self._repo(request, repo_id)
+        if repo.gated and not repo.admits(request.user):
+            why = "you are not in the authorized list" if request.user else "you must be authenticated to access it"
+            raise Refused(403 if request.user else 401, f"Access to model {repo_id} is restricted: {why}.", "GatedRepo")
+        return repo
+
+    def _own_repo(self, request: Request, repo_id: str) -> Repo:
+        """A repo that the user may write to, or propose changes to if that is what the request is for."""
+        repo, user = self._repo(request, repo_id), self._user(request)
+        if not user.write:
+            raise Refused(403, "Forbidden: you must use a write token to upload to a repository.")
+        if not repo.writable_by(user) and request.query.get("create_pr") != "1":
+            raise Refused(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
+        return repo
+
+    @staticmethod
+    def _user(request: Request) -> User:
+        """Whoever asks. A 401 on a repo becomes RepositoryNotFoundError in the client, without a code from the Hub, but
+        only at an https address: here the code must say it."""
+        if request.user is None:
+            of_a_repo = re.match("/api/models/|.+/resolve/", request.path)
+            raise Refused(401, "Invalid username or password.", "RepoNotFound" if of_a_repo else None)
+        return request.user
+
+    @staticmethod
+    def _commit(repo: Repo, revision: str) -> Commit:
+        commit = repo.find(revision)
+        if commit is None:
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit
+
+    # --- accounts and repos
+
+    def whoami(self, request):
+        user = self._user(request)
+        token = {"displayName": "test", "role": "write" if user.write else "read"}
+        orgs = [{"type": "org", "name": name} for name in user.orgs]
+        return Response.json({"type": "user", "name": user.name, "orgs": orgs, "auth": {"accessToken": token}})
+
+    def create_repo(self, request):
+        user, wanted = self._user(request), request.json()
+        namespace, name = wanted.get("organization") or user.name, wanted["name"]
+        repo_id = f"{namespace}/{name}"
+        private = wanted.get("private") or wanted.get("visibility") == "private"  # the one in 1.3, the other in 2.4
+        repo, url = Repo(repo_id, bool(private), False, (), self._lock), {"url": f"{self.endpoint}/{repo_id}"}
+        if not NAME.fullmatch(name):
+            raise Refused(400, f'"name" with value "{name}" fails to match the required pattern')
+        if not repo.writable_by(user):
+            raise Refused(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
+        if repo_id in self.repos:
+            return Response.json({"error": "You already created this model repo"} | url, 409)
+        repo.commit({".gitattributes": ATTRIBUTES}, title="initial commit")
+        self.repos[repo_id] = repo
+        return Response.json(url)
+
+    def delete_repo(self, request):
+        wanted = request.json()
+        repo_id = f"{wanted.get('organization') or self._user(request).name}/{wanted['name']}"
+        self._own_repo(request, repo_id)
+        del self.repos[repo_id]
+        return Response.json({})
+
+    def info(self, request, id, rev):
+        repo = self._repo(request, id)
+        commit = self._commit(repo, rev or "main")
+        siblings = [{"rfilename": path} for path in commit.files]
+        if "blobs" in request.query:
+            entries = [file_entry(path, data) for path, data in commit.files.items()]
+            siblings = [entry | {"rfilename": entry["path"], "blobId": entry["oid"]} for entry in entries]
+        about = {"id": id, "modelId": id, "author": repo.namespace, "sha": commit.oid, "lastModified": DATE}
+        state = {"private": repo.private, "gated": "manual" if repo.gated else False, "disabled": False}
+        return Response.json(about | state | {"tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
+
+    def tree(self, request, id, rev, path):
+        files = self._commit(self._repo(request, id), rev).files
+        prefix = f"{path}/" if path else ""
+        inside = {name: data for name, data in files.items() if name.startswith(prefix)}
+        if path and not inside:
+            raise Refused(404, f'{path} does not exist on "{rev}"', "EntryNotFound")
+        parents = {str(parent) for name in inside for parent in Path(name).parents if str(parent).startswith(prefix)}
+        listed = [{"type": "directory", "path": name, "size": 0, "oid": git_sha(b"")} for name in parents - {"."}]
+        listed += [file_entry(name, data) for name, data in inside.items()]
+        if request.query.get("recursive", "").lower() != "true":
+            listed = [entry for entry in listed if "/" not in entry["path"].removeprefix(prefix)]
+        return Response.json(listed)
+
+    def refs(self, request, id):
+        repo = self._repo(request, id)
+        listed = {"branches": repo.refs_of("heads"), "converts": [], "tags": repo.refs_of("tags")}
+        return Response.json(listed | ({"pullRequests": repo.refs_of("pr")} if "include_prs" in request.query else {}))
+
+    def history(self, request, id, rev):
+        repo = self._repo(request, id)
+        listed, commit = [], self._commit(repo, rev)
+        while commit:
+            about = {"id": commit.oid, "title": commit.title, "message": "", "date": DATE}
+            listed.append(about | {"authors": [{"user": commit.author}]})
+            commit = commit.parent and repo.find(commit.parent)
+        return Response.json(listed)
+
+    def create_branch(self, request, id, rev):
+        return self._create_ref(request, id, f"refs/heads/{rev}", request.json().get("startingPoint", "main"))
+
+    def create_tag(self, request, id, rev):
+        return self._create_ref(request, id, f"refs/tags/{request.json()['tag']}", rev)
+
+    def _create_ref(self, request, repo_id, ref, start):
+        repo = self._own_repo(request, repo_id)
+        commit = self._commit(repo, start)
+        if ref in repo.refs:
+            raise Refused(409, f"Reference already exists: {ref}")
+        repo.refs[ref] = commit
+        return Response.json({})
+
+    # --- uploads
+
+    def validate_yaml(self, request):
+        errors = card_errors(request.json()["content"])
+        return Response.json({"errors": errors, "warnings": []}, 400 if errors else 200)
+
+    def preupload(self, request, id, rev):
+        """Says which files go by LFS, and what is there by their names: the client leaves out what has not changed."""
+        there = self._commit(self._own_repo(request, id), rev).files
+        told = []
+        for file in request.json()["files"]:
+            path = file["path"]
+            mode = "lfs" if is_lfs(path, base64.b64decode(file["sample"]), file["size"]) else "regular"
+            oid = {"oid": stored_as(path, there[path])} if path in there else {}
+            told.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | oid)
+        return Response.json({"files": told})
+
+    def lfs_batch(self, request, id):
+        """Says where to put each LFS file; nowhere if it is there. No `ref` comes with what is for a pull request."""
+        repo, user, wanted = self._repo(request, id), self._user(request), request.json()
+        if "ref" in wanted and not repo.writable_by(user):
+            raise Refused(403, "Authorization error.")
+        told = []
+        for file in wanted["objects"]:
+            put, verify = f"{self.storage}/stored/{id}/{file['oid']}", f"{self.endpoint}/{id}.git/info/lfs/verify"
+            todo = {} if file["oid"] in repo.blobs else {"upload": {"href": put}, "verify": {"href": verify}}
+            told.append({"oid": file["oid"], "size": file["size"]} | ({"actions": todo} if todo else {}))
+        return Response.json({"transfer": "basic", "objects": told})
+
+    def store(self, request, id, oid):
+        """The storage's own address of an LFS file, as good as signed: who knows the hash may use it, and no token."""
+        blobs = self.repos[id].blobs if id in self.repos else {}
+        if request.user:
+            raise Refused(400, "Only one auth mechanism allowed")
+        if request.method == "PUT" and sha256(request.body) == oid:
+            blobs[oid] = request.body
+            return Response()
+        if request.method == "PUT" or oid not in blobs:
+            raise Refused(400, "Not the file that was announced, or none")
+        return served(blobs[oid], oid, request)
+
+    def verify(self, request, id):
+        wanted = request.json()
+        if len(self._repo(request, id).blobs.get(wanted["oid"], b"")) != wanted["size"]:
+            raise Refused(404, "The file was not uploaded")
+        return Response.json({})
+
+    def commit(self, request, id, rev):
+        """All of the operations or none: everything that can be refused is, before a branch moves."""
+        repo, user, proposal = self._own_repo(request, id), self._user(request), request.query.get("create_pr") == "1"
+        header, *operations = (json.loads(line) for line in request.body.splitlines())
+        ref, expected = full_ref(rev), header["value"].get("parentCommit")
+        if ref not in repo.refs:
+            raise Refused(404, f"Invalid rev id: {rev}", "RevisionNotFound")
+        parent = self._commit(repo, expected) if expected and proposal else repo.refs[ref]
+        if expected and not parent.oid.startswith(expected):
+            raise Refused(412, "A commit has happened since. Please refresh and try again.")
+        changes = self._changes(repo, parent, operations)
+        number = len(repo.refs_of("pr")) + 1
+        ref = f"refs/pr/{number}" if proposal else ref
+        made = repo.commit(changes, ref, header["value"]["summary"], user.name, parent)
+        told = {"success": True, "commitOid": made.oid, "commitUrl": f"{self.endpoint}/{id}/commit/{made.oid}"}
+        asked = {"pullRequestUrl": f"{self.endpoint}/{id}/discussions/{number}"} if proposal else {}
+        return Response.json(told | asked)
+
+    @staticmethod
+    def _changes(repo: Repo, parent: Commit, operations: list[dict]) -> dict[str, bytes | None]:
+        """The operations of a commit as files by path, None for one that is deleted."""
+        changes: dict[str, bytes | None] = {}
+        for key, value in ((operation["key"], operation["value"]) for operation in operations):
+            path = value["path"]
+            if key == "file":
+                changes[path] = base64.b64decode(value["content"])
+            elif key == "lfsFile" and value["oid"] in repo.blobs:
+                changes[path] = repo.blobs[value["oid"]]
+            elif key == "deletedFile" and path in parent.files:
+                changes[path] = None
+            elif key == "deletedFolder" and any(name.startswith(f"{path.rstrip('/')}/") for name in parent.files):
+                changes |= {name: None for name in parent.files if name.startswith(f"{path.rstrip('/')}/")}
+            elif key.startswith("deleted"):
+                raise Refused(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
+            else:
+                raise Refused(400, f"{path}: {key} of what was never uploaded, or is not known here")
+        return changes
+
+    # --- downloads
+
+    def resolve(self, request, id, rev, path):
+        commit = self._commit(self._open_repo(request, id), rev)
+        data, headers = commit.files.get(path), {"X-Repo-Commit": commit.oid}
+        if data is None:
+            raise Refused(404, "Entry not found", "EntryNotFound", headers)
+        etag = stored_as(path, data)
+        if not is_lfs(path, data):
+            return served(data, etag, request, **headers)
+        linked = {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
+        return Response(b"", 302, headers | linked | {"Location": f"{self.storage}/stored/{id}/{etag}"})
+
+    ROUTES = tuple(
+        (methods.split(), re.compile(path.replace("ID", ID).replace("REV", "(?P<rev>[^/]+)")), handle)
+        for methods, path, handle in (
+            ("GET", "/api/whoami-v2", whoami),
+            ("POST", "/api/repos/create", create_repo),
+            ("DELETE", "/api/repos/delete", delete_repo),
+            ("POST", "/api/validate-yaml", validate_yaml),
+            ("GET", "/api/models/ID/tree/REV(?:/(?P<path>.+))?", tree),
+            ("GET", "/api/models/ID/refs", refs),
+            ("GET", "/api/models/ID/commits/REV", history),
+            ("POST", "/api/models/ID/branch/REV", create_branch),
+            ("POST", "/api/models/ID/tag/REV", create_tag),
+            ("POST", "/api/models/ID/preupload/REV", preupload),
+            ("POST", "/api/models/ID/commit/REV", commit),
+            ("GET", "/api/models/ID(?:/revision/REV)?", info),
+            ("POST", "/ID.git/info/lfs/objects/batch", lfs_batch),
+            ("POST", "/ID.git/info/lfs/verify", verify),
+            ("GET HEAD", "/ID/resolve/REV/(?P<path>.+)", resolve),
+            ("GET HEAD PUT", "/stored/ID/(?P<oid>[0-9a-f]{64})", store),
+        )
+    )
+
+
+class _Listener(ThreadingHTTPServer):
+    """A port of the Hub. Its threads are daemons: a client that keeps its connection must not keep the test."""
+
+    daemon_threads = True
+
+    def __init__(self, hub: HubServer):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub = hub
+
+    def handle_error(self, request, client_address):
+        if self.hub.closed or isinstance(sys.exc_info()[1], ConnectionError):
+            return  # the client was killed, or gave up: what tests do, and nothing to report
+        super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Reads a request whole, so that one cut off in the middle has no effect, and writes what the Hub answers."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # headers and body in one packet: else each answer waits for the client's delayed acknowledgement
+    disable_nagle_algorithm = True
+    server: _Listener
+
+    def do_any(self):
+        url = urlsplit(self.path)
+        query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        request = Request(self.command, url.path, query, self.headers, self.read_body())
+        response = None if self.server.hub.closed else self.server.hub.answer(request)
+        if response is None:
+            self.close_connection = True
+            return
+        self.send_response(response.status)
+        for name, value in response.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(response.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(response.body)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_any
+
+    def read_body(self) -> bytes:
+        size = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(size)
+        if len(body) < size:
+            raise ConnectionError("the client went away while it was sending")
+        return body
+
+    def log_message(self, *_):
+        """Nothing: `HubServer.requests` has it."""

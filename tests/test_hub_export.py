@@ -1,0 +1,538 @@
+"""From the first user's bare folder to a reader's one line: export, verify and push, run as they are typed.
+
+The Hub is a server on the loopback that the real client talks to; nothing is patched, and readers cannot see t5fusion.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer, User
+from safetensors.torch import load_file, save_file
+
+from t5fusion.hub_export.bundle import MANIFEST, json_digest, read_manifest
+
+COMMAND = [sys.executable, "-c", "from t5fusion.hub_export.cli import main; main()"]
+CODE = ("configuration_t5fusion.py", "modeling_t5fusion.py", "processing_t5fusion.py")
+BACKBONE = "google/flan-tiny"
+TRAIN = """
+import sys
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import AutoTokenizer
+from t5fusion import DataCollatorWithFusion, T5WithFusion
+
+base, out, recommended = sys.argv[1:]
+model = T5WithFusion(base)
+tokenizer = AutoTokenizer.from_pretrained(base)
+lora = LoraConfig(r=4, lora_alpha=4, target_modules=["q", "v"], lora_dropout=0.05, bias="none",
+                  task_type=TaskType.SEQ_2_SEQ_LM)
+torch.manual_seed(0)
+peft_model = get_peft_model(model, model.lora_config(r=4) if recommended == "yes" else lora)
+row = {**tokenizer("Filename: app_config"), "labels": tokenizer("settings").input_ids, "lexical_embeds": [0.05] * 384}
+batch = DataCollatorWithFusion(tokenizer)([row, row])
+optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=0.1)
+for _ in range(3):
+    peft_model(**batch).loss.backward()
+    optimizer.step()
+peft_model.save_pretrained(out), tokenizer.save_pretrained(out)
+peft_model.eval()
+rows = {name: value for name, value in batch.items() if name != "labels"}
+torch.save((rows, peft_model.generate(**rows, max_new_tokens=8)), out + ".made.pt")
+"""
+READ = """
+import sys
+import torch
+
+sys.meta_path.insert(0, type("Hidden", (), {"find_spec": lambda self, name, *_: exec("raise ModuleNotFoundError(name)")
+                             if name.partition(".")[0] == "t5fusion" else None})())
+exec(sys.argv[1])
+rows, expected = torch.load(sys.argv[2])
+assert torch.equal(model.eval().generate(**rows, max_new_tokens=8), expected)
+texts = processor.batch_decode(expected, skip_special_tokens=True)
+assert processor(["app_config"], lexical_embeds=rows["lexical_embeds"][:1])["input_ids"][0, 0] == 135, texts
+"""
+
+
+class Author:
+    """Runs commands as on a machine of its own, with a home, a token and a cache."""
+
+    def __init__(self, hub, home: Path, token: str | None = "hf_owner"):
+        home.mkdir(exist_ok=True)
+        self.hub, self.home = hub, home
+        self.environment = os.environ | hub.environment(home / "cache", token)
+        self.environment |= {"OMP_NUM_THREADS": "1", "HOME": str(home), "COLUMNS": "200"}
+
+    def run(self, *arguments, expect=0, cwd=None, **environment):
+        done = subprocess.run(
+            [str(part) for part in arguments], cwd=cwd or self.home, env=self.environment | environment,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == expect, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return done.stdout, done.stderr
+
+    def t5fusion(self, *arguments, **options):
+        return self.run(*COMMAND, *arguments, **options)
+
+    def refused(self, *arguments, **options):
+        """The one sentence by which a command ends, with exit code 1."""
+        _, complaint = self.t5fusion(*arguments, expect=1, **options)
+        assert "Traceback" not in complaint
+        last = complaint.strip().splitlines()[-1]
+        assert last.startswith("t5fusion: "), complaint
+        return last.removeprefix("t5fusion: ")
+
+    def python(self, code, *arguments, **options):
+        return self.run(sys.executable, "-c", code, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def hub(plain_folders):
+    with HubServer(tokens={"hf_owner": "me", "hf_reader": User("you", write=False)}) as hub:
+        hub.add_folder(BACKBONE, plain_folders["flan"])
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def author(hub, tmp_path_factory):
+    return Author(hub, tmp_path_factory.mktemp("author"))
+
+
+@pytest.fixture(scope="module")
+def bare(author):
+    """What the first user has: adapter and tokenizer of a model whose fusion layer trained, and nothing else."""
+    author.python(TRAIN, BACKBONE, author.home / "bare", "yes")
+    return author.home / "bare"
+
+
+@pytest.fixture(scope="module")
+def bundle(author, bare):
+    author.t5fusion("export", bare, "bundle")
+    return author.home / "bundle"
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+def reseal(bundle, **changes):
+    """Writes the manifest anew, as if these fields of it had been written."""
+    manifest = read_manifest(bundle) | changes
+    (bundle / MANIFEST).write_text(json.dumps(manifest | {"digest": json_digest(manifest)}))
+
+
+@pytest.mark.parametrize("recommended", ["no", "yes"], ids=["fusion frozen", "fusion trained"])
+def test_from_a_bare_folder_to_one_line(author, hub, recommended, tmp_path):
+    """Three commands by the author, three lines by a reader, who gets the author's model to the bit."""
+    bare, repo_id = tmp_path / "bare", f"me/describer-{recommended}"
+    author.python(TRAIN, BACKBONE, bare, recommended)
+    assert {file.name for file in bare.iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+    said, told = author.t5fusion("export", bare, tmp_path / "bundle")
+    assert "adapter" in said and "Taken for granted: sentence-transformers/all-MiniLM-L6-v2" in told
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    said, _ = author.t5fusion("push", tmp_path / "bundle", repo_id)
+    lines = [line.strip() for line in said.splitlines()[1:]]
+    assert len(lines) == 3 and all(repo_id in line for line in lines[1:])
+
+    reader = Author(hub, tmp_path / "reader", token=None)
+    reader.python(READ, "\n".join(lines), f"{bare}.made.pt")
+    reader.python(READ, "\n".join(lines), f"{bare}.made.pt", HF_HUB_OFFLINE="1")  # from the warm cache
+    held, _ = reader.t5fusion("verify", repo_id)
+    assert held.count("to the bit") == 7 and held.count("equal") == 3 and "\n--" not in held
+
+
+def test_what_travels(bundle, bare, hub):
+    root = Path(__file__).parents[1]
+    for name in CODE:
+        assert (bundle / name).read_bytes() == (root / name).read_bytes()
+    names = {file.name for file in bundle.iterdir()}
+    assert names == {
+        *CODE, "README.md", "adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json",
+        "processor_config.json", "reference.safetensors", "t5fusion.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    config = json.loads((bundle / "config.json").read_text())
+    assert config["model_type"] == "t5_fusion" and config["backbone"] == BACKBONE
+    assert config["backbone_revision"] == hub.repo(BACKBONE).commits[-1].oid
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForSeq2SeqLM"}
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (bundle, bare))
+    assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
+
+
+def test_nothing_of_the_authors_machine(bundle, author):
+    for file in bundle.iterdir():
+        assert str(author.home).encode() not in file.read_bytes(), file.name
+        assert b"hf_owner" not in file.read_bytes()
+
+
+def test_equal_inputs_give_equal_bytes(author, bare, bundle, tmp_path):
+    author.t5fusion("export", bare, tmp_path / "again")
+    for file in bundle.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_folder_with_something_in_it_is_left_alone(author, bare, copy, tmp_path):
+    assert "--overwrite" in author.refused("export", bare, copy)
+    (copy / "README.md").write_text((copy / "README.md").read_text() + "\n## Thanks\n\nTo all.\n")
+    author.t5fusion("export", bare, copy, "--overwrite")
+    assert "To all." in (copy / "README.md").read_text()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("dear diary")
+    assert "left alone" in author.refused("export", bare, tmp_path / "mine", "--overwrite")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["diary.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"copy", "mine"}  # and no rests of what failed
+
+
+@pytest.mark.parametrize("kind", ["standalone", "merged"])
+def test_other_kinds_need_no_backbone(author, bare, tmp_path, kind):
+    author.t5fusion("export", bare, tmp_path / kind, "--kind", kind)
+    config = json.loads((tmp_path / kind / "config.json").read_text())
+    assert config["backbone"] == BACKBONE  # told, not needed
+    reader = Author(author.hub, tmp_path / "reader", token=None)
+    held, _ = reader.t5fusion("verify", tmp_path / kind)
+    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    assert (tmp_path / kind / "adapter_config.json").exists() == (kind == "standalone")
+
+
+def test_many_adapters_on_one_base(author, hub, bundle, tmp_path):
+    author.t5fusion("export", BACKBONE, tmp_path / "base", "--kind", "base")
+    author.t5fusion("push", tmp_path / "base", "me/base")
+    held, _ = author.t5fusion("verify", bundle, "--base", "me/base")
+    assert "PeftModel over the base repository: to the bit" in held
+    author.python(TRAIN, "me/base", tmp_path / "another", "yes")
+    author.t5fusion("export", tmp_path / "another", tmp_path / "on-base")
+    assert json.loads((tmp_path / "on-base" / "config.json").read_text())["backbone"] == "me/base"
+    held, _ = author.t5fusion("verify", tmp_path / "on-base")
+    assert "AutoModelForSeq2SeqLM: to the bit" in held
+
+
+def test_what_train_wrote(author, hub, plain_folders, tmp_path):
+    """Its adapter, its checkpoint, and a folder of all weights; the recipe is known, and nothing taken for granted."""
+    rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1 * i, 1.0]} for i, (a, b) in
+            enumerate((a, b) for a in "abcdef" for b in "abcdef")]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--text-column", "name", "--target-column", "text", "--vector-column", "vector", "--epochs", "0.2"]
+    for out, options in (("lora", ["--base", BACKBONE]), ("full", ["--base", BACKBONE, "--full"])):
+        author.t5fusion("train", tmp_path / "rows.jsonl", *columns, *options, "--output", tmp_path / out)
+    (checkpoint,) = (tmp_path / "lora" / "checkpoints").iterdir()
+    for source, kind in ((tmp_path / "lora", "adapter"), (checkpoint, "adapter"), (tmp_path / "full", "standalone")):
+        target = tmp_path / f"bundle-{source.name}"
+        _, told = author.t5fusion("export", source, target, "--kind", kind)
+        assert "Taken for granted" not in told
+        held, _ = author.t5fusion("verify", target)
+        assert "AutoModelForSeq2SeqLM: to the bit" in held
+        assert not {"training_args.bin", "optimizer.pt", "training.json"} & {file.name for file in target.iterdir()}
+        assert json.loads((target / "processor_config.json").read_text())["lexical_dim"] == 2
+    assert "--kind standalone" in author.refused("export", tmp_path / "full", tmp_path / "no")
+
+
+def test_a_backbone_that_readers_have_not(author, plain_folders, tmp_path, save_plain_t5):
+    local, repo = plain_folders["flan"], author.hub.repo(BACKBONE)
+    author.python(TRAIN, local, tmp_path / "bare", "no")
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "bundle")
+    assert "folder of this machine" in refused and "--backbone ID" in refused and "--kind standalone" in refused
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", "--backbone", f"{BACKBONE}@{repo.commits[0].oid}")
+    author.hub.add_folder("google/other", save_plain_t5(tmp_path / "other", seed=1, **FLAN))
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "no", "--backbone", "google/other")
+    assert "another model" in refused and "weights differ" in refused
+    assert "cannot be loaded" in author.refused("export", tmp_path / "bare", tmp_path / "no", "--backbone", "me/none")
+    shutil.rmtree(tmp_path / "other")
+    author.python(TRAIN, local, tmp_path / "gone", "no")
+    field = json.loads((tmp_path / "gone" / "adapter_config.json").read_text())
+    field["base_model_name_or_path"] = "/nowhere/flan"
+    (tmp_path / "gone" / "adapter_config.json").write_text(json.dumps(field))
+    assert "is not there" in author.refused("export", tmp_path / "gone", tmp_path / "no")
+    _, told = author.t5fusion("export", tmp_path / "gone", tmp_path / "claimed", "--backbone", BACKBONE)
+    assert "taken for the same" in told
+    assert not (tmp_path / "no").exists()
+
+
+FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+
+def test_a_backbone_that_changed_behind_its_name(author, hub, tmp_path, save_plain_t5):
+    """Before the export it is noticed, since the cache holds both; after it, readers get the commit that was pinned."""
+    repo = hub.add_folder("google/moving", save_plain_t5(tmp_path / "then", **FLAN))
+    author.python(TRAIN, "google/moving", tmp_path / "bare", "no")
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "before")
+    then = repo.commits[-1].oid
+    weights = save_plain_t5(tmp_path / "now", seed=1, **FLAN) / "model.safetensors"
+    now = repo.commit({"model.safetensors": weights.read_bytes()}).oid
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "after")
+    assert then in refused and now in refused and "--backbone google/moving@COMMIT" in refused
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "after", "--backbone", f"google/moving@{then}")
+    for name in json.loads((tmp_path / "before" / MANIFEST).read_text())["files"]:
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+    held, _ = author.t5fusion("verify", tmp_path / "before")
+    assert "AutoModelForSeq2SeqLM: to the bit" in held
+
+
+def test_an_adapter_that_does_not_fit(author, bare, tmp_path, bundle):
+    for name, change in (("narrow", lambda value: value[..., :-1].contiguous()), ("lost", None)):
+        broken = Path(shutil.copytree(bare, tmp_path / name))
+        weights = load_file(broken / "adapter_model.safetensors")
+        key = min(weights)
+        if change is None:
+            del weights[key]
+        else:
+            weights[key] = change(weights[key])
+        save_file(weights, broken / "adapter_model.safetensors")
+        assert "does not fit" in author.refused("export", broken, tmp_path / "no")
+        reader = Path(shutil.copytree(bundle, tmp_path / f"bundle-{name}"))
+        save_file(weights, reader / "adapter_model.safetensors")
+        code = "from t5fusion import T5WithFusion; import sys; T5WithFusion(sys.argv[1])"
+        _, complaint = author.python(code, reader, expect=1)
+        assert "does not fit this model" in complaint.strip().splitlines()[-1]
+
+
+def test_no_model_and_no_adapter(author, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "neither an adapter nor a model" in author.refused("export", tmp_path / "empty", tmp_path / "bundle")
+    assert "is no bundle" in author.refused("verify", tmp_path / "empty")
+
+
+def test_a_recipe_is_given_once(author, bare, tmp_path):
+    author.t5fusion("export", bare, tmp_path / "a", "--template", "Filename: {text}", "--lexical-source", "given")
+    processor = json.loads((tmp_path / "a" / "processor_config.json").read_text())
+    assert processor["template"] == "Filename: {text}" and processor["lexical_source"] == "given"
+    assert "recipe of its own" in author.refused("export", tmp_path / "a", tmp_path / "b", "--template", "{text}")
+    (tmp_path / "minilm").mkdir()
+    refused = author.refused("export", bare, tmp_path / "b", "--encoder", tmp_path / "minilm")
+    assert "folder of this machine" in refused
+
+
+def test_a_flipped_byte_and_a_missing_file(author, copy):
+    """Whichever file it is in, verify says so, and which; nothing damaged is loaded."""
+    names = [file.name for file in sorted(copy.iterdir()) if file.name != "README.md"]
+    for name in names:
+        data = (copy / name).read_bytes()
+        (copy / name).write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+        for damage in ("damaged", "missing"):
+            held, complaint = check_only_files(author, copy)
+            assert f"{name} is {damage}" in held + complaint or (name == MANIFEST and "no bundle" in complaint)
+            (copy / name).unlink(missing_ok=True)
+        (copy / name).write_bytes(data)
+    (copy / "README.md").write_text("# Mine")
+    assert "README.md was edited" in check_only_files(author, copy)[0]
+
+
+def check_only_files(author, bundle):
+    """`check_files`, in this process: the doors stay shut for a damaged bundle in any case (see the last test)."""
+    from t5fusion.hub_export.verify import check_files
+
+    try:
+        return "\n".join(f"{mark} {what}" for mark, what in check_files(bundle, read_manifest(bundle)["files"])), ""
+    except ValueError as error:
+        return "", str(error)
+
+
+def test_verify_stops_at_damage(author, copy, bundle):
+    data = (copy / "adapter_model.safetensors").read_bytes()
+    (copy / "adapter_model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    held, complaint = author.t5fusion("verify", copy, expect=1)
+    assert "NO adapter_model.safetensors is damaged" in held and "AutoModel" not in held
+    assert "does not verify" in complaint and "Traceback" not in complaint
+    assert "nothing was pushed" in author.refused("push", copy, "me/damaged")
+    assert "me/damaged" not in author.hub.repos
+
+
+def test_a_model_other_than_was_trained_is_told(author, copy):
+    """The files are as their manifest says, and the model is another all the same."""
+    weights = load_file(copy / "adapter_model.safetensors")
+    key = next(key for key in weights if "lora_B" in key)
+    save_file(weights | {key: -weights[key]}, copy / "adapter_model.safetensors", metadata={"format": "pt"})
+    from t5fusion.hub_export.bundle import file_digest
+
+    reseal(copy, files=read_manifest(copy)["files"] | {
+        "adapter_model.safetensors": file_digest(copy / "adapter_model.safetensors")})  # fmt: skip
+    held, _ = author.t5fusion("verify", copy, expect=1)
+    assert held.count("NO") == 6 and "another model" in held
+
+
+def test_a_bundle_of_an_older_or_a_later_package(author, copy):
+    """The older one's code travels with it, and is what verifies; a later format is not guessed at."""
+    code = copy / "modeling_t5fusion.py"
+    code.write_text(code.read_text().replace('"""T5 that reads', '"""An older T5 that reads'))
+    from t5fusion.hub_export.bundle import file_digest
+
+    files = read_manifest(copy)["files"] | {code.name: file_digest(code)}
+    reseal(copy, files=files, t5fusion="0.0.1")
+    held, _ = author.t5fusion("verify", copy)
+    assert "AutoModelForSeq2SeqLM: to the bit" in held
+    reseal(copy, format=99, t5fusion="9.0")
+    assert "Update t5fusion" in author.refused("verify", copy)
+
+
+def test_folders_of_any_name(author, bundle, tmp_path):
+    """Dots, dashes and spaces, the current folder, and one that cannot be written to."""
+    odd = Path(shutil.copytree(bundle, tmp_path / "v1.0 of-my.bundle"))
+    held, _ = author.t5fusion("verify", odd)
+    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    odd.chmod(0o555)
+    try:
+        held, _ = author.t5fusion("verify", ".", cwd=odd)
+    finally:
+        odd.chmod(0o755)
+    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    assert not (odd / "__pycache__").exists()
+
+
+def test_beside_the_package(author, bundle, tmp_path):
+    """Where t5fusion is installed its classes open the doors, and give the same bits."""
+    spec = {"name": str(bundle), "kind": "adapter", "reference": str(bundle / "reference.safetensors"), "hide": False,
+            "backbone": BACKBONE, "backbone_revision": "main"}  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    from t5fusion.hub_export import doors
+
+    out, _ = author.run(sys.executable, doors.__file__, tmp_path / "spec.json")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert all(door["held"] or door["door"] == "AutoPeftModelForSeq2SeqLM" for door in found)
+    assert sum(door["how"] == "to the bit" for door in found) == 6
+
+
+# --- the push itself: the real client, a Hub with faults on demand, many cases in one process
+
+DELIVER = """
+import json, sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from t5fusion.hub_export import push
+
+push.WAITS = (0.01, 0.01)
+bundle, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+for case in cases:
+    options = {"private": False, "revision": None, "create_pr": False, "message": None, "delete_others": False} | case
+    api = HfApi(token=options.pop("token", None))
+    try:
+        pushed = push.deliver(api, bundle, say=lambda line: None, **options)
+        print(json.dumps({"url": pushed.url, "commit": pushed.commit}))
+    except Exception as error:
+        print(json.dumps({"error": str(push._told(error, case["repo_id"]))}))
+"""
+
+
+def deliver(author, bundle, *cases):
+    out, _ = author.python(DELIVER, bundle, json.dumps(cases))
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_one_commit_and_what_it_leaves(author, hub, bundle):
+    hub.add_repo("me/mine", {"notes.txt": b"mine", "README.md": b"old"})
+    deliver(author, bundle, {"repo_id": "me/mine"})
+    repo = hub.repo("me/mine")
+    assert len(repo.commits) == 2 and repo.files()["notes.txt"] == b"mine"
+    pushed = {name: data for name, data in repo.files().items() if name != "notes.txt"}
+    assert json.loads(pushed["adapter_config.json"])["base_model_name_or_path"] == "me/mine"
+    assert b'from_pretrained("me/mine"' in pushed["README.md"]
+    deliver(author, bundle, {"repo_id": "me/mine", "delete_others": True})
+    assert set(repo.files()) == {file.name for file in bundle.iterdir()}
+    (again,) = deliver(author, bundle, {"repo_id": "me/mine"})
+    assert again["commit"] == repo.find("main").oid and len(repo.commits) == 3  # nothing new, no new commit
+    edited = repo.commit({"README.md": b"edited on the Hub"})
+    branch, proposed = deliver(
+        author, bundle, {"repo_id": "me/mine", "revision": "v2", "message": "Second"},
+        {"repo_id": "me/mine", "create_pr": True},
+    )  # fmt: skip
+    assert repo.find("main") == edited and "/discussions/1" in proposed["url"]
+    assert repo.files("v2") == repo.files("refs/pr/1") == pushed
+    assert repo.find("v2").oid == branch["commit"] and repo.find("v2").title == "Second"
+
+
+def test_an_interrupted_push_leaves_the_repository_as_it_was(author, hub, bundle):
+    """Cut off at each request in turn, and for good: the repository has all of the new files or none."""
+    hub.requests.clear()
+    hub.add_repo("me/whole", {"README.md": b"old"})
+    deliver(author, bundle, {"repo_id": "me/whole"})
+    requests = [path for _, path in hub.requests if "me/whole" in path]
+    complete = {file.name for file in bundle.iterdir()}
+    assert len(requests) >= 6 and complete <= set(hub.repo("me/whole").files())
+    cases = []
+    for nth in range(1, len(requests) + 1):
+        repo_id = f"me/cut-{nth}"
+        hub.add_repo(repo_id, {"README.md": b"old"})
+        hub.fault(re.escape(repo_id), status=400, nth=nth, times=math.inf)
+        cases.append({"repo_id": repo_id})
+    found = deliver(author, bundle, *cases)
+    for case, result in zip(cases, found, strict=True):
+        files = hub.repo(case["repo_id"]).files()
+        if "error" in result:
+            assert files == {"README.md": b"old"}, case
+            assert "400" in result["error"]
+        else:
+            assert complete <= set(files)
+    assert sum("error" in result for result in found) >= len(requests) - 1
+
+
+def test_the_hub_is_busy_or_the_line_is_cut(author, hub, bundle):
+    for name in ("busy", "lost", "away"):
+        hub.add_repo(f"me/{name}", {"README.md": b"old"})
+    hub.fault("POST /api/models/me/busy/commit", status=503, times=2)
+    hub.fault("POST /api/models/me/lost/commit", after=True, drop=True)
+    hub.fault("POST /api/models/me/away/commit", status=503, times=math.inf)
+    busy, lost, away = deliver(author, bundle, *({"repo_id": f"me/{name}"} for name in ("busy", "lost", "away")))
+    for name, result in (("busy", busy), ("lost", lost)):
+        repo = hub.repo(f"me/{name}")
+        assert len(repo.commits) == 2 and result["commit"] == repo.commits[-1].oid  # once, and not once more
+    assert "503" in away["error"] and "Try again later" in away["error"]
+    assert hub.repo("me/away").files() == {"README.md": b"old"}
+
+
+def test_two_pushes_at_once(author, hub, bundle):
+    """The second is told, and what the first one brought stays."""
+    repo = hub.add_repo("me/twice", {"README.md": b"old"})
+
+    def other(method, path):
+        if method == "POST" and path == "/api/models/me/twice/commit/main" and len(repo.commits) == 1:
+            repo.commit({"theirs.txt": b"first"})
+
+    hub.before = other
+    try:
+        (result,) = deliver(author, bundle, {"repo_id": "me/twice"})
+    finally:
+        hub.before = None
+    assert "changed by someone else" in result["error"]
+    assert repo.files() == {"README.md": b"old", "theirs.txt": b"first"}
+
+
+def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
+    """Each in one sentence that says what to do."""
+    hub.add_repo("them/closed", {}, private=True)
+    hub.add_repo("me/open", {})
+    cases = {
+        "no right to write": {"repo_id": "them/mine"},
+        "no right": {"repo_id": "you/mine", "token": "hf_reader"},
+        "hf auth login": {"repo_id": "me/x", "token": "hf_wrong"},
+        "no name the Hub allows": {"repo_id": "me/no good name"},
+        "and public": {"repo_id": "me/open", "private": True},
+    }
+    for expected, result in zip(cases, deliver(author, bundle, *cases.values()), strict=True):
+        assert expected in result["error"] and "\n" not in result["error"], result
+    nobody = Author(hub, tmp_path / "nobody", token=None)
+    assert "hf auth login" in nobody.refused("push", bundle, "me/x")
+    assert "could not be reached" in author.refused("push", bundle, "me/x", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "HF_HUB_OFFLINE" in author.refused("push", bundle, "me/x", HF_HUB_OFFLINE="1")
+    assert "there is no repository" in author.refused("verify", "me/nothing")
+    assert "no such revision" in author.refused("verify", "me/open", "--revision", "v9")
+
+
+def test_a_backbone_that_not_all_readers_may_have(author, hub, tmp_path, save_plain_t5):
+    for name, options in (("private", {"private": True}), ("gated", {"gated": True})):
+        hub.add_folder(f"me/{name}-t5", save_plain_t5(tmp_path / name, **FLAN), **options)
+        author.python(TRAIN, f"me/{name}-t5", tmp_path / f"bare-{name}", "no")
+        author.t5fusion("export", tmp_path / f"bare-{name}", tmp_path / f"bundle-{name}")
+        assert name in author.refused("push", tmp_path / f"bundle-{name}", "me/public")
+    author.t5fusion("push", tmp_path / "bundle-private", "me/hidden", "--private")
+    assert hub.repo("me/hidden").private
+    held, _ = author.t5fusion("verify", "me/hidden")
+    assert "AutoModelForSeq2SeqLM: to the bit" in held
+    nobody = Author(hub, tmp_path / "nobody", token=None)
+    assert "no such repository" in nobody.refused("verify", "me/hidden")
