@@ -6,6 +6,7 @@
 import copy
 import json
 import os
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
@@ -21,10 +22,9 @@ from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 logger = logging.get_logger(__name__)
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-PLACE_KEYWORDS = ("revision", "subfolder")  # of one repository: never to be passed on to another
 WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 NO_ADAPTER = {"subfolder": "no-adapter-here"}  # keeps transformers from loading an adapter itself
-NOTHING_LOADED = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+NOTHING_LOADED: dict = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
 
 
@@ -229,42 +229,30 @@ class T5WithFusion(T5ForConditionalGeneration):
                 `config` has no `lexical_dim`; or `device_map` offloads a fusion layer that is yet to be made; or the
                 adapter does not fit.
         """
-        hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
-        adapter, adapter_hub = find_adapter(pretrained_model_name_or_path, hub, kwargs.pop("adapter_kwargs", None))
-        source = base_of(adapter, adapter_hub) if adapter == pretrained_model_name_or_path else None
-        if source is not None:  # an adapter by itself
-            hub = {name: value for name, value in hub.items() if name not in PLACE_KEYWORDS}
-        else:
-            source = pretrained_model_name_or_path
-        saved, _ = PretrainedConfig.get_config_dict(source, **hub)
-        config, kwargs = fused_config(source, hub, saved, config, kwargs)
-        if saved["model_type"] != "t5" and config.backbone is not None and not holds_weights(source, hub, kwargs):
-            source = config.backbone
-            hub = {name: value for name, value in hub.items() if name not in PLACE_KEYWORDS}
-            hub["revision"] = config.backbone_revision
-            saved, _ = PretrainedConfig.get_config_dict(source, **hub)
-        is_plain = saved.get("model_type") == "t5"
-        config.architectures = None if is_plain else [cls.__name__]  # by this, `__init__` knows what may be missing
-        kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KEYWORDS} | hub
+        found = locate(pretrained_model_name_or_path, config, kwargs)
+        config, kwargs = found.config, found.kwargs
+        config.architectures = (
+            None if found.is_plain else [cls.__name__]
+        )  # by this, `__init__` knows what may be missing
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
-            source, *model_args, config=config, output_loading_info=True, adapter_kwargs=NO_ADAPTER, **kwargs
+            found.source, *model_args, config=config, output_loading_info=True, adapter_kwargs=NO_ADAPTER, **kwargs
         )
         lost = [key for key in info["missing_keys"] if ".fusion." in key]
         if lost:
             raise ValueError(
-                f"{source} says it is a fused model, but its weights lack {', '.join(lost)}. "
+                f"{found.source} says it is a fused model, but its weights lack {', '.join(lost)}. "
                 "Save it again with `model.save_pretrained`, or name a plain T5 to start from."
             )
-        if is_plain:
+        if found.is_plain:
             if model.encoder.fusion.norm.weight.is_meta:
                 raise ValueError(
                     "`device_map` offloads the fusion layer, which a plain T5's weights do not hold. Keep "
                     "`encoder.fusion` on a device, or save the fused model and load that."
                 )
             model.encoder.fusion.reset_parameters(model.shared.weight)
-        if adapter is not None:
-            model.load_adapter(adapter, adapter_name, adapter_kwargs=adapter_hub)
+        if found.adapter is not None:
+            model.load_adapter(found.adapter, adapter_name, adapter_kwargs=found.adapter_hub)
         return (model, info) if wants_info else model
 
     def load_adapter(self, peft_model_id=None, adapter_name=None, *args, adapter_kwargs=None, **kwargs):
@@ -276,8 +264,8 @@ class T5WithFusion(T5ForConditionalGeneration):
             peft_model_id: Hub id or folder of the adapter.
             adapter_name: "default" by default.
             adapter_kwargs: `revision`, `token`, `subfolder`, ... of the adapter.
-            others: as in [`~transformers.PreTrainedModel.load_adapter`]; those that bring weights in memory or swap them
-                in place are left to it.
+            others: as in [`~transformers.PreTrainedModel.load_adapter`], which takes over where weights come from
+                memory or are swapped in place.
 
         Raises:
             ValueError: there is an adapter of this name already, or its weights do not fit this model.
@@ -408,6 +396,39 @@ class T5WithFusion(T5ForConditionalGeneration):
         super().save_pretrained(*args, **kwargs)
 
 
+@dataclass
+class Found:
+    """What `from_pretrained` is to load, and from where."""
+
+    source: str | os.PathLike  # of the weights
+    is_plain: bool  # they are a plain T5's, without a fusion layer
+    config: T5FusionConfig
+    kwargs: dict  # for transformers
+    adapter: str | os.PathLike | None
+    adapter_hub: dict
+
+
+def locate(name, config, kwargs: dict) -> Found:
+    """Where the weights that `name` stands for are, its config, and the adapter that goes on top."""
+    hub = {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
+    adapter, adapter_hub = find_adapter(name, hub, kwargs.pop("adapter_kwargs", None))
+    source = name
+    if adapter == name and (base := base_of(adapter, adapter_hub)) is not None:  # an adapter by itself
+        source, hub = base, elsewhere(hub)
+    saved, _ = PretrainedConfig.get_config_dict(source, **hub)
+    config, kwargs = fused_config(source, hub, saved, config, kwargs)
+    if saved["model_type"] != "t5" and config.backbone is not None and not holds_weights(source, hub, kwargs):
+        source, hub = config.backbone, elsewhere(hub) | {"revision": config.backbone_revision}
+        saved, _ = PretrainedConfig.get_config_dict(source, **hub)
+    kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KEYWORDS} | hub
+    return Found(source, saved.get("model_type") == "t5", config, kwargs, adapter, adapter_hub)
+
+
+def elsewhere(hub: dict) -> dict:
+    """The Hub keywords that hold in another repository as well."""
+    return {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+
+
 def find_adapter(name, hub: dict, passed: dict | None) -> tuple[str | None, dict]:
     """Where the adapter is that belongs to `name`, or that an Auto class has found, and its Hub keywords; or None."""
     passed = dict(passed or {})
@@ -418,7 +439,7 @@ def find_adapter(name, hub: dict, passed: dict | None) -> tuple[str | None, dict
     elif str(adapter) == str(name):  # its own base: of the same commit
         adapter, passed = name, hub | passed
     else:
-        passed = {key: value for key, value in hub.items() if key not in PLACE_KEYWORDS} | passed
+        passed = elsewhere(hub) | passed
     return adapter, {key: value for key, value in passed.items() if key in HUB_KEYWORDS}
 
 

@@ -25,6 +25,8 @@ VARIANTS = {
     "none": {},
     "q-and-v": {"target_modules": ("q", "v")},
     "rank-8": {"rank": 8, "alpha": 8},
+    "lr-2e-3": {"lr": 2e-3},
+    "lr-4e-3": {"lr": 4e-3},
     "random-start": {"fusion_start": "random"},
     "random-start-fast": {"fusion_start": "random", "fusion_lr": 1e-2},
     "own-config": {"fusion_start": "random", "train_fusion": False, "target_modules": ("q", "v")},

@@ -118,7 +118,9 @@ def check_unambiguous(backbone: Backbone) -> None:
         commit.name: sorted(file.resolve().name for file in commit.glob("*") if file.suffix in (".safetensors", ".bin"))
         for commit in folder.glob("*")
     }  # in the cache, a file is a link to its digest
-    others = [commit for commit, files in weights.items() if files and commit != here and files != weights.get(here)]
+    others = [
+        commit for commit, files in weights.items() if files and commit != here and files != weights.get(str(here))
+    ]
     if others:
         raise ValueError(
             f"{backbone.name} has changed: it is now at {here}, and the cache also holds {', '.join(sorted(others))}, "

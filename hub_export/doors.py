@@ -11,6 +11,7 @@ import platform
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def environment() -> dict[str, str]:
     return {"torch": torch.__version__, "processor": processor, "threads": str(torch.get_num_threads())}
 
 
-def align(model: torch.nn.Module) -> torch.nn.Module:
+def align(model: Any) -> Any:
     """Each weight in memory that torch has laid out: where a file's bytes lie changes the last bit of a product."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
@@ -44,7 +45,7 @@ def align(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def outputs(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """What greedy decoding writes, int64 (rows, length), and the logits of it, (rows, length, vocabulary)."""
     model.set_attn_implementation("eager")  # the one whose last bits all releases of transformers agree in
     written = model.generate(**inputs, max_new_tokens=12, do_sample=False, num_beams=1)
@@ -56,7 +57,7 @@ def digest(logits: torch.Tensor) -> str:
     return hashlib.sha256(logits.float().contiguous().numpy().tobytes()).hexdigest()
 
 
-def tolerance(model: torch.nn.Module, largest: float) -> float:
+def tolerance(model: Any, largest: float) -> float:
     """How far logits of size `largest` may lie apart on another processor.
 
     Each of the `layers` times `width` products that a logit sums up over is rounded to half a unit in the last place of

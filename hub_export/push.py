@@ -146,11 +146,11 @@ def send(api, repo_id, files, revision, create_pr, message, delete_others, say) 
     others = [entry.rfilename for entry in info.siblings or () if entry.rfilename not in names]
     size = sum(file.stat().st_size for file in files)
     for wait in (*WAITS, None):
-        operations = [CommitOperationAdd(file.name, str(file)) for file in files]
-        operations += [CommitOperationDelete(name) for name in others if delete_others]
+        added = [CommitOperationAdd(file.name, str(file)) for file in files]
+        deleted = [CommitOperationDelete(name) for name in others if delete_others]
         try:
             commit = api.create_commit(
-                repo_id, operations, commit_message=message or "Upload a t5fusion bundle", revision=revision,
+                repo_id, [*added, *deleted], commit_message=message or "Upload a t5fusion bundle", revision=revision,
                 create_pr=create_pr, parent_commit=info.sha,
             )  # fmt: skip
             return Pushed(commit.pr_url or commit.commit_url, commit.oid, size)

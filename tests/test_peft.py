@@ -175,3 +175,63 @@ def test_gradient_checkpointing(plain_folders, inputs_for, reentrant):
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
         assert "lora_A" in name or gradient.abs().sum() > 0
+
+
+@pytest.fixture
+def trained(plain_folders, tmp_path, inputs_for):
+    """A folder with an adapter and its fusion layer, a batch, and the logits of the trained model."""
+    base = T5WithFusion(plain_folders["flan"])
+    model = get_peft_model(base, base.lora_config(r=4))
+    batch = inputs_for(base)
+    step(model, batch)
+    model.eval().save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        return tmp_path / "adapter", batch, model(**batch).logits
+
+
+@torch.no_grad()
+def test_a_folder_of_an_adapter_loads_with_the_base_that_it_names(trained):
+    folder, batch, expected = trained
+    model = T5WithFusion(folder, adapter_name="mine")
+    assert model.active_adapters() == ["mine"] and torch.equal(model.eval()(**batch).logits, expected)
+
+
+@torch.no_grad()
+def test_an_adapter_loaded_into_a_fused_model(plain_folders, trained):
+    folder, batch, expected = trained
+    model = T5WithFusion(plain_folders["flan"])
+    untuned = model.eval()(**batch).logits
+    model.load_adapter(folder)
+    assert torch.equal(model(**batch).logits, expected) and not any(p.requires_grad for p in model.parameters())
+    model.disable_adapters()
+    assert torch.equal(model(**batch).logits, untuned)
+    with pytest.raises(ValueError, match="there is an adapter 'default' already. Give another `adapter_name`"):
+        model.load_adapter(folder)
+
+
+def test_an_adapter_loaded_to_go_on_with(plain_folders, trained):
+    folder, batch, _ = trained
+    model = T5WithFusion(plain_folders["flan"])
+    model.load_adapter(folder, is_trainable=True)
+    _, changed = step(model, batch)
+    assert any("lora_A" in name for name in changed) and any("fusion.modules_to_save" in name for name in changed)
+    assert all("lora_" in name or "modules_to_save" in name for name in changed)
+
+
+@torch.no_grad()
+def test_in_half_precision_it_is_loaded_as_peft_does(plain_folders, trained):
+    """What was learnt stays in fp32, digit by digit, beside weights in bf16."""
+    folder, batch, _ = trained
+    ours = T5WithFusion(folder, dtype=torch.bfloat16).eval()
+    theirs = PeftModel.from_pretrained(T5WithFusion(plain_folders["flan"], dtype=torch.bfloat16), folder).eval()
+    assert ours.dtype == torch.bfloat16 and torch.equal(ours(**batch).logits, theirs(**batch).logits)
+
+
+@torch.no_grad()
+def test_a_fused_folder_without_weights_takes_those_of_its_backbone(plain_folders, trained, flan):
+    folder, batch, expected = trained
+    flan.config.save_pretrained(folder)
+    assert torch.equal(T5WithFusion(folder).eval()(**batch).logits, expected)
+    for file in folder.glob("adapter_*"):
+        file.unlink()
+    assert torch.equal(T5WithFusion(folder).eval()(**batch).logits, flan(**batch).logits)
