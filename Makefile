@@ -1,11 +1,11 @@
-# make demo | test | lint | clean. Everything happens in .venv, which the first of them makes.
+# make demo | test | matrix | lint | clean. Everything happens in .venv, which the first of them makes.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test matrix lint clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -29,6 +29,9 @@ test: export TOKENIZERS_PARALLELISM = false
 test: export OMP_NUM_THREADS = 1
 test: lint ## lint, then all tests, without a network
 	$(BIN)/python -m pytest -n 2
+
+matrix: $(STAMP) ## all doors, with one release of transformers after another (RELEASES="5.0.0 newest" for some of them)
+	$(BIN)/python tests/matrix.py $(if $(RELEASES),--releases $(RELEASES))
 
 # mypy takes the root, which is the package, for a package named after the folder: give it a folder of links by our name
 lint: $(STAMP) ## ruff and mypy

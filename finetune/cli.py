@@ -210,8 +210,7 @@ def evaluate(
 ):
     """Measure loss, ROUGE and chrF on rows that have a target.
 
-    The result is kept for the model card, in FOLDER/evaluation.json, unless the one there is of more rows or of more
-    kinds of vectors.
+    It is kept for the model card, in FOLDER/evaluation.json, unless that is of more rows or more kinds of vectors.
 
     Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc[/bold]
     """

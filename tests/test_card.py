@@ -112,7 +112,9 @@ def test_what_a_run_recorded_is_told(run, make_bundle):
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert f"from [google/flan-t5-small](https://huggingface.co/google/flan-t5-small) (commit `{COMMIT}`)" in card
     training = section(card, "training")
-    for line in ("rank | 32", "adapted modules | q, v", "modules trained whole | fusion", "epochs | 1", "seed | 42"):
+    adapter = json.loads((run / "adapter_config.json").read_text())
+    adapted = f"adapted modules | {', '.join(sorted(adapter['target_modules']))}"
+    for line in ("method | LoRA", "rank | 32", adapted, "modules trained whole | fusion", "epochs | 1", "seed | 42"):
         assert f"| {line} |" in training
     share = record["trainable_weights"] / record["weights"]
     assert (
@@ -176,7 +178,7 @@ def test_nothing_of_the_machine(run, base, make_bundle, tmp_path, kind):
 
 def test_a_bare_folder_tells_of_its_adapter_and_no_more(bare, make_bundle):
     card = make_card(make_bundle(bare, "adapter"), bare, "adapter")
-    assert "| rank | 32 |" in card and "| adapted modules | q, v |" in card
+    assert "| rank | 32 |" in card and "| modules trained whole | fusion |" in card
     assert not re.search(r"epochs|weights that train|seed|More Information Needed", card)
     assert section(card, "results") == section(card, "environment") == "\n"
     assert "No evaluation of it is recorded." in card
