@@ -1,7 +1,6 @@
 """What the Hub and its client raise, in one sentence each, with what to do."""
 
 from huggingface_hub.errors import (
-    BadRequestError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -23,8 +22,10 @@ def in_one_sentence(error: BaseException, repo_id: str) -> str:
     if isinstance(error, GatedRepoError):
         return f"{repo_id} is gated: ask for access on its page, then log in with `hf auth login`."
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return f"the Hub did not let us at {repo_id}: there is no such repository for this token, or no valid token. " \
-               "Log in with `hf auth login`, or set HF_TOKEN."  # fmt: skip
+        return (
+            f"the Hub did not let us at {repo_id}: there is no such repository for this token, or no valid token. Log "
+            "in with `hf auth login`, or set HF_TOKEN."
+        )
     if status == 403:
         return f"this token has no right to write to {repo_id}. Use a token with write access, or another owner."
     if isinstance(error, RepositoryNotFoundError):
@@ -37,7 +38,5 @@ def in_one_sentence(error: BaseException, repo_id: str) -> str:
         said = (getattr(error, "server_message", None) or str(error).splitlines()[0]).rstrip(".")
         again = " Try again later." if status >= 500 or status == 429 else ""
         return f"the Hub answered {status} for {repo_id}: {said}.{again}"
-    if isinstance(error, BadRequestError):
-        return f"the Hub did not accept {repo_id}: {error}."
     cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return f"the Hub could not be reached for {repo_id} ({cause}). Check the network, and try again."
