@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-NOT_ON_A_HUB = "not on a Hub yet; until it is pushed, load this folder with AutoModelForSeq2SeqLM or PeftModel"
+NOT_ON_A_HUB = "not on a Hub yet; until it is pushed, load this folder with PeftModel over T5WithFusion"
 
 
 class Hidden:
@@ -47,7 +47,8 @@ def align(model: Any) -> Any:
 @torch.no_grad()
 def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """What greedy decoding writes, int64 (rows, length), and the logits of it, (rows, length, vocabulary)."""
-    model.set_attn_implementation("eager")  # the one whose last bits all releases of transformers agree in
+    for part in (model, model.get_encoder(), model.get_decoder()):  # 5.17 leaves the two as they were
+        part.set_attn_implementation("eager")  # the one whose last bits all releases of transformers agree in
     written = model.generate(**inputs, max_new_tokens=12, do_sample=False, num_beams=1)
     return written, model(**inputs, decoder_input_ids=written).logits
 
