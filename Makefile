@@ -28,7 +28,7 @@ test: export HF_HUB_OFFLINE = 1
 test: export TOKENIZERS_PARALLELISM = false
 test: export OMP_NUM_THREADS = 1
 test: lint ## lint, then all tests, without a network
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 matrix: $(STAMP) ## all doors, with one release of transformers after another (RELEASES="5.0.0 newest" for some of them)
 	$(BIN)/python tests/matrix.py $(if $(RELEASES),--releases $(RELEASES))

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-NOT_ON_A_HUB = "not on a Hub yet; until it is pushed, load this folder with PeftModel over T5WithFusion"
+# What stands for an adapter's base until `push` names its repository: no id, so that nobody loads a wrong one
+NOT_ON_A_HUB = "not on a Hub yet; push it, or load this folder with AutoModelForSeq2SeqLM of transformers 5.5 or later"
 
 
 class Hidden:
@@ -50,7 +51,13 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, 
     for part in (model, model.get_encoder(), model.get_decoder()):  # 5.17 leaves the two as they were
         part.set_attn_implementation("eager")  # the one whose last bits all releases of transformers agree in
     written = model.generate(**inputs, max_new_tokens=12, do_sample=False, num_beams=1)
-    return written, model(**inputs, decoder_input_ids=written).logits
+    return written, forced(model, inputs, written)
+
+
+@torch.no_grad()
+def forced(model: Any, inputs: dict[str, torch.Tensor], written: torch.Tensor) -> torch.Tensor:
+    """Logits along a text that is given, (rows, length, vocabulary)."""
+    return model(**inputs, decoder_input_ids=written).logits
 
 
 def digest(logits: torch.Tensor) -> str:
@@ -74,7 +81,7 @@ class Doors:
 
     def __init__(self, spec: dict):
         self.name = spec["name"]
-        self.has_adapter = spec.get("adapter", spec["kind"] in ("adapter", "standalone"))
+        self.has_adapter = spec["adapter"]
         self.place = {"revision": spec["revision"]} if spec.get("revision") else {}
         self.dtype = {"dtype": getattr(torch, spec["dtype"])} if spec.get("dtype") else {}
         self.backbone, self.backbone_revision = spec.get("backbone"), spec.get("backbone_revision")
@@ -213,7 +220,7 @@ class Reference:
         elsewhere = ", ".join(f"{name} {self.facts['environment'][name]}, here {here[name]}" for name in here
                               if here[name] != self.facts["environment"][name])  # fmt: skip
         if not same:
-            _, logits = None, forced(model, self.inputs, self.tensors["written"])
+            logits = forced(model, self.inputs, self.tensors["written"])
         found = logits.float()[..., self.tensors["columns"]]
         apart = float((found - self.tensors["logits"]).abs().max())
         bound = tolerance(model, float(self.tensors["logits"].abs().max()))
@@ -224,19 +231,16 @@ class Reference:
         return f"within {bound:.2g} ({apart:.2g}; the reference was made elsewhere: {elsewhere})"
 
 
-@torch.no_grad()
-def forced(model, inputs, written) -> torch.Tensor:
-    """Logits along a text that is given."""
-    return model(**inputs, decoder_input_ids=written).logits
-
-
 def one_sentence(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
 
 
 def main() -> None:
-    """SPEC: name, kind, reference, and perhaps revision, dtype, backbone, backbone_revision, base, other, hide."""
+    """SPEC: name, adapter (whether it holds one), reference.
+
+    And perhaps: revision, dtype, backbone, backbone_revision, base, other, hide.
+    """
     spec = json.loads(Path(sys.argv[1]).read_text())
     if spec.get("hide", True):
         sys.meta_path.insert(0, Hidden())

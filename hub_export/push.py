@@ -18,12 +18,13 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
-from .bundle import CARD, file_digest, read_manifest, write_json, write_manifest
+from .bundle import CARD, file_digest, json_digest, read_manifest, write_json, write_manifest
 from .card import name_repository
 from .errors import in_one_sentence
 from .verify import verify
 
 WAITS = (1, 4, 16)  # seconds between attempts
+BUSY = (None, 429, 500, 502, 503, 504)  # answers, or none, that another attempt may better
 KEPT = ".gitattributes"  # the Hub's own
 
 
@@ -62,7 +63,7 @@ def push(
 
     Raises:
         ValueError: the bundle does not verify, or readers could not have its backbone, or the Hub allows no such name.
-        OSError: the Hub did not take it; the repository is as it was.
+        OSError: the Hub did not take it; the repository is as it was, or complete but for a tag, and the error says so.
     """
     bundle, api = Path(bundle), api or HfApi()
     manifest = read_manifest(bundle)
@@ -110,7 +111,7 @@ def _not_for_all(backbone: str, how: str) -> str:
 
 
 def deliver(api, bundle, repo_id, private, revision, create_pr, message, delete_others, say) -> Pushed:
-    """Makes the repository, and the branch, where they are missing, and sends the bundle."""
+    """Makes the repository, and the branch, where they are missing, sends the bundle, and tags the commit."""
     api.create_repo(repo_id, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id).private:
         raise ValueError(
@@ -118,13 +119,39 @@ def deliver(api, bundle, repo_id, private, revision, create_pr, message, delete_
         )
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
+    # PEFT takes the base of an adapter from main, whatever revision its reader asks for, unless the adapter names one
+    has_adapter = (bundle / "adapter_config.json").exists()
+    tag = f"t5fusion-{json_digest(read_manifest(bundle))[:12]}" if has_adapter and not create_pr else None
     with tempfile.TemporaryDirectory(prefix="t5fusion-push-") as folder:
-        files = stage(bundle, Path(folder), repo_id)
-        return send(api, repo_id, files, revision, create_pr, message, delete_others, say)
+        files = stage(bundle, Path(folder), repo_id, tag)
+        pushed = send(api, repo_id, files, revision, create_pr, message, delete_others, say)
+    if tag is not None:
+        set_tag(api, repo_id, tag, pushed.commit, say)
+    return pushed
 
 
-def stage(bundle: Path, folder: Path, repo_id: str) -> list[Path]:
-    """Copies the bundle to `folder`, with the repository's name in its card and as the base of its adapter."""
+def set_tag(api, repo_id: str, tag: str, commit: str, say) -> None:
+    """Tags the commit, tried again like it; OSError, saying what is there and what is not, if it cannot be done."""
+    for wait in (*WAITS, None):
+        try:
+            return api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
+        except Exception as error:
+            if wait is None or _status(error) not in BUSY:
+                raise OSError(
+                    f"commit {commit} is in {repo_id}, but its tag {tag} is not ({in_one_sentence(error, repo_id)}) "
+                    "Without it AutoPeftModel does not open. Push again: only the tag will be made."
+                ) from error
+            say(f"the Hub was busy or did not answer; again in {wait} s")
+            time.sleep(wait)
+
+
+def _status(error: Exception) -> int | None:
+    """The Hub's answer; None for no answer at all."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def stage(bundle: Path, folder: Path, repo_id: str, tag: str | None) -> list[Path]:
+    """Copies the bundle to `folder`, with the repository, at `tag`, as the base of its adapter, and in its card."""
     manifest = read_manifest(bundle)
     for name in manifest["files"]:
         shutil.copy(bundle / name, folder / name)
@@ -132,7 +159,7 @@ def stage(bundle: Path, folder: Path, repo_id: str) -> list[Path]:
     if adapter_config.exists():
         # a Hub's repository is always loaded over this name; its own config.json then says what lies beneath
         fields = json.loads(adapter_config.read_text(encoding="utf-8"))
-        write_json(adapter_config, fields | {"base_model_name_or_path": repo_id})
+        write_json(adapter_config, fields | {"base_model_name_or_path": repo_id, "revision": tag})
     card = folder / CARD
     card.write_text(name_repository(card.read_text(encoding="utf-8"), repo_id), encoding="utf-8")
     write_manifest(folder, manifest["kind"])
@@ -157,14 +184,14 @@ def send(api, repo_id, files, revision, create_pr, message, delete_others, say) 
         except Exception as error:
             if not create_pr and (arrived := find_arrived(api, repo_id, files, revision, info.sha)):
                 return Pushed(f"{api.endpoint}/{repo_id}/commit/{arrived}", arrived, size)
-            status = getattr(getattr(error, "response", None), "status_code", None)
+            status = _status(error)
             if status in (409, 412):
                 raise OSError(
                     f"{repo_id} was changed by someone else while this push was under way, and was left as they made "
                     "it. Look at it, and push again."
                 ) from error
             lost = status is None  # no answer: a pull request may be open already
-            if wait is None or (status is not None and status < 500 and status != 429) or (lost and create_pr):
+            if wait is None or status not in BUSY or (lost and create_pr):
                 raise
             say(f"the Hub was busy or did not answer; again in {wait} s")
             time.sleep(wait)

@@ -77,7 +77,6 @@ def verify(
         config = T5FusionConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         spec = {
             "name": str(folder.resolve()) if Path(name).is_dir() else str(name),
-            "kind": manifest["kind"],
             "adapter": (folder / "adapter_config.json").exists(),
             "reference": str((folder / REFERENCE).resolve()),
             "revision": revision,

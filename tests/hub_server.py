@@ -235,9 +235,11 @@ class HubServer:
         self._lock = threading.RLock()
 
     def __enter__(self) -> "HubServer":
-        # Large files are on a host of their own, as on the Hub: the client must not send its token there.
+        # Large files are on a host of their own, as on the Hub: the client must not send its token there. By another
+        # name as well: huggingface_hub 1.x follows a redirect to the same one, whatever its port, before its time.
         self._listeners = [_Listener(self), _Listener(self)]
-        self.endpoint, self.storage = (f"http://127.0.0.1:{listener.server_port}" for listener in self._listeners)
+        hosts = zip(("127.0.0.1", "localhost"), self._listeners, strict=True)
+        self.endpoint, self.storage = (f"http://{host}:{listener.server_port}" for host, listener in hosts)
         for listener in self._listeners:
             threading.Thread(target=listener.serve_forever, args=(0.1,), daemon=True).start()
         return self
@@ -253,7 +255,7 @@ class HubServer:
         caches = {"HF_HUB_CACHE": "hub", "HF_MODULES_CACHE": "modules", "HF_TOKEN_PATH": "token", "HF_HOME": ""}
         tokens = dict.fromkeys(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), token or "")
         switches = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-        direct = {"HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        direct = {"HF_ENDPOINT": self.endpoint} | dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
         return {name: str(home / place) for name, place in caches.items()} | tokens | switches | direct
 
     def repo(self, repo_id: str) -> Repo:

@@ -79,21 +79,7 @@ SHUT = (
     Shut(("AutoPeftModelForSeq2SeqLM",), "folder", ON_A_HUB),
     # So do the Auto classes of 5.0; later ones take a folder with a config.json for its own base.
     Shut(OVER_ONE_LINE, "folder", ON_A_HUB, before=(5, 5)),
-    # PEFT takes the base from main, here with the adapter that is there, and that one's fusion layer stays in its way.
-    Shut(("AutoPeftModelForSeq2SeqLM",), "Hub id at a revision", "KeyError: 'base_model.model.encoder.fusion"),
 )
-
-
-class Hub(HubServer):
-    """Large files on a host of another name: huggingface_hub 1.x goes on to one of the same name, whatever its port."""
-
-    def __enter__(self):
-        super().__enter__()
-        self.storage = self.storage.replace("127.0.0.1", "localhost")
-        return self
-
-    def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
-        return super().environment(home, token) | dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
 
 
 def install(venv: Path, *arguments: str) -> None:
@@ -150,7 +136,7 @@ class Run:
         return f"| {' | '.join(map(str, cells))} |"
 
 
-def open_all(venv: Path, specs: list[Spec], work: Path, hub: Hub) -> Run:
+def open_all(venv: Path, specs: list[Spec], work: Path, hub: HubServer) -> Run:
     """All doors to all models, in all places: first with an empty cache, then offline with what that left in it."""
     home = Path(tempfile.mkdtemp(dir=work))
     files = [home / f"{number}.json" for number in range(len(specs))]
@@ -177,7 +163,7 @@ def open_all(venv: Path, specs: list[Spec], work: Path, hub: Hub) -> Run:
     return run
 
 
-def try_release(release: str, folder: Path, specs: list[Spec], work: Path, hub: Hub) -> list[Run]:
+def try_release(release: str, folder: Path, specs: list[Spec], work: Path, hub: HubServer) -> list[Run]:
     """The newest peft first, with all that it needs; then the oldest in its place."""
     venv, runs = folder / release, []
     for peft in PEFT[release]:
@@ -205,7 +191,7 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary, Hub(tokens={"hf_owner": "me"}) as hub:
+    with tempfile.TemporaryDirectory() as temporary, HubServer(tokens={"hf_owner": "me"}) as hub:
         work = Path(temporary)
         os.environ.update(hub.environment(work / "author", "hf_owner"))  # before huggingface_hub is imported
         from matrix_models import make_models

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
-from t5fusion.hub_export.bundle import MANIFEST, REFERENCE, export, write_reference
+from t5fusion.hub_export.bundle import REFERENCE, export, write_reference
 from t5fusion.hub_export.push import deliver
 
 
@@ -42,10 +42,10 @@ class Model:
 
     def _spec(self, bundle: Path, name: str, **others) -> dict:
         config = json.loads((bundle / "config.json").read_text())
-        kind, short = json.loads((bundle / MANIFEST).read_text())["kind"], bundle.name.partition("-")[0]
+        short, has_adapter = bundle.name.partition("-")[0], (bundle / "adapter_config.json").exists()
         other = bundle.parent / f"{short}-adapter-{'frozen' if 'trained' in bundle.name else 'trained'}"
-        spec = {"name": name, "kind": kind, "reference": str(bundle / REFERENCE), "other": str(other)}
-        if kind != "merged":
+        spec = {"name": name, "adapter": has_adapter, "reference": str(bundle / REFERENCE), "other": str(other)}
+        if "merged" not in bundle.name:
             spec |= {"backbone": config["backbone"], "backbone_revision": config["backbone_revision"]}
             spec |= {"base": f"me/{short}-base"}
         return spec | others
@@ -73,6 +73,7 @@ def make_models(hub: HubServer, work: Path) -> list[Model]:
         pairs += [(f"{kind}-trained", f"{kind}-frozen") for kind in ("standalone", "merged")]
         models += [publish(bundles / f"{short}-{then}", bundles / f"{short}-{now}") for then, now in pairs]
     models.append(publish(bundles / "flan-base", bundles / "t5-base"))
+    models.append(publish(bundles / "flan-standalone-trained", bundles / "t5-standalone-frozen"))  # another backbone
     for now in {model.now for model in models}:
         write_bf16(now)
     return models
@@ -96,10 +97,10 @@ def train(backbone: str, out: Path, fusion: bool) -> None:
 def publish(then: Path, now: Path) -> Model:
     """Pushes both to one repository, so that its first commit and its main are different models."""
     short, _, name = then.name.partition("-")
-    repo_id = f"me/{then.name}-moved-on"
+    repo_id = f"me/{then.name}-then-{now.name}"
     commit = push(then, repo_id)
     push(now, repo_id)
-    return Model(f"{short} {name}", repo_id, commit, then, now)
+    return Model(f"{short} {name} then {now.name}", repo_id, commit, then, now)
 
 
 def push(bundle: Path, repo_id: str) -> str:
