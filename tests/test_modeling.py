@@ -1,6 +1,7 @@
 """The fused model: what it computes, how it is built, saved and loaded, and what it refuses."""
 
 import copy
+import hashlib
 import json
 import pickle
 import shutil
@@ -677,3 +678,12 @@ def test_ids_and_embeddings_at_once(flan, inputs_for):
     batch = inputs_for(flan)
     with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds|cannot specify both"):
         flan(**batch, inputs_embeds=flan.shared(batch["input_ids"]))
+
+
+def test_the_start_of_the_fusion_layer_is_the_same_on_every_machine_and_in_every_version():
+    """Adapters that were saved without it are reloaded on top of it: these bits are for good."""
+    fusion = LexicalFusion(T5FusionConfig(d_model=16))
+    fusion.reset_parameters(torch.full((3, 16), 2.0))
+    found = hashlib.sha256(fusion.projection.weight.detach().numpy().tobytes()).hexdigest()
+    assert found == "c91ace095aa5c99f78004a2baea09467459d94b444853cddf632de24e52f91d1"
+    assert not fusion.projection.bias.any() and torch.equal(fusion.norm.weight, torch.full((16,), 2.0))
