@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from t5fusion.hub_export.bundle import MANIFEST, json_digest, read_manifest
 
-COMMAND = [sys.executable, "-c", "from t5fusion.hub_export.cli import main; main()"]
+COMMAND = "from t5fusion.hub_export.cli import main; main()"
 CODE = ("configuration_t5fusion.py", "modeling_t5fusion.py", "processing_t5fusion.py")
 BACKBONE = "google/flan-tiny"
 TRAIN = """
@@ -60,25 +60,75 @@ assert processor(["app_config"], lexical_embeds=rows["lexical_embeds"][:1])["inp
 """
 
 
-class Author:
-    """Runs commands as on a machine of its own, with a home, a token and a cache."""
+# Imports what commands need, once, and forks for each: most of a command's time would else be torch and transformers.
+FORKS = """
+import json, os, sys, traceback
+import peft, t5fusion.finetune.train, t5fusion.hub_export.cli, t5fusion.hub_export.push
 
-    def __init__(self, hub, home: Path, token: str | None = "hf_owner"):
+for line in sys.stdin:
+    code, arguments, folder, out, err = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, name in enumerate((os.devnull, out, err)):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+        os.chdir(folder)
+        sys.argv, status = ["-c", *arguments], 0
+        try:
+            exec(code, {"__name__": "__main__"})
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Author:
+    """Runs commands as on a machine of its own, with a home, a token and a cache; `busy` ones by forks."""
+
+    def __init__(self, hub, home: Path, token: str | None = "hf_owner", busy: bool = False):
         home.mkdir(exist_ok=True)
         self.hub, self.home = hub, home
         self.environment = os.environ | hub.environment(home / "cache", token)
         self.environment |= {"OMP_NUM_THREADS": "1", "HOME": str(home), "COLUMNS": "200"}
+        self.forks = None
+        if busy:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self.forks = subprocess.Popen([sys.executable, "-c", FORKS], cwd=home, env=self.environment, **pipes)
 
-    def run(self, *arguments, expect=0, cwd=None, **environment):
-        done = subprocess.run(
-            [str(part) for part in arguments], cwd=cwd or self.home, env=self.environment | environment,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == expect, f"{arguments}\n{done.stdout}\n{done.stderr}"
-        return done.stdout, done.stderr
+    def close(self):
+        self.forks.stdin.close()
+        self.forks.wait(60)
+        self.forks.stdout.close()
+
+    def python(self, code, *arguments, expect=0, cwd=None, **environment):
+        """Standard output and standard error of the code, in a process that ends with `expect`."""
+        arguments, cwd = [str(part) for part in arguments], str(cwd or self.home)
+        if self.forks is not None and not environment:  # which the libraries read when they are imported
+            status, out, err = self._fork(code, arguments, cwd)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-c", code, *arguments], cwd=cwd, env=self.environment | environment,
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
+            status, out, err = done.returncode, done.stdout, done.stderr
+        assert status == expect, f"{arguments}\n{out}\n{err}"
+        return out, err
+
+    def _fork(self, code, arguments, cwd):
+        out, err = self.home / "stdout", self.home / "stderr"
+        self.forks.stdin.write(json.dumps([code, arguments, cwd, str(out), str(err)]) + "\n")
+        self.forks.stdin.flush()
+        status = int(self.forks.stdout.readline())
+        said = out.read_text(), err.read_text()
+        out.unlink(), err.unlink()
+        return status, *said
 
     def t5fusion(self, *arguments, **options):
-        return self.run(*COMMAND, *arguments, **options)
+        return self.python(COMMAND, *arguments, **options)
 
     def refused(self, *arguments, **options):
         """The one sentence by which a command ends, with exit code 1."""
@@ -87,9 +137,6 @@ class Author:
         last = complaint.strip().splitlines()[-1]
         assert last.startswith("t5fusion: "), complaint
         return last.removeprefix("t5fusion: ")
-
-    def python(self, code, *arguments, **options):
-        return self.run(sys.executable, "-c", code, *arguments, **options)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +148,9 @@ def hub(plain_folders):
 
 @pytest.fixture(scope="module")
 def author(hub, tmp_path_factory):
-    return Author(hub, tmp_path_factory.mktemp("author"))
+    author = Author(hub, tmp_path_factory.mktemp("author"), busy=True)
+    yield author
+    author.close()
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +442,8 @@ def test_beside_the_package(author, bundle, tmp_path):
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     from t5fusion.hub_export import doors
 
-    out, _ = author.run(sys.executable, doors.__file__, tmp_path / "spec.json")
+    run_doors = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    out, _ = author.python(run_doors, doors.__file__, tmp_path / "spec.json")
     found = [json.loads(line) for line in out.splitlines()]
     assert all(door["held"] or door["door"] == "AutoPeftModelForSeq2SeqLM" for door in found)
     assert sum(door["how"] == "to the bit" for door in found) == 6
