@@ -63,7 +63,8 @@ class LexicalEncoder(T5Stack):
         self.fusion = LexicalFusion(config)
 
     def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, lexical_embeds=None, **kwargs):
-        if (input_ids is None) != (inputs_embeds is None):  # both or none is an error, which T5 tells of
+        ready = input_ids is None and lexical_embeds is None  # as `T5WithFusion.forward` hands them over
+        if (input_ids is None) != (inputs_embeds is None) and not ready:  # both or none: T5 tells of it
             inputs_embeds = self.embed(input_ids, inputs_embeds, lexical_embeds)
             input_ids = None
         return super().forward(
@@ -79,6 +80,9 @@ class LexicalEncoder(T5Stack):
             lexical_embeds: float (batch, lexical_dim) or (batch, vectors, lexical_dim). A row with fewer placeholders
                 than vectors uses its first ones; the others must be zero, that is, padding.
 
+        Where gradients are wanted, a batch without vectors gives the fusion layer gradients of zero rather than none:
+        whoever waits for those of all weights (DistributedDataParallel, PEFT's OSF) waits for these as well.
+
         Raises:
             ValueError: vectors and placeholders do not fit; it says which row, and what to do.
         """
@@ -88,14 +92,16 @@ class LexicalEncoder(T5Stack):
             # the placeholder may lie past the table: its own row is never needed
             inputs_embeds = self.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
         elif lexical_embeds is None:
-            return inputs_embeds
+            is_placeholder = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
         else:
             is_placeholder = (inputs_embeds == self._placeholder_embedding(token_id)).all(-1)
         if lexical_embeds is not None:
             lexical_embeds = check_vectors(lexical_embeds, is_placeholder, self.config.lexical_dim)
         check_placeholders(is_placeholder, lexical_embeds, token_id)
         if lexical_embeds is None or lexical_embeds.shape[1] == 0:
-            return inputs_embeds
+            if not torch.is_grad_enabled():
+                return inputs_embeds
+            lexical_embeds = inputs_embeds.new_zeros(inputs_embeds.shape[0], 1, self.config.lexical_dim)  # goes nowhere
         vectors = self.fusion(lexical_embeds).to(inputs_embeds.dtype)
         order = (is_placeholder.cumsum(1) - 1).clamp(0, vectors.shape[1] - 1)  # which of its row's vectors goes here
         in_place = vectors.take_along_dim(order.unsqueeze(-1), 1)

@@ -237,6 +237,18 @@ def test_gradients_reach_the_fusion_layer(flan, inputs_for):
     assert all(parameter.grad.abs().sum() > 0 for parameter in flan.encoder.fusion.parameters())
 
 
+@pytest.mark.parametrize("given", ["input_ids", "inputs_embeds"])
+def test_without_vectors_the_fusion_layer_gets_gradients_of_zero(flan, inputs_for, given):
+    batch = inputs_for(flan, vectors=(0, 0))
+    if given == "inputs_embeds":
+        batch["inputs_embeds"] = flan.shared(batch.pop("input_ids")).detach()
+    for vectors in (None, batch.pop("lexical_embeds")):
+        flan.zero_grad()
+        flan(**batch, lexical_embeds=vectors).loss.backward()
+        assert all(p.grad is not None for name, p in flan.named_parameters() if name != "shared.weight")
+        assert not any(p.grad.any() for p in flan.encoder.fusion.parameters())
+
+
 def test_gradient_checkpointing_changes_nothing(plain_folders, inputs_for):
     flan = T5WithFusion(plain_folders["flan"], dropout_rate=0.0)
     batch = inputs_for(flan)
