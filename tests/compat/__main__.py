@@ -1,0 +1,45 @@
+"""`make compat`: runs the checks of each table, each in a process of its own, and writes docs/compatibility.md."""
+
+import argparse
+import importlib
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+
+from .table import Table
+from .upstream import BUILD, ROOT
+
+TABLES = ("peft_tuners", "peft_suite", "transformers_suite", "generation", "trainer", "backbones", "quantized", "tools")
+PAGE = ROOT / "docs" / "compatibility.md"
+ABOUT = """# What works with T5WithFusion
+
+Made by `make compat`: each cell is a check that was run, on the fused model with vectors in its batches and, where that has a
+meaning, on the plain T5 that it was made of. *works*: it does, and gives what it should. *refused*: it raises an error, whose sentence
+stands below the table. *wrong*: it goes through, and gives something else. Where the plain T5 comes to something else than the
+fused one, it says so.
+
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="to run anew; default: all")
+    parser.add_argument("--here", action="store_true", help="run one table in this process")
+    options = parser.parse_args()
+    if options.here:
+        (name,) = options.tables
+        importlib.import_module(f"compat.{name}").make().save(BUILD / f"{name}.json")
+        return 0
+    for name in options.tables or TABLES:
+        subprocess.run([sys.executable, "-m", "compat", name, "--here"], check=True, stdin=subprocess.DEVNULL)
+    tables = [Table.read(BUILD / f"{name}.json") for name in TABLES if (BUILD / f"{name}.json").exists()]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft", "torch", "accelerate"))
+    PAGE.write_text(ABOUT + f"Of {date.today()}: {packages}.\n\n" + "\n".join(table.markdown() for table in tables))
+    worse = [line for table in tables for line in table.worse()]
+    print("\n".join([f"{PAGE.relative_to(ROOT)}: {len(worse)} cells worse than the plain T5", *worse]))
+    return int(bool(worse))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

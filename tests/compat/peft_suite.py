@@ -1,0 +1,70 @@
+"""PEFT's own tests of encoder-decoder models, with no change but what lies in the folder of the model's name."""
+
+import re
+import shutil
+from collections import Counter
+
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+from t5fusion import T5WithFusion
+
+from .table import MODELS, Outcome, Table
+from .upstream import BUILD, both, run_tests, source_of
+
+NAME = "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated"
+SHAPE = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 5, "num_heads": 4}
+TUNER = re.compile(r"\[(?:\w+-)?(\w+)Config-")
+
+
+def make() -> Table:
+    table = Table(
+        "PEFT's own tests",
+        "`tests/test_encoder_decoder_models.py` of the installed PEFT, its T5 being a random one of the same shape: as "
+        "a plain T5, and as the fused model made of it. Numbers of tests; a test that PEFT itself skips counts as such.",
+        ["passed", "skipped", "failed on both", "failed on the fused model only"],
+    )
+    results = both({model: run(model) for model in MODELS})
+    table.cells = {row: summary(tests) for row, tests in sorted(by_tuner(results).items())}
+    return table
+
+
+def run(model: str) -> dict[str, Outcome]:
+    folder = BUILD / "peft" / model
+    shutil.rmtree(folder, ignore_errors=True)
+    plain = folder / "plain"
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(**SHAPE, decoder_start_token_id=0)).save_pretrained(plain)
+    if model == "T5":
+        shutil.copytree(plain, folder / NAME)
+    else:
+        T5WithFusion(plain).save_pretrained(folder / NAME)
+    (folder / "tests").symlink_to(source_of("peft") / "tests")
+    # where they parametrise, they write the model's name into the test's
+    return run_tests(folder, "-p", "t5fusion", "-n", "2", "tests/test_encoder_decoder_models.py", "-k", "T5")
+
+
+def by_tuner(results: dict[str, dict[str, Outcome]]) -> dict[str, dict[str, dict[str, Outcome]]]:
+    rows: dict[str, dict[str, dict[str, Outcome]]] = {}
+    for test, found in results.items():
+        match = TUNER.search(test)
+        rows.setdefault(match[1] if match else "others", {})[test] = found
+    return rows
+
+
+def summary(tests: dict[str, dict[str, Outcome]]) -> dict[str, dict[str, Outcome]]:
+    """A row's cells: numbers, and the names of the tests that the fused model alone fails."""
+    kinds = Counter((found["T5"].status, found["T5WithFusion"].status) for found in tests.values())
+    lost = [
+        f"{test}: {found['T5WithFusion']}"
+        for test, found in tests.items()
+        if found["T5WithFusion"].status != found["T5"].status == "works"
+    ]
+    numbers = {
+        "passed": kinds["works", "works"],
+        "skipped": kinds["refused", "refused"],
+        "failed on both": kinds["wrong", "wrong"],
+    }
+    cells = {column: {"T5WithFusion": Outcome("number", str(number))} for column, number in numbers.items()}
+    only = Outcome("wrong", "; ".join(lost)) if lost else Outcome("number", "0")
+    return cells | {"failed on the fused model only": {"T5WithFusion": only}}

@@ -1,0 +1,106 @@
+"""Tables of what works: each cell is a check that was run, on a plain T5 and on the fused model made of it."""
+
+import json
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+MODELS = ("T5", "T5WithFusion")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check came to: it works; it is refused, in these words; it goes through and is wrong; or it is a number."""
+
+    status: Literal["works", "refused", "wrong", "number"]
+    said: str = ""
+
+    def __str__(self) -> str:
+        return self.status + (f": {self.said}" if self.said else "")
+
+
+def attempt(check: Callable, *arguments) -> Outcome:
+    """Runs a check. What it returns is a remark; an AssertionError is a wrong result, any other error a refusal."""
+    try:
+        return Outcome("works", check(*arguments) or "")
+    except AssertionError as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return Outcome("wrong", _one_line(error) or f"{where.name}: {where.line}")
+    except Exception as error:
+        return Outcome("refused", f"{type(error).__name__}: {_one_line(error)}")
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else ""
+
+
+@dataclass
+class Table:
+    """Rows of checks; `cells[row][column]` holds an outcome for each of `MODELS`."""
+
+    title: str
+    about: str
+    columns: list[str]
+    cells: dict[str, dict[str, dict[str, Outcome]]] = field(default_factory=dict)
+
+    def add(self, row: str, column: str, check: Callable, *arguments, models: Iterable[str] = MODELS) -> None:
+        """Runs `check(model, *arguments)`, `model` being one of `models`' names, into a cell."""
+        found = {model: attempt(check, model, *arguments) for model in models}
+        self.cells.setdefault(row, {})[column] = found
+        print(f"{self.title} | {row} | {column} | {' / '.join(map(str, found.values()))}", flush=True)
+
+    def worse(self) -> list[str]:
+        """The cells in which the plain T5 does what the fused model does not."""
+        return [
+            f"{self.title}, {row}, {column}: {found['T5WithFusion']}"
+            for row, cells in self.cells.items()
+            for column, found in cells.items()
+            if found["T5WithFusion"].status == "wrong"
+            or (found["T5WithFusion"].status == "refused" and found.get("T5", Outcome("works")).status == "works")
+        ]
+
+    def markdown(self) -> str:
+        """The table, with a number for each sentence, and the sentences below it."""
+        notes: dict[str, int] = {}
+        lines = [f"## {self.title}", "", self.about, "", _line(["", *self.columns]), _line(["---"] * (len(self.columns) + 1))]
+        for row, cells in self.cells.items():
+            lines.append(_line([row, *(_cell(cells.get(column), notes) for column in self.columns)]))
+        return "\n".join([*lines, "", *(f"{number}. {said}" for said, number in notes.items()), ""])
+
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, file: Path) -> "Table":
+        saved = json.loads(file.read_text())
+        for cells in saved["cells"].values():
+            for column, found in cells.items():
+                cells[column] = {model: Outcome(**outcome) for model, outcome in found.items()}
+        return cls(**saved)
+
+
+def _cell(found: dict[str, Outcome] | None, notes: dict[str, int]) -> str:
+    """The fused model's outcome; the plain T5's beside it only where it is another."""
+    if found is None:
+        return ""
+    marks = {model: _mark(outcome, notes) for model, outcome in found.items()}
+    fused = marks["T5WithFusion"]
+    plain = marks.get("T5", fused)
+    same = found.get("T5", found["T5WithFusion"]).status == found["T5WithFusion"].status
+    return fused if same else f"{fused} (plain T5: {plain})"
+
+
+def _mark(outcome: Outcome, notes: dict[str, int]) -> str:
+    if outcome.status == "number":
+        return outcome.said
+    if not outcome.said:
+        return outcome.status
+    return f"{outcome.status} [{notes.setdefault(outcome.said, len(notes) + 1)}]"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"

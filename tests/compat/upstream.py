@@ -1,0 +1,62 @@
+"""The libraries' own tests of a T5, from their source distributions, run on a plain T5 and on a fused model."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import xml.etree.ElementTree as ElementTree
+from importlib.metadata import version
+from pathlib import Path
+
+from .table import MODELS, Outcome
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "compat"
+
+
+def source_of(package: str) -> Path:
+    """The unpacked source distribution of the installed release, fetched where it is not here yet."""
+    name = f"{package}-{version(package)}"
+    folder = BUILD / name
+    if not folder.is_dir():
+        command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--no-binary", package, "-d", BUILD]
+        subprocess.run([*command, f"{package}=={version(package)}"], check=True, stdin=subprocess.DEVNULL)
+        with tarfile.open(BUILD / f"{name}.tar.gz") as archive:
+            archive.extractall(BUILD, filter="data")
+    return folder
+
+
+def run_tests(folder: Path, *arguments: str | Path, **environment: str) -> dict[str, Outcome]:
+    """What pytest, run in `folder`, says of each test: its name -> outcome; a skipped one is refused.
+
+    Raises:
+        RuntimeError: no test ran.
+    """
+    report = folder / "report.xml"
+    report.unlink(missing_ok=True)
+    # with a configuration of its own: not this project's, nor the library's
+    options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", folder, f"--junitxml={report}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *arguments],
+        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    if not report.exists():
+        raise RuntimeError(f"pytest wrote no report: {done.stdout[-2000:]}")
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    if not cases:
+        raise RuntimeError(f"no test ran: {done.stdout[-2000:]}")
+    return {case.attrib["name"]: _outcome(case) for case in cases}
+
+
+def _outcome(case: ElementTree.Element) -> Outcome:
+    for tag, status in (("failure", "wrong"), ("error", "wrong"), ("skipped", "refused")):
+        found = case.find(tag)
+        if found is not None:
+            return Outcome(status, (found.attrib.get("message") or "").splitlines()[0])
+    return Outcome("works")
+
+
+def both(results: dict[str, dict[str, Outcome]]) -> dict[str, dict[str, Outcome]]:
+    """From results by model and test to results by test and model."""
+    return {test: {model: results[model][test] for model in MODELS} for test in results[MODELS[0]]}
