@@ -11,7 +11,14 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    MT5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 from transformers.utils import cached_file, find_adapter_config_file, logging
@@ -25,6 +32,7 @@ HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "r
 WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 NO_ADAPTER = {"subfolder": "no-adapter-here"}  # keeps transformers from loading an adapter itself
 NOTHING_LOADED: dict = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+PLAIN = ("t5", "mt5")  # the kinds of backbone: an mT5 is a T5 whose head is never scaled
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
 
 
@@ -423,11 +431,11 @@ def locate(name, config, kwargs: dict) -> Found:
         source, hub = base, elsewhere(hub)
     saved, _ = PretrainedConfig.get_config_dict(source, **hub)
     config, kwargs = fused_config(source, hub, saved, config, kwargs)
-    if saved["model_type"] != "t5" and config.backbone is not None and not holds_weights(source, hub, kwargs):
+    if saved["model_type"] not in PLAIN and config.backbone is not None and not holds_weights(source, hub, kwargs):
         source, hub = config.backbone, elsewhere(hub) | {"revision": config.backbone_revision}
         saved, _ = PretrainedConfig.get_config_dict(source, **hub)
     kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KEYWORDS} | hub
-    return Found(source, saved.get("model_type") == "t5", config, kwargs, adapter, adapter_hub)
+    return Found(source, saved.get("model_type") in PLAIN, config, kwargs, adapter, adapter_hub)
 
 
 def elsewhere(hub: dict) -> dict:
@@ -461,15 +469,17 @@ def base_of(adapter, hub: dict) -> str | None:
 def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5FusionConfig, dict]:
     """The config to load `name` with, whose own says `saved`; and the keywords that are not fields of it."""
     kind = saved.get("model_type")
-    if kind not in ("t5", T5FusionConfig.model_type):
+    if kind not in (*PLAIN, T5FusionConfig.model_type):
         raise ValueError(
-            f"{name} is a model of type {kind!r}; expected 't5' (T5, T5 v1.1, FLAN-T5, ByT5, CodeT5 ...) or "
+            f"{name} is a model of type {kind!r}; expected 't5' (T5, T5 v1.1, FLAN-T5, ByT5, CodeT5 ...), 'mt5' or "
             f"{T5FusionConfig.model_type!r}."
         )
     if isinstance(config, (str, os.PathLike)):
         config = T5FusionConfig.from_dict(PretrainedConfig.get_config_dict(config)[0])
     if config is None:
-        if kind == "t5":
+        if kind == "mt5":  # what its config leaves out is not what T5's would
+            saved = MT5Config.from_dict(saved).to_dict()
+        if kind in PLAIN:
             saved["backbone"] = str(name)
             saved["backbone_revision"] = commit_of(name, hub)
             saved["lexical_token_id"] = free_token_id(name, hub)
@@ -479,8 +489,10 @@ def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5
         config, kwargs = T5FusionConfig.from_dict(saved, return_unused_kwargs=True, **kwargs)
         kwargs |= dtype  # in the config, "auto" would stand for a type
     config = copy.deepcopy(config)
-    if kind == "t5" and getattr(config, "backbone", None) is None:
+    if kind in PLAIN and getattr(config, "backbone", None) is None:
         config.backbone, config.backbone_revision = str(name), commit_of(name, hub)
+    if kind == "mt5":
+        config.scale_decoder_outputs = False  # whatever was said of its head
     return config, kwargs
 
 

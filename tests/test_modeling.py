@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForSeq2SeqLM,
     BertConfig,
+    MT5ForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -368,6 +369,24 @@ def test_the_tokenizer_that_has_the_placeholder_names_its_id(plain_folders, tmp_
     assert T5WithFusion(folder).config.lexical_token_id == 136
 
 
+def test_an_mt5_is_the_stock_mt5_to_the_bit(plain_folders, tmp_path, inputs_for):
+    plain = shutil.copytree(plain_folders["flan"], tmp_path / "mt5")
+    saved = json.loads((plain / "config.json").read_text()) | {"model_type": "mt5", "tie_word_embeddings": True}
+    for name in ("feed_forward_proj", "dense_act_fn", "is_gated_act", "decoder_start_token_id"):  # mT5's are others
+        saved.pop(name)
+    (plain / "config.json").write_text(json.dumps(saved))
+    stock = MT5ForConditionalGeneration.from_pretrained(plain).eval()
+    fused = T5WithFusion(plain).eval()
+    config = T5FusionConfig(lexical_dim=384, **stock.config.to_dict())  # which would have the head scaled
+    batch = without_vectors(inputs_for(fused, (0, 0)))
+    fused.save_pretrained(tmp_path / "fused")
+    opened = [fused, T5WithFusion(tmp_path / "fused"), T5WithFusion.from_pretrained(plain, config=config)]
+    (tmp_path / "fused" / "model.safetensors").unlink()  # as in a bundle, which leaves them to the backbone
+    for model in [*opened, T5WithFusion(tmp_path / "fused")]:
+        assert torch.equal(model.eval()(**batch).logits, stock(**batch).logits)
+        assert model.config.backbone == str(plain)
+
+
 def test_without_a_tokenizer_the_id_is_that_of_t5(plain_folders, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(plain_folders["v1.0"] / name, tmp_path)
@@ -611,7 +630,7 @@ def test_a_config_without_the_width(plain_folders):
 
 def test_another_kind_of_model(tmp_path):
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a model of type 'bert'; expected 't5' .* or 't5_fusion'"):
+    with pytest.raises(ValueError, match="is a model of type 'bert'; expected 't5' .*, 'mt5' or 't5_fusion'"):
         T5WithFusion(tmp_path)
 
 
