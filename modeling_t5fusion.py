@@ -217,6 +217,10 @@ class T5WithFusion(T5ForConditionalGeneration):
             )
         super().__init__(config)
         self.encoder = LexicalEncoder(self.encoder.config)
+        if getattr(config, "quantization_config", None) is not None:
+            self._keep_in_fp32_modules = [*self._keep_in_fp32_modules, "encoder.fusion"]  # which quantisers pass over
+            self._keep_in_fp32_modules_strict = ["encoder.fusion"]  # in bf16 too
+            self.encoder.fusion.float()  # one yet to be made
         if config.architectures != [type(self).__name__]:  # a plain T5's weights hold no fusion layer, nor need they
             self._keys_to_ignore_on_load_missing = [r"encoder\.fusion\."]
         self.post_init()
@@ -235,8 +239,7 @@ class T5WithFusion(T5ForConditionalGeneration):
             config: a `T5FusionConfig`, or the folder or id of one, to use in place of the saved one.
             adapter_name: the name of the adapter, where there is one.
             **kwargs: those of [`~transformers.PreTrainedModel.from_pretrained`], and fields of the config
-                (`lexical_dim=768`). To quantise a plain T5, add `llm_int8_skip_modules=["encoder.fusion", "lm_head"]`
-                to its `BitsAndBytesConfig`: a fusion layer yet to be made is not to be packed.
+                (`lexical_dim=768`). With a `quantization_config`, the fusion layer stays in fp32.
 
         Raises:
             ValueError: the checkpoint is neither a T5 nor a fused one, or it lacks the fusion layer it should hold; or
