@@ -4,7 +4,8 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,8 +25,10 @@ from ..processing_t5fusion import T5FusionProcessor
 from .backbone import Backbone, check_same, choose
 from .card import make_card
 from .doors import NOT_ON_A_HUB, align, digest, environment, outputs
+from .onnx_export import need, write_graphs
 
 Kind = Literal["adapter", "standalone", "merged", "base"]
+Format = Literal["safetensors", "onnx"]
 Say = Callable[[str], None]
 
 MANIFEST = "t5fusion.json"
@@ -45,6 +48,7 @@ def export(
     recipe: dict[str, Any] | None = None,
     overwrite: bool = False,
     say: Say = lambda line: None,
+    format: Format = "safetensors",
 ) -> Path:
     """Writes a bundle, whole or not at all, and the same bytes for the same inputs.
 
@@ -59,24 +63,33 @@ def export(
         recipe: fields of `T5FusionProcessor`, where `source` holds no processor that tells them.
         overwrite: replace the bundle that is there; what its card says of the user's own stays.
         say: is told, a line each, what was taken for granted.
+        format: "onnx": the bundle carries ONNX graphs as well, with the adapter folded in (see `onnx_export`).
 
     Raises:
         ValueError: the source is none of these, or readers would not get the model that was trained, or the folder is
-            not empty.
+            not empty; or the adapter is none that can be folded into ONNX graphs.
         OSError: a base or a tokenizer cannot be loaded.
+        ImportError: what writes ONNX graphs is not installed.
     """
     bundle = Path(bundle).resolve()
     if kind not in get_args(Kind):
         raise ValueError(f"`kind` is {kind!r}; expected one of {', '.join(get_args(Kind))}.")
+    if format not in get_args(Format):
+        raise ValueError(f"`format` is {format!r}; expected one of {', '.join(get_args(Format))}.")
+    if format == "onnx":
+        need("onnx", "onnxscript")
     previous = _check_target(bundle, overwrite)
     bundle.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{bundle.name}-", dir=bundle.parent) as folder:
         new = Path(folder) / bundle.name
         new.mkdir()
         if kind == "base":
-            write_base(Backbone.parse(str(source)), new, recipe, say)
+            model = write_base(Backbone.parse(str(source)), new, recipe, say)
         else:
-            write_trained(Path(source), new, kind, backbone, recipe, say)
+            model = write_trained(Path(source), new, kind, backbone, recipe, say)
+        if format == "onnx":
+            with one_thread():
+                write_graphs(new, model, new / REFERENCE)
         (new / CARD).write_text(make_card(new, Path(source), kind, previous=previous), encoding="utf-8")
         write_manifest(new, kind)
         check_nothing_local(new, [Path.home(), Path(source).resolve(), bundle])
@@ -99,8 +112,8 @@ def _check_target(bundle: Path, overwrite: bool) -> str | None:
     return (bundle / CARD).read_text(encoding="utf-8") if (bundle / CARD).exists() else None
 
 
-def write_base(backbone: Backbone, new: Path, recipe: dict | None, say: Say) -> None:
-    """The fused model on a plain T5, with its weights."""
+def write_base(backbone: Backbone, new: Path, recipe: dict | None, say: Say) -> torch.nn.Module:
+    """The fused model on a plain T5, with its weights; returns it."""
     model = backbone.load()
     if backbone.is_folder:
         model.config.backbone = model.config.backbone_revision = None
@@ -108,10 +121,13 @@ def write_base(backbone: Backbone, new: Path, recipe: dict | None, say: Say) -> 
     model.save_pretrained(new)
     processor.save_pretrained(new)
     write_reference(new, model, processor)
+    return model
 
 
-def write_trained(source: Path, new: Path, kind: Kind, backbone: str | None, recipe: dict | None, say: Say) -> None:
-    """What was trained, in `source`: an adapter, or all weights."""
+def write_trained(
+    source: Path, new: Path, kind: Kind, backbone: str | None, recipe: dict | None, say: Say
+) -> torch.nn.Module:
+    """What was trained, in `source`: an adapter, or all weights; returns the model as readers will have it."""
     has_adapter = (source / "adapter_config.json").exists()
     if has_adapter:
         trained, published = choose(source, backbone, needed=kind == "adapter", say=say)
@@ -136,6 +152,7 @@ def write_trained(source: Path, new: Path, kind: Kind, backbone: str | None, rec
     model = write_weights(base, source if has_adapter else None, new, kind)
     processor.save_pretrained(new)
     write_reference(new, model, processor)
+    return model
 
 
 def trained_as(source: Path) -> dict[str, Any]:
@@ -236,9 +253,7 @@ def find_processor(
 
 def write_reference(new: Path, model: torch.nn.Module, processor: T5FusionProcessor) -> None:
     """Inputs and what the model makes of them, for `verify` to compare with; one thread, as there."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         generator = torch.Generator().manual_seed(0)
         vectors = torch.randn(len(TEXTS), processor.lexical_dim, generator=generator)
         inputs = processor(TEXTS, lexical_embeds=torch.nn.functional.normalize(vectors, dim=-1))
@@ -250,11 +265,20 @@ def write_reference(new: Path, model: torch.nn.Module, processor: T5FusionProces
             "digest": digest(logits),
             "environment": environment(),
         }
-    finally:
-        torch.set_num_threads(threads)
     tensors = {f"inputs.{name}": value for name, value in inputs.items()}
     tensors |= {"written": written, "columns": columns, "logits": logits.float()[..., columns].contiguous()}
     save_file(tensors, new / REFERENCE, metadata={"facts": json.dumps(facts, sort_keys=True)})
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on a single thread: the last bit of a product depends on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def write_manifest(new: Path, kind: Kind) -> None:

@@ -19,6 +19,7 @@ from ..finetune.data import FILE_KINDS
 from ..finetune.evaluate import EVALUATION
 from ..finetune.train import RECORD
 from ..tiny_t5 import PATH as TINY_T5
+from .onnx_export import ENCODER
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 PLACEHOLDER = "REPO_ID"  # stands for the repository's id until `name_repository`
@@ -152,6 +153,7 @@ def read_facts(bundle: Path, source: Path, kind: str) -> dict[str, Any]:
         "encoder": hub_id(recipe["lexical_encoder"], source),
         "prompt": json.dumps(recipe["template"], ensure_ascii=False),
         "has_adapter": (bundle / "adapter_config.json").exists(),
+        "has_graphs": (bundle / ENCODER).exists(),
         "adapter": adapter,
         "record": record,
         "trained_on": hub_id(record.get("data"), source),
@@ -177,12 +179,13 @@ def make_metadata(facts: dict[str, Any]) -> ModelCardData:
         for name, label in SCORES.items()
         if name in measures and facts["evaluated_on"]
     ]
+    kinds = [*([peft_type.lower()] if peft_type else []), *(["onnx"] if facts["has_graphs"] else [])]
     samples = [{"text": row["text"], "output": {"text": row["output"]}} for row in evaluation.get("samples", [])]
     return ModelCardData(
         base_model=facts["backbone"],
         library_name="peft" if facts["has_adapter"] else "transformers",
         pipeline_tag=TASK,
-        tags=["t5fusion", "text2text-generation", "transformers", *([peft_type.lower()] if peft_type else [])],
+        tags=["t5fusion", "text2text-generation", "transformers", *kinds],
         datasets=[facts["trained_on"]] if facts["trained_on"] else None,
         metrics=["rouge", "chrf"] if "chrf" in measures else None,
         inference=False,  # the Hub's own does not run code of a repository

@@ -16,6 +16,11 @@ class KindOption(str, Enum):
     base = "base"
 
 
+class FormatOption(str, Enum):
+    safetensors = "safetensors"
+    onnx = "onnx"
+
+
 UseCache = Annotated[
     bool, typer.Option("--use-cache", help="Use this machine's cache of the Hub; else all is fetched, as by a reader.")
 ]
@@ -32,6 +37,9 @@ def export(
     lexical_source: Annotated[
         str | None, typer.Option(help="text, given or none, where no processor was saved.")
     ] = None,
+    format: Annotated[
+        FormatOption, typer.Option(help="onnx: graphs for onnxruntime as well, with the adapter folded in.")
+    ] = FormatOption.safetensors,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")] = False,
 ):
     """Write a folder that anyone can load: code, config, adapter, tokenizer, processor, card, reference outputs.
@@ -45,9 +53,10 @@ def export(
 
     given = {"template": template, "lexical_encoder": encoder, "lexical_source": lexical_source}
     recipe = {name: value for name, value in given.items() if value is not None}
-    folder = write(source, bundle, kind.value, backbone, recipe, overwrite, say)
+    folder = write(source, bundle, kind.value, backbone, recipe, overwrite, say, format.value)
     size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{bundle}: {kind.value}, {size / 1e6:.1f} MB. Next: t5fusion push {bundle} OWNER/NAME")
+    carried = f"{kind.value} and ONNX graphs" if format == FormatOption.onnx else kind.value
+    print(f"{bundle}: {carried}, {size / 1e6:.1f} MB. Next: t5fusion push {bundle} OWNER/NAME")
 
 
 @app.command()

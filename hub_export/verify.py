@@ -17,11 +17,13 @@ from ..modeling_t5fusion import T5FusionConfig
 from . import doors
 from .bundle import CARD, REFERENCE, file_digest, read_manifest
 from .errors import in_one_sentence
+from .onnx_export import ENCODER, check_graphs
 
 
 @dataclass
 class Report:
-    """What held: a line each, "ok", "--" (a door that transformers keeps shut, and says so) or "NO" in front."""
+    """What held: a line each, in front "ok", "NO" or "--": a door that transformers keeps shut, and says so, or ONNX
+    graphs where onnxruntime is not installed."""
 
     lines: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -88,6 +90,8 @@ def verify(
         for found in open_doors(spec, Path(temporary), environment):
             shut = found.get("refused")
             add("ok" if found["held"] else "--" if shut else "NO", f"{found['door']}: {shut or found['how']}")
+        if ENCODER in manifest["files"]:
+            add(*run_graphs(folder))
     return report
 
 
@@ -118,6 +122,16 @@ def check_files(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]
             edited = ("ok", f"{CARD} was edited since the export, as it may be")
             found.append(edited if name == CARD else ("NO", f"{name} is damaged: it is not what was written"))
     return found or [("ok", f"{len(expected)} files, as they were written")]
+
+
+def run_graphs(folder: Path) -> tuple[str, str]:
+    """Mark and sentence for the ONNX graphs. They hold no code, so this process runs them as well as a clean one."""
+    try:
+        return "ok", f"ONNX graphs: {check_graphs(folder, folder / REFERENCE)}"
+    except ImportError as error:
+        return "--", f"ONNX graphs were not run: {error}"
+    except Exception as error:  # whatever onnxruntime raises is what a reader would see
+        return "NO", f"ONNX graphs: {doors.one_sentence(error)}"
 
 
 def open_doors(spec: dict[str, Any], temporary: Path, environment: dict[str, str]):
