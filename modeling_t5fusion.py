@@ -349,6 +349,11 @@ class T5WithFusion(T5ForConditionalGeneration):
         Raises:
             ValueError: vectors and placeholders do not fit.
         """
+        if all(given is None for given in (decoder_input_ids, decoder_inputs_embeds, labels)):
+            raise ValueError(
+                "no `decoder_input_ids` were given, nor `labels` to make them of. Give one of them; for label smoothing,"
+                " where the Trainer keeps the labels, use `DataCollatorWithFusion(tokenizer, model=model)`."
+            )
         if encoder_outputs is None and (input_ids is None) != (inputs_embeds is None):
             self._tell_of_frozen_fusion(lexical_embeds)
             inputs_embeds = self.encoder.embed(input_ids, inputs_embeds, lexical_embeds)
@@ -403,6 +408,9 @@ class T5WithFusion(T5ForConditionalGeneration):
         }
         return LoraConfig(**recommended | overrides)
 
+    def get_input_embeddings(self):
+        return self.encoder.embed_tokens  # where tokens are looked up: NEFTune's noise and other hooks take effect here
+
     def tie_weights(self, missing_keys=None, recompute_mapping=True):
         # as the checkpoint was, not anew: `resize_token_embeddings` would tie the head that a FLAN-T5 has of its own
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=False)
@@ -410,6 +418,8 @@ class T5WithFusion(T5ForConditionalGeneration):
     def save_pretrained(self, *args, **kwargs):
         # the code that travels with it also opens the plain `AutoModel`; transformers itself adds only one class
         self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
+        if getattr(self, "hf_quantizer", None) is not None:  # what was packed when it was loaded stays so
+            kwargs.setdefault("save_original_format", False)
         super().save_pretrained(*args, **kwargs)
 
 

@@ -257,11 +257,13 @@ class DataCollatorWithFusion:
         tokenizer: `<lexical>` is added to it, in place, where it is missing; a `T5FusionProcessor` does as well.
         pad_to_multiple_of: rounds the length of ids and labels up.
         label_pad_token_id: what labels are padded with.
+        model: makes `decoder_input_ids` of the labels, which label smoothing needs: there the Trainer keeps the labels.
 
     Returns (of a call):
         `input_ids` and `attention_mask` int64 (batch, longest); `labels` int64 (batch, longest labels);
         `lexical_embeds` float32 (batch, dim) if each row has one vector, (batch, most, dim) zero padded if not, absent
-        if no row has any. No `decoder_input_ids`: the model makes them of the labels.
+        if no row has any. `decoder_input_ids` int64, of the labels' shape, if there is a `model` to make them; the
+        model needs none where it gets the labels.
 
     Raises (by a call):
         ValueError: naming the row's index in the batch and its field: no token of text; ids or labels that are not
@@ -272,6 +274,7 @@ class DataCollatorWithFusion:
     tokenizer: Any
     pad_to_multiple_of: int | None = None
     label_pad_token_id: int = IGNORED
+    model: Any = None
 
     def __post_init__(self):
         if isinstance(self.tokenizer, ProcessorMixin):
@@ -292,6 +295,8 @@ class DataCollatorWithFusion:
         if any(row.get("labels") is not None for row in features):
             labels = [self._read_labels(index, row.get("labels")) for index, row in enumerate(features)]
             batch["labels"] = self._pad(labels, self.label_pad_token_id)
+            if self.model is not None:
+                batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         if any(len(row) for row in vectors):
             batch["lexical_embeds"] = _stack_vectors(vectors)
         known = {"input_ids", "attention_mask", "labels", "lexical_embeds"}
