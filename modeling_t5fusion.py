@@ -21,7 +21,8 @@ from transformers import (
 )
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
-from transformers.utils import cached_file, find_adapter_config_file, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, cached_file, find_adapter_config_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
@@ -63,7 +64,14 @@ class LexicalFusion(nn.Module):
         self.norm.weight.fill_(float(f"{token_embeddings.double().square().mean().sqrt().item():.3g}"))
 
 
-class LexicalEncoder(T5Stack):
+class StartsAsT5:
+    """Random weights as T5 draws them: in classes not its own, transformers skips what a module draws for its parts."""
+
+    def _initialize_weights(self, module, *is_custom_code):
+        super()._initialize_weights(module)
+
+
+class LexicalEncoder(StartsAsT5, T5Stack):
     """T5's encoder with a fusion layer before its first block."""
 
     def __init__(self, config: T5FusionConfig):
@@ -193,7 +201,7 @@ def _disagreement(placeholders: torch.Tensor, vectors: torch.Tensor, row: int, m
     )
 
 
-class T5WithFusion(T5ForConditionalGeneration):
+class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
     """T5 for conditional generation with `lexical_embeds`. Without them it is, to the bit, the plain T5.
 
     `T5WithFusion("google/flan-t5-small")` is `T5WithFusion.from_pretrained("google/flan-t5-small")`;
@@ -232,10 +240,10 @@ class T5WithFusion(T5ForConditionalGeneration):
         """Loads a fused model, with its adapter if it has one, or builds one from any plain T5.
 
         Args:
-            pretrained_model_name_or_path: Hub id or folder. Of a plain T5, the fusion layer is made anew; its weights
-                depend on the sizes and the backbone alone. `config.backbone` then names it, with its commit. Of a fused
-                model that holds no weights, they are those of its `config.backbone`. Of an adapter, the base that it
-                names is loaded beneath it.
+            pretrained_model_name_or_path: Hub id or folder; None where `state_dict` brings the weights. Of a plain T5,
+                the fusion layer is made anew; its weights depend on the sizes and the backbone alone. `config.backbone`
+                then names it, with its commit. Of a fused model that holds no weights, they are those of its
+                `config.backbone`. Of an adapter, the base that it names is loaded beneath it.
             config: a `T5FusionConfig`, or the folder or id of one, to use in place of the saved one.
             adapter_name: the name of the adapter, where there is one.
             **kwargs: those of [`~transformers.PreTrainedModel.from_pretrained`], and fields of the config
@@ -246,17 +254,18 @@ class T5WithFusion(T5ForConditionalGeneration):
                 `config` has no `lexical_dim`; or `device_map` offloads a fusion layer that is yet to be made; or the
                 adapter does not fit.
         """
+        if pretrained_model_name_or_path is None:  # the weights come as `state_dict`
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
         found = locate(pretrained_model_name_or_path, config, kwargs)
         config, kwargs = found.config, found.kwargs
-        config.architectures = (
-            None if found.is_plain else [cls.__name__]
-        )  # by this, `__init__` knows what may be missing
+        # by this, `__init__` knows what may be missing
+        config.architectures = None if found.is_plain else [cls.__name__]
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
             found.source, *model_args, config=config, output_loading_info=True, adapter_kwargs=NO_ADAPTER, **kwargs
         )
         lost = [key for key in info["missing_keys"] if ".fusion." in key]
-        if lost:
+        if lost and not wants_info:  # who asks what is missing, is told
             raise ValueError(
                 f"{found.source} says it is a fused model, but its weights lack {', '.join(lost)}. "
                 "Save it again with `model.save_pretrained`, or name a plain T5 to start from."
@@ -336,7 +345,7 @@ class T5WithFusion(T5ForConditionalGeneration):
         labels=None,
         use_cache=None,
         lexical_embeds=None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ):
         """T5's forward, with vectors. Every argument is spelled out: the Trainer drops columns that are not named here.
 

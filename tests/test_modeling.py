@@ -418,6 +418,15 @@ def test_from_a_config():
     assert type(AutoModelForSeq2SeqLM.from_config(config)) is T5WithFusion
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_random_weights_are_drawn_as_t5_draws_them(tied):
+    sizes = {"vocab_size": 99, "d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    plain = T5ForConditionalGeneration(T5Config(**sizes, tie_word_embeddings=tied))
+    fused = dict(T5WithFusion(T5FusionConfig(**sizes, tie_word_embeddings=tied)).named_parameters())
+    for name, parameter in plain.named_parameters():
+        assert fused[name].std().item() == pytest.approx(parameter.std().item(), rel=0.3), name
+
+
 def test_a_given_config(plain_folders):
     config = T5FusionConfig.from_pretrained(plain_folders["flan"], lexical_dim=7, lexical_token_id=140)
     fused = T5WithFusion.from_pretrained(plain_folders["flan"], config=config)

@@ -4,8 +4,12 @@ import argparse
 import importlib
 import subprocess
 import sys
+import warnings
 from datetime import date
 from importlib.metadata import version
+
+import torch
+from transformers.utils import logging
 
 from .table import Table
 from .upstream import BUILD, ROOT
@@ -29,6 +33,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.here:
         (name,) = options.tables
+        warnings.simplefilter("ignore")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        torch.set_num_threads(1)
         importlib.import_module(f"compat.{name}").make().save(BUILD / f"{name}.json")
         return 0
     for name in options.tables or TABLES:

@@ -52,20 +52,32 @@ class Table:
         self.cells.setdefault(row, {})[column] = found
         print(f"{self.title} | {row} | {column} | {' / '.join(map(str, found.values()))}", flush=True)
 
+    def refused(self, row: str) -> bool:
+        """Whether all that was run of a row is refused."""
+        return all(outcome.status == "refused" for found in self.cells[row].values() for outcome in found.values())
+
     def worse(self) -> list[str]:
-        """The cells in which the plain T5 does what the fused model does not."""
+        """The cells in which the plain T5 does better; where it has no say, those that are wrong."""
+        worst_first = ("wrong", "refused", "works", "number")
         return [
             f"{self.title}, {row}, {column}: {found['T5WithFusion']}"
             for row, cells in self.cells.items()
             for column, found in cells.items()
-            if found["T5WithFusion"].status == "wrong"
-            or (found["T5WithFusion"].status == "refused" and found.get("T5", Outcome("works")).status == "works")
+            if worst_first.index(found["T5WithFusion"].status)
+            < worst_first.index(found["T5"].status if "T5" in found else "refused")
         ]
 
     def markdown(self) -> str:
         """The table, with a number for each sentence, and the sentences below it."""
         notes: dict[str, int] = {}
-        lines = [f"## {self.title}", "", self.about, "", _line(["", *self.columns]), _line(["---"] * (len(self.columns) + 1))]
+        lines = [
+            f"## {self.title}",
+            "",
+            self.about,
+            "",
+            _line(["", *self.columns]),
+            _line(["---"] * (len(self.columns) + 1)),
+        ]
         for row, cells in self.cells.items():
             lines.append(_line([row, *(_cell(cells.get(column), notes) for column in self.columns)]))
         return "\n".join([*lines, "", *(f"{number}. {said}" for said, number in notes.items()), ""])

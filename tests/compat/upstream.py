@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from importlib.metadata import version
 from pathlib import Path
 
-from .table import MODELS, Outcome
+from .table import Outcome
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "compat"
@@ -26,8 +26,8 @@ def source_of(package: str) -> Path:
     return folder
 
 
-def run_tests(folder: Path, *arguments: str | Path, **environment: str) -> dict[str, Outcome]:
-    """What pytest, run in `folder`, says of each test: its name -> outcome; a skipped one is refused.
+def run_tests(folder: Path, *arguments: str | Path, **environment: str) -> dict[tuple[str, str], Outcome]:
+    """What pytest, run in `folder`, says of each test: (its class, its name) -> outcome; a skipped one is refused.
 
     Raises:
         RuntimeError: no test ran.
@@ -44,9 +44,11 @@ def run_tests(folder: Path, *arguments: str | Path, **environment: str) -> dict[
     if not report.exists():
         raise RuntimeError(f"pytest wrote no report: {done.stdout[-2000:]}")
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    if not cases:
+    if not cases or any(
+        error.attrib["message"] == "collection failure" for case in cases for error in case.iter("error")
+    ):
         raise RuntimeError(f"no test ran: {done.stdout[-2000:]}")
-    return {case.attrib["name"]: _outcome(case) for case in cases}
+    return {(case.attrib["classname"].rpartition(".")[2], case.attrib["name"]): _outcome(case) for case in cases}
 
 
 def _outcome(case: ElementTree.Element) -> Outcome:
@@ -55,8 +57,3 @@ def _outcome(case: ElementTree.Element) -> Outcome:
         if found is not None:
             return Outcome(status, (found.attrib.get("message") or "").splitlines()[0])
     return Outcome("works")
-
-
-def both(results: dict[str, dict[str, Outcome]]) -> dict[str, dict[str, Outcome]]:
-    """From results by model and test to results by test and model."""
-    return {test: {model: results[model][test] for model in MODELS} for test in results[MODELS[0]]}

@@ -1,0 +1,73 @@
+"""transformers' common tests for a plain T5 and for the fused model; run by transformers_suite.py in their tests' place."""
+
+import unittest
+
+import torch
+from tests.generation.test_utils import GenerationTesterMixin
+from tests.test_modeling_common import ModelTesterMixin, ids_tensor
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
+from t5fusion import T5FusionConfig, T5WithFusion
+
+SIZES = {
+    "vocab_size": 99, "d_model": 32, "d_ff": 37, "d_kv": 8, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.1,
+    "relative_attention_num_buckets": 8, "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+    "bos_token_id": 0,
+}  # fmt: skip
+VECTORS, LEXICAL_ID = 2, 2  # an id that has a row, so that `inputs_embeds` may hold it, in the smallest table as well
+
+# where transformers' tests look up by its name who has a head for labels
+MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["t5_fusion"] = "T5WithFusion"
+
+
+class Tester:
+    """Sizes, a config and inputs, by the names that the common tests ask for."""
+
+    batch_size, seq_length, encoder_seq_length, decoder_seq_length = 7, 9, 7, 9
+    hidden_size, num_hidden_layers, num_attention_heads = SIZES["d_model"], SIZES["num_layers"], SIZES["num_heads"]
+    vocab_size, is_training = SIZES["vocab_size"], True
+
+    def __init__(self, fused: bool, vectors: int):
+        self.fused, self.vectors = fused, vectors
+
+    def get_config(self):
+        return T5FusionConfig(**SIZES, lexical_dim=16, lexical_token_id=LEXICAL_ID) if self.fused else T5Config(**SIZES)
+
+    def prepare_config_and_inputs_for_common(self):
+        config = self.get_config()
+        inputs = {
+            "input_ids": ids_tensor([self.batch_size, self.encoder_seq_length], self.vocab_size).clamp(LEXICAL_ID + 1),
+            "attention_mask": torch.ones(self.batch_size, self.encoder_seq_length, dtype=torch.int64),
+            "decoder_input_ids": ids_tensor([self.batch_size, self.decoder_seq_length], self.vocab_size),
+            "decoder_attention_mask": torch.ones(self.batch_size, self.decoder_seq_length, dtype=torch.int64),
+            "use_cache": False,
+        }
+        if self.vectors:
+            inputs["input_ids"][:, : self.vectors] = LEXICAL_ID
+            inputs["lexical_embeds"] = torch.randn(self.batch_size, self.vectors, config.lexical_dim)
+        return config, inputs
+
+
+class Common(ModelTesterMixin, GenerationTesterMixin):
+    is_encoder_decoder = True
+    model_split_percents = (0.8, 0.9)
+    fused, vectors = True, 0
+
+    def setUp(self):
+        self.model_tester = Tester(self.fused, self.vectors)
+
+
+class TestT5(Common, unittest.TestCase):
+    all_model_classes = (T5ForConditionalGeneration,)
+    fused = False
+
+
+class TestWithVectors(Common, unittest.TestCase):
+    all_model_classes = (T5WithFusion,)
+    additional_model_inputs = ("lexical_embeds",)
+    vectors = VECTORS
+
+
+class TestWithoutVectors(Common, unittest.TestCase):
+    all_model_classes = (T5WithFusion,)

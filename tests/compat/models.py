@@ -1,0 +1,59 @@
+"""A small plain T5, the fused model made of it, batches for both, and a clean process to reload things in."""
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from conftest import KINDS, make_inputs, save_plain
+from transformers import PreTrainedModel, T5ForConditionalGeneration
+
+from t5fusion import T5WithFusion
+
+CLASSES: dict[str, type[PreTrainedModel]] = {"T5": T5ForConditionalGeneration, "T5WithFusion": T5WithFusion}
+SHAPE = {"d_model": 64, "d_kv": 16, "d_ff": 128}  # each a multiple of what block-wise tuners divide by
+KEPT = tempfile.TemporaryDirectory(prefix="t5fusion-compat-")
+
+
+@cache
+def plain_folder() -> Path:
+    """A plain T5 with a head of its own, as FLAN has, and its tokenizer."""
+    return save_plain(Path(KEPT.name) / "plain", **KINDS["flan"] | SHAPE)
+
+
+@cache
+def lexical_token_id() -> int:
+    return load("T5WithFusion").config.lexical_token_id
+
+
+def load(model: str, folder: str | Path | None = None, **options) -> PreTrainedModel:
+    return CLASSES[model].from_pretrained(folder or plain_folder(), **options).eval()
+
+
+def batch_for(model: str, vectors=(1, 2), lengths=(6, 3)) -> dict[str, torch.Tensor]:
+    """Rows of a different number of vectors; the plain T5 gets the same text, and none."""
+    fused = model == "T5WithFusion"
+    batch = make_inputs(lexical_token_id(), vectors if fused else (0,) * len(vectors), lengths)
+    return batch if fused else {name: value for name, value in batch.items() if name != "lexical_embeds"}
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, batch: dict[str, torch.Tensor], **options) -> torch.Tensor:
+    """In evaluation mode, each weight in memory that torch has laid out: a file's own layout moves the last bit."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    batch = {name: value for name, value in batch.items() if name != "labels"}
+    return model.eval()(
+        **batch, decoder_input_ids=torch.tensor([[0, 5, 9]] * len(batch["input_ids"])), **options
+    ).logits
+
+
+def in_another_process(function: Callable, *arguments):
+    """What `function`, of a module of this package, returns in a process that has loaded no model yet."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["peft", "t5fusion", "conftest"])
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *arguments).result()

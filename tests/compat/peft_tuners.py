@@ -1,0 +1,335 @@
+"""PEFT's tuners, read from PEFT itself, so that a new one is a row by itself; and the variants of LoRA."""
+
+import copy
+import json
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from peft import EvaConfig, LoftQConfig, LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora.config import CordaConfig, LoraGAConfig
+from peft.tuners.lora.loraga import preprocess_loraga
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.hotswap import hotswap_adapter
+
+from .models import batch_for, in_another_process, load, logits_of
+from .table import Table
+
+RATES = (1e-2, 1e-1, 1.0)  # a vector of a few numbers wants another rate than a matrix
+
+
+@dataclass
+class Tuner:
+    """A configuration, and what its authors do before and after the model is wrapped."""
+
+    config: type
+    fields: dict = field(default_factory=dict)
+    before: Callable = lambda model, config, batch: None
+    after: Callable = lambda model, batch: None
+
+    def make(self, **more):
+        return self.config(**{"task_type": "SEQ_2_SEQ_LM"} | copy.deepcopy(self.fields) | more)
+
+    def wrap(self, model_name: str, **more) -> tuple[PeftModel, dict[str, torch.Tensor]]:
+        model, batch, config = load(model_name), batch_for(model_name), self.make(**more)
+        torch.manual_seed(0)
+        self.before(model, config, batch)
+        peft_model = get_peft_model(model, config)
+        self.after(peft_model, batch)
+        return peft_model, batch
+
+
+# what a configuration cannot do without
+NEEDED = {
+    "ADALORA": {"total_step": 10, "tinit": 1, "tfinal": 1},
+    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
+    "CARTRIDGE": {"num_virtual_tokens": 4},
+    "CPT": {"cpt_token_ids": [5, 6, 7], "cpt_mask": [1, 1, 1], "cpt_tokens_type_mask": [1, 2, 3]},
+    "FOURIERFT": {"n_frequency": 100},
+    "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 4, "num_tasks": 2, "num_ranks": 1},
+    "OSF": {"target_modules": ["q", "v"]},
+    "PREFIX_TUNING": {"num_virtual_tokens": 4},
+    "PROMPT_TUNING": {"num_virtual_tokens": 4},
+    "P_TUNING": {"num_virtual_tokens": 4, "encoder_hidden_size": 32},
+    "UNILORA": {"theta_d_length": 64},
+    "VBLORA": {"num_vectors": 8, "vector_length": 16},
+    "WAVEFT": {"n_frequency": 100},
+}
+
+
+def tuners() -> Iterator[tuple[str, Tuner]]:
+    for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
+        yield kind.value, Tuner(config, NEEDED.get(kind.value, {}))
+        if kind.value == "LORA":
+            yield from lora_variants()
+
+
+def lora_variants() -> Iterator[tuple[str, Tuner]]:
+    """Each switch of LoraConfig, each of its starts, each part that is a configuration of its own."""
+    hints = typing.get_type_hints(LoraConfig)
+    for name, kind in hints.items():
+        if name.startswith("use_") and kind is bool:
+            yield f"LORA, {name}", Tuner(LoraConfig, {name: True})
+    for start in leaves(hints["init_lora_weights"]):
+        if isinstance(start, str):
+            yield f"LORA, start {start.partition('[')[0]}", started(start.replace("[number of iters]", "4"))
+    for name, kind in hints.items():
+        parts = [part for part in leaves(kind) if is_dataclass(part)]
+        if parts and name not in ("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"):
+            yield f"LORA, {name}", Tuner(LoraConfig, {name: parts[0]()})
+    yield "LORA, start lora_ga", started("lora_ga")
+    yield "LORA, lora_bias", Tuner(LoraConfig, {"lora_bias": True})
+    yield "LORA, target_parameters", Tuner(LoraConfig, {"target_modules": [], "target_parameters": ["q.weight"]})
+    yield "LORA, trainable_token_indices", Tuner(LoraConfig, {"trainable_token_indices": [5, 6]})
+    yield "LORA, alora", Tuner(LoraConfig, {"alora_invocation_tokens": [1]})
+
+
+def leaves(kind) -> Iterator:
+    """The parts of a union, and the values of a Literal."""
+    if typing.get_origin(kind) is typing.Literal:
+        yield from typing.get_args(kind)
+    elif typing.get_args(kind):
+        for part in typing.get_args(kind):
+            yield from leaves(part)
+    else:
+        yield kind
+
+
+def started(start: str) -> Tuner:
+    """LoRA whose start is computed from the weights, or from data."""
+    fields: dict = {"init_lora_weights": start, "target_modules": ["q", "v"]}
+    if start == "eva":
+        fields["eva_config"] = EvaConfig(use_label_mask=False)
+        return Tuner(LoraConfig, fields, after=start_from_inputs)
+    if start == "corda":
+        fields["corda_config"] = CordaConfig(corda_method="kpm")
+        return Tuner(LoraConfig, fields, before=covariances)
+    if start == "lora_ga":
+        fields["lora_ga_config"] = LoraGAConfig()
+        return Tuner(LoraConfig, fields, before=gradients)
+    if start == "loftq":
+        fields["loftq_config"] = LoftQConfig(loftq_bits=4)
+    return Tuner(LoraConfig, fields)
+
+
+def start_from_inputs(peft_model, batch) -> None:
+    def numbers(layer_input, model_input, layer_name):  # PEFT's own would mask the decoder's by the encoder's padding
+        return layer_input[0].flatten(0, 1)
+
+    more = {"prepare_model_inputs_fn": None, "prepare_layer_inputs_fn": numbers, "show_progress_bar": False}
+    initialize_lora_eva_weights(peft_model, [batch] * 2, **more)
+
+
+def covariances(model, config, batch) -> None:
+    from peft.tuners.lora.corda import preprocess_corda  # needs a package, attrs, that peft does not ask for
+
+    preprocess_corda(model, config, run_model=lambda: logits_of(model, batch))
+
+
+def gradients(model, config, batch) -> None:
+    def train_step():
+        model.zero_grad()
+        model(**batch).loss.backward()
+
+    preprocess_loraga(model, config, train_step)
+
+
+def train(peft_model: PeftModel, batch: dict[str, torch.Tensor]) -> None:
+    """Some steps, at the first of `RATES` that lowers the loss; with the model in evaluation mode, that is, without
+    dropout."""
+    start = {name: p.detach().clone() for name, p in peft_model.named_parameters() if p.requires_grad}
+    assert start, "nothing trains"
+    for rate in RATES:
+        with torch.no_grad():
+            for name, parameter in peft_model.named_parameters():
+                if name in start:
+                    parameter.copy_(start[name])
+        optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=rate)
+        losses = []
+        for _ in range(6):
+            losses.append(loss_of(peft_model.train(), batch))
+            losses[-1].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if min(losses[1:]) < losses[0] and all(torch.isfinite(loss) for loss in losses):
+            return
+    raise AssertionError(f"the loss goes {', '.join(f'{loss:.4f}' for loss in losses)}")
+
+
+def loss_of(peft_model, batch) -> torch.Tensor:
+    more = (
+        {"task_ids": torch.tensor([0, 1])}
+        if peft_model.active_peft_config.peft_type == "MULTITASK_PROMPT_TUNING"
+        else {}
+    )
+    torch.manual_seed(0)
+    return peft_model(**batch, **more).loss
+
+
+def logits(peft_model: PeftModel, batch, **options) -> torch.Tensor:
+    if peft_model.active_peft_config.peft_type == "MULTITASK_PROMPT_TUNING":
+        options["task_ids"] = torch.tensor([0, 1])
+    return logits_of(peft_model, batch, **options)
+
+
+def trained(model_name: str, tuner: Tuner, **more) -> tuple[PeftModel, dict[str, torch.Tensor]]:
+    peft_model, batch = tuner.wrap(model_name, **more)
+    train(peft_model, batch)
+    return peft_model, batch
+
+
+def adapted(model_name: str, tuner: Tuner) -> set[str]:
+    peft_model, _ = tuner.wrap(model_name)
+    return {name for name, module in peft_model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+# The checks: each takes "T5" or "T5WithFusion", and a tuner.
+
+
+def same_targets(model_name: str, tuner: Tuner) -> None:
+    found = adapted(model_name, tuner)
+    expected = found if model_name == "T5" else adapted("T5", tuner)
+    assert found == expected, f"{sorted(found ^ expected)[:3]}"
+
+
+def trains(model_name: str, tuner: Tuner) -> None:
+    peft_model, batch = trained(model_name, tuner)
+    if model_name == "T5WithFusion":
+        turned = batch | {"lexical_embeds": batch["lexical_embeds"].flip(-1)}
+        assert not torch.equal(logits(peft_model, batch), logits(peft_model, turned)), "the vectors have no effect"
+
+
+def trains_fusion_too(model_name: str, tuner: Tuner) -> None:
+    peft_model, batch = trained(model_name, tuner, modules_to_save=["fusion"])
+    before, after = load(model_name).encoder.fusion, peft_model.get_base_model().encoder.fusion
+    found = [value for name, value in after.named_parameters() if name.endswith("default.projection.weight")]
+    assert found and not torch.equal(found[0], before.projection.weight), "the fusion layer stays"
+    saves_and_reloads(model_name, tuner, peft_model, batch)
+
+
+def saves_and_reloads(model_name: str, tuner: Tuner, peft_model=None, batch=None) -> None:
+    if peft_model is None:
+        peft_model, batch = trained(model_name, tuner)
+    with TemporaryDirectory() as folder:
+        peft_model.save_pretrained(folder)
+        reloaded = in_another_process(reloaded_logits, model_name, folder, batch)
+    apart = (torch.from_numpy(reloaded) - logits(peft_model, batch)).abs().max().item()
+    assert apart == 0, f"logits lie {apart:.2g} apart"
+
+
+def reloaded_logits(model_name: str, folder: str, batch):
+    torch.set_num_threads(1)
+    return logits(PeftModel.from_pretrained(load_base_of(model_name, folder), folder), batch).numpy()
+
+
+def load_base_of(model_name: str, folder: str):
+    name = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    return load(model_name, name)
+
+
+def disabled(model_name: str, tuner: Tuner) -> None:
+    peft_model, batch = trained(model_name, tuner)
+    with peft_model.disable_adapter():
+        found = logits(peft_model, batch)
+    assert torch.equal(found, logits_of(load(model_name), batch)), "it is not the base"
+
+
+def two_adapters(model_name: str, tuner: Tuner) -> tuple[PeftModel, dict, torch.Tensor, torch.Tensor]:
+    """A model with "default" and "other", which compute different things, and the logits of each by itself."""
+    peft_model, batch = trained(model_name, tuner)
+    first = logits(peft_model, batch)
+    torch.manual_seed(1)
+    peft_model.add_adapter("other", tuner.make())
+    peft_model.set_adapter("other")
+    tuner.after(peft_model, batch) if tuner.after.__name__ != "start_from_inputs" else None
+    train(peft_model, batch)
+    with torch.no_grad():  # so that it cannot be the first one
+        for parameter in peft_model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.5)
+    second = logits(peft_model, batch)
+    assert not torch.equal(first, second), "both adapters do the same"
+    return peft_model, batch, first, second
+
+
+def switches(model_name: str, tuner: Tuner) -> None:
+    peft_model, batch, first, second = two_adapters(model_name, tuner)
+    for name, expected in (("default", first), ("other", second)):
+        peft_model.set_adapter(name)
+        assert torch.equal(logits(peft_model, batch), expected), f"{name} is another after switching"
+
+
+def mixed_batch(model_name: str, tuner: Tuner) -> None:
+    peft_model, batch, first, second = two_adapters(model_name, tuner)
+    found = logits(peft_model, batch, adapter_names=["default", "other"])
+    torch.testing.assert_close(found, torch.stack([first[0], second[1]]), rtol=1e-4, atol=1e-4)
+
+
+def merges(model_name: str, tuner: Tuner) -> None:
+    peft_model, batch = trained(model_name, tuner)
+    expected = logits(peft_model, batch)
+    torch.testing.assert_close(logits_of(peft_model.merge_and_unload(), batch), expected, rtol=1e-3, atol=1e-3)
+
+
+def weighs(model_name: str, tuner: Tuner) -> None:
+    peft_model, batch, first, second = two_adapters(model_name, tuner)
+    peft_model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both", combination_type="linear")
+    peft_model.set_adapter("both")
+    found = logits(peft_model, batch)
+    assert found.isfinite().all() and not torch.equal(found, first) and not torch.equal(found, second)
+
+
+def hotswaps(model_name: str, tuner: Tuner) -> None:
+    peft_model, batch, first, second = two_adapters(model_name, tuner)
+    with TemporaryDirectory() as folder:
+        peft_model.save_pretrained(folder, selected_adapters=["other"])
+        peft_model.set_adapter("default")
+        hotswap_adapter(peft_model, f"{folder}/other", "default")
+    assert torch.equal(logits(peft_model, batch), second), "it is not the adapter that was swapped in"
+
+
+def generates(model_name: str, tuner: Tuner) -> None:
+    peft_model, batch = trained(model_name, tuner)
+    batch = {name: value for name, value in batch.items() if name != "labels"}
+    if tuner.config is PEFT_TYPE_TO_CONFIG_MAPPING["MULTITASK_PROMPT_TUNING"]:
+        batch["task_ids"] = torch.tensor([0, 1])
+    options = {"max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True}
+    found = peft_model.eval().generate(**batch, **options).logits[0]
+    if model_name == "T5WithFusion":
+        turned = batch | {"lexical_embeds": batch["lexical_embeds"].flip(-1)}
+        assert not torch.equal(peft_model.generate(**turned, **options).logits[0], found), "the vectors have no effect"
+
+
+CHECKS = {
+    "targets as on T5": same_targets,
+    "a step lowers the loss": trains,
+    "reloads to the bit": saves_and_reloads,
+    "disabled, it is the base": disabled,
+    "several adapters": switches,
+    "`adapter_names` in a batch": mixed_batch,
+    "merges": merges,
+    "`add_weighted_adapter`": weighs,
+    "`hotswap_adapter`": hotswaps,
+    "generates": generates,
+}
+
+
+def make() -> Table:
+    table = Table(
+        "PEFT: every tuner",
+        "As read from the installed PEFT, by its defaults for T5. *Fusion layer too*: with `modules_to_save=['fusion']`, "
+        "trained, saved and reloaded to the bit in another process.",
+        [*CHECKS, "fusion layer too"],
+    )
+    for row, tuner in tuners():
+        for column, check in CHECKS.items():
+            table.add(row, column, check, tuner)
+            if column == next(iter(CHECKS)) and table.refused(row):  # it is not for T5 at all
+                break
+        else:
+            table.add(row, "fusion layer too", trains_fusion_too, tuner, models=("T5WithFusion",))
+    return table
