@@ -1,10 +1,12 @@
 """The command line: `t5fusion demo | train | generate | evaluate`."""
 
+import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -161,36 +163,68 @@ def generate(
     beams: Annotated[int, typer.Option(min=1)] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    split: Annotated[str, typer.Option(help="Of a data set on the Hub.")] = "train",
+    output: Annotated[
+        Path | None, typer.Option(help="File for the lines; what an interrupted run left there is gone on with.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start --output anew.")] = False,
 ):
-    """Write a text for each input, as JSON lines.
+    """Write a text for each input, as JSON lines: one for each row, in order; null for a row without text.
 
     Example: [bold]t5fusion generate runs/files app_config read_settings[/bold]
+
+    Example: [bold]t5fusion generate runs/files --file files.jsonl --text-column filename --output made.jsonl[/bold]
     """
     quiet()
-    from datasets import Dataset
-
-    from .data import load_rows
-    from .generate import generate_texts
-    from .loading import load_trained, trained_limits
+    from .chunks import Output, chunks_of_texts, processes, read_chunks
+    from .generate import generate_lines, generate_texts
+    from .loading import load_trained, read_record, trained_limits
 
     if texts and file:
         raise ValueError("texts and --file were both given; give one of them.")
-    if file and not file.endswith(".txt"):
-        rows = load_rows(file)
-    else:
-        lines = texts or (Path(file).read_text(encoding="utf-8") if file else sys.stdin.read()).splitlines()
-        rows = Dataset.from_dict({text_column: [line for line in lines if line.strip()]})
-    if len(rows) == 0:
-        raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
+    if text_column == "output":
+        raise ValueError("lines name what was written 'output', and --text-column is that as well. Rename the column.")
+    state = processes()
+    if state.num_processes > 1 and not (texts or file):
+        raise ValueError("several processes cannot share standard input. Give --file.")
+    chunks = read_chunks(file, split, text_column) if file else chunks_of_texts(texts or sys.stdin, text_column)
     columns = (text_column, None, lexical_column, vector_column)
-    rows = _tidy(rows, columns)
     model, processor = load_trained(folder)
-    inputs = _inputs(rows, columns, processor, trained_limits(folder), vectors=not no_vectors)
-    written = generate_texts(
-        model, inputs, processor, batch_size, progress="Writing", num_beams=beams, max_new_tokens=max_new_tokens
-    )
-    for text, made in zip(rows[text_column], written, strict=True):
-        print(json.dumps({text_column: text, "output": made}, ensure_ascii=False))
+    model, limits = model.to(state.device), trained_limits(folder)
+    options: dict = {"num_beams": beams, "max_new_tokens": max_new_tokens}
+    training = hashlib.sha256(json.dumps(read_record(folder)).encode()).hexdigest()[:8]
+    begun_with = {"training": training, "columns": list(columns), "no_vectors": no_vectors, "batch_size": batch_size}
+    lines = Output(output, text_column, begun_with | options, overwrite) if state.is_main_process else None
+
+    def inputs(rows, numbers, counted):
+        return _inputs(rows, columns, processor, limits, not no_vectors, keep=False, numbers=numbers, cut=counted)
+
+    def write(rows, progress):
+        return generate_texts(model, rows, processor, batch_size, progress if lines else None, **options)
+
+    try:
+        counted = generate_lines(chunks, columns, inputs, write, lines)
+    except KeyboardInterrupt:
+        written = f" {lines.found + lines.made} rows are in {output}. To go on, give the same command." if lines else ""
+        say("Stopped." if output is None else f"Stopped;{written}")
+        raise typer.Exit(130) from None
+    if lines:
+        _say_written(lines, counted, limits)
+
+
+def _say_written(lines, counted: Counter, limits: tuple[int, int]) -> None:
+    from .data import say_cut
+
+    if lines.found + lines.made == 0:
+        raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
+    say_cut(counted, *limits)
+    if counted["empty"]:
+        say(f"{counted['empty']} rows with an empty text; what is written for them is null.")
+    if lines.path and not lines.made:
+        say(f"{lines.path} is complete: all {lines.found} rows are there.")
+    elif lines.path:
+        before = f", {lines.found} of them from before" if lines.found else ""
+        say(f"{lines.found + lines.made} rows are in {lines.path}{before}.")
 
 
 @app.command()
@@ -215,33 +249,50 @@ def evaluate(
     Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc[/bold]
     """
     quiet()
-    from .data import load_rows
-    from .evaluate import EVALUATION, SAMPLES, Vectors, evaluation_record, paired_bootstrap, save_evaluation
-    from .evaluate import evaluate as measure
-    from .generate import generate_texts
+    from .chunks import processes
+    from .data import load_rows, say_cut
+    from .evaluate import (
+        EVALUATION,
+        SAMPLES,
+        Vectors,
+        evaluate_large,
+        evaluation_record,
+        measures_of,
+        paired_bootstrap,
+        save_evaluation,
+    )
     from .loading import load_trained, trained_limits
 
+    state = processes()
     columns = (text_column, target_column, lexical_column, vector_column)
     rows = _tidy(load_rows(data, split), columns)
     rows = rows.select(range(min(limit or len(rows), len(rows))))
     model, processor = load_trained(folder)
-    inputs = _inputs(rows, columns, processor, trained_limits(folder), vectors=vectors != VectorKind.none)
-    references = [" ".join(target.split()) for target in rows[target_column]]
+    model, limits = model.to(state.device), trained_limits(folder)
+
+    def inputs(part, counted):
+        chosen = rows.select(part)
+        return _inputs(chosen, columns, processor, limits, vectors != VectorKind.none, numbers=part, cut=counted)
+
     every: tuple[Vectors, ...] = ("true", "shuffled", "none")
     kinds = [kind for kind in every if vectors.value in (kind, "all")]
-    measured = {kind: measure(model, processor, inputs, references, kind, progress=True) for kind in kinds}
-    found: dict[str, dict] = {kind: measures for kind, (measures, _) in measured.items()}
+    made, counted = evaluate_large(model, processor, len(rows), inputs, kinds, progress=state.is_main_process)
+    if not state.is_main_process:
+        return
+    say_cut(counted, *limits)
+    references = [" ".join(target.split()) for target in rows[target_column]]
+    found: dict[str, dict] = {kind: measures_of(*made[kind], references) for kind in kinds}
     worth: dict[str, dict] = {
-        kind: paired_bootstrap(losses, measured["true"][1])._asdict()
-        for kind, (_, losses) in measured.items()
+        kind: paired_bootstrap(losses, made["true"][0])._asdict()
+        for kind, (losses, _) in made.items()
         if len(kinds) > 1 and kind != "true"
     }
     if as_json:
         print(json.dumps(found | {"worth_of_vectors": worth} if worth else found[vectors.value]))
     else:
         _print_measures(found, worth)
-    shown = inputs[:SAMPLES] if "true" in kinds else []
-    written = zip(rows[text_column], references, generate_texts(model, shown, processor), strict=False)
+    shown = made["true"][1][:SAMPLES] if "true" in kinds else []
+    written = zip(rows[text_column], references, shown, strict=False)
     record = evaluation_record(
         rows=len(rows),
         scored_rows=len(rows),
@@ -293,27 +344,30 @@ def _tidy(rows, columns):
     return rows
 
 
-def _inputs(rows, columns, processor, limits, vectors: bool = True) -> list[dict]:
+def _inputs(
+    rows, columns, processor, limits, vectors: bool = True, keep: bool = True, numbers=None, cut: Counter | None = None
+) -> list[dict]:
     """Tidy rows as the model reads them, with the vectors that the processor's recipe asks for."""
-    from .data import encode_cached, given_vectors, prepare
+    from .data import encode_cached, encode_distinct, given_vectors, prepare
 
     text, target, lexical, vector = columns
+    encode = encode_cached if keep else encode_distinct
     made = None
     if vectors and vector:
-        made = given_vectors(rows, vector)
+        made = given_vectors(rows, vector, numbers)
         if made.shape[1] != processor.lexical_dim:
             expected = f"expected {processor.lexical_dim}, as in training"
             raise ValueError(f"column {vector!r} holds vectors of {made.shape[1]} numbers; {expected}.")
     elif vectors and lexical:
-        made = encode_cached(rows[lexical], processor)
+        made = encode(rows[lexical], processor)
     elif vectors and processor.lexical_source == "text":
-        made = encode_cached([" ".join(item.split()) for item in rows[text]], processor)
+        made = encode([" ".join(item.split()) for item in rows[text]], processor)
     elif vectors and processor.lexical_source == "given":
         raise ValueError(
             "this model's vectors are not made of the text itself. Give --lexical-column or --vector-column as in "
             "training, or --no-vectors."
         )
-    return prepare(rows[text], rows[target] if target else None, made, processor, *limits)
+    return prepare(rows[text], rows[target] if target else None, made, processor, *limits, cut=cut)
 
 
 def _clear(output: Path, overwrite: bool) -> None:

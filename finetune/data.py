@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from .harvest import is_held_out
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 HELD_OUT_ONE_IN = 10
 MAX_SOURCE, MAX_TARGET = 128, 64  # tokens
+SAID_EVERY = 10**9  # bytes of kept vectors
 
 
 def is_first_process() -> bool:
@@ -42,20 +45,28 @@ def load_rows(data: str, split: str = "train") -> Dataset:
         OSError: there is neither such a file nor such a data set.
     """
     path = Path(data)
-    if path.is_file():
-        if path.suffix not in FILE_KINDS:
-            raise ValueError(f"{data} is a {path.suffix or 'nameless'} file; expected one of {', '.join(FILE_KINDS)}.")
-        try:
-            if path.suffix == ".csv":  # all of it text: else a name such as "None", "NA" or "007" is another, or lost
-                return Dataset.from_pandas(pd.read_csv(path, dtype=str, keep_default_na=False), preserve_index=False)
-            return load_dataset(FILE_KINDS[path.suffix], data_files=str(path), split="train")
-        except Exception as error:  # of many kinds: of pyarrow, pandas, json
-            raise ValueError(f"{data} cannot be read as {FILE_KINDS[path.suffix]}: {_cause(error)}.") from error
-    if path.suffix in FILE_KINDS:
+    with reading(data):
+        if not path.is_file():
+            return load_dataset(data, split=split)
+        if path.suffix == ".csv":  # all of it text: else a name such as "None", "NA" or "007" is another, or lost
+            return Dataset.from_pandas(pd.read_csv(path, dtype=str, keep_default_na=False), preserve_index=False)
+        return load_dataset(FILE_KINDS[path.suffix], data_files=str(path), split="train")
+
+
+@contextmanager
+def reading(data: str) -> Iterator[None]:
+    """Puts into words what is wrong with `data`, a file or the id of a data set: raises as `load_rows` says."""
+    path = Path(data)
+    is_file = path.is_file()
+    if is_file and path.suffix not in FILE_KINDS:
+        raise ValueError(f"{data} is a {path.suffix or 'nameless'} file; expected one of {', '.join(FILE_KINDS)}.")
+    if not is_file and path.suffix in FILE_KINDS:
         raise OSError(f"there is no file {data}.")
     try:
-        return load_dataset(data, split=split)
-    except Exception as error:  # of many kinds: of the network, the Hub, the loading script
+        yield
+    except Exception as error:  # of many kinds: of pyarrow, pandas, json; of the network, the Hub
+        if is_file:
+            raise ValueError(f"{data} cannot be read as {FILE_KINDS[path.suffix]}: {_cause(error)}.") from error
         raise OSError(f"{data} is no file, and no data set that could be fetched: {_cause(error)}.") from error
 
 
@@ -70,8 +81,8 @@ def check_columns(rows: Dataset, columns: Sequence[str | None]) -> None:
             raise ValueError(f"there is no column {column!r}; the columns are {', '.join(rows.column_names)}.")
 
 
-def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
-    """The rows whose `columns` all hold text, and the number of those left out.
+def rows_with_text(rows: Dataset, columns: Sequence[str]) -> list[int]:
+    """The numbers of the rows whose `columns` all hold text.
 
     Raises:
         ValueError: a column holds something else than text, numbers say.
@@ -80,8 +91,14 @@ def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
         kind = getattr(rows.features[column], "dtype", "list")
         if kind not in ("string", "large_string", "null"):
             raise ValueError(f"column {column!r} holds values of type {kind}; expected text.")
-    kept = rows.filter(lambda row: all(isinstance(row[c], str) and row[c].strip() for c in columns), desc="Reading")
-    return kept, len(rows) - len(kept)
+    held = zip(*(rows[column] for column in columns), strict=True)
+    return [row for row, texts in enumerate(held) if all(text and text.strip() for text in texts)]
+
+
+def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
+    """The rows whose `columns` all hold text, and the number of those left out; raises as `rows_with_text` does."""
+    kept = rows_with_text(rows, columns)
+    return rows.select(kept), len(rows) - len(kept)
 
 
 def hold_out(rows: Dataset, text_column: str) -> tuple[Dataset, Dataset]:
@@ -101,13 +118,15 @@ def prepare(
     processor: T5FusionProcessor,
     max_source: int = MAX_SOURCE,
     max_target: int = MAX_TARGET,
+    cut: Counter | None = None,
 ) -> list[dict]:
     """Rows for `DataCollatorWithFusion`, which places `<lexical>`.
 
     Args:
         texts, targets: one each per row; white space at their ends and doubled within is dropped.
         vectors: float32 (rows, dim), or (rows, vectors, dim), or None.
-        max_source, max_target: most tokens of a text (its template included) and of a target; says how many are cut.
+        max_source, max_target: most tokens of a text (its template included) and of a target.
+        cut: how many are cut is counted here, for `say_cut`, where the rows are but a part; None to say it at once.
 
     Returns:
         A dict per row: `input_ids`, `attention_mask`, `labels`, lists of int; `lexical_embeds`, a tensor.
@@ -119,8 +138,12 @@ def prepare(
         max_target_length=max_target,
     )  # fmt: skip
     prompts = [processor.template.replace("{text}", text) for text in texts]
-    _say_cut("inputs", prompts, made["input_ids"], max_source, processor.tokenizer)
-    _say_cut("targets", targets or [], made.get("labels", []), max_target, processor.tokenizer)
+    counted = Counter() if cut is None else cut
+    counted.update(inputs=len(prompts), **{"targets": len(targets)} if targets else {})
+    counted["cut inputs"] += _cut(prompts, made["input_ids"], max_source, processor.tokenizer)
+    counted["cut targets"] += _cut(targets or [], made.get("labels", []), max_target, processor.tokenizer)
+    if cut is None:
+        say_cut(counted, max_source, max_target)
     rows = [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
     if vectors is not None:
         for row, vector in zip(rows, vectors, strict=True):
@@ -128,34 +151,55 @@ def prepare(
     return rows
 
 
-def _say_cut(what: str, texts: Sequence[str], ids: Sequence[list[int]], most: int, tokenizer) -> None:
+def _cut(texts: Sequence[str], ids: Sequence[list[int]], most: int, tokenizer) -> int:
     whole = [text for text, row in zip(texts, ids, strict=True) if len(row) == most]  # those that may have been cut
-    cut = sum(len(row) > most for row in tokenizer(whole)["input_ids"]) if whole else 0
-    if cut:
-        say(f"{cut} of {len(texts)} {what} are longer than {most} tokens, and cut.")
+    return sum(len(row) > most for row in tokenizer(whole)["input_ids"]) if whole else 0
+
+
+def say_cut(counted: Counter, max_source: int, max_target: int) -> None:
+    """Says how many of the rows that `prepare` counted are cut."""
+    for what, most in (("inputs", max_source), ("targets", max_target)):
+        if counted[f"cut {what}"]:
+            say(f"{counted[f'cut {what}']} of {counted[what]} {what} are longer than {most} tokens, and cut.")
+
+
+def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
+    """`processor.encode`, float32 (texts, dim): each distinct text once."""
+    return _each_once(texts, processor.encode)
 
 
 def encode_cached(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
-    """`processor.encode`, float32 (texts, dim): each distinct text once, and kept on disk for the next run."""
+    """`encode_distinct`, and kept on disk for the next run. Each time that what is kept grows by a GB, it says so."""
+    return _each_once(texts, lambda distinct: _encode_kept(distinct, processor))
+
+
+def _each_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
     distinct = list(dict.fromkeys(texts))
+    vectors = encode(distinct)
+    place = {text: index for index, text in enumerate(distinct)}
+    return vectors[[place[text] for text in texts]]
+
+
+def _encode_kept(texts: list[str], processor: T5FusionProcessor) -> torch.Tensor:
     recipe = [processor.lexical_encoder, processor.lexical_encoder_revision, processor.normalize]
     recipe += [processor.lexical_dtype, processor.lexical_max_tokens, processor.lexical_dim]
     folder = Path(processor.lexical_encoder or "")
     if processor.lexical_encoder and folder.is_dir():  # it may hold another encoder tomorrow
         stats = [(file, file.stat()) for file in sorted(folder.rglob("*"))]
         recipe += [[str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
-    key = hashlib.sha256(json.dumps([recipe, distinct]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([recipe, texts]).encode()).hexdigest()[:32]
     file = cache_folder() / f"{key}.safetensors"
     if file.exists():
-        vectors = torch.from_numpy(load_file(file)["vectors"])
-    else:
-        vectors = processor.encode(distinct, show_progress_bar=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        save_file({"vectors": vectors.numpy()}, unfinished)
-        unfinished.replace(file)
-    place = {text: index for index, text in enumerate(distinct)}
-    return vectors[[place[text] for text in texts]]
+        return torch.from_numpy(load_file(file)["vectors"])
+    vectors = processor.encode(texts, show_progress_bar=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    save_file({"vectors": vectors.numpy()}, unfinished)
+    unfinished.replace(file)
+    kept = sum(item.stat().st_size for item in file.parent.glob("*.safetensors"))
+    if kept // SAID_EVERY > (kept - file.stat().st_size) // SAID_EVERY:
+        say(f"{kept / 1e9:.1f} GB of vectors are kept in {file.parent}; the folder may be emptied at any time.")
+    return vectors
 
 
 def cache_folder() -> Path:
@@ -164,19 +208,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("T5FUSION_CACHE", Path(base) / "t5fusion")) / "vectors"
 
 
-def _is_finite(value) -> bool:
-    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+def given_vectors(rows: Dataset, column: str, numbers: Sequence[int] | None = None) -> torch.Tensor:
+    """The vectors of a column, float32 (rows, dim).
 
+    Args:
+        numbers: of the rows in their file, for the message; None where these rows are all of it.
 
-def given_vectors(rows: Dataset, column: str) -> torch.Tensor:
-    """The vectors of a column, float32 (rows, dim); ValueError names the first row that holds none of that width."""
+    Raises:
+        ValueError: naming the first row that holds no vector of the first one's width.
+    """
     values = rows[column]
     width = len(values[0]) if isinstance(values[0], Sequence) else 0
-    for index, value in enumerate(values):
-        is_list = isinstance(value, Sequence) and not isinstance(value, str)
-        if not is_list or len(value) != width or width == 0 or not all(map(_is_finite, value)):
-            raise ValueError(f"row {index}, column {column!r}: not a vector of {width or 'some'} numbers.")
-    return torch.tensor(np.asarray(values, dtype=np.float32))
+    vectors = [_vector(value, width) for value in values]
+    for index, vector in enumerate(vectors):
+        if vector is None:
+            row = index if numbers is None else numbers[index]
+            raise ValueError(f"row {row}, column {column!r}: not a vector of {width or 'some'} numbers.")
+    return torch.from_numpy(np.asarray(vectors, dtype=np.float32))
+
+
+def _vector(value, width: int) -> np.ndarray | None:
+    """`value` as `width` finite numbers, float32 (width,); None if it is not."""
+    array = np.asarray(value) if isinstance(value, list) and len(value) == width else np.zeros(())
+    is_vector = array.ndim == 1 and array.size and array.dtype.kind in "biuf" and np.isfinite(array).all()
+    return array.astype(np.float32) if is_vector else None
 
 
 def batches(
@@ -185,6 +240,6 @@ def batches(
     """Indices and collated batches of rows whose field `length` is of like length, so that there is little padding."""
     collate = DataCollatorWithFusion(processor.tokenizer)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][length]))
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False):
+    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=None if progress else True, leave=False):
         indices = order[start : start + batch_size]
         yield indices, collate([rows[index] for index in indices])

@@ -1,7 +1,8 @@
 """How well a model describes: loss, ROUGE and chrF, with the true vectors, with other rows' vectors, with none."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..processing_t5fusion import T5FusionProcessor
+from .chunks import shared, spread
 from .data import batches
 from .generate import generate_texts
 
@@ -96,10 +98,60 @@ def evaluate(
         `rows`, `loss` (nats per token of the labels, exact whatever the batches), `rouge1`, `rouge2`, `rougeL`, `chrf`;
         and the losses of the rows, for `paired_bootstrap`.
     """
+    found, texts = _losses_and_texts(model, processor, rows, vectors, batch_size, progress, **options)
+    return measures_of(found, texts, references), found
+
+
+def _losses_and_texts(
+    model, processor, rows: list[dict], vectors: Vectors, batch_size: int = 64, progress: bool = False, **options
+) -> tuple[Losses, list[str]]:
     changed = change_vectors(rows, vectors)
     found = losses(model, changed, processor, batch_size, "Loss" if progress else None)
-    texts = generate_texts(model, changed, processor, batch_size, "Writing" if progress else None, **options)
-    return {"rows": len(rows), "loss": found.mean, **text_scores(texts, references)}, found
+    return found, generate_texts(model, changed, processor, batch_size, "Writing" if progress else None, **options)
+
+
+def measures_of(found: Losses, texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """`rows`, `loss` and the scores, as `evaluate` gives them."""
+    return {"rows": len(texts), "loss": found.mean, **text_scores(texts, references)}
+
+
+def evaluate_large(
+    model,
+    processor: T5FusionProcessor,
+    rows: int,
+    inputs: Callable[[np.ndarray, Counter], list[dict]],
+    kinds: Sequence[Vectors],
+    progress: bool = False,
+) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
+    """Losses and texts of a set of any size; at no time more than some hundreds of its rows are inputs in memory.
+
+    All processes must call it; they share the work, and each gets all that comes of it. Vectors are shuffled among the
+    rows of a part of the set, which are drawn from all of it.
+
+    Args:
+        rows: their number.
+        inputs: the inputs, with labels, of the rows of these numbers; it counts, as `data.prepare` does.
+        kinds: of vectors.
+
+    Returns:
+        By kind of vectors the losses and the texts, in the order of rows; and what `inputs` counted.
+    """
+
+    def work(part: np.ndarray) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
+        counted: Counter[str] = Counter()
+        made = inputs(part, counted)
+        return {kind: _losses_and_texts(model, processor, made, kind, progress=progress) for kind in kinds}, counted
+
+    counted: Counter[str] = Counter()
+    every = {kind: (Losses(np.zeros(rows), np.zeros(rows)), [""] * rows) for kind in kinds}
+    for part, (found, counts) in shared(spread(rows), work):
+        counted.update(counts)
+        for kind, (of_part, texts) in found.items():
+            whole, written = every[kind]
+            whole.sums[part], whole.tokens[part] = of_part
+            for row, text in zip(part, texts, strict=True):
+                written[row] = text
+    return every, counted
 
 
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:

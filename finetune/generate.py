@@ -1,9 +1,13 @@
 """Writing: what the model makes of each row."""
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
 import torch
 
 from ..processing_t5fusion import T5FusionProcessor
-from .data import batches
+from .chunks import Chunk, Output, shared, unfinished
+from .data import batches, rows_with_text
 
 
 @torch.inference_mode()
@@ -25,3 +29,52 @@ def generate_texts(
         for index, text in zip(indices, written, strict=True):
             texts[index] = text
     return texts
+
+
+def _generate_chunk(
+    chunk: Chunk,
+    columns: Sequence[str | None],
+    inputs: Callable[..., list[dict]],
+    write: Callable[[list[dict], str], list[str]],
+) -> tuple[list[str | None], Counter[str]]:
+    kept = rows_with_text(chunk.rows, [column for column in columns[:3] if column])
+    counted = Counter(empty=len(chunk.rows) - len(kept))
+    made: list[str | None] = [None] * len(chunk.rows)
+    if kept:
+        rows = inputs(chunk.rows.select(kept), [chunk.first + row for row in kept], counted)
+        for row, text in zip(kept, write(rows, f"Writing from row {chunk.first:,}"), strict=True):
+            made[row] = text
+    return made, counted
+
+
+def generate_lines(
+    chunks: Iterable[Chunk],
+    columns: Sequence[str | None],
+    inputs: Callable[..., list[dict]],
+    write: Callable[[list[dict], str], list[str]],
+    output: Output | None,
+) -> Counter[str]:
+    """Appends the lines of all rows that have none yet, chunk by chunk; what several processes do, the first writes.
+
+    Args:
+        chunks: the same in all processes.
+        columns: of the text, the target, the vector's text and the vector; None for what is not used.
+        inputs: makes the model's inputs of rows, their numbers and a counter, as `data.prepare` does.
+        write: makes texts of inputs; it is given what stands before the progress bar.
+        output: None in all processes but the first.
+
+    Returns:
+        How many rows of this run were `empty`: have no text where one is needed, so that null is written for them; and
+        what `inputs` counted.
+    """
+    counted: Counter[str] = Counter()
+    pending = unfinished(chunks, columns, output)
+    for (chunk, there), (made, counts) in shared(
+        pending, lambda todo: _generate_chunk(todo[0], columns, inputs, write)
+    ):
+        counted.update(counts)
+        if output:
+            output.append(chunk.rows[output.text_column][there:], made[there:])
+    if output:
+        output.finish()
+    return counted

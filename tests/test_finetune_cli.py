@@ -192,7 +192,7 @@ def test_generate_from_texts(room, trained, source):
     if source == "arguments":
         words += ["app_ab", "app ü"]
     elif source == "stdin":
-        typed = "app_ab\n\napp ü\n"
+        typed = "app_ab\napp ü\n"
     else:
         (room / "texts.txt").write_text("app_ab\napp ü\n")
         words += ["--file", "texts.txt"]
@@ -202,16 +202,17 @@ def test_generate_from_texts(room, trained, source):
     assert all(set(line) == {"text", "output"} and isinstance(line["output"], str) for line in read_lines(out))
 
 
-def test_generate_from_a_file_of_rows_passes_over_those_without_text(room, trained):
+def test_generate_writes_a_line_for_each_row_of_a_file(room, trained):
     rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()[:4]]
     rows[1]["name"] = " "
-    rows[2]["name"] = None
+    rows[2] |= {"name": None, "vector": None}
     (room / "gaps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--file", "gaps.jsonl", "--text-column", "name", "--vector-column", "vector", "--max-new-tokens", "5"]
     code, out, err = run(room, "generate", "trained", *words)
     assert code == 0, err
-    assert [line["name"] for line in read_lines(out)] == [rows[0]["name"], rows[3]["name"]]
-    assert "2 rows with an empty text were left out; 2 remain." in err
+    assert [line["name"] for line in read_lines(out)] == [row["name"] for row in rows]
+    assert [line["output"] is None for line in read_lines(out)] == [False, True, True, False]
+    assert "2 rows with an empty text; what is written for them is null." in err
 
 
 def test_generate_asks_for_the_vectors_of_the_training(room, trained):

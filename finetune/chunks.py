@@ -1,0 +1,231 @@
+"""Large sets: read chunk by chunk, shared among processes, and written so that an interrupted run can go on.
+
+A chunk is the same rows whatever the number of processes, and the work of one of them, whole. So batches, and with them
+the last bit of a number, are those of a single process.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+import portalocker
+import pyarrow as pa
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils.environment import parse_flag_from_env
+from datasets import Dataset, load_dataset
+
+from .data import FILE_KINDS, check_columns, reading
+
+CHUNK = 512  # rows: eight batches to sort by length, and the work that a process loses when it is killed
+UNFINISHED = ".unfinished"  # beside an output that is not whole: what it was begun with
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+class Chunk(NamedTuple):
+    """Rows that follow each other, and the number of the first of them in their file."""
+
+    first: int
+    rows: Dataset
+
+
+def processes() -> PartialState:
+    """Who takes part: the processes that `accelerate launch` started, or this one alone."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def shared(chunks: Iterable[Work], work: Callable[[Work], Result]) -> Iterator[tuple[Work, Result]]:
+    """Chunks in their order, and what `work` makes of each; each process does every n-th, and all get all.
+
+    All processes must call it, with the same chunks, and use it up.
+    """
+    state, chunks = processes(), iter(chunks)
+    while turn := list(islice(chunks, state.num_processes)):
+        mine = turn[state.process_index : state.process_index + 1]
+        yield from zip(turn, gather_object([work(chunk) for chunk in mine]), strict=True)
+
+
+def read_chunks(data: str, split: str = "train", text_column: str = "text") -> Iterator[Chunk]:
+    """The rows of `data.load_rows`, in their order; or of a .txt file, a row a line, in column `text_column`.
+
+    Only some thousands of rows are in memory at a time, and nothing is kept on disk. (A .json that is one array is read
+    whole.) What is wrong with a row is found when it is reached.
+
+    Raises:
+        ValueError: the file is of another kind, or damaged.
+        OSError: there is neither such a file nor such a data set.
+    """
+    path = Path(data)
+    if path.suffix == ".txt":
+        with path.open(encoding="utf-8") as file:
+            yield from chunks_of_texts(file, text_column)
+    else:
+        with reading(data):
+            yield from _numbered(_tables(data, split))
+
+
+def chunks_of_texts(lines: Iterable[str], text_column: str) -> Iterator[Chunk]:
+    """Texts as rows of one column; of `lines`, no more are taken than a chunk needs."""
+    texts = (line.rstrip("\n") for line in lines)
+    rows = iter(lambda: list(islice(texts, CHUNK)), [])
+    return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in rows)
+
+
+def _tables(data: str, split: str) -> Iterator[Dataset]:
+    path = Path(data)
+    if path.is_file() and path.suffix == ".csv":  # as `load_rows` reads it
+        with pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CHUNK) as frames:
+            yield from (Dataset.from_pandas(frame, preserve_index=False) for frame in frames)
+        return
+    if path.is_file():
+        rows = load_dataset(FILE_KINDS[path.suffix], data_files=data, split="train", streaming=True)
+    else:
+        rows = load_dataset(data, split=split, streaming=True)
+    yield from (Dataset(table) for table in rows.with_format("arrow").iter(batch_size=CHUNK))
+
+
+def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
+    first = 0
+    for rows in parts:
+        yield Chunk(first, rows)
+        first += len(rows)
+
+
+def spread(rows: int) -> list[np.ndarray]:
+    """All row numbers, int64, in parts of like size and at most CHUNK, each drawn from everywhere and then sorted.
+
+    Vectors that are shuffled within a part come from the whole set then, however it is sorted.
+    """
+    parts = np.array_split(np.random.default_rng(0).permutation(rows), -(-rows // CHUNK))
+    return [np.sort(part) for part in parts]
+
+
+class Output:
+    """A file of JSON lines, one for each row, in the order of rows; or standard output.
+
+    What is there is what an earlier run wrote, which may have been killed at any moment: its last line may be torn.
+    Nothing of it is changed before it is known to be of these rows.
+
+    Args:
+        path: None for standard output.
+        text_column: what a line calls the text of its row.
+        begun_with: what the lines depend on beside the rows; kept beside the file until that is whole.
+        overwrite: start anew.
+
+    Raises:
+        ValueError: the file was begun with something else, or another process is writing it.
+    """
+
+    def __init__(self, path: Path | None, text_column: str, begun_with: dict, overwrite: bool = False):
+        self.path, self.text_column = path, text_column
+        self.found = self.made = 0  # lines
+        self.at_end = path is None
+        if path is None:
+            self.file = sys.stdout.buffer
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("a+b")
+        try:  # the processes of a run whose launcher was killed may be at work still
+            portalocker.lock(self.file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        except portalocker.LockException as error:
+            raise ValueError(f"{path} is being written by another process. Wait for it, or end it.") from error
+        self.begun_with, self.marker = begun_with, path.with_name(path.name + UNFINISHED)
+        if overwrite:
+            self.file.truncate(0)
+        if path.stat().st_size == 0:
+            self.marker.unlink(missing_ok=True)
+        self._check_begun()
+        self.file.seek(0)
+
+    def _check_begun(self) -> None:
+        if self.marker.exists():
+            begun = json.loads(self.marker.read_text(encoding="utf-8"))
+            pairs = [(name, begun.get(name), value) for name, value in self.begun_with.items()]
+            other = "; ".join(f"{name} was {then}, now {now}" for name, then, now in pairs if then != now)
+            if other:
+                raise ValueError(f"{self.path} was begun otherwise: {other}. Give the same, or --overwrite.")
+
+    def _mark(self) -> None:
+        if not self.marker.exists():
+            unfinished = self.marker.with_name(self.marker.name + "~")
+            unfinished.write_text(json.dumps(self.begun_with) + "\n", encoding="utf-8")
+            unfinished.replace(self.marker)
+
+    def already(self, texts: Iterable[str | None]) -> int:
+        """How many of the next rows, of these texts, have their line; after the last line a torn one is cut off.
+
+        Raises:
+            ValueError: a line is not of its row.
+        """
+        there = 0
+        for text in () if self.at_end else texts:
+            line, begins = self.file.readline(), _line(self.text_column, text, None)[: -len(b"null}\n")]
+            if line[: len(begins)] != begins[: len(line)]:
+                row = self.found + there
+                raise ValueError(
+                    f"line {row + 1} of {self.path} is not of row {row} of the input, whose text is {text!r}. Name "
+                    "another --output, or give --overwrite."
+                )
+            if not line.endswith(b"\n"):
+                self.file.truncate(self.file.tell() - len(line))
+                self.at_end = True
+                break
+            there += 1
+        self.found += there
+        return there
+
+    def append(self, texts: Sequence[str | None], made: Sequence[str | None]) -> None:
+        """Writes the lines of rows, for good: a machine that fails now does not lose them."""
+        if self.path is not None:
+            self._mark()
+        self.file.write(b"".join(_line(self.text_column, *row) for row in zip(texts, made, strict=True)))
+        self.file.flush()
+        if self.path is not None:
+            os.fsync(self.file.fileno())
+        self.made += len(made)
+
+    def finish(self) -> None:
+        """All rows have their line.
+
+        Raises:
+            ValueError: there are lines of other rows after them.
+        """
+        if self.path is None:
+            return
+        if not self.at_end and self.file.readline():
+            rows = f"{self.found} rows, and {self.path} has more lines"
+            raise ValueError(f"the input has {rows}. Name another --output, or give --overwrite.")
+        self.marker.unlink(missing_ok=True)
+        self.file.close()
+
+
+def _line(text_column: str, text: str | None, made: str | None) -> bytes:
+    return (json.dumps({text_column: text, "output": made}, ensure_ascii=False) + "\n").encode()
+
+
+def unfinished(
+    chunks: Iterable[Chunk], columns: Sequence[str | None], output: Output | None
+) -> Iterator[tuple[Chunk, int]]:
+    """The chunks that have not all of their lines in the output, and how many they have.
+
+    Args:
+        columns: that the rows must have.
+        output: of the first process; None in all others, which it tells.
+
+    Raises:
+        ValueError: a column is missing, or a line of the output is not of its row.
+    """
+    for chunk in chunks:
+        check_columns(chunk.rows, columns)
+        there = [output.already(chunk.rows[output.text_column]) if output else 0]
+        broadcast_object_list(there)
+        if there[0] < len(chunk.rows):
+            yield chunk, there[0]
