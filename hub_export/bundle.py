@@ -242,6 +242,8 @@ def find_processor(
             f"{source} does not say how its vectors were made. Taken for granted: {processor.lexical_encoder} of the "
             f"text itself, prompt {processor.template!r}. If not so, give --encoder, --template, --lexical-source."
         )
+    for name in ("is_local", "local_files_only"):  # how it was loaded here: another machine would write other bytes
+        processor.tokenizer.init_kwargs.pop(name, None)
     encoder = processor.lexical_encoder
     if encoder is not None and (Path(encoder).is_absolute() or Path(encoder).is_dir()):
         raise ValueError(
