@@ -209,6 +209,8 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
     """
 
     config_class = T5FusionConfig
+    # in fp16, which is what CodeT5+ is saved in, Adam's second step makes NaN of weights
+    _keep_in_fp32_modules = [*T5ForConditionalGeneration._keep_in_fp32_modules, "encoder.fusion"]  # noqa: RUF012
 
     def __new__(cls, config=None, *args, **kwargs):  # copies and pickles give none
         if isinstance(config, (str, os.PathLike)):
@@ -226,9 +228,10 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
         super().__init__(config)
         self.encoder = LexicalEncoder(self.encoder.config)
         if getattr(config, "quantization_config", None) is not None:
-            self._keep_in_fp32_modules = [*self._keep_in_fp32_modules, "encoder.fusion"]  # which quantisers pass over
-            self._keep_in_fp32_modules_strict = ["encoder.fusion"]  # in bf16 too
+            self._keep_in_fp32_modules_strict = ["encoder.fusion"]  # in bf16 too; quantisers pass over it
             self.encoder.fusion.float()  # one yet to be made
+        elif self.encoder.fusion.norm.weight.dtype == torch.float16:
+            self.encoder.fusion.float()
         if config.architectures != [type(self).__name__]:  # a plain T5's weights hold no fusion layer, nor need they
             self._keys_to_ignore_on_load_missing = [r"encoder\.fusion\."]
         self.post_init()
@@ -250,9 +253,9 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
                 (`lexical_dim=768`). With a `quantization_config`, the fusion layer stays in fp32.
 
         Raises:
-            ValueError: the checkpoint is neither a T5 nor a fused one, or it lacks the fusion layer it should hold; or
-                `config` has no `lexical_dim`; or `device_map` offloads a fusion layer that is yet to be made; or the
-                adapter does not fit.
+            ValueError: the checkpoint is neither a T5 nor a fused one, or it lacks the decoder, or the fusion layer it
+                should hold; or `config` has no `lexical_dim`; or the backbone's tokenizer cannot be loaded; or
+                `device_map` offloads a fusion layer that is yet to be made; or the adapter does not fit.
         """
         if pretrained_model_name_or_path is None:  # the weights come as `state_dict`
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
@@ -265,6 +268,11 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
             found.source, *model_args, config=config, output_loading_info=True, adapter_kwargs=NO_ADAPTER, **kwargs
         )
         lost = [key for key in info["missing_keys"] if ".fusion." in key]
+        if any(key.startswith("decoder.") for key in info["missing_keys"]) and not wants_info:
+            raise ValueError(
+                f"the weights of {found.source} lack the decoder's, or some of them; expected encoder and decoder. "
+                "Name the T5 that its encoder was taken from."
+            )
         if lost and not wants_info:  # who asks what is missing, is told
             raise ValueError(
                 f"{found.source} says it is a fused model, but its weights lack {', '.join(lost)}. "
@@ -504,7 +512,8 @@ def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5
         if kind in PLAIN:
             saved["backbone"] = str(name)
             saved["backbone_revision"] = commit_of(name, hub)
-            saved["lexical_token_id"] = free_token_id(name, hub)
+            if "lexical_token_id" not in kwargs:
+                saved["lexical_token_id"] = free_token_id(name, hub)
         saved |= {field: kwargs.pop(field) for field in FUSION_FIELDS if field in kwargs}  # the config checks them
         dtype = {field: kwargs.pop(field) for field in ("dtype", "torch_dtype") if field in kwargs}
         # not `from_pretrained`, which warns where a plain T5 becomes a fused one
@@ -539,10 +548,21 @@ def commit_of(backbone: str | os.PathLike, hub: dict) -> str | None:
 
 
 def free_token_id(backbone: str | os.PathLike, hub: dict) -> int | None:
-    """The id that `<lexical>` has, or will have when added, in the backbone's tokenizer; None if there is none."""
+    """The id that `<lexical>` has, or will have when added, in the backbone's tokenizer; None if there is none.
+
+    Raises:
+        ValueError: the tokenizer cannot be loaded.
+    """
     if cached_file(backbone, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub) is None:
         return None
-    tokenizer = AutoTokenizer.from_pretrained(backbone, **hub)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone, **hub)
+    except (ImportError, ValueError) as error:  # a package is missing, or its file is of another kind
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the tokenizer of {backbone} cannot be loaded ({cause}), and so says no id for {LEXICAL_TOKEN}. If it is "
+            "a `spiece.model` alone: `pip install sentencepiece`. Or give `lexical_token_id=`, its number of tokens."
+        ) from error
     return tokenizer.get_vocab().get(LEXICAL_TOKEN, len(tokenizer))
 
 

@@ -23,8 +23,12 @@ IGNORED = -100  # what losses skip
 
 
 def add_lexical_token(tokenizer) -> int:
-    """Adds the special token `<lexical>` to the tokenizer, in place, where it is missing; returns its id."""
-    if LEXICAL_TOKEN not in tokenizer.get_added_vocab():
+    """Adds the special token `<lexical>` to the tokenizer, in place, where it is missing; returns its id.
+
+    One that is there as a token like others becomes a special one, and keeps its id.
+    """
+    token_id = tokenizer.get_added_vocab().get(LEXICAL_TOKEN)
+    if token_id is None or not tokenizer.added_tokens_decoder[token_id].special:
         # not as an additional special token: that list is T5's <extra_id_*>, and its argument's name has changed
         tokenizer.add_tokens([AddedToken(LEXICAL_TOKEN, special=True, normalized=False)], special_tokens=True)
     return tokenizer.convert_tokens_to_ids(LEXICAL_TOKEN)

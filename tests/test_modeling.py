@@ -387,6 +387,41 @@ def test_an_mt5_is_the_stock_mt5_to_the_bit(plain_folders, tmp_path, inputs_for)
         assert model.config.backbone == str(plain)
 
 
+def test_a_tokenizer_that_cannot_be_loaded(plain_folders, tmp_path):
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(plain_folders["v1.0"] / name, folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    (folder / "spiece.model").write_bytes(b"no vocabulary")
+    sentence = r"the tokenizer of .*plain cannot be loaded \(.+\), and so says no id .* give `lexical_token_id=`"
+    with pytest.raises(ValueError, match=sentence):
+        T5WithFusion(folder)
+    assert T5WithFusion(folder, lexical_token_id=135).config.lexical_token_id == 135
+
+
+def test_an_encoder_alone(plain_folders, tmp_path):
+    folder = shutil.copytree(plain_folders["v1.0"], tmp_path / "plain")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("decoder.")}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="the weights of .*plain lack the decoder's, or some of them; expected"):
+        T5WithFusion(folder)
+
+
+def test_in_fp16_the_fusion_layer_still_trains(plain_folders, inputs_for):
+    fused = T5WithFusion(plain_folders["flan"], dtype=torch.float16)
+    assert fused.dtype == torch.float16 and fused.encoder.fusion.projection.weight.dtype == torch.float32
+    fused.requires_grad_(False).encoder.fusion.requires_grad_(True)
+    batch, optimizer, losses = inputs_for(fused), torch.optim.AdamW(fused.encoder.fusion.parameters(), lr=1e-2), []
+    for _ in range(4):
+        losses.append(fused(**batch).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+
+
 def test_without_a_tokenizer_the_id_is_that_of_t5(plain_folders, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(plain_folders["v1.0"] / name, tmp_path)
@@ -470,7 +505,8 @@ def test_a_backbone_of_the_hub_is_named_with_its_commit(plain_folders, tmp_path,
 def test_a_device_map_leaves_the_fusion_layer_as_it_is(plain_folders, dtype):
     expected = T5WithFusion(plain_folders["flan"]).encoder.fusion.state_dict()
     mapped = T5WithFusion(plain_folders["flan"], device_map="cpu", dtype=dtype).encoder.fusion.state_dict()
-    assert all(torch.equal(mapped[name], value.to(dtype)) for name, value in expected.items())
+    kept = torch.float32 if dtype == torch.float16 else dtype
+    assert all(torch.equal(mapped[name], value.to(kept)) for name, value in expected.items())
 
 
 def test_layers_offloaded_to_disk(flan, plain_folders, tmp_path, inputs_for):
@@ -506,7 +542,7 @@ def test_keywords_of_from_pretrained(plain_folders, tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_backbone_in_any_precision(plain_folders, inputs_for, dtype):
     fused = T5WithFusion(plain_folders["flan"], dtype=dtype).eval()
-    assert fused.encoder.fusion.projection.weight.dtype == dtype
+    assert fused.encoder.fusion.projection.weight.dtype == (torch.float32 if dtype == torch.float16 else dtype)
     logits = fused(**inputs_for(fused)).logits
     assert logits.dtype == dtype and torch.isfinite(logits).all()
 

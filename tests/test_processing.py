@@ -268,6 +268,14 @@ def test_placeholder_on_t5s_own_size(tmp_path):
         tokenizer.save_pretrained(tmp_path)
 
 
+def test_a_placeholder_that_was_a_token_like_others_becomes_a_special_one(tokenizer, tmp_path):
+    tokenizer.add_tokens(["<lexical>", "new"])
+    T5FusionProcessor(tokenizer, lexical_dim=3).save_pretrained(tmp_path)
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert each.convert_tokens_to_ids("<lexical>") == 135 and len(each) == 137
+        assert each.decode([135, 5, 6], skip_special_tokens=True) == each.decode([5, 6])
+
+
 # --- round trips
 
 RECIPE = dict(
