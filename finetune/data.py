@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, load_dataset
+from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import BatchFeature
@@ -189,13 +190,14 @@ def _encode_kept(texts: list[str], processor: T5FusionProcessor) -> torch.Tensor
         recipe += [[str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
     key = hashlib.sha256(json.dumps([recipe, texts]).encode()).hexdigest()[:32]
     file = cache_folder() / f"{key}.safetensors"
-    if file.exists():
-        return torch.from_numpy(load_file(file)["vectors"])
-    vectors = processor.encode(texts, show_progress_bar=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    save_file({"vectors": vectors.numpy()}, unfinished)
-    unfinished.replace(file)
+    with FileLock(cache_folder().with_suffix(".lock")):  # of several processes one encodes, the others find it done
+        if file.exists():
+            return torch.from_numpy(load_file(file)["vectors"])
+        vectors = processor.encode(texts, show_progress_bar=True)
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        save_file({"vectors": vectors.numpy()}, unfinished)
+        unfinished.replace(file)
     kept = sum(item.stat().st_size for item in file.parent.glob("*.safetensors"))
     if kept // SAID_EVERY > (kept - file.stat().st_size) // SAID_EVERY:
         say(f"{kept / 1e9:.1f} GB of vectors are kept in {file.parent}; the folder may be emptied at any time.")

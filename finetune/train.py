@@ -1,6 +1,7 @@
 """Training: build the fused model, put LoRA on top (or train all of it), run the Trainer, save what can be shared."""
 
 import json
+import os
 import platform
 import signal
 import sys
@@ -10,11 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, disable_fsdp_ram_efficient_loading
 from peft import get_peft_model
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
@@ -34,6 +37,7 @@ class TrainingOptions:
     Args:
         base: Hub id or folder of a plain T5 or of a fused model; "tiny_t5" is the embedded one.
         full: train all weights, not LoRA.
+        batch_size: of each process.
         lr: peak learning rate; None for 1e-3 with LoRA, 5e-4 without.
         fusion_lr: that of the fusion layer; None for the same.
         fusion_start: "targets" (closed-form, see `fusion_start`) or "random".
@@ -101,6 +105,20 @@ def base_error(base: str, error: Exception) -> OSError:
     return OSError(f"the base {base} cannot be loaded ({cause}). Name a folder or a Hub id of a T5 with --base.")
 
 
+def check_launch() -> None:
+    """ValueError if `accelerate launch` was asked for several processes and, on CPUs, started one that is alone.
+
+    It then names where they would meet, and gives none of them a number; nor does it say anything.
+    """
+    sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and not any(name in os.environ for name in sizes):
+        raise ValueError(
+            "accelerate started one process, not several. On CPUs give `accelerate launch` --multi_gpu in place of --cpu: "
+            "it takes them as well. For one process, --num_processes 1."
+        )
+
+
 def make_processor(base: str, **recipe) -> T5FusionProcessor:
     """The base's tokenizer with a recipe of vectors (see `T5FusionProcessor`).
 
@@ -166,11 +184,24 @@ def align(model: nn.Module) -> nn.Module:
 
 
 class FusionTrainer(Seq2SeqTrainer):
-    """The Trainer with a learning rate of its own for the fusion layer."""
+    """The Trainer with a learning rate of its own for the fusion layer, and right with several processes."""
 
     fusion_lr: float
 
+    def create_accelerator_and_postprocess(self):
+        """The Trainer's. And `accelerate launch --use_fsdp` shards on CPUs too, where accelerate takes DDP unasked."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            state.fsdp_plugin = FullyShardedDataParallelPlugin()
+            if state.mixed_precision != "no":
+                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
     def create_optimizer(self, model=None):
+        if self.accelerator.is_fsdp2:
+            self._shard_embeddings()
         optimizer = super().create_optimizer(model)
         fusion = {id(p) for name, p in self.model.named_parameters() if ".fusion." in name and p.requires_grad}
         if self.fusion_lr != self.args.learning_rate:
@@ -180,6 +211,14 @@ class FusionTrainer(Seq2SeqTrainer):
                     group["params"] = [p for p in group["params"] if id(p) not in fusion]
                     optimizer.add_param_group({**group, "params": moved, "lr": self.fusion_lr})
         return optimizer
+
+    def _shard_embeddings(self) -> None:
+        """One FSDP group for the table that encoder and decoder share: accelerate knows of one input embedding."""
+        table = self.model.get_input_embeddings().weight
+        holders = [module for module in self.model.modules() if getattr(module, "weight", None) is table]
+        plugin = self.accelerator.state.fsdp_plugin
+        policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
+        fully_shard(holders, reshard_after_forward=False, offload_policy=plugin.cpu_offload, mp_policy=policy)
 
 
 class ShowProgress(ProgressCallback):
@@ -206,9 +245,15 @@ class KeepOptions(TrainerCallback):
             (folder / RESUMED).write_text(json.dumps(self.expected))
 
 
-def check_resumed(checkpoint: str, expected: dict) -> None:
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole: one that a process died over lacks what the Trainer writes last."""
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
+
+
+def check_resumed(checkpoint: Path, expected: dict) -> None:
     """ValueError if a checkpoint was begun with other options or other numbers of rows."""
-    file = Path(checkpoint) / RESUMED
+    file = checkpoint / RESUMED
     begun = json.loads(file.read_text()) if file.exists() else expected
     other = [
         f"{name} was {begun.get(name)}, now {value}" for name, value in expected.items() if begun.get(name) != value
@@ -218,21 +263,25 @@ def check_resumed(checkpoint: str, expected: dict) -> None:
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Turns Ctrl-C into a checkpoint and an end at the next step."""
+    """Turns Ctrl-C into a checkpoint and an end at the next step, the same one in all processes."""
+
+    accelerator: Accelerator
 
     def __init__(self):
-        self.interrupted = False
+        self.pressed = self.interrupted = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.previous = signal.signal(signal.SIGINT, self._remember)
 
     def _remember(self, *_):
-        self.interrupted = True
+        self.pressed = True
         signal.signal(signal.SIGINT, self.previous)  # a second Ctrl-C stops at once
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
+        if self.pressed:
+            self.accelerator.set_trigger()
+        if self.accelerator.check_trigger():  # set in any process
+            self.interrupted = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
         signal.signal(signal.SIGINT, self.previous)
@@ -255,23 +304,28 @@ def train(
         data: id of the data set on the Hub that the rows are from, for the record.
 
     Returns:
-        The trained model: a `PeftModel`, or a `T5WithFusion` if `options.full`.
+        The trained model: a `PeftModel`, or a `T5WithFusion` if `options.full`. Under FSDP its weights are shards; what
+        is saved is whole.
 
     Raises:
         Interrupted: Ctrl-C was pressed; the checkpoint is saved.
         ValueError: `resume`, and there is no checkpoint, or it was begun with other options or rows.
     """
     checkpoints = output / "checkpoints"
-    last = get_last_checkpoint(checkpoints) if resume and checkpoints.is_dir() else None
+    last = last_checkpoint(checkpoints) if resume else None
     if resume and last is None:
         raise ValueError(f"there is no checkpoint in {checkpoints} to resume from. Leave --resume out to start anew.")
+    arguments = _arguments(options, checkpoints)
     begun_with = asdict(options) | {
         "base": base_folder(options.base),
         "rows": len(rows),
         "held_out_rows": len(held_out),
     }
+    # how many processes share it may change
+    begun_with["batch size of all processes"] = begun_with.pop("batch_size") * arguments.world_size
     if last is not None:
         check_resumed(last, begun_with)
+    disable_fsdp_ram_efficient_loading()  # a model of which only one process holds the weights cannot be started
     model = build_model(options, processor, rows)
     trains, total = trainable_share(model)
     how = "full fine-tuning" if options.full else f"LoRA, r={options.rank}, alpha={options.alpha}"
@@ -279,7 +333,7 @@ def train(
     stopper = StopOnInterrupt()
     trainer = FusionTrainer(
         model=model,
-        args=_arguments(options, checkpoints),
+        args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,
         data_collator=DataCollatorWithFusion(processor.tokenizer),
@@ -289,14 +343,18 @@ def train(
         trainer.remove_callback(theirs)
     trainer.add_callback(ShowProgress())
     trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
+    stopper.accelerator = trainer.accelerator
     start = time.monotonic()
-    trainer.train(resume_from_checkpoint=last)
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # leaves bf16 autocast behind
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if stopper.interrupted:
         raise Interrupted
-    align(model)
+    # shards are put together by all processes
+    whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # leaves bf16 autocast behind
+    if whole is None:
+        align(model)
     if trainer.is_world_process_zero():
-        model.save_pretrained(output)
+        model.save_pretrained(output, state_dict=whole)
         processor.save_pretrained(output)
         record = {
             "options": asdict(options) | {"lr": options.peak_lr},
@@ -304,6 +362,7 @@ def train(
             "data": data,
             "rows": len(rows),
             "held_out_rows": len(held_out),
+            "processes": arguments.world_size,
             "trainable_weights": trains,
             "weights": total,
             "seconds": round(time.monotonic() - start, 1),
@@ -336,5 +395,6 @@ def _arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTrainingAr
         report_to="none",
         remove_unused_columns=True,
         use_cpu=not torch.accelerator.is_available(),  # else transformers refuses bf16 here
+        ddp_find_unused_parameters=False,  # there are none: without vectors the fusion layer's gradients are zero
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
