@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import portalocker
 import pyarrow as pa
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.environment import parse_flag_from_env
@@ -38,8 +39,9 @@ class Chunk(NamedTuple):
 
 
 def processes() -> PartialState:
-    """Who takes part: the processes that `accelerate launch` started, or this one alone."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    """Who takes part: the processes that `accelerate launch` or `torchrun` started, or this one alone."""
+    # without a word from us, accelerate makes of two processes on CPUs two that are alone
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def shared(chunks: Iterable[Work], work: Callable[[Work], Result]) -> Iterator[tuple[Work, Result]]:
@@ -65,6 +67,8 @@ def read_chunks(data: str, split: str = "train", text_column: str = "text") -> I
     """
     path = Path(data)
     if path.suffix == ".txt":
+        if not path.exists():
+            raise OSError(f"there is no file {data}.")
         with path.open(encoding="utf-8") as file:
             yield from chunks_of_texts(file, text_column)
     else:

@@ -90,7 +90,7 @@ def train(
     freeze_fusion: Annotated[bool, typer.Option("--freeze-fusion", help="Do not train the fusion layer.")] = False,
     fusion_start: Annotated[str, typer.Option(help="targets or random.")] = "targets",
     epochs: Annotated[float, typer.Option(min=0.01)] = 3.0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step, of each process.")] = 8,
     lr: Annotated[float | None, typer.Option(help="Peak rate. Default: 1e-3 for LoRA, 5e-4 for --full.")] = None,
     fusion_lr: Annotated[float | None, typer.Option(help="That of the fusion layer. Default: the same.")] = None,
     rank: Annotated[int, typer.Option(min=1)] = 32,
@@ -110,9 +110,10 @@ def train(
     """
     quiet()
     from .data import given_vectors, hold_out, is_first_process, load_rows
-    from .train import Interrupted, TrainingOptions, make_processor
+    from .train import Interrupted, TrainingOptions, check_launch, make_processor
     from .train import train as run
 
+    check_launch()
     if lexical_column and vector_column:
         raise ValueError("--lexical-column and --vector-column were both given; give one of them.")
     options = TrainingOptions(
@@ -367,7 +368,7 @@ def _inputs(
             "this model's vectors are not made of the text itself. Give --lexical-column or --vector-column as in "
             "training, or --no-vectors."
         )
-    return prepare(rows[text], rows[target] if target else None, made, processor, *limits, cut=cut)
+    return prepare(rows[text], rows[target] if target else None, made, processor, limits[0], limits[1], cut)
 
 
 def _clear(output: Path, overwrite: bool) -> None:
