@@ -375,7 +375,8 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
             self._tell_of_frozen_fusion(lexical_embeds)
             inputs_embeds = self.encoder.embed(input_ids, inputs_embeds, lexical_embeds)
             input_ids = None
-        return super().forward(
+        tokens_of_step = kwargs.pop("num_items_in_batch", None)
+        output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
@@ -388,6 +389,16 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
             use_cache=use_cache,
             **kwargs,
         )
+        if tokens_of_step is not None and labels is not None:  # T5's loss, a mean over this batch alone, would add up
+            output["loss"] = output["loss"] * (labels != -100).sum() / tokens_of_step
+        return output
+
+    def _get_logits_processor(self, *args, encoder_input_ids=None, **kwargs):
+        # penalties look up the input's ids among the logits, where a placeholder past the table has none
+        if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():
+            is_placeholder = encoder_input_ids == self.config.lexical_token_id
+            encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.pad_token_id or 0)
+        return super()._get_logits_processor(*args, encoder_input_ids=encoder_input_ids, **kwargs)
 
     def _tell_of_frozen_fusion(self, lexical_embeds):
         if lexical_embeds is None or not self.training or torch.compiler.is_compiling():
