@@ -368,8 +368,8 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
         """
         if all(given is None for given in (decoder_input_ids, decoder_inputs_embeds, labels)):
             raise ValueError(
-                "no `decoder_input_ids` were given, nor `labels` to make them of. Give one of them; for label smoothing,"
-                " where the Trainer keeps the labels, use `DataCollatorWithFusion(tokenizer, model=model)`."
+                "no `decoder_input_ids` were given, nor `labels` to make them of. Give one of them; for label "
+                "smoothing, where the Trainer keeps the labels, use `DataCollatorWithFusion(tokenizer, model=model)`."
             )
         if encoder_outputs is None and (input_ids is None) != (inputs_embeds is None):
             self._tell_of_frozen_fusion(lexical_embeds)
@@ -390,7 +390,10 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
             **kwargs,
         )
         if tokens_of_step is not None and labels is not None:  # T5's loss, a mean over this batch alone, would add up
-            output["loss"] = output["loss"] * (labels != -100).sum() / tokens_of_step
+            loss = output[0] * (labels != -100).sum() / tokens_of_step
+            if isinstance(output, tuple):
+                return loss, *output[1:]
+            output["loss"] = loss
         return output
 
     def _get_logits_processor(self, *args, encoder_input_ids=None, **kwargs):
