@@ -1,0 +1,24 @@
+"""The fusion layer of a quantised model, and what comes of an adapter on top; needs bitsandbytes, or torchao."""
+
+import pytest
+from compat import quantized
+
+NEEDS = {"bitsandbytes: nf4, double, in bf16": "bitsandbytes", "torchao: Int8WeightOnlyConfig": "torchao"}
+
+
+@pytest.mark.parametrize("row", NEEDS)
+def test_quantised(row):
+    pytest.importorskip(NEEDS[row])
+    for check in (quantized.loads, quantized.trains, quantized.reloads_base):
+        check("T5WithFusion", quantized.SCHEMES[row])
+
+
+def test_a_quantised_model_is_saved_again(tmp_path):
+    """Which a plain T5 is not, by the transformers at hand: docs/upstream/quantised_saved_again.md."""
+    pytest.importorskip("bitsandbytes")
+    quantized.SCHEMES["bitsandbytes: nf4"].quantised("T5WithFusion").save_pretrained(tmp_path / "once")
+    once = quantized.load("T5WithFusion", tmp_path / "once")
+    once.save_pretrained(tmp_path / "twice")
+    batch = quantized.batch_for("T5WithFusion")
+    twice = quantized.load("T5WithFusion", tmp_path / "twice")
+    assert quantized.logits(twice, batch).equal(quantized.logits(once, batch))
