@@ -14,7 +14,7 @@ def test_quantised(row):
 
 
 def test_a_quantised_model_is_saved_again(tmp_path):
-    """Which a plain T5 is not, by the transformers at hand: docs/upstream/quantised_saved_again.md."""
+    """Which a plain T5 is not, by the transformers at hand: docs/upstream/quantised_saved_again.py."""
     pytest.importorskip("bitsandbytes")
     quantized.SCHEMES["bitsandbytes: nf4"].quantised("T5WithFusion").save_pretrained(tmp_path / "once")
     once = quantized.load("T5WithFusion", tmp_path / "once")

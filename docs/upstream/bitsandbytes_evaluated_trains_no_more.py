@@ -1,0 +1,27 @@
+"""bitsandbytes: on a CPU with AVX512-BF16, a 4 bit layer that has been evaluated lets no gradient pass any more.
+
+In evaluation `Linear4bit` packs its weights for a fast product, in place. Back in training mode `matmul_4bit` goes on
+with that product, which has no derivative: whatever lies before it trains no more, and nothing is said. One evaluation
+in the middle of QLoRA is enough.
+"""
+
+import bitsandbytes
+import torch
+from bitsandbytes.functional import has_avx512bf16
+
+
+def gradient() -> torch.Tensor | None:
+    numbers = torch.ones(2, 64, requires_grad=True)
+    layer.train()(numbers).sum().backward()
+    return None if numbers.grad is None else numbers.grad.norm()
+
+
+torch.manual_seed(0)
+layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4")
+layer.load_state_dict({"weight": torch.randn(64, 64)})
+layer = layer.to("cpu")
+print(f"bitsandbytes {bitsandbytes.__version__}, AVX512-BF16: {bool(has_avx512bf16())}")
+print("gradient in training:", gradient())
+with torch.no_grad():
+    layer.eval()(torch.ones(2, 64))
+print("gradient in training, after an evaluation:", gradient())

@@ -1,0 +1,28 @@
+"""transformers: a quantised model that was saved and reloaded cannot be saved again, and the error says nothing.
+
+`save_pretrained` reverts the conversions of loading. Those of a file that was packed already are of one way only:
+`NotImplementedError`, without a word. `save_original_format=False` goes around it.
+"""
+
+import tempfile
+
+import torch
+import transformers
+from transformers import BitsAndBytesConfig, T5Config, T5ForConditionalGeneration
+
+torch.manual_seed(0)
+config = T5Config(vocab_size=100, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+with tempfile.TemporaryDirectory() as folder:
+    T5ForConditionalGeneration(config).save_pretrained(f"{folder}/plain")
+    packed = BitsAndBytesConfig(load_in_4bit=True)
+    T5ForConditionalGeneration.from_pretrained(f"{folder}/plain", quantization_config=packed).save_pretrained(
+        f"{folder}/4"
+    )
+    model = T5ForConditionalGeneration.from_pretrained(f"{folder}/4")
+    print(f"transformers {transformers.__version__}: saving it again")
+    for options in ({}, {"save_original_format": False}):
+        try:
+            model.save_pretrained(f"{folder}/again", **options)
+            print(options, "works")
+        except NotImplementedError as error:
+            print(options, repr(error))
