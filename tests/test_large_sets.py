@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -253,11 +254,15 @@ def test_lines_of_standard_input_are_answered_before_it_ends(room, commands):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     line = [sys.executable, "-m", "t5fusion.finetune", *words]
     with subprocess.Popen(line, cwd=room, env=commands.environment, **pipes) as process:
+        patience = threading.Timer(120, process.kill)  # who reads all of it first waits for us, as we for them
+        patience.start()
         process.stdin.write("app\n\n" * (CHUNK // 2))
         process.stdin.flush()
-        made = [json.loads(process.stdout.readline()) for _ in range(CHUNK)]  # hangs where all of it is read first
+        made = [process.stdout.readline() for _ in range(CHUNK)]
         process.stdin.write("settings\n")
         out, _ = process.communicate(timeout=60)
+        patience.cancel()
+    made = [json.loads(line) for line in made]
     assert [line["text"] for line in made] == ["app", ""] * (CHUNK // 2) and made[1]["output"] is None
     assert [json.loads(line)["text"] for line in out.splitlines()] == ["settings"]
 
