@@ -36,9 +36,7 @@ from . import doors
 ENCODER, DECODER = "encoder_model.onnx", "decoder_with_past_model.onnx"
 LOGITS = "onnx_reference.safetensors"  # what torch makes of the bundle's reference, in fp32 whatever the model is in
 DATA = "_data"  # ends the name of the file beside a graph that holds its weights, where one file would be too large
-LARGEST = (
-    2**31 - 2**24
-)  # bytes of weights in one file; a protobuf holds less than 2 GiB, and the graph is in it as well
+LARGEST = 2**31 - 2**24  # bytes of weights in one file: a protobuf, graph and all, ends at 2 GiB
 NOWHERE = 2**31  # an index that no vector has
 BOUND = 1e-4  # of the largest logit: how far those of onnxruntime may lie from those of torch
 
@@ -136,31 +134,11 @@ def write_graphs(folder: Path, model: T5WithFusion | PeftModel, reference: Path)
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")  # nor need they be
         model = fold(model.float()).eval()
     model.set_attn_implementation("eager")
-    config = model.config
-    layers, heads = config.num_decoder_layers, config.num_heads
-    ids, mask, new = (torch.ones(2, length, dtype=torch.int64) for length in (7, 7, 3))
-    # Sizes of an example stand for any, if each is 2 or more and no two are the same by chance
-    encoder = trace(
-        EncoderGraph(model),
-        {"input_ids": ids, "attention_mask": mask, "lexical_embeds": torch.zeros(2, 3, config.lexical_dim)},
-        [{0: "batch", 1: "length"}, {0: "batch", 1: "length"}, {0: "batch", 1: "vectors"}],
-        ["last_hidden_state", *past_names(layers, ["encoder"], "present")],
-    )
-    past = {
-        name: torch.zeros(2, heads, 5 if ".decoder." in name else 7, config.d_kv) for name in past_names(layers)
-    }  # fmt: skip
-    decoder = trace(
-        DecoderGraph(model),
-        {"input_ids": new, "encoder_attention_mask": mask, "past": past},
-        [{0: "batch", 1: "new"}, {0: "batch", 1: "length"},
-         [{0: "batch", 2: "past" if ".decoder." in name else "length"} for name in past]],
-        ["logits", *past_names(layers, ["decoder"], "present")],
-    )  # fmt: skip
-    for graph, name in ((encoder, ENCODER), (decoder, DECODER)):
+    for graph, name in ((trace_encoder(model), ENCODER), (trace_decoder(model), DECODER)):
         save(graph, folder / name)
         onnx.checker.check_model(folder / name, full_check=True)
-    tensors = (opened := doors.Reference(str(reference))).tensors
-    logits = doors.forced(model, opened.inputs, tensors["written"])[..., tensors["columns"]]
+    opened = doors.Reference(str(reference))
+    logits = doors.forced(model, opened.inputs, opened.tensors["written"])[..., opened.tensors["columns"]]
     save_file({"logits": logits.contiguous()}, folder / LOGITS)
 
 
@@ -174,6 +152,35 @@ def fold(model: T5WithFusion | PeftModel) -> T5WithFusion:
             "weights of ONNX graphs. Leave out --format onnx."
         )
     return model.merge_and_unload()
+
+
+# The sizes of an example stand for any, if each is 2 or more and no two of a graph are the same by chance.
+
+
+def trace_encoder(model: T5WithFusion):
+    """encoder_model.onnx as an `onnx_ir.Model`."""
+    ids, mask = (torch.ones(2, 7, dtype=torch.int64) for _ in range(2))
+    rows = {0: "batch", 1: "length"}
+    return trace(
+        EncoderGraph(model),
+        {"input_ids": ids, "attention_mask": mask, "lexical_embeds": torch.zeros(2, 3, model.config.lexical_dim)},
+        [rows, rows, {0: "batch", 1: "vectors"}],
+        ["last_hidden_state", *past_names(model.config.num_decoder_layers, ["encoder"], "present")],
+    )
+
+
+def trace_decoder(model: T5WithFusion):
+    """decoder_with_past_model.onnx as an `onnx_ir.Model`."""
+    layers, heads, width = model.config.num_decoder_layers, model.config.num_heads, model.config.d_kv
+    lengths = {name: ("past", 5) if ".decoder." in name else ("length", 7) for name in past_names(layers)}
+    past = {name: torch.zeros(2, heads, number, width) for name, (_, number) in lengths.items()}
+    ids, mask = (torch.ones(2, length, dtype=torch.int64) for length in (3, 7))
+    return trace(
+        DecoderGraph(model),
+        {"input_ids": ids, "encoder_attention_mask": mask, "past": past},
+        [{0: "batch", 1: "new"}, {0: "batch", 1: "length"}, [{0: "batch", 2: word} for word, _ in lengths.values()]],
+        ["logits", *past_names(layers, ["decoder"], "present")],
+    )
 
 
 def trace(module: nn.Module, inputs: dict[str, Any], shapes: list, outputs: list[str]):
