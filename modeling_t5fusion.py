@@ -120,7 +120,8 @@ class LexicalEncoder(StartsAsT5, T5Stack):
             lexical_embeds = inputs_embeds.new_zeros(inputs_embeds.shape[0], 1, self.config.lexical_dim)  # goes nowhere
         vectors = self.fusion(lexical_embeds).to(inputs_embeds.dtype)
         order = (is_placeholder.cumsum(1) - 1).clamp(0, vectors.shape[1] - 1)  # which of its row's vectors goes here
-        in_place = vectors.take_along_dim(order.unsqueeze(-1), 1)
+        # not take_along_dim, whose sizes torch.export would fix to those of the example
+        in_place = vectors.gather(1, order.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))
         return torch.where(is_placeholder.unsqueeze(-1), in_place, inputs_embeds)
 
     def _placeholder_embedding(self, token_id: int) -> torch.Tensor:
