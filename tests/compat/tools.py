@@ -277,7 +277,7 @@ def writes_in_a_pipeline(model_name: str) -> None:
     model, tokenizer = load(model_name), make_tokenizer()
     processor = T5FusionProcessor(tokenizer, None, lexical_source="given")
     vectors = {"lexical_embeds": torch.full((1, 384), 0.05)} if model_name in FUSED else {}
-    options = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False}
+    options = {"max_new_tokens": 9, "do_sample": False, "suppress_tokens": [0, 1, 2, 3, *range(30, 160)]}  # letters
     text = "<lexical>app" if vectors else "app"
     found = pipeline("text-generation", model, tokenizer=tokenizer)(text, **vectors, **options, return_full_text=False)
     inputs = processor("app", **vectors) if vectors else tokenizer("app", return_tensors="pt")
