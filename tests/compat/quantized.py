@@ -108,7 +108,7 @@ def trained(model_name: str, scheme: Scheme) -> tuple[PeftModel, list[float]]:
 # The checks: each takes "T5" or "T5WithFusion", and a scheme.
 
 
-def loads(model_name: str, scheme: Scheme) -> str:
+def loads(model_name: str, scheme: Scheme) -> None:
     model, plain = scheme.quantised(model_name), load(model_name)
     weight = model.encoder.block[0].layer[0].SelfAttention.q.weight
     assert type(weight.data) is not torch.Tensor or weight.dtype not in (torch.float32, torch.bfloat16), "not quantised"
@@ -118,7 +118,6 @@ def loads(model_name: str, scheme: Scheme) -> str:
     batch = batch_for(model_name)
     distance = apart(logits(model, batch), logits(plain, batch))
     assert 0 < distance <= BOUNDS[scheme.bits], f"logits lie {distance:.1%} from those in fp32"
-    return ""
 
 
 def trains(model_name: str, scheme: Scheme) -> None:
@@ -161,7 +160,7 @@ def base_logits(model_name: str, folder: str):
 
 
 def exports(model_name: str, scheme: Scheme) -> None:
-    """A reader gets the adapter on the base as it is published; who quantises it alike, what was trained, to the bit."""
+    """A reader gets the adapter on the base as it is published; who quantises it alike, what was trained."""
     peft_model, _ = trained(model_name, scheme)
     expected = logits(peft_model, batch_for(model_name))
     with TemporaryDirectory() as folder:
@@ -170,7 +169,10 @@ def exports(model_name: str, scheme: Scheme) -> None:
         full, quantised = in_another_process(bundle_logits, scheme_name(scheme), str(bundle))
     distance = apart(torch.from_numpy(full), expected)
     assert distance <= BOUNDS[scheme.bits], f"logits lie {distance:.1%} from those in training"
-    same(peft_model, quantised)
+    distance = apart(
+        torch.from_numpy(quantised), expected
+    )  # not of the logits now: saving moves what bitsandbytes packed
+    assert distance == 0, f"logits lie {distance:.2g} of their norm apart, quantised alike"
 
 
 def bundle_logits(name: str, bundle: str):
@@ -205,9 +207,9 @@ def make() -> Table:
         "*Loads*: the fusion layer stays in fp32 by itself, its weights the same bits; logits within "
         + " or ".join(f"{bound:.0%} (of {bits} bits)" for bits, bound in BOUNDS.items())
         + " of those in fp32, by their norm. *Trains LoRA*: after PEFT's `prepare_model_for_kbit_training`, on five "
-        "matrices of a block, with the fusion layer, which moves. Reloading is done in another process. *Exports*: a reader "
-        "gets the adapter on the base in full precision, within the same bound of the quantised model that was trained; "
-        "and, with the same `quantization_config` and preparation, that model to the bit.",
+        "matrices of a block, with the fusion layer, which moves. Reloading is done in another process. *Exports*: a "
+        "reader gets the adapter on the base in full precision, within the same bound of the quantised model that was "
+        "trained; and, with the same `quantization_config` and preparation, that model to the bit.",
         [*CHECKS, "exports"],
     )
     for row, scheme in SCHEMES.items():
