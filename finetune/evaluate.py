@@ -157,13 +157,18 @@ def evaluate_large(
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """ROUGE-1, -2, -L (F measure, stemmed, mean over rows) by rouge-score and chrF by sacrebleu; all from 0 to 1."""
     from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu import corpus_chrf
+    from sacrebleu.metrics import CHRF
 
     names = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(names, use_stemmer=True)
-    scores = [scorer.score(reference, text) for reference, text in zip(references, texts, strict=True)]
-    means = {name: float(np.mean([score[name].fmeasure for score in scores])) for name in names}
-    return means | {"chrf": corpus_chrf(texts, [references]).score / 100}
+    scorer, chrf = RougeScorer(names, use_stemmer=True), CHRF()
+    rouge, statistics = np.zeros((len(names), len(texts))), []
+    for row, (reference, text) in enumerate(zip(references, texts, strict=True)):
+        score = scorer.score(reference, text)
+        rouge[:, row] = [score[name].fmeasure for name in names]
+        # the two steps of its `corpus_score`, the first row by row: that holds the n-grams of all rows at once
+        statistics += chrf._extract_corpus_statistics([text], [[reference]])
+    means = dict(zip(names, rouge.mean(1).tolist(), strict=True))
+    return means | {"chrf": chrf._aggregate_and_compute(statistics).score / 100}
 
 
 def paired_bootstrap(a: Losses, b: Losses, samples: int = 10_000, seed: int = 0) -> Interval:

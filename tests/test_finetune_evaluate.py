@@ -1,10 +1,12 @@
 """Measures, against slow references."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from sacrebleu import corpus_chrf
 
 from t5fusion import T5FusionProcessor, T5WithFusion
 from t5fusion.finetune.data import prepare
@@ -131,6 +133,20 @@ def test_scores():
     assert half["rougeL"] == pytest.approx(1 / 6) and 0 < half["chrf"] < 1
     with pytest.raises(ValueError, match="shorter"):
         text_scores(["a"], references)
+
+
+def test_the_scores_of_many_rows_take_little_memory():
+    numbers = np.random.default_rng(0)
+    texts, references = (["".join(row) for row in numbers.choice(list("abcd "), (1000, 60))] for _ in range(2))
+    text_scores(texts[:1], references[:1])  # what is imported does not count
+    tracemalloc.start()
+    chrf = text_scores(texts, references)["chrf"]
+    ours = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    assert corpus_chrf(texts, [references]).score / 100 == chrf
+    theirs = tracemalloc.get_traced_memory()[1]  # n-grams of all rows at once
+    tracemalloc.stop()
+    assert ours < 1_000_000 and theirs > 5 * ours
 
 
 def some_losses(rows=200, seed=0):
