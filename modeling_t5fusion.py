@@ -210,7 +210,7 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
     """
 
     config_class = T5FusionConfig
-    # in fp16, which is what CodeT5+ is saved in, Adam's second step makes NaN of weights
+    # in fp16, Adam's second step makes NaN of its weights
     _keep_in_fp32_modules = [*T5ForConditionalGeneration._keep_in_fp32_modules, "encoder.fusion"]  # noqa: RUF012
 
     def __new__(cls, config=None, *args, **kwargs):  # copies and pickles give none
@@ -439,9 +439,6 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
             "modules_to_save": ["fusion"],
         }
         return LoraConfig(**recommended | overrides)
-
-    def get_input_embeddings(self):
-        return self.encoder.embed_tokens  # where tokens are looked up: NEFTune's noise and other hooks take effect here
 
     def tie_weights(self, missing_keys=None, recompute_mapping=True):
         # as the checkpoint was, not anew: `resize_token_embeddings` would tie the head that a FLAN-T5 has of its own
