@@ -114,8 +114,8 @@ def check_launch() -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if launched and not any(name in os.environ for name in sizes):
         raise ValueError(
-            "accelerate started one process, not several. On CPUs give `accelerate launch` --multi_gpu in place of --cpu: "
-            "it takes them as well. For one process, --num_processes 1."
+            "accelerate started one process, not several. On CPUs give `accelerate launch` --multi_gpu in place of "
+            "--cpu: it takes them as well. For one process, --num_processes 1."
         )
 
 
@@ -348,8 +348,7 @@ def train(
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if stopper.interrupted:
         raise Interrupted
-    # shards are put together by all processes
-    whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    whole = _gather(trainer) if trainer.is_fsdp_enabled else None
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # leaves bf16 autocast behind
     if whole is None:
         align(model)
@@ -374,6 +373,12 @@ def train(
     return model
 
 
+def _gather(trainer: FusionTrainer) -> dict[str, torch.Tensor]:
+    """The weights of a sharded model, whole, in the first process; each once, however many modules share it."""
+    whole = trainer.accelerator.get_state_dict(trainer.model)
+    return {name: whole[name] for name, _ in trainer.model.named_parameters() if name in whole}
+
+
 def _print(line: str) -> None:
     if is_first_process():
         print(line, flush=True)
@@ -393,6 +398,7 @@ def _arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTrainingAr
         seed=options.seed,
         bf16=options.bf16,
         report_to="none",
+        log_level_replica="error",
         remove_unused_columns=True,
         use_cpu=not torch.accelerator.is_available(),  # else transformers refuses bf16 here
         ddp_find_unused_parameters=False,  # there are none: without vectors the fusion layer's gradients are zero
