@@ -1,11 +1,12 @@
-# make demo | test | matrix | lint | clean. Everything happens in .venv, which the first of them makes.
+# make demo | test | matrix | compat | lint | clean. Everything happens in .venv, which the first of them makes.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test matrix lint clean
+COMPAT := build/compat/venv
+.PHONY: help venv demo test matrix compat lint clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -16,10 +17,14 @@ venv: $(STAMP) ## .venv with the pinned versions
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	@echo "Installing the pinned versions into $(VENV): 3 minutes where they are at hand, else a download of some hundred MB"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check torch -c constraints.txt
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -e ".[encoder,dev]" -c constraints.txt
+	$(call install,$(VENV),encoder,onnx,dev)
+
+define install
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install -qq --disable-pip-version-check torch -c constraints.txt
+	$(1)/bin/python -m pip install -qq --disable-pip-version-check -e ".[$(2),$(3),$(4)]" -c constraints.txt
 	touch $@
+endef
 
 demo: $(STAMP) ## from nothing to a tuned model, beside what it was before
 	$(BIN)/t5fusion demo
@@ -32,6 +37,13 @@ test: lint ## lint, then all tests, without a network
 
 matrix: $(STAMP) ## all doors, with one release of transformers after another (RELEASES="5.0.0 newest" for some of them)
 	$(BIN)/python tests/matrix.py $(if $(RELEASES),--releases $(RELEASES))
+
+# what it tries besides is heavy, and some of it changes what peft imports: a venv of its own
+$(COMPAT)/.installed: pyproject.toml constraints.txt
+	$(call install,$(COMPAT),encoder,dev,compat)
+
+compat: $(COMPAT)/.installed ## docs/compatibility.md: what of peft, transformers and others works (TABLES="peft_tuners" for one of its tables)
+	PYTHONPATH=tests HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m compat $(TABLES)
 
 # mypy takes the root, which is the package, for a package named after the folder: give it a folder of links by our name
 lint: $(STAMP) ## ruff and mypy

@@ -10,7 +10,6 @@ FAST = [
     "label smoothing, the collator with `model=`",
     "resume",
     "`load_best_model_at_end`, early stopping",
-    "`neftune_noise_alpha`",
     "`gradient_accumulation_steps`",
     "`Dataset.map` with `num_proc=2`",
     "`save_model`, `from_pretrained`",

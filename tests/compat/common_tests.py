@@ -1,4 +1,4 @@
-"""transformers' common tests for a plain T5 and for the fused model; run by transformers_suite.py in their tests' place."""
+"""transformers' common tests for a plain T5 and for the fused model; transformers_suite.py puts this among them."""
 
 import unittest
 

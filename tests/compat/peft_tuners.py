@@ -19,6 +19,7 @@ from peft.utils.hotswap import hotswap_adapter
 from .models import batch_for, in_another_process, load, logits_of
 from .table import Table
 
+TASKS = ("MULTITASK_PROMPT_TUNING", "POLY")  # which are told of each row's task
 RATES = (1e-2, 1e-1, 1.0)  # a vector of a few numbers wants another rate than a matrix
 
 
@@ -47,18 +48,26 @@ class Tuner:
 NEEDED = {
     "ADALORA": {"total_step": 10, "tinit": 1, "tfinal": 1},
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
+    "C3A": {"block_size": 16},
     "CARTRIDGE": {"num_virtual_tokens": 4},
     "CPT": {"cpt_token_ids": [5, 6, 7], "cpt_mask": [1, 1, 1], "cpt_tokens_type_mask": [1, 2, 3]},
     "FOURIERFT": {"n_frequency": 100},
     "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 4, "num_tasks": 2, "num_ranks": 1},
     "OSF": {"target_modules": ["q", "v"]},
+    "POLY": {"n_tasks": 2},
     "PREFIX_TUNING": {"num_virtual_tokens": 4},
     "PROMPT_TUNING": {"num_virtual_tokens": 4},
     "P_TUNING": {"num_virtual_tokens": 4, "encoder_hidden_size": 32},
+    "TRAINABLE_TOKENS": {"token_indices": [5, 6]},
     "UNILORA": {"theta_d_length": 64},
     "VBLORA": {"num_vectors": 8, "vector_length": 16},
     "WAVEFT": {"n_frequency": 100},
 }
+
+
+# parts of LoraConfig that belong to a start, or to a router over adapters that are trained already
+NO_VARIANTS = ("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "arrow_config")
+PARTS = {"use_bdlora": {"target_modules_bd_a": ["v"], "target_modules_bd_b": ["q"], "nblocks": 2}}
 
 
 def tuners() -> Iterator[tuple[str, Tuner]]:
@@ -79,8 +88,8 @@ def lora_variants() -> Iterator[tuple[str, Tuner]]:
             yield f"LORA, start {start.partition('[')[0]}", started(start.replace("[number of iters]", "4"))
     for name, kind in hints.items():
         parts = [part for part in leaves(kind) if is_dataclass(part)]
-        if parts and name not in ("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"):
-            yield f"LORA, {name}", Tuner(LoraConfig, {name: parts[0]()})
+        if parts and name not in NO_VARIANTS:
+            yield f"LORA, {name}", Tuner(LoraConfig, {name: parts[0](**PARTS.get(name, {}))})
     yield "LORA, start lora_ga", started("lora_ga")
     yield "LORA, lora_bias", Tuner(LoraConfig, {"lora_bias": True})
     yield "LORA, target_parameters", Tuner(LoraConfig, {"target_modules": [], "target_parameters": ["q.weight"]})
@@ -103,7 +112,8 @@ def started(start: str) -> Tuner:
     """LoRA whose start is computed from the weights, or from data."""
     fields: dict = {"init_lora_weights": start, "target_modules": ["q", "v"]}
     if start == "eva":
-        fields["eva_config"] = EvaConfig(use_label_mask=False)
+        # as many components as a batch has tokens, at most: it would wait for more of them without end
+        fields |= {"r": 2, "eva_config": EvaConfig(rho=1.0, use_label_mask=False)}
         return Tuner(LoraConfig, fields, after=start_from_inputs)
     if start == "corda":
         fields["corda_config"] = CordaConfig(corda_method="kpm")
@@ -127,7 +137,11 @@ def start_from_inputs(peft_model, batch) -> None:
 def covariances(model, config, batch) -> None:
     from peft.tuners.lora.corda import preprocess_corda  # needs a package, attrs, that peft does not ask for
 
-    preprocess_corda(model, config, run_model=lambda: logits_of(model, batch))
+    def run_model():
+        for row in range(len(batch["labels"])):  # it takes batches of one
+            logits_of(model, {name: value[row : row + 1] for name, value in batch.items()})
+
+    preprocess_corda(model, config, run_model)
 
 
 def gradients(model, config, batch) -> None:
@@ -138,20 +152,19 @@ def gradients(model, config, batch) -> None:
     preprocess_loraga(model, config, train_step)
 
 
-def train(peft_model: PeftModel, batch: dict[str, torch.Tensor]) -> None:
-    """Some steps, at the first of `RATES` that lowers the loss; with the model in evaluation mode, that is, without
-    dropout."""
-    start = {name: p.detach().clone() for name, p in peft_model.named_parameters() if p.requires_grad}
-    assert start, "nothing trains"
+def train(peft_model: PeftModel, batch: dict[str, torch.Tensor], adapter: str = "default") -> None:
+    """Some steps of an adapter, at the first of `RATES` that lowers the loss."""
+    parameters = [parameter for _, parameter in parameters_of(peft_model, adapter)]
+    assert parameters, "nothing trains"
+    start = [parameter.detach().clone() for parameter in parameters]
     for rate in RATES:
         with torch.no_grad():
-            for name, parameter in peft_model.named_parameters():
-                if name in start:
-                    parameter.copy_(start[name])
-        optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=rate)
+            for parameter, value in zip(parameters, start, strict=True):
+                parameter.copy_(value)
+        optimizer = torch.optim.AdamW(parameters, lr=rate)
         losses = []
         for _ in range(6):
-            losses.append(loss_of(peft_model.train(), batch))
+            losses.append(loss_of(peft_model, batch))
             losses[-1].backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -160,19 +173,31 @@ def train(peft_model: PeftModel, batch: dict[str, torch.Tensor]) -> None:
     raise AssertionError(f"the loss goes {', '.join(f'{loss:.4f}' for loss in losses)}")
 
 
-def loss_of(peft_model, batch) -> torch.Tensor:
-    more = (
-        {"task_ids": torch.tensor([0, 1])}
-        if peft_model.active_peft_config.peft_type == "MULTITASK_PROMPT_TUNING"
-        else {}
-    )
-    torch.manual_seed(0)
-    return peft_model(**batch, **more).loss
+def parameters_of(peft_model: PeftModel, adapter: str) -> list[tuple[str, torch.nn.Parameter]]:
+    """Those that train, without what is named for another adapter (PEFT lets prompts of all of them train)."""
+    others = {"default", "other"} - {adapter}
+    return [
+        (name, parameter)
+        for name, parameter in peft_model.named_parameters()
+        if parameter.requires_grad and not others & set(name.split("."))
+    ]
 
 
-def logits(peft_model: PeftModel, batch, **options) -> torch.Tensor:
+def loss_of(peft_model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    torch.manual_seed(0)  # of dropout
+    return peft_model.train()(**batch, **tasks_for(peft_model)).loss
+
+
+def tasks_for(peft_model: PeftModel) -> dict[str, torch.Tensor]:
+    return {"task_ids": torch.tensor([0, 1])} if peft_model.active_peft_config.peft_type in TASKS else {}
+
+
+def logits(peft_model: PeftModel, batch: dict[str, torch.Tensor], **options) -> torch.Tensor:
+    """Of a text that is given; of the labels where the tuner asks for those."""
+    options |= tasks_for(peft_model)
     if peft_model.active_peft_config.peft_type == "MULTITASK_PROMPT_TUNING":
-        options["task_ids"] = torch.tensor([0, 1])
+        with torch.no_grad():
+            return peft_model.eval()(**batch, **options).logits
     return logits_of(peft_model, batch, **options)
 
 
@@ -245,12 +270,10 @@ def two_adapters(model_name: str, tuner: Tuner) -> tuple[PeftModel, dict, torch.
     torch.manual_seed(1)
     peft_model.add_adapter("other", tuner.make())
     peft_model.set_adapter("other")
-    tuner.after(peft_model, batch) if tuner.after.__name__ != "start_from_inputs" else None
-    train(peft_model, batch)
+    train(peft_model, batch, "other")
     with torch.no_grad():  # so that it cannot be the first one
-        for parameter in peft_model.parameters():
-            if parameter.requires_grad:
-                parameter.mul_(1.5)
+        for _, parameter in parameters_of(peft_model, "other"):
+            parameter.mul_(1.5)
     second = logits(peft_model, batch)
     assert not torch.equal(first, second), "both adapters do the same"
     return peft_model, batch, first, second
@@ -284,7 +307,7 @@ def weighs(model_name: str, tuner: Tuner) -> None:
 
 
 def hotswaps(model_name: str, tuner: Tuner) -> None:
-    peft_model, batch, first, second = two_adapters(model_name, tuner)
+    peft_model, batch, _, second = two_adapters(model_name, tuner)
     with TemporaryDirectory() as folder:
         peft_model.save_pretrained(folder, selected_adapters=["other"])
         peft_model.set_adapter("default")
@@ -294,9 +317,7 @@ def hotswaps(model_name: str, tuner: Tuner) -> None:
 
 def generates(model_name: str, tuner: Tuner) -> None:
     peft_model, batch = trained(model_name, tuner)
-    batch = {name: value for name, value in batch.items() if name != "labels"}
-    if tuner.config is PEFT_TYPE_TO_CONFIG_MAPPING["MULTITASK_PROMPT_TUNING"]:
-        batch["task_ids"] = torch.tensor([0, 1])
+    batch = {name: value for name, value in batch.items() if name != "labels"} | tasks_for(peft_model)
     options = {"max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True}
     found = peft_model.eval().generate(**batch, **options).logits[0]
     if model_name == "T5WithFusion":
@@ -321,8 +342,8 @@ CHECKS = {
 def make() -> Table:
     table = Table(
         "PEFT: every tuner",
-        "As read from the installed PEFT, by its defaults for T5. *Fusion layer too*: with `modules_to_save=['fusion']`, "
-        "trained, saved and reloaded to the bit in another process.",
+        "As read from the installed PEFT, by its defaults for T5. Reloading is done in another process. *Fusion layer "
+        "too*: with `modules_to_save=['fusion']`, trained, saved and reloaded to the bit.",
         [*CHECKS, "fusion layer too"],
     )
     for row, tuner in tuners():

@@ -42,4 +42,6 @@ def run() -> dict[tuple[str, str], Outcome]:
     for package in (folder / "tests", *(folder / "tests").glob("*/")):
         (package / "__init__.py").touch()
     shutil.copy(Path(__file__).with_name("common_tests.py"), folder / "test_common.py")
-    return run_tests(folder, "test_common.py", "-n", "2", PYTHONPATH=str(ROOT / "tests"))
+    # of the tests' class, not of the model: it would pass, by the empty class of the name
+    not_of_the_model = ("-k", "not generation_tester_mixin_inheritance")
+    return run_tests(folder, "test_common.py", "-n", "2", *not_of_the_model, PYTHONPATH=str(ROOT / "tests"))

@@ -1,0 +1,33 @@
+"""PEFT: an adapter that started by `pissa_niter_N` is another after reloading.
+
+The start takes the principal part out of the base's weights by a randomised decomposition. Reloading takes it out
+again, by other random numbers, and puts the saved adapter on top of what is left.
+"""
+
+import tempfile
+
+import peft
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+
+def base():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(64, 64))
+
+
+for start in ("pissa", "pissa_niter_4"):
+    plain = base()
+    torch.manual_seed(1)
+    model = get_peft_model(plain, LoraConfig(r=8, target_modules=["0"], init_lora_weights=start)).eval()
+    numbers = torch.randn(4, 64)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        model.base_model.model[0].lora_B["default"].weight.mul_(2)  # as training might
+        model.save_pretrained(folder)
+        expected = model(numbers)
+        plain = base()
+        torch.manual_seed(2)  # as in another process
+        reloaded = PeftModel.from_pretrained(plain, folder).eval()
+        apart = (reloaded(numbers) - expected).abs().max()
+    size = expected.abs().max()
+    print(f"peft {peft.__version__}, {start}: {apart:.2g} apart after reloading, 0 due; numbers up to {size:.2g}")

@@ -1,0 +1,24 @@
+"""transformers: in a class outside transformers, a module without weights of its own does not start its parts' weights.
+
+`PreTrainedModel._initialize_weights` skips a module, in custom code, when all its own parameters are started already.
+Of a module without any, `all([])` is true: T5's attention never gets to draw its matrices, and the whole model never its
+embeddings. They stay as the general rule drew them, 32 times as large.
+"""
+
+import torch
+import transformers
+from transformers import T5Config, T5ForConditionalGeneration
+
+
+class Mine(T5ForConditionalGeneration):
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = type("MyEncoder", (type(self.encoder),), {"__module__": __name__})(self.encoder.config)
+        self.post_init()
+
+
+config = T5Config(vocab_size=99, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=4)
+for cls in (T5ForConditionalGeneration, Mine):
+    torch.manual_seed(0)
+    spread = cls(config).encoder.block[0].layer[0].SelfAttention.q.weight.std()
+    print(f"transformers {transformers.__version__}, {cls.__name__}: standard deviation of q {spread:.4f}, 0.0312 due")
