@@ -315,7 +315,7 @@ def opens(model_name: str, row: str) -> None:
 def make() -> Table:
     table = Table(
         "Backbones",
-        "Random weights and small sizes; the other fields of the config, the tokenizer and the files are of the model's "
+        "Random weights and small sizes; the other fields of the config, tokenizer and files are of its "
         "kind, written down here and not copied from the Hub. "
         "*Trains*, with vectors: the loss falls, and the fusion layer has gradients. *Reloads*: the adapter on its "
         "backbone, and the whole model, the adapter merged, in another process. *Processor*: saved and reloaded, it "
