@@ -1,7 +1,7 @@
 """transformers: in a class outside transformers, a module without weights of its own does not start its parts' weights.
 
 `PreTrainedModel._initialize_weights` skips a module, in custom code, when all its own parameters are started already.
-Of a module without any, `all([])` is true: T5's attention never gets to draw its matrices, and the whole model never its
+Of a module without any, `all([])` is true: T5's attention never gets to draw its matrices, nor the whole model its
 embeddings. They stay as the general rule drew them, 32 times as large.
 """
 

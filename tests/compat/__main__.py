@@ -19,10 +19,10 @@ PAGE = ROOT / "docs" / "compatibility.md"
 ABOUT = """# What works with T5WithFusion
 
 Made by `make compat`: each cell is a check that was run, on the fused model with vectors in its batches and, where
-that has a meaning, on the plain T5 that it was made of. *works*: it does, and gives what it should. *refused*: it raises
-an error, whose sentence stands below the table. *wrong*: it goes through, and gives something else. Where the plain T5
-comes to something else than the fused one, it says so. What is wrong on both is the libraries' own; the reproductions
-are in [upstream](upstream/README.md).
+that has a meaning, on the plain T5 that it was made of. *works*: it does, and gives what it should. *refused*: it
+raises an error, whose sentence stands below the table. *wrong*: it goes through, and gives something else. Where the
+plain T5 comes to something else than the fused one, it says so. What is wrong on both is the libraries' own; what was
+found of that, with a reproduction each, is in [upstream](upstream/README.md).
 
 """
 

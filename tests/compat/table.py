@@ -22,7 +22,7 @@ class Outcome:
 
 
 def attempt(check: Callable, *arguments) -> Outcome:
-    """Runs a check. What it returns is a remark; its own AssertionError is a wrong result, any other error a refusal."""
+    """Runs a check: what it returns is a remark, its own AssertionError a wrong result, any other error a refusal."""
     try:
         return Outcome("works", check(*arguments) or "")
     except Exception as error:
