@@ -14,15 +14,25 @@ from transformers.utils import logging
 from .table import Table
 from .upstream import BUILD, ROOT
 
-TABLES = ("peft_tuners", "peft_suite", "transformers_suite", "generation", "trainer", "backbones", "quantized", "tools")
+TABLES = (
+    "peft_tuners",
+    "peft_suite",
+    "transformers_suite",
+    "generation",
+    "trainer",
+    "backbones",
+    "quantized",
+    "tools",
+    "defects",
+)
 PAGE = ROOT / "docs" / "compatibility.md"
 ABOUT = """# What works with T5WithFusion
 
 Made by `make compat`: each cell is a check that was run, on the fused model with vectors in its batches and, where
 that has a meaning, on the plain T5 that it was made of. *works*: it does, and gives what it should. *refused*: it
 raises an error, whose sentence stands below the table. *wrong*: it goes through, and gives something else. Where the
-plain T5 comes to something else than the fused one, it says so. What is wrong on both is the libraries' own; what was
-found of that, with a reproduction each, is in [upstream](upstream/README.md).
+plain T5 comes to something else than the fused one, it says so. What is wrong on both is the libraries' own: the last
+table is of that.
 
 """
 
