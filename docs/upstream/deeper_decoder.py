@@ -1,4 +1,4 @@
-"""transformers: a T5 whose decoder has more layers than its encoder cannot generate: its cache is of the encoder's size."""
+"""transformers: a T5 whose decoder is deeper than its encoder cannot generate: the cache has the encoder's layers."""
 
 import torch
 import transformers
