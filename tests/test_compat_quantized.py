@@ -2,6 +2,10 @@
 
 import pytest
 from compat import quantized
+from conftest import make_tokenizer
+from peft import get_peft_model
+
+from t5fusion.hub_export.bundle import export
 
 NEEDS = {"bitsandbytes: nf4, double, in bf16": "bitsandbytes", "torchao: Int8WeightOnlyConfig": "torchao"}
 
@@ -22,3 +26,14 @@ def test_a_quantised_model_is_saved_again(tmp_path):
     batch = quantized.batch_for("T5WithFusion")
     twice = quantized.load("T5WithFusion", tmp_path / "twice")
     assert quantized.logits(twice, batch).equal(quantized.logits(once, batch))
+
+
+def test_lora_is_not_folded_into_a_quantised_base(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    quantized.SCHEMES["bitsandbytes: nf4"].quantised("T5WithFusion").save_pretrained(tmp_path / "base")
+    base = quantized.load("T5WithFusion", tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "lora")
+    get_peft_model(base, base.lora_config(r=2)).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match="is quantised: LoRA folded into it would be rounded away in part. Use --kind"):
+        export(tmp_path / "lora", tmp_path / "bundle", kind="merged")
+    assert export(tmp_path / "lora", tmp_path / "bundle", kind="standalone").exists()
