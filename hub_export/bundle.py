@@ -144,7 +144,8 @@ def write_trained(
     processor = find_processor(source, trained, recipe, base.config.lexical_dim, say)
     if kind == "merged" and getattr(base.config, "quantization_config", None) is not None:
         raise ValueError(
-            f"{trained} is quantised: LoRA folded into it would be rounded away in part. Use --kind adapter or standalone."
+            f"{trained} is quantised: LoRA folded into it would be rounded away in part. Use --kind adapter, or "
+            "standalone."
         )
     if base.config.lexical_token_id != processor.lexical_token_id:
         raise ValueError(
