@@ -391,7 +391,7 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
             **kwargs,
         )
         if tokens_of_step is not None and labels is not None:  # T5's loss, a mean over this batch alone, would add up
-            loss = output[0] * (labels != -100).sum() / tokens_of_step
+            loss = output[0] * ((labels != -100).sum() / tokens_of_step)
             if isinstance(output, tuple):
                 return loss, *output[1:]
             output["loss"] = loss

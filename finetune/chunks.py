@@ -192,9 +192,9 @@ class Output:
             self._mark()
         self.file.write(b"".join(_line(self.text_column, *row) for row in zip(texts, made, strict=True)))
         self.file.flush()
+        self.made += len(made)  # before the wait for the disk, in which Ctrl-C may come
         if self.path is not None:
             os.fsync(self.file.fileno())
-        self.made += len(made)
 
     def finish(self) -> None:
         """All rows have their line.

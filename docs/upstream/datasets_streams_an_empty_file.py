@@ -1,0 +1,16 @@
+"""datasets: streaming an empty JSONL file raises a bare StopIteration."""
+
+import tempfile
+from pathlib import Path
+
+import datasets
+from datasets import load_dataset
+
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder) / "rows.jsonl"
+    file.touch()
+    try:
+        how = f"{sum(1 for _ in load_dataset('json', data_files=str(file), split='train', streaming=True))} rows"
+    except BaseException as error:
+        how = repr(error)
+    print(f"datasets {datasets.__version__}: {how}, due no rows, or an error that says so")
