@@ -210,8 +210,6 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
     """
 
     config_class = T5FusionConfig
-    # in fp16, Adam's second step makes NaN of its weights
-    _keep_in_fp32_modules = [*T5ForConditionalGeneration._keep_in_fp32_modules, "encoder.fusion"]  # noqa: RUF012
 
     def __new__(cls, config=None, *args, **kwargs):  # copies and pickles give none
         if isinstance(config, (str, os.PathLike)):
@@ -228,11 +226,13 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
             )
         super().__init__(config)
         self.encoder = LexicalEncoder(self.encoder.config)
-        if getattr(config, "quantization_config", None) is not None:
-            self._keep_in_fp32_modules_strict = ["encoder.fusion"]  # in bf16 too; quantisers pass over it
+        quantised = getattr(config, "quantization_config", None) is not None
+        # in fp16, Adam's second step makes NaN of its weights
+        if quantised or self.encoder.fusion.norm.weight.dtype == torch.float16:
+            self._keep_in_fp32_modules = [*self._keep_in_fp32_modules, "encoder.fusion"]
             self.encoder.fusion.float()  # one yet to be made
-        elif self.encoder.fusion.norm.weight.dtype == torch.float16:
-            self.encoder.fusion.float()
+        if quantised:
+            self._keep_in_fp32_modules_strict = ["encoder.fusion"]  # in bf16 too; quantisers pass over it
         if config.architectures != [type(self).__name__]:  # a plain T5's weights hold no fusion layer, nor need they
             self._keys_to_ignore_on_load_missing = [r"encoder\.fusion\."]
         self.post_init()

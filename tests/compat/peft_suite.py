@@ -1,10 +1,11 @@
-"""PEFT's own tests of encoder-decoder models, with no change but what lies in the folder of the model's name."""
+"""PEFT's own tests of encoder-decoder models, with no change but what the Hub has under the model's name."""
 
 import re
 import shutil
 from collections import Counter
 
 import torch
+from hub_server import HubServer
 from transformers import T5Config, T5ForConditionalGeneration
 
 from t5fusion import T5WithFusion
@@ -12,6 +13,7 @@ from t5fusion import T5WithFusion
 from .table import MODELS, Outcome, Table
 from .upstream import BUILD, run_tests, source_of
 
+OF_T5 = "T5ForConditionalGeneration or low_cpu_mem_usage or inputs_embeds"
 NAME = "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated"
 SHAPE = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 5, "num_heads": 4}
 TUNER = re.compile(r"\[(?:\w+-)?(\w+)Config-")
@@ -34,16 +36,18 @@ def run(model: str) -> dict[str, Outcome]:
     """Test -> outcome."""
     folder = BUILD / "peft" / model
     shutil.rmtree(folder, ignore_errors=True)
-    plain = folder / "plain"
+    plain, fused = folder / "plain", folder / "fused"
     torch.manual_seed(0)
     T5ForConditionalGeneration(T5Config(**SHAPE, decoder_start_token_id=0)).save_pretrained(plain)
-    if model == "T5":
-        shutil.copytree(plain, folder / NAME)
-    else:
-        T5WithFusion(plain).save_pretrained(folder / NAME)
+    if model == "T5WithFusion":
+        T5WithFusion(plain).save_pretrained(fused)
     shutil.copytree(source_of("peft") / "tests", folder / "tests")
     (folder / "tests" / "__init__.py").touch()  # which the distribution leaves out
-    found = run_tests(folder, "-p", "t5fusion", "-n", "2", "tests/test_encoder_decoder_models.py", "-k", "T5")
+    with HubServer() as hub:  # they look for the model there, and for much that is not
+        hub.add_folder(NAME, plain if model == "T5" else fused)
+        # where they parametrise, they write the model's name into the test's
+        tests = ("tests/test_encoder_decoder_models.py", "-k", OF_T5, "-n", "2")
+        found = run_tests(folder, "-p", "t5fusion", *tests, **hub.environment(folder / "home"))
     return {test: outcome for (_, test), outcome in found.items()}
 
 
