@@ -7,7 +7,6 @@ the environment that the launcher would have given it: most of a launch would el
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from forks import Forks, free_port
 from safetensors.torch import load_file
 
 COLUMNS = ["--text-column", "name", "--target-column", "text", "--vector-column", "vector"]
@@ -30,97 +30,22 @@ FSDP = [*LAUNCH, "--num_processes", "2", "--use_fsdp", "--fsdp_version", "2"]
 FSDP += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 BOUND = 2e-6  # relative: of losses that are sums of the same numbers in another order
 
-# Runs code in forks. A line is [code, arguments, environment, name of the files for standard output and error], which
-# it answers with the process's id; or such an id, which it answers with its exit code.
-FORKS = """
-import json, os, signal, sys, traceback
-import t5fusion.finetune.loading, t5fusion.hub_export.cli, torch.distributed.fsdp
 
-signal.signal(signal.SIGINT, signal.default_int_handler)
-for line in sys.stdin:
-    asked = json.loads(line)
-    if isinstance(asked, int):
-        print(os.waitstatus_to_exitcode(os.waitpid(asked, 0)[1]), flush=True)
-        continue
-    code, arguments, environment, name = asked
-    child = os.fork()
-    if child == 0:
-        for number, file in enumerate((os.devnull, name + ".out", name + ".err")):
-            os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        os.environ.update(environment)
-        sys.argv, status = ["t5fusion", *arguments], 0
-        try:
-            exec(code, {"__name__": "__main__"})
-        except SystemExit as end:
-            status = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    print(child, flush=True)
-"""
-COMMAND = "from t5fusion.hub_export.cli import main; main()"
+def succeed(forks, *words, **options):
+    """Standard output and error of a command that succeeds."""
+    code, out, err = forks.run(*words, **options)
+    assert code == 0, err
+    return out, err
 
 
-class Forks:
-    """Runs commands, or code, in a folder; `two` as the ranks of a launch."""
-
-    def __init__(self, room):
-        self.room, self.started = room, 0
-        self.environment = os.environ | {
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",  # what the last bit of a product depends on
-            "HF_HOME": str(room / "hf"),
-            "T5FUSION_CACHE": str(room / "cache"),
-            "COLUMNS": "200",
-        }
-        self.environment.pop("T5FUSION_DEBUG", None)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.server = subprocess.Popen([sys.executable, "-c", FORKS], cwd=room, env=self.environment, **pipes)
-
-    def ask(self, question):
-        self.server.stdin.write(json.dumps(question) + "\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
-
-    def start(self, *words, code=COMMAND, **environment):
-        """The process's id, and the name of the files to which it prints."""
-        self.started += 1
-        name = str(self.room / f"printed-{self.started}")
-        return self.ask([code, [*map(str, words)], environment, name]), name
-
-    def start_two(self, launch, *words, code=COMMAND):
-        common = launched_environment(launch) | {"MASTER_PORT": free_port()}
-        common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        return [self.start(*words, code=code, **common, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
-
-    def end(self, started):
-        """Exit code, standard output, standard error."""
-        process, name = started
-        return self.ask(process), *(Path(name + end).read_text() for end in (".out", ".err"))
-
-    def run(self, *words, **options):
-        """Standard output and error of a command that succeeds."""
-        code, out, err = self.end(self.start(*words, **options))
-        assert code == 0, err
-        return out, err
-
-    def run_two(self, launch, *words, **options):
-        ended = [self.end(started) for started in self.start_two(launch, *words, **options)]
-        assert [code for code, _, _ in ended] == [0, 0], ended[0][2] + ended[1][2]
-        return [(out, err) for _, out, err in ended]
-
-    def close(self):
-        self.server.stdin.close()
-        self.server.wait(60)
-        self.server.stdout.close()
+def start_two(forks, launch, *words, **options):
+    return forks.start_two(*words, **options | launched_environment(launch))
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+def succeed_in_two(forks, launch, *words, **options):
+    ended = [forks.end(started) for started in start_two(forks, launch, *words, **options)]
+    assert [code for code, _, _ in ended] == [0, 0], ended[0][2] + ended[1][2]
+    return [(out, err) for _, out, err in ended]
 
 
 def launched_environment(words):
@@ -157,14 +82,14 @@ def forks(room):
 @pytest.fixture(scope="module")
 def alone(room, forks):
     """The folder that one process trained into: two epochs."""
-    forks.run(*TRAIN, *ALONE, "--epochs", "2", "--output", "alone")
+    succeed(forks, *TRAIN, *ALONE, "--epochs", "2", "--output", "alone")
     return room / "alone"
 
 
 @pytest.fixture(scope="module")
 def long_alone(room, forks):
     """As `alone`, of as many epochs as it takes to be interrupted."""
-    forks.run(*LONG, *ALONE, "--output", "long-alone")
+    succeed(forks, *LONG, *ALONE, "--output", "long-alone")
     return room / "long-alone"
 
 
@@ -192,7 +117,7 @@ def check_same(folder, expected):
 
 
 def test_two_processes_give_the_losses_of_one(room, forks, alone):
-    (out, err), (silent, other) = forks.run_two(DDP, *TRAIN, *TWO, "--epochs", "2", "--output", "ddp")
+    (out, err), (silent, other) = succeed_in_two(forks, DDP, *TRAIN, *TWO, "--epochs", "2", "--output", "ddp")
     check_same(room / "ddp", alone)
     assert len(curve(alone)) == 4 and len(set(curve(alone))) == 4
     assert (record(room / "ddp")["processes"], record(alone)["processes"]) == (2, 1)
@@ -205,16 +130,16 @@ def test_sharded_weights_are_saved_whole(room, forks, alone, kind):
     more, expected = [], alone
     if kind == "full":
         more, expected = ["--full", "--fusion-lr", "1e-3"], room / "full-alone"
-        forks.run(*TRAIN, *ALONE, *more, "--epochs", "2", "--output", "full-alone")
+        succeed(forks, *TRAIN, *ALONE, *more, "--epochs", "2", "--output", "full-alone")
     launch = FSDP if kind == "lora" else [*FSDP, "--fsdp_state_dict_type", "FULL_STATE_DICT"]
-    forks.run_two(launch, *TRAIN, *TWO, *more, "--epochs", "2", "--output", f"fsdp-{kind}")
+    succeed_in_two(forks, launch, *TRAIN, *TWO, *more, "--epochs", "2", "--output", f"fsdp-{kind}")
     folder = room / f"fsdp-{kind}"
     check_same(folder, expected)
     shards = {path.name for path in (folder / "checkpoints" / "checkpoint-8").iterdir()}
     assert "pytorch_model_fsdp_0" in shards or "pytorch_model_fsdp.bin" in shards  # it was FSDP, not DDP
     if kind == "lora":
-        forks.run("export", f"fsdp-{kind}", "bundle", "--kind", "standalone")
-        out, _ = forks.run("verify", "bundle")
+        succeed(forks, "export", f"fsdp-{kind}", "bundle", "--kind", "standalone")
+        out, _ = succeed(forks, "verify", "bundle")
         assert "right" in out or "bit" in out
 
 
@@ -250,7 +175,7 @@ print(len(expected), flush=True)
 
 
 def test_a_rank_whose_rows_have_no_vectors_takes_part(forks):
-    for out, _ in forks.run_two(DDP, code=STEP_OF_MIXED_RANKS):
+    for out, _ in succeed_in_two(forks, DDP, code=STEP_OF_MIXED_RANKS):
         assert int(out.splitlines()[-1]) == 2 * 16 + 3  # A and B of 16 matrices, and the fusion layer
 
 
@@ -264,7 +189,7 @@ def wait_for(checkpoints, running):
 def test_ctrl_c_in_one_rank_stops_all_at_one_step(room, forks, long_alone, kind):
     launch, output = (DDP if kind == "ddp" else FSDP), f"stopped-{kind}"
     words = [*LONG, *TWO, "--output", output]
-    started = forks.start_two(launch, *words)
+    started = start_two(forks, launch, *words)
     checkpoints = room / output / "checkpoints"
     wait_for(checkpoints, lambda: Path(f"/proc/{started[0][0]}").exists())
     os.kill(started[1][0], signal.SIGINT)  # a terminal sends it to all, one a moment after the other
@@ -273,7 +198,7 @@ def test_ctrl_c_in_one_rank_stops_all_at_one_step(room, forks, long_alone, kind)
     assert f"Stopped; a checkpoint is in {output}." in ended[0][2] and "Stopped" not in ended[1][2]
     (checkpoint,) = checkpoints.iterdir()
     assert (checkpoint / "rng_state_0.pth").exists() and (checkpoint / "rng_state_1.pth").exists()
-    forks.run_two(launch, *words, "--resume")
+    succeed_in_two(forks, launch, *words, "--resume")
     assert record(room / output)["history"][-1]["step"] == 48
     assert curve(room / output)[-1] == pytest.approx(curve(long_alone)[-1], rel=1e-4)
 
@@ -298,7 +223,7 @@ def test_a_rank_that_dies_ends_the_job_and_another_number_of_processes_goes_on(r
     code, _, err = forks.end(forks.start(*words, *TWO, "--resume"))
     assert code == 1 and "batch size of all processes was 8, now 4. Resume with the same" in err
     (room / "killed" / "checkpoints" / "checkpoint-9999").mkdir()  # one that it was killed over
-    forks.run(*words, *ALONE, "--resume")
+    succeed(forks, *words, *ALONE, "--resume")
     assert record(room / "killed")["processes"] == 1
     assert curve(room / "killed") == pytest.approx(curve(long_alone), rel=1e-4)
 
@@ -370,6 +295,6 @@ print(encode_cached(["a", "b", "a"], processor).tolist())
 
 
 def test_vectors_are_made_by_one_process_and_read_by_the_others(room, forks):
-    ended = forks.run_two(DDP, code=ENCODE_SHARED)
+    ended = succeed_in_two(forks, DDP, code=ENCODE_SHARED)
     assert ended[0][0] == ended[1][0] and "8.0" in ended[0][0]
     assert len((room / "encoded").read_text().split()) == 1

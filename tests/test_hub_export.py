@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import COMMAND, Forks
 from hub_server import HubServer, User
 from safetensors.torch import load_file, save_file
 
 from t5fusion.hub_export.bundle import MANIFEST, json_digest, read_manifest
 
-COMMAND = "from t5fusion.hub_export.cli import main; main()"
 CODE = ("configuration_t5fusion.py", "modeling_t5fusion.py", "processing_t5fusion.py")
 BACKBONE = "google/flan-tiny"
 TRAIN = """
@@ -60,32 +60,6 @@ assert processor(["app_config"], lexical_embeds=rows["lexical_embeds"][:1])["inp
 """
 
 
-# Imports what commands need, once, and forks for each: most of a command's time would else be torch and transformers.
-FORKS = """
-import json, os, sys, traceback
-import peft, t5fusion.finetune.train, t5fusion.hub_export.cli, t5fusion.hub_export.push
-
-for line in sys.stdin:
-    code, arguments, folder, out, err = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for number, name in enumerate((os.devnull, out, err)):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
-        os.chdir(folder)
-        sys.argv, status = ["-c", *arguments], 0
-        try:
-            exec(code, {"__name__": "__main__"})
-        except SystemExit as end:
-            status = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 class Author:
     """Runs commands as on a machine of its own, with a home, a token and a cache; `busy` ones by forks."""
 
@@ -94,21 +68,16 @@ class Author:
         self.hub, self.home = hub, home
         self.environment = os.environ | hub.environment(home / "cache", token)
         self.environment |= {"OMP_NUM_THREADS": "1", "HOME": str(home), "COLUMNS": "200"}
-        self.forks = None
-        if busy:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self.forks = subprocess.Popen([sys.executable, "-c", FORKS], cwd=home, env=self.environment, **pipes)
+        self.forks = Forks(home, self.environment) if busy else None
 
     def close(self):
-        self.forks.stdin.close()
-        self.forks.wait(60)
-        self.forks.stdout.close()
+        self.forks.close()
 
     def python(self, code, *arguments, expect=0, cwd=None, **environment):
         """Standard output and standard error of the code, in a process that ends with `expect`."""
         arguments, cwd = [str(part) for part in arguments], str(cwd or self.home)
         if self.forks is not None and not environment:  # which the libraries read when they are imported
-            status, out, err = self._fork(code, arguments, cwd)
+            status, out, err = self.forks.run(*arguments, code=code, cwd=cwd)
         else:
             done = subprocess.run(
                 [sys.executable, "-c", code, *arguments], cwd=cwd, env=self.environment | environment,
@@ -117,15 +86,6 @@ class Author:
             status, out, err = done.returncode, done.stdout, done.stderr
         assert status == expect, f"{arguments}\n{out}\n{err}"
         return out, err
-
-    def _fork(self, code, arguments, cwd):
-        out, err = self.home / "stdout", self.home / "stderr"
-        self.forks.stdin.write(json.dumps([code, arguments, cwd, str(out), str(err)]) + "\n")
-        self.forks.stdin.flush()
-        status = int(self.forks.stdout.readline())
-        said = out.read_text(), err.read_text()
-        out.unlink(), err.unlink()
-        return status, *said
 
     def t5fusion(self, *arguments, **options):
         return self.python(COMMAND, *arguments, **options)

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import portalocker
 import pytest
 import torch
 from datasets import Dataset
+from forks import COMMAND, Forks
 
 from t5fusion import T5WithFusion
 from t5fusion.finetune import chunks, data
@@ -32,83 +32,7 @@ EMPTY = (3, 700, ROWS - 1)  # rows without a text
 WORDS = ["--text-column", "name", "--vector-column", "vector"]
 GENERATE = ["generate", "model", "--file", "rows.jsonl", *WORDS, "--max-new-tokens", "5"]
 LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-
-# Runs commands in forks: imports torch once. A line is [arguments, environment, name of the files for what is printed],
-# which it answers with the process's id; or such an id, which it answers with its exit code.
-FORKS = """
-import json, os, signal, sys
-import t5fusion.finetune.cli, t5fusion.finetune.loading, t5fusion.finetune.evaluate
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-for line in sys.stdin:
-    asked = json.loads(line)
-    if isinstance(asked, int):
-        print(os.waitstatus_to_exitcode(os.waitpid(asked, 0)[1]), flush=True)
-        continue
-    arguments, environment, out = asked
-    child = os.fork()
-    if child == 0:
-        for number, name in enumerate((os.devnull, out + ".out", out + ".err")):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        os.environ.update(environment)
-        t5fusion.finetune.chunks.CHUNK = int(environment.get("CHUNK", t5fusion.finetune.chunks.CHUNK))
-        sys.argv, status = ["t5fusion", *arguments], 0
-        try:
-            t5fusion.finetune.cli.main()
-        except SystemExit as end:
-            status = end.code or 0
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    print(child, flush=True)
-"""
-
-
-class Commands:
-    """Runs `t5fusion` in a folder, by forks."""
-
-    def __init__(self, room):
-        self.room, self.started = room, 0
-        self.environment = os.environ | {
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",  # what the last bit of a product depends on
-            "HF_HOME": str(room / "hf"),
-            "T5FUSION_CACHE": str(room / "cache"),
-            "COLUMNS": "200",
-        }
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.server = subprocess.Popen([sys.executable, "-c", FORKS], cwd=room, env=self.environment, **pipes)
-
-    def ask(self, question):
-        self.server.stdin.write(json.dumps(question) + "\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
-
-    def start(self, *words, **environment):
-        """The process's id, and the name of the files to which it prints."""
-        self.started += 1
-        name = str(self.room / f"printed-{self.started}")
-        return self.ask([[*map(str, words)], environment, name]), name
-
-    def end(self, started):
-        """Exit code, standard output, standard error."""
-        process, name = started
-        return self.ask(process), *((self.room / (name + end)).read_text() for end in (".out", ".err"))
-
-    def run(self, *words, **environment):
-        return self.end(self.start(*words, **environment))
-
-    def start_two(self, *words, **environment):
-        """Two processes, with what `accelerate launch --multi_gpu --num_processes 2` gives them."""
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = str(listener.getsockname()[1])
-        same = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return [self.start(*words, **environment, **same, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
-
-    def close(self):
-        self.server.stdin.close()
-        self.server.wait(60)
-        self.server.stdout.close()
+IN_SMALL_CHUNKS = f"import t5fusion.finetune.chunks as chunks; chunks.CHUNK = 64; {COMMAND}"
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +56,7 @@ def room(save_plain_t5, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def commands(room):
-    commands = Commands(room)
+    commands = Forks(room)
     yield commands
     commands.close()
 
@@ -233,13 +157,13 @@ def test_a_bad_row_is_named_by_its_number_in_the_file(room, commands):
 def test_evaluation_by_two_processes_is_that_of_one(room, commands):
     words = ["evaluate", "model", "rows.jsonl", *WORDS, "--target-column", "text", "--vectors", "all", "--json"]
     words, kept = [*words, "--limit", "150"], room / "model" / "evaluation.json"
-    code, out, err = commands.run(*words, CHUNK="64")
+    code, out, err = commands.run(*words, code=IN_SMALL_CHUNKS)
     assert code == 0, err
     alone, record = json.loads(out), kept.read_bytes()
     assert alone["true"]["rows"] == 150 and alone["true"]["loss"] != alone["shuffled"]["loss"]
     assert len(json.loads(record)["samples"]) == 3
     kept.unlink()
-    (code, out, err), (other, silent, nothing) = map(commands.end, commands.start_two(*words, CHUNK="64"))
+    (code, out, err), (other, silent, nothing) = map(commands.end, commands.start_two(*words, code=IN_SMALL_CHUNKS))
     assert (code, other) == (0, 0), err
     assert json.loads(out) == alone and kept.read_bytes() == record and silent == nothing == ""
     # in one part, batches are others: the same to rounding; but other rows' vectors are other ones
