@@ -6,6 +6,7 @@
 import copy
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -34,6 +35,7 @@ WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 NO_ADAPTER = {"subfolder": "no-adapter-here"}  # keeps transformers from loading an adapter itself
 NOTHING_LOADED: dict = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 PLAIN = ("t5", "mt5")  # the kinds of backbone: an mT5 is a T5 whose head is never scaled
+NAME_OF_FUSED = "T5WithFusion({})"  # in adapters' configs: by the T5's own name, others would load the plain T5
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
 
 
@@ -246,7 +248,8 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
         Args:
             pretrained_model_name_or_path: Hub id or folder; None where `state_dict` brings the weights. Of a plain T5,
                 the fusion layer is made anew; its weights depend on the sizes and the backbone alone. `config.backbone`
-                then names it, with its commit. Of a fused model that holds no weights, they are those of its
+                then names it, with its commit, and adapters name their base "T5WithFusion(ID)", as which no other
+                class can load the plain T5 in its stead. Of a fused model that holds no weights, they are those of its
                 `config.backbone`. Of an adapter, the base that it names is loaded beneath it.
             config: a `T5FusionConfig`, or the folder or id of one, to use in place of the saved one.
             adapter_name: the name of the adapter, where there is one.
@@ -286,6 +289,7 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
                     "`encoder.fusion` on a device, or save the fused model and load that."
                 )
             model.encoder.fusion.reset_parameters(model.shared.weight)
+            model.name_or_path = NAME_OF_FUSED.format(found.source)
         if found.adapter is not None:
             model.load_adapter(found.adapter, adapter_name, adapter_kwargs=found.adapter_hub)
         return (model, info) if wants_info else model
@@ -444,6 +448,16 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
         # as the checkpoint was, not anew: `resize_token_embeddings` would tie the head that a FLAN-T5 has of its own
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=False)
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        rows = self.shared.num_embeddings
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if embeddings.num_embeddings != rows:
+            # PEFT finds out by this name whether to save the table too; its shape then keeps it out of a plain T5
+            self.name_or_path = plain_name(self.name_or_path)
+            for adapter in getattr(self, "peft_config", {}).values():
+                adapter.base_model_name_or_path = self.name_or_path
+        return embeddings
+
     def save_pretrained(self, *args, **kwargs):
         # the code that travels with it also opens the plain `AutoModel`; transformers itself adds only one class
         self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
@@ -466,6 +480,7 @@ class Found:
 
 def locate(name, config, kwargs: dict) -> Found:
     """Where the weights that `name` stands for are, its config, and the adapter that goes on top."""
+    name = plain_name(name)
     hub = {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
     adapter, adapter_hub = find_adapter(name, hub, kwargs.pop("adapter_kwargs", None))
     source = name
@@ -505,7 +520,14 @@ def base_of(adapter, hub: dict) -> str | None:
     if cached_file(adapter, "config.json", **hub, **missing) is not None:
         return None
     with open(cached_file(adapter, "adapter_config.json", **hub), encoding="utf-8") as file:
-        return json.load(file)["base_model_name_or_path"]
+        return plain_name(json.load(file)["base_model_name_or_path"])
+
+
+def plain_name(name):
+    """The plain T5 beneath the fused model that an adapter's config names; any other name as it is."""
+    start, end = NAME_OF_FUSED.split("{}")
+    is_fused = isinstance(name, str) and name.startswith(start) and name.endswith(end)
+    return name.removeprefix(start).removesuffix(end) if is_fused else name
 
 
 def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5FusionConfig, dict]:
@@ -587,6 +609,8 @@ def register_with_peft() -> None:
     for mapping in vars(constants).values():
         if isinstance(mapping, dict) and "t5" in mapping:
             mapping.setdefault(T5FusionConfig.model_type, mapping["t5"])
+    # it looks there whether the table was resized, which `resize_token_embeddings` sees to
+    warnings.filterwarnings("ignore", "Could not find a config file in T5WithFusion")
 
 
 T5FusionConfig.register_for_auto_class()

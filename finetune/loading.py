@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from ..modeling_t5fusion import T5WithFusion
+from ..modeling_t5fusion import T5WithFusion, plain_name
 from ..processing_t5fusion import T5FusionProcessor
 from .data import MAX_SOURCE, MAX_TARGET
 from .train import RECORD, align, base_error, base_folder
@@ -45,7 +45,7 @@ def _base_of(folder: Path) -> str:
     """The base that the adapter was trained on; the record knows the embedded one by name, wherever it is now."""
     if read_record(folder).get("options", {}).get("base") == "tiny_t5":
         return base_folder("tiny_t5")
-    return json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    return plain_name(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
 def read_record(folder: Path) -> dict:

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..finetune.loading import read_record
 from ..finetune.train import base_error, base_folder
-from ..modeling_t5fusion import T5WithFusion, commit_of
+from ..modeling_t5fusion import T5WithFusion, commit_of, plain_name
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def trained_on(source: Path) -> Backbone | None:
             return Backbone(config["backbone"], config.get("backbone_revision"))
     name = record.get("options", {}).get("base")
     name = name or json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return Backbone(base_folder(name), record.get("backbone_revision")) if name else None
+    return Backbone(base_folder(plain_name(name)), record.get("backbone_revision")) if name else None
 
 
 def choose(source: Path, given: str | None, needed: bool, say) -> tuple[Backbone, Backbone | None]:

@@ -83,7 +83,7 @@ def test_what_is_saved(trained, base):
     assert len(fusion) == (0 if kind == "frozen fusion" else 3)
     if not made.full:
         config = json.loads((folder / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == str(base)
+        assert config["base_model_name_or_path"] == f"T5WithFusion({base})"
         assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (32, 32, 0.05)
         expected = ["q", "v"] if kind == "frozen fusion" else ["k", "o", "q", "v", "wi", "wo"]
         assert sorted(config["target_modules"]) == expected

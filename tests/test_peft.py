@@ -1,12 +1,15 @@
 """PEFT's methods on a fused model, by their defaults."""
 
 import copy
+import json
+import re
 import sys
 
 import pytest
 import torch
 from peft import (
     AdaLoraConfig,
+    AutoPeftModelForSeq2SeqLM,
     IA3Config,
     LoraConfig,
     PeftModel,
@@ -15,6 +18,7 @@ from peft import (
     get_peft_model,
 )
 from peft.utils import constants
+from transformers import AutoModelForSeq2SeqLM
 
 from t5fusion import T5WithFusion
 
@@ -194,6 +198,34 @@ def test_a_folder_of_an_adapter_loads_with_the_base_that_it_names(trained):
     folder, batch, expected = trained
     model = T5WithFusion(folder, adapter_name="mine")
     assert model.active_adapters() == ["mine"] and torch.equal(model.eval()(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("loader", [AutoModelForSeq2SeqLM, AutoPeftModelForSeq2SeqLM])
+def test_no_other_class_loads_the_plain_t5_beneath_an_adapter(plain_folders, trained, loader):
+    folder, _, _ = trained
+    name = f"T5WithFusion({plain_folders['flan']})"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == name
+    with pytest.raises(OSError, match=re.escape(name)):
+        loader.from_pretrained(folder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrapped_first", [False, True])
+def test_an_adapter_of_a_resized_model_holds_its_table(plain_folders, tmp_path, inputs_for, wrapped_first):
+    base = T5WithFusion(plain_folders["flan"])
+    batch = inputs_for(base)
+    rows = base.config.vocab_size + 3
+    if not wrapped_first:
+        base.resize_token_embeddings(rows)
+    model = get_peft_model(base, base.lora_config(r=4)).eval()
+    if wrapped_first:
+        base.resize_token_embeddings(rows)
+    model.save_pretrained(tmp_path)
+    with pytest.raises((ValueError, RuntimeError), match="size mismatch|does not fit|mismatched"):
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    base = T5WithFusion(plain_folders["flan"])
+    base.resize_token_embeddings(rows)
+    assert torch.equal(PeftModel.from_pretrained(base, tmp_path).eval()(**batch).logits, model(**batch).logits)
 
 
 @torch.no_grad()
