@@ -1,6 +1,7 @@
 """The configuration of `T5WithFusion`: T5's own, plus where its lexical vectors come in."""
 
 from transformers import T5Config
+from transformers.models.auto import modeling_auto
 
 LEXICAL_TOKEN = "<lexical>"
 T5_TOKENS = 32100  # tokens of every T5, T5 v1.1 and FLAN-T5; their embedding tables have 32,128 rows
@@ -45,6 +46,12 @@ class T5FusionConfig(T5Config):
         finally:
             if lexical_token_id is not None:
                 self.lexical_token_id = lexical_token_id
+
+
+# `transformers serve` loads, beside transformers' own classes, only what stands in this table
+getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {}).setdefault(
+    T5FusionConfig.model_type, "T5WithFusion"
+)
 
 
 def _positive(name, value):

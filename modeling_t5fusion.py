@@ -30,6 +30,7 @@ from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 
 logger = logging.get_logger(__name__)
 
+ALSO_OPENED_BY = ("AutoModel", "AutoModelForMultimodalLM")
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 NO_ADAPTER = {"subfolder": "no-adapter-here"}  # keeps transformers from loading an adapter itself
@@ -459,8 +460,8 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
         return embeddings
 
     def save_pretrained(self, *args, **kwargs):
-        # the code that travels with it also opens the plain `AutoModel`; transformers itself adds only one class
-        self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
+        # transformers itself adds only one class, AutoModelForSeq2SeqLM
+        self.config.auto_map = dict.fromkeys(ALSO_OPENED_BY, f"{__name__.rpartition('.')[2]}.{type(self).__name__}")
         if getattr(self, "hf_quantizer", None) is not None:  # what was packed when it was loaded stays so
             kwargs.setdefault("save_original_format", False)
         super().save_pretrained(*args, **kwargs)

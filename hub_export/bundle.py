@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..finetune.train import RECORD
-from ..modeling_t5fusion import T5WithFusion
+from ..modeling_t5fusion import ALSO_OPENED_BY, T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .backbone import Backbone, check_same, choose
 from .card import make_card
@@ -201,7 +201,7 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
         return merged
     if kind == "adapter":  # as `save_pretrained` does, without the weights
         base.config.architectures = [type(base).__name__]
-        base.config.auto_map = {"AutoModel": f"modeling_t5fusion.{type(base).__name__}"}
+        base.config.auto_map = dict.fromkeys(ALSO_OPENED_BY, f"modeling_t5fusion.{type(base).__name__}")
         custom_object_save(base, new, config=base.config)
         base.config.save_pretrained(new)
         base.generation_config.save_pretrained(new)

@@ -172,7 +172,7 @@ def test_what_travels(bundle, bare, hub):
     config = json.loads((bundle / "config.json").read_text())
     assert config["model_type"] == "t5_fusion" and config["backbone"] == BACKBONE
     assert config["backbone_revision"] == hub.repo(BACKBONE).commits[-1].oid
-    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForSeq2SeqLM"}
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM"}
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (bundle, bare))
     assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
 

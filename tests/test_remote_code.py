@@ -11,7 +11,8 @@ FILES = {"configuration_t5fusion.py", "modeling_t5fusion.py"}
 LOAD_ALL = """
 import json, os, sys
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 file, resaved, *folders = sys.argv[1:]
 torch.set_grad_enabled(False)
@@ -19,7 +20,8 @@ batch = torch.load(file)
 found = []
 for folder in folders:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    for auto in (AutoModel, AutoModelForSeq2SeqLM):
+    assert config.model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES  # before any of its weights: for `serve`
+    for auto in (AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM):
         model = auto.from_pretrained(folder, trust_remote_code=True).eval()
         assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
         assert type(model).__name__ == "T5WithFusion" and config.model_type == model.config.model_type == "t5_fusion"
@@ -47,7 +49,7 @@ def test_folders_of_any_name(flan, tmp_path, run_python, inputs_for):
     run_python(LOAD_ALL, tmp_path / "batch.pt", tmp_path / "again.v2", *folders, hidden=True)
     found = torch.load(tmp_path / "batch.pt")
     expected = flan(**batch).logits
-    assert len(found) == 2 * len(folders) + 2
+    assert len(found) == 3 * len(folders) + 2
     assert all(torch.equal(logits, expected) for logits in found)
 
     # the remote class saves the same again: code, maps and weights
@@ -65,6 +67,7 @@ def test_the_map_names_every_auto_class(flan, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_t5fusion.T5FusionConfig",
         "AutoModel": "modeling_t5fusion.T5WithFusion",
+        "AutoModelForMultimodalLM": "modeling_t5fusion.T5WithFusion",
         "AutoModelForSeq2SeqLM": "modeling_t5fusion.T5WithFusion",
     }
 

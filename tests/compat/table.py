@@ -1,5 +1,6 @@
 """Tables of what works: each cell is a check that was run, on a plain T5 and on the fused model made of it."""
 
+import builtins
 import json
 import traceback
 from collections.abc import Callable, Iterable
@@ -31,6 +32,12 @@ def attempt(check: Callable, *arguments) -> Outcome:
         if isinstance(error, AssertionError) and ours:
             return Outcome("wrong", _one_line(error) or f"{where.name}: {where.line}")
         return Outcome("refused", f"{type(error).__name__}: {_one_line(error)}")
+
+
+def as_error(line: str) -> Exception:
+    """The error whose last line another process printed: "ValueError: ..."."""
+    kind, _, said = line.partition(": ")
+    return getattr(builtins, kind, RuntimeError)(said if hasattr(builtins, kind) else line)
 
 
 def _one_line(error: BaseException) -> str:

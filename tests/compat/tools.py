@@ -1,21 +1,26 @@
 """Tools: what else a user of torch, accelerate, datasets and the Hub would do with a T5."""
 
 import copy
+import json
 import os
 import pickle
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
+import transformers
 from accelerate import cpu_offload, disk_offload, infer_auto_device_map
 from conftest import make_tokenizer
 from datasets import Dataset
+from forks import free_port
 from hub_server import HubServer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_model, save_model
@@ -26,7 +31,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, pipeline
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor
 
 from .models import CLASSES, batch_for, load, logits_of, plain_folder
-from .table import MODELS, Table
+from .table import MODELS, Table, as_error
 
 FUSED = ("T5WithFusion",)
 SHAPES = (((1, 2), (6, 3)), ((1, 1, 3), (9, 2, 4)), ((2, 0), (3, 3)), ((1, 1, 1, 1), (5, 5, 2, 8)))
@@ -377,7 +382,7 @@ def pushes_and_downloads(model_name: str, download: bool) -> None:
         for command in commands:
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
-                raise RuntimeError(done.stderr.strip().splitlines()[-1])
+                raise as_error(done.stderr.strip().splitlines()[-1])
 
 
 # What needs a package more
@@ -404,6 +409,60 @@ def answers_in_gradio(model_name: str) -> None:
     finally:
         page.close()
     assert found == answer(*typed)
+
+
+def serves(model_name: str, chat: bool) -> None:
+    """`transformers serve` of a saved folder, and a question to it, over the loopback."""
+    model, tokenizer = load(model_name), make_tokenizer()
+    model.generation_config.update(suppress_tokens=[0, 1, 2, 3, *range(30, 160)])  # letters
+    asked = {"messages": [{"role": "user", "content": "app"}]} if chat else {"prompt": "app"}
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        (T5FusionProcessor(tokenizer, None) if model_name in FUSED else tokenizer).save_pretrained(folder)
+        body = {"model": folder, "temperature": 0, "max_tokens": 9} | asked
+        found = ask_server(folder, f"/v1/{'chat/' if chat else ''}completions", body)["choices"][0]["text"]
+    inputs = tokenizer("app", return_tensors="pt")
+    expected = tokenizer.decode(model.generate(**inputs, max_new_tokens=9)[0], skip_special_tokens=True)
+    assert found == expected, f"{found!r} for {expected!r}"
+
+
+def ask_server(folder: str, path: str, body: dict) -> dict:
+    """What `transformers serve` says to a request; or the last error that it printed."""
+    port = free_port()
+    command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--trust-remote-code"]
+    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", port]
+    url, log = f"http://127.0.0.1:{port}", Path(folder, "log")
+    with log.open("w") as file:
+        server = subprocess.Popen(command, env=os.environ | {"HF_HOME": folder}, stdout=file, stderr=file)
+    try:
+        while server.poll() is None and not answers(f"{url}/health"):
+            time.sleep(0.2)
+        request = Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urlopen(request) as answer:
+            return json.load(answer)
+    except OSError as error:
+        server.terminate()
+        server.wait()  # it prints after it has answered
+        printed = [line for line in log.read_text().splitlines() if "Error: " in line]
+        raise as_error(printed[-1]) from error
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return urlopen(url).status == 200
+    except OSError:
+        return False
+
+
+def is_exported_by_optimum(model_name: str) -> None:
+    """Whether the package that has the exporter installs beside this transformers."""
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "optimum-onnx"]
+    done = subprocess.run([*pip, f"transformers=={transformers.__version__}"], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(next(line for line in done.stderr.splitlines() if line.startswith("ERROR: ")))
 
 
 def trains_with_trl(model_name: str) -> None:
@@ -456,6 +515,9 @@ CHECKS: dict[str, tuple[Callable, tuple, Iterable[str]]] = {
     "`hf download`, and the model from there": (pushes_and_downloads, (True,), MODELS),
     "Gradio: an `Interface` and its client": (answers_in_gradio, (), MODELS),
     "TRL: `SFTTrainer`": (trains_with_trl, (), MODELS),
+    "`transformers serve`: completions": (serves, (False,), MODELS),
+    "`transformers serve`: what `transformers chat` asks": (serves, (True,), MODELS),
+    "optimum-onnx, beside this transformers": (is_exported_by_optimum, (), MODELS),
 }
 
 

@@ -1,6 +1,5 @@
 """Trainer and Seq2SeqTrainer: what their arguments do, to all weights and to LoRA on top."""
 
-import builtins
 import os
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from transformers import (
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor
 
 from .models import CLASSES, KEPT, batch_for, load, logits_of, plain_folder
-from .table import Table
+from .table import Table, as_error
 from .upstream import ROOT
 
 SOME_WITHOUT = (1, 0, 2)  # vectors of the rows, in turn
@@ -419,8 +418,7 @@ def run(code: str, *arguments, environment: dict[str, str]) -> None:
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
-        kind, _, said = done.stderr.strip().splitlines()[-1].partition(": ")
-        raise getattr(builtins, kind, RuntimeError)(said or kind)
+        raise as_error(done.stderr.strip().splitlines()[-1])
 
 
 CHECKS: dict[str, Callable] = {
