@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,12 @@ peft_model.save_pretrained(out), tokenizer.save_pretrained(out)
 peft_model.eval()
 rows = {name: value for name, value in batch.items() if name != "labels"}
 torch.save((rows, peft_model.generate(**rows, max_new_tokens=8)), out + ".made.pt")
+"""
+MADE = """
+import torch
+
+rows = {name: value for name, value in DataCollatorWithFusion(tokenizer)([row, row]).items() if name != "labels"}
+torch.save((rows, peft_model.eval().generate(**rows, max_new_tokens=8)), "made.pt")
 """
 READ = """
 import sys
@@ -137,11 +144,30 @@ def reseal(bundle, **changes):
     (bundle / MANIFEST).write_text(json.dumps(manifest | {"digest": json_digest(manifest)}))
 
 
-@pytest.mark.parametrize("recommended", ["no", "yes"], ids=["fusion frozen", "fusion trained"])
-def test_from_a_bare_folder_to_one_line(author, hub, recommended, tmp_path):
+def printed(language: str, after: str) -> str:
+    """The first block of the README, in this language, after these words."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    return re.search(rf"```{language}\n(.*?)```", readme.partition(after)[2], re.DOTALL)[1]
+
+
+def test_the_readme_as_printed(author, hub, plain_folders, tmp_path):
+    """The lines of its first screen, those that publish what they made, and those of the reader."""
+    hub.add_folder("google/flan-t5-small", plain_folders["flan"])
+    author.python(printed("python", "# t5fusion") + MADE, cwd=tmp_path)
+    for line in printed("console", "## Publishing").splitlines():
+        name, *words = shlex.split(line.removeprefix("$ "))
+        assert name == "t5fusion"
+        author.t5fusion(*words, cwd=tmp_path)
+    reader = Author(hub, tmp_path / "reader", token=None)
+    reader.python(READ, printed("python", "The reader"), tmp_path / "made.pt")
+    out, _ = author.python(printed("python", "## From texts"), cwd=tmp_path)
+    assert out.startswith("['")
+
+
+def test_from_a_bare_folder_to_one_line(author, hub, tmp_path):
     """Three commands by the author, three lines by a reader, who gets the author's model to the bit."""
-    bare, repo_id = tmp_path / "bare", f"me/describer-{recommended}"
-    author.python(TRAIN, BACKBONE, bare, recommended)
+    bare, repo_id = tmp_path / "bare", "me/of-the-first-user"
+    author.python(TRAIN, BACKBONE, bare, "no")
     assert {file.name for file in bare.iterdir()} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"
     }  # fmt: skip
