@@ -207,6 +207,7 @@ def test_no_other_class_loads_the_plain_t5_beneath_an_adapter(plain_folders, tra
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == name
     with pytest.raises(OSError, match=re.escape(name)):
         loader.from_pretrained(folder)
+    assert T5WithFusion.from_pretrained(name).config.backbone == str(plain_folders["flan"])
 
 
 @torch.no_grad()
