@@ -107,11 +107,9 @@ def _cell(found: dict[str, Outcome] | None, notes: dict[str, int]) -> str:
     """The fused model's outcome; the plain T5's beside it only where it is another."""
     if found is None:
         return ""
-    marks = {model: _mark(outcome, notes) for model, outcome in found.items()}
-    fused = marks["T5WithFusion"]
-    plain = marks.get("T5", fused)
-    same = found.get("T5", found["T5WithFusion"]).status == found["T5WithFusion"].status
-    return fused if same else f"{fused} (plain T5: {plain})"
+    fused, plain = found["T5WithFusion"], found.get("T5")
+    mark = _mark(fused, notes)
+    return mark if plain is None or plain.status == fused.status else f"{mark} (plain T5: {_mark(plain, notes)})"
 
 
 def _mark(outcome: Outcome, notes: dict[str, int]) -> str:
