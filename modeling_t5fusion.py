@@ -227,7 +227,7 @@ class T5WithFusion(StartsAsT5, T5ForConditionalGeneration):
                 f"a {type(config).__name__} has no `lexical_dim`; expected a T5FusionConfig. Make one of it: "
                 "`T5FusionConfig(lexical_dim=384, **config.to_dict())`."
             )
-        super().__init__(config)
+        super().__init__(config, *args, **kwargs)
         self.encoder = LexicalEncoder(self.encoder.config)
         quantised = getattr(config, "quantization_config", None) is not None
         # in fp16, Adam's second step makes NaN of its weights

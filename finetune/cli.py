@@ -39,7 +39,7 @@ TargetColumn = Annotated[str, typer.Option(help="Column with the text to write."
 LexicalColumn = Annotated[
     str | None, typer.Option(help="Column with the text that the vector is made of. Default: the input text.")
 ]
-VectorColumn = Annotated[str | None, typer.Option(help="Column that holds the vectors themselves.")]
+VectorColumn = Annotated[str | None, typer.Option(help="Column that holds the vectors themselves, one in each row.")]
 Limit = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first.")]
 
@@ -136,7 +136,8 @@ def train(
     recipe: dict[str, str | None] = {"lexical_encoder": encoder} if encoder else {}
     if vector_column:
         recipe = {"lexical_encoder": None}
-        lexical_dim = given_vectors(rows.select([0]), vector_column).shape[1]
+        first = f"the row of {rows[0][text_column]!r}"
+        lexical_dim = given_vectors(rows.select([0]), vector_column, lambda _: first).shape[1]
     source = "given" if lexical_column or vector_column else "text"
     processor = make_processor(base, template=template, lexical_source=source, lexical_dim=lexical_dim, **recipe)
     limits = (max_source, max_target)
@@ -147,7 +148,13 @@ def train(
     except Interrupted:
         say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")
         raise typer.Exit(130) from None
-    say(f"Saved in {output}. Next: t5fusion generate {output} {json.dumps(rows[0][text_column])}")
+    example = json.dumps(rows[0][text_column])
+    if source == "given":
+        columns_of_vectors = (
+            ("--lexical-column", lexical_column) if lexical_column else ("--vector-column", vector_column)
+        )
+        example = " ".join(["--file", data, "--text-column", text_column, *map(str, columns_of_vectors)])
+    say(f"Saved in {output}. Next: t5fusion generate {output} {example}")
 
 
 @app.command()
@@ -273,7 +280,7 @@ def evaluate(
 
     def inputs(part, counted):
         chosen = rows.select(part)
-        return _inputs(chosen, columns, processor, limits, vectors != VectorKind.none, numbers=part, cut=counted)
+        return _inputs(chosen, columns, processor, limits, vectors != VectorKind.none, cut=counted)
 
     every: tuple[Vectors, ...] = ("true", "shuffled", "none")
     kinds = [kind for kind in every if vectors.value in (kind, "all")]
@@ -339,7 +346,7 @@ def _tidy(rows, columns):
     check_columns(rows, columns)
     rows, dropped = without_empty(rows, [column for column in columns[:3] if column])
     if dropped:
-        say(f"{dropped} rows with an empty text were left out; {len(rows)} remain.")
+        say(f"{dropped} {'row' if dropped == 1 else 'rows'} with an empty text left out; {len(rows)} remain.")
     if len(rows) == 0:
         raise ValueError("no row has text in every column that is used.")
     return rows
@@ -354,8 +361,12 @@ def _inputs(
     text, target, lexical, vector = columns
     encode = encode_cached if keep else encode_distinct
     made = None
+
+    def called(index: int) -> str:  # by its number in the file, where that is still known
+        return f"row {numbers[index]}" if numbers is not None else f"the row of {rows[index][text]!r}"
+
     if vectors and vector:
-        made = given_vectors(rows, vector, numbers)
+        made = given_vectors(rows, vector, called)
         if made.shape[1] != processor.lexical_dim:
             expected = f"expected {processor.lexical_dim}, as in training"
             raise ValueError(f"column {vector!r} holds vectors of {made.shape[1]} numbers; {expected}.")

@@ -63,6 +63,8 @@ def reading(data: str) -> Iterator[None]:
         raise ValueError(f"{data} is a {path.suffix or 'nameless'} file; expected one of {', '.join(FILE_KINDS)}.")
     if not is_file and path.suffix in FILE_KINDS:
         raise OSError(f"there is no file {data}.")
+    if is_file and path.stat().st_size == 0:
+        raise ValueError(f"{data} is empty; expected rows.")
     try:
         yield
     except Exception as error:  # of many kinds: of pyarrow, pandas, json; of the network, the Hub
@@ -210,11 +212,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("T5FUSION_CACHE", Path(base) / "t5fusion")) / "vectors"
 
 
-def given_vectors(rows: Dataset, column: str, numbers: Sequence[int] | None = None) -> torch.Tensor:
-    """The vectors of a column, float32 (rows, dim).
+def given_vectors(rows: Dataset, column: str, called: Callable[[int], str] = "row {}".format) -> torch.Tensor:
+    """The vectors of a column, one for each row, float32 (rows, dim).
 
     Args:
-        numbers: of the rows in their file, for the message; None where these rows are all of it.
+        called: what the message calls a row, of its index in `rows`.
 
     Raises:
         ValueError: naming the first row that holds no vector of the first one's width.
@@ -224,8 +226,9 @@ def given_vectors(rows: Dataset, column: str, numbers: Sequence[int] | None = No
     vectors = [_vector(value, width) for value in values]
     for index, vector in enumerate(vectors):
         if vector is None:
-            row = index if numbers is None else numbers[index]
-            raise ValueError(f"row {row}, column {column!r}: not a vector of {width or 'some'} numbers.")
+            found, expected = _found(values[index]), f"one vector of {width or 'some'} finite numbers"
+            as_first = ", as in the first row" if index else ""
+            raise ValueError(f"{called(index)}, column {column!r}: {found}; expected {expected}{as_first}.")
     return torch.from_numpy(np.asarray(vectors, dtype=np.float32))
 
 
@@ -234,6 +237,18 @@ def _vector(value, width: int) -> np.ndarray | None:
     array = np.asarray(value) if isinstance(value, list) and len(value) == width else np.zeros(())
     is_vector = array.ndim == 1 and array.size and array.dtype.kind in "biuf" and np.isfinite(array).all()
     return array.astype(np.float32) if is_vector else None
+
+
+def _found(value) -> str:
+    """What stands in the place of a vector."""
+    if value is None or isinstance(value, str):
+        return "nothing" if value is None else "a text"
+    if not isinstance(value, Sequence):
+        return "a single number"
+    if any(isinstance(item, Sequence) and not isinstance(item, str) for item in value):
+        return f"{len(value)} vectors (several in a row go through the Python interface)"
+    numbers = all(isinstance(item, (int, float)) for item in value)
+    return f"{len(value)} numbers" + ("" if numbers and np.isfinite(value).all() else ", not all of them finite")
 
 
 def batches(

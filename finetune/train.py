@@ -102,6 +102,8 @@ def base_folder(base: str) -> str:
 def base_error(base: str, error: Exception) -> OSError:
     """One sentence for the many ways in which transformers fails to load a model."""
     cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(".")
+    if base.startswith((".", "/", "~")) and not Path(base).exists():  # of which transformers says what an id may be
+        cause = "there is no such folder"
     return OSError(f"the base {base} cannot be loaded ({cause}). Name a folder or a Hub id of a T5 with --base.")
 
 

@@ -56,7 +56,7 @@ def export(
     folder = write(source, bundle, kind.value, backbone, recipe, overwrite, say, format.value)
     size = sum(file.stat().st_size for file in folder.iterdir())
     carried = f"{kind.value} and ONNX graphs" if format == FormatOption.onnx else kind.value
-    print(f"{bundle}: {carried}, {size / 1e6:.1f} MB. Next: t5fusion push {bundle} OWNER/NAME")
+    print(f"{bundle}: {carried}, {size / 1e6:.1f} MB. Next: t5fusion verify {bundle}")
 
 
 @app.command()

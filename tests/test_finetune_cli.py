@@ -123,7 +123,7 @@ BAD_INPUT = {
     ),
     "no vectors in the column": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--base", "base", "--output", "new"],
-        "row 0, column 'body': not a vector of",
+        ", column 'body': a text; expected one vector of",
     ),
     "nothing to resume": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "base", "--output", "new", "--resume"],
@@ -262,7 +262,7 @@ def test_rows_without_a_text_are_left_out_of_the_training(room):
     words = train_words("holes", "--epochs", "1", "--batch-size", "32")
     code, _, err = run(room, words[0], "holes.jsonl", *words[2:])
     assert code == 0, err
-    assert "1 rows with an empty text were left out" in err
+    assert "1 row with an empty text left out" in err
 
 
 def test_the_demonstration_from_end_to_end(room):

@@ -78,7 +78,7 @@ def test_a_file_that_was_rewritten_is_read_anew(tmp_path):
         ("rows.txt", b"a", ValueError, "is a .txt file; expected one of .jsonl, .json, .csv, .parquet"),
         ("rows", b"a", ValueError, "is a nameless file; expected one of"),
         ("rows.jsonl", b'{"a": 1}\n{"a": \n', ValueError, "rows.jsonl cannot be read as json: "),
-        ("rows.jsonl", b"", ValueError, "rows.jsonl cannot be read as json: "),
+        ("rows.jsonl", b"", ValueError, "rows.jsonl is empty; expected rows."),
         ("rows.parquet", b"PAR0 nothing of the kind", ValueError, "rows.parquet cannot be read as parquet: "),
         ("rows.csv", b"\xff\xfe\x00a,b\n\x00", ValueError, "rows.csv cannot be read as csv: "),
     ],
@@ -189,17 +189,19 @@ def test_given_vectors():
 
 
 @pytest.mark.parametrize(
-    ("values", "row"),
+    ("values", "row", "found"),
     [
-        ([[1.0, 2.0], [3.0]], 1),
-        ([[1.0, 2.0], [3.0, None]], 1),
-        ([[1.0, 2.0], [3.0, float("inf")]], 1),
-        (["ab", "cd"], 0),
-        (["12", "34"], 0),
-        ([1.0, 2.0], 0),
-        ([["a", "b"], ["c", "d"]], 0),
+        ([[1.0, 2.0], [3.0]], 1, "1 numbers; expected one vector of 2 finite numbers, as in the first row"),
+        ([[1.0, 2.0], [3.0, None]], 1, "2 numbers, not all of them finite"),
+        ([[1.0, 2.0], [3.0, float("inf")]], 1, "2 numbers, not all of them finite"),
+        ([[1.0, 2.0], None], 1, "nothing"),
+        ([[[1.0], [2.0]]], 0, "2 vectors"),
+        (["ab", "cd"], 0, "a text"),
+        (["12", "34"], 0, "a text"),
+        ([1.0, 2.0], 0, "a single number"),
+        ([["a", "b"], ["c", "d"]], 0, "2 numbers, not all of them finite"),
     ],
 )
-def test_what_is_no_vector_is_named_with_its_row(values, row):
-    with pytest.raises(ValueError, match=f"row {row}, column 'v': not a vector"):
+def test_what_is_no_vector_is_named_with_its_row(values, row, found):
+    with pytest.raises(ValueError, match=f"row {row}, column 'v': {found}"):
         given_vectors(Dataset.from_dict({"v": values}), "v")

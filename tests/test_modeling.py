@@ -763,3 +763,8 @@ def test_the_start_of_the_fusion_layer_is_the_same_on_every_machine_and_in_every
     found = hashlib.sha256(fusion.projection.weight.detach().numpy().tobytes()).hexdigest()
     assert found == "c91ace095aa5c99f78004a2baea09467459d94b444853cddf632de24e52f91d1"
     assert not fusion.projection.bias.any() and torch.equal(fusion.norm.weight, torch.full((16,), 2.0))
+
+
+def test_a_misspelt_keyword_is_refused(plain_folders):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lexcial_dim'"):
+        T5WithFusion(plain_folders["flan"], lexcial_dim=16)
