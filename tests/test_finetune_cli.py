@@ -121,6 +121,10 @@ BAD_INPUT = {
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "no/such_base", "--output", "new"],
         "no/such_base",
     ),
+    "no such folder": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "./nope", "--output", "new"],
+        "the base ./nope cannot be loaded (there is no such folder)",
+    ),
     "no vectors in the column": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--base", "base", "--output", "new"],
         ", column 'body': a text; expected one vector of",
@@ -147,7 +151,8 @@ def test_train_says_what_trains_where_it_is_and_what_is_next(trained):
     folder, out, err = trained
     record = json.loads((folder / "training.json").read_text())
     assert f"LoRA, r=32, alpha=32: {record['trainable_weights']:,} of {record['weights']:,} weights train" in out
-    assert "Saved in trained. Next: t5fusion generate trained " in err
+    hint = "t5fusion generate trained --file rows.jsonl --text-column name --vector-column vector"
+    assert f"Saved in trained. Next: {hint}\n" in err
     assert record["rows"] + record["held_out_rows"] == 64 and record["options"]["epochs"] == 4
     assert record["data"] is None  # a file of this machine
 
