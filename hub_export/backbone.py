@@ -9,6 +9,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
+from transformers.configuration_utils import PretrainedConfig
+from transformers.utils import find_adapter_config_file
 
 from ..finetune.loading import read_record
 from ..finetune.train import base_error, base_folder
@@ -43,11 +45,25 @@ class Backbone:
         return Path(self.name).is_dir()
 
     def load(self, **options) -> T5WithFusion:
-        """The fused model on it, untuned; OSError, in one sentence, where it cannot be had."""
+        """The fused model on it, untuned; OSError where it cannot be had, ValueError where it holds an adapter."""
         try:
-            return T5WithFusion(self.name, revision=self.revision or "main", **options)
+            model = T5WithFusion(self.name, revision=self.revision or "main", **options)
         except OSError as error:
             raise base_error(str(self), error) from error
+        if getattr(model, "peft_config", None):
+            raise ValueError(f"{self} holds an adapter of its own. Name the T5 beneath it with --backbone ID.")
+        return model
+
+    def beneath(self) -> "Backbone":
+        """The T5 that an adapter stands on which is its own base, as `push` and the Trainer make it; else itself."""
+        hub = {"revision": self.revision or "main"}
+        try:
+            config, _ = PretrainedConfig.get_config_dict(self.name, **hub)
+            if config.get("backbone") and find_adapter_config_file(self.name, **hub) is not None:
+                return Backbone(config["backbone"], config.get("backbone_revision"))
+        except OSError as error:
+            raise base_error(str(self), error) from error
+        return self
 
     def pinned(self) -> "Backbone":
         """At the commit that its revision is now; a folder stays as it is."""
@@ -90,7 +106,10 @@ def choose(source: Path, given: str | None, needed: bool, say) -> tuple[Backbone
     if trained is None:
         say(f"{source} does not name the base it was trained on: {published} is taken for it.")
         trained = published
-    if trained.is_folder and not Path(trained.name).is_dir():
+    if not trained.is_folder:
+        trained = trained.beneath()
+        published = published if given else trained
+    elif not Path(trained.name).is_dir():
         if not given:
             raise ValueError(
                 f"the base that the adapter was trained on, {trained}, is not there. Put it back, or name its like on "

@@ -17,13 +17,13 @@ from peft.utils import load_peft_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
-from transformers.dynamic_module_utils import custom_object_save
 
 from ..finetune.train import RECORD
-from ..modeling_t5fusion import ALSO_OPENED_BY, T5WithFusion
+from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .backbone import Backbone, check_same, choose
 from .card import make_card
+from .code import write_code
 from .doors import NOT_ON_A_HUB, align, digest, environment, outputs
 from .onnx_export import need, write_graphs
 
@@ -199,12 +199,8 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
         merged = model.merge_and_unload()
         merged.save_pretrained(new)
         return merged
-    if kind == "adapter":  # as `save_pretrained` does, without the weights
-        base.config.architectures = [type(base).__name__]
-        base.config.auto_map = dict.fromkeys(ALSO_OPENED_BY, f"modeling_t5fusion.{type(base).__name__}")
-        custom_object_save(base, new, config=base.config)
-        base.config.save_pretrained(new)
-        base.generation_config.save_pretrained(new)
+    if kind == "adapter":
+        write_code(base, new)
     save_file(
         load_peft_weights(str(source), device="cpu"), new / "adapter_model.safetensors", metadata={"format": "pt"}
     )

@@ -371,15 +371,16 @@ assert ("<lexical>" in AutoTokenizer.from_pretrained("me/pushed").get_vocab()) =
 """
 
 
-def pushes(model_name: str, lora: bool, base: str = "google/flan-tiny", reader=("AutoModelForSeq2SeqLM", "")) -> None:
-    """`reader`: the class that reads it, and how that is come by, if not by transformers alone."""
+def pushes(model_name: str, lora: bool, by="trainer", base="google/flan-tiny", reader=("AutoModelForSeq2SeqLM", "")):
+    """`by`: who pushes it; `reader`: the class that reads it, and how that is come by, if not by transformers alone."""
     home = Path(mkdtemp(dir=KEPT.name))
     load("T5WithFusion").save_pretrained(home / "base")
     tokenizer().save_pretrained(home / "base")
     with HubServer(tokens={"hf_owner": "me"}) as hub:
         hub.add_folder("google/flan-tiny", plain_folder())
         hub.add_folder("me/fused", home / "base")
-        train_it = f"from compat.trainer import push; push({model_name!r}, {lora}, {base!r}, {str(home / 'made.pt')!r})"
+        arguments = (model_name, lora, by, base, str(home / "made.pt"))
+        train_it = f"from compat.trainer import push; push{arguments}"
         run(train_it, environment=hub.environment(home / "author", "hf_owner"))
         kind, imports = reader
         read = (imports or HIDE_THE_PACKAGE) + READ.format(kind)
@@ -388,20 +389,28 @@ def pushes(model_name: str, lora: bool, base: str = "google/flan-tiny", reader=(
 
 def pushes_onto_its_base(model_name: str, lora: bool) -> None:
     """An adapter on a base of its own kind: `t5fusion export --kind base` makes one of the fused model."""
-    pushes(model_name, lora, base="me/fused" if model_name == "T5WithFusion" else "google/flan-tiny")
+    pushes(model_name, lora, base="me/fused")
+
+
+def pushes_by_peft(model_name: str, lora: bool) -> None:
+    pushes(model_name, lora, by="peft")
 
 
 def pushes_and_reads_by_name(model_name: str, lora: bool) -> None:
-    pushes(model_name, lora, reader=("T5WithFusion", "from t5fusion import T5WithFusion"))
+    pushes(model_name, lora, by="peft", reader=("T5WithFusion", "from t5fusion import T5WithFusion"))
 
 
-def push(model_name: str, lora: bool, base: str, made: str) -> None:
+def push(model_name: str, lora: bool, by: str, base: str, made: str) -> None:
     torch.set_num_threads(1)
     model = model_for(model_name, lora, CLASSES[model_name].from_pretrained(base))
     options = {"push_to_hub": True, "hub_model_id": "me/pushed", "save_strategy": "steps", "save_steps": 4}
-    trainer = trainer_for(model_name, lora, model, **options)
+    trainer = trainer_for(model_name, lora, model, **options if by == "trainer" else {})
     train(trainer)
-    trainer.push_to_hub()
+    if by == "trainer":
+        trainer.push_to_hub()
+    else:
+        model.push_to_hub("me/pushed")
+        trainer.data_collator.tokenizer.push_to_hub("me/pushed")
     batch = {name: value for name, value in batch_for(model_name).items() if name != "labels"}
     batch["decoder_input_ids"] = torch.tensor([[0, 5, 9]] * 2)
     for parameter in model.parameters():
@@ -467,9 +476,10 @@ def make() -> Table:
     for row, check in ON_LORA.items():
         table.add(row, "LoRA on top", check, True)
     table.add("`push_to_hub=True`", "all weights", pushes, False)
-    table.add("`push_to_hub=True`", "LoRA on top", pushes_onto_its_base, True)
+    table.add("`push_to_hub=True`", "LoRA on top", pushes, True)
     fused = ("T5WithFusion",)
-    table.add("`push_to_hub=True`, on a plain T5 of the Hub", "LoRA on top", pushes, True, models=fused)
+    table.add("`push_to_hub=True`, on a fused base of the Hub", "LoRA on top", pushes_onto_its_base, True, models=fused)
+    table.add("`PeftModel.push_to_hub`", "LoRA on top", pushes_by_peft, True)
     by_name = "the same, read by `T5WithFusion.from_pretrained`"
     table.add(by_name, "LoRA on top", pushes_and_reads_by_name, True, models=fused)
     return table

@@ -1,0 +1,20 @@
+"""The code and the config of a model, without its weights: what makes a folder, beside an adapter, its own base."""
+
+import copy
+from pathlib import Path
+
+from transformers.dynamic_module_utils import custom_object_save
+
+from ..modeling_t5fusion import ALSO_OPENED_BY, T5WithFusion
+
+
+def write_code(model: T5WithFusion, folder: Path) -> None:
+    """As `model.save_pretrained(folder)` does, without the weights, which then are those of `config.backbone`."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.auto_map = dict.fromkeys(ALSO_OPENED_BY, f"modeling_t5fusion.{type(model).__name__}")
+    if hasattr(config, "quantization_config"):  # of how it was loaded here, not of the backbone
+        del config.quantization_config
+    custom_object_save(model, folder, config=config)
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)

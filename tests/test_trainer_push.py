@@ -1,0 +1,174 @@
+"""`Trainer(push_to_hub=True)` of LoRA on a plain T5: what it pushes is read in one line where this is not installed.
+
+The Hub is a server on the loopback that the real client talks to.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import HIDE_THE_PACKAGE
+from hub_server import HubServer
+
+BACKBONE = "google/flan-tiny"
+PUSH = """
+import sys
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq, T5ForConditionalGeneration, Trainer, TrainingArguments
+from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
+
+kind, base, out = sys.argv[1:]
+torch.manual_seed(0)
+torch.set_num_threads(1)
+tokenizer = AutoTokenizer.from_pretrained(base)
+processor = T5FusionProcessor(tokenizer, lexical_encoder=None, lexical_source="given", template="Filename: {text}")
+row = {**tokenizer("Filename: app_config"), "labels": tokenizer("settings").input_ids}
+row |= {"lexical_embeds": [0.05] * 384} if kind != "plain T5" else {}
+lora = {"r": 4, "target_modules": ["q", "v"]}
+
+
+def make():
+    if kind == "plain T5":
+        return get_peft_model(T5ForConditionalGeneration.from_pretrained(base), LoraConfig(**lora))
+    model = T5WithFusion(base)
+    if kind == "adapter of transformers":
+        model.add_adapter(LoraConfig(**lora))
+        return model
+    return get_peft_model(model, model.lora_config(**lora))
+
+
+trainer = Trainer(
+    model_init=make,  # it makes one when it is made, and another when it trains
+    args=TrainingArguments(
+        out, push_to_hub=True, save_strategy="steps", save_steps=3, max_steps=3, learning_rate=0.1, report_to=[]
+    ),  # the name of `out` is that of the repository, and its owner whose token it is
+    train_dataset=Dataset.from_list([row] * 4),
+    data_collator=DataCollatorForSeq2Seq(tokenizer) if kind == "plain T5" else DataCollatorWithFusion(tokenizer),
+    processing_class=tokenizer if kind == "plain T5" else processor,
+)
+trainer.train()  # pushes at its third step, and not again
+trainer.save_model(out + "-saved")
+rows = trainer.data_collator([row, row])
+torch.save((dict(rows), trainer.model.eval()(**rows).logits.detach()), out + ".made.pt")
+"""
+COMPARE = """
+import sys, torch
+
+torch.set_num_threads(1)
+rows, expected = torch.load(sys.argv[2])
+for parameter in model.parameters():
+    parameter.data = parameter.data.clone()
+assert torch.equal(model.eval()(**rows).logits, expected), "other logits"
+"""
+READ = """
+import sys
+from peft import AutoPeftModelForSeq2SeqLM, PeftModel
+from transformers import AutoModelForSeq2SeqLM, AutoProcessor
+
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert processor(["app_config"], lexical_embeds=[[0.05] * 384])["input_ids"][0, 0] == 135
+"""
+EXPORT = """
+import sys
+from t5fusion.hub_export.bundle import export
+
+try:
+    export(sys.argv[1], sys.argv[2], backbone=sys.argv[3] or None)
+except ValueError as error:
+    print(error)
+"""
+READERS = {
+    "AutoModelForSeq2SeqLM": "model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1], trust_remote_code=True)",
+    "AutoPeftModel": "model = AutoPeftModelForSeq2SeqLM.from_pretrained(sys.argv[1], trust_remote_code=True)",
+}
+
+
+class Place:
+    """A machine on its own: a folder, caches in it, and a token."""
+
+    def __init__(self, hub, folder, token=None):
+        self.folder, self.environment = folder, os.environ | {"OMP_NUM_THREADS": "1"} | hub.environment(folder, token)
+        folder.mkdir(exist_ok=True)
+
+    def python(self, code, *arguments, **environment):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)], cwd=self.folder,
+            env=self.environment | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def hub(plain_folders):
+    with HubServer(tokens={"hf_owner": "me"}) as hub:
+        hub.add_folder(BACKBONE, plain_folders["flan"])
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def author(hub, tmp_path_factory):
+    """Whose machine holds what the Trainer left of its run named "pushed"."""
+    author = Place(hub, tmp_path_factory.mktemp("author"), "hf_owner")
+    author.python(PUSH, "fused", BACKBONE, "pushed")
+    return author
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_read_in_one_line_without_the_package(hub, author, tmp_path, reader):
+    code = HIDE_THE_PACKAGE + READ + READERS[reader] + COMPARE
+    Place(hub, tmp_path).python(code, "me/pushed", author.folder / "pushed.made.pt")
+
+
+def test_what_is_pushed_is_small_and_names_itself(hub, author):
+    files = hub.repo("me/pushed").files()
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/pushed"
+    config = json.loads(files["config.json"])
+    assert (config["model_type"], config["backbone"]) == ("t5_fusion", BACKBONE)
+    assert config["backbone_revision"] == hub.repo(BACKBONE).find("main").oid
+    assert "model.safetensors" not in files
+    assert str(author.folder).encode() not in b"".join(data for name, data in files.items() if name.endswith(".json"))
+
+
+def test_checkpoint_is_read_without_a_network(author):
+    code = "import sys\nfrom t5fusion import T5WithFusion\nmodel = T5WithFusion(sys.argv[1])" + COMPARE
+    author.python(code, "pushed/checkpoint-3", author.folder / "pushed.made.pt", HF_HUB_OFFLINE="1")
+
+
+@pytest.mark.parametrize("source", ["pushed", "pushed/checkpoint-3", "pushed-saved"])
+def test_what_it_leaves_can_be_exported(author, tmp_path, source):
+    author.python(EXPORT, source, tmp_path / "bundle", "")
+    assert json.loads((tmp_path / "bundle" / "config.json").read_text())["backbone"] == BACKBONE
+
+
+def test_what_it_pushed_is_no_backbone(author, tmp_path):
+    said = author.python(EXPORT, "pushed-saved", tmp_path / "bundle", "me/pushed")
+    assert (
+        re.sub("@[0-9a-f]{40}", "", said)
+        == "me/pushed holds an adapter of its own. Name the T5 beneath it with --backbone ID.\n"
+    )
+
+
+def test_adapter_of_transformers(hub, author, tmp_path):
+    author.python(PUSH, "adapter of transformers", BACKBONE, "natively")
+    code = HIDE_THE_PACKAGE + READ + READERS["AutoModelForSeq2SeqLM"] + COMPARE
+    Place(hub, tmp_path).python(code, "me/natively", author.folder / "natively.made.pt")
+
+
+def test_plain_t5_is_left_alone(hub, author):
+    author.python(PUSH, "plain T5", BACKBONE, "plain")
+    files = hub.repo("me/plain").files()
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BACKBONE
+    assert "config.json" not in files and not [name for name in files if name.endswith(".py")]
+
+
+def test_base_that_is_on_no_hub_stays_named(hub, author, plain_folders):
+    author.python(PUSH, "fused", plain_folders["flan"], "local")
+    files = hub.repo("me/local").files()
+    base = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
+    assert base == f"T5WithFusion({plain_folders['flan']})" and "config.json" not in files
