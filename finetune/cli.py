@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections import Counter
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +45,15 @@ Limit = Annotated[int | None, typer.Option(help="Use only the first rows.", min=
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first.")]
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"t5fusion {version('t5fusion')}")
+        raise typer.Exit
+
+
 @app.callback()
 def before_any(
+    show: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say which.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose. Also: T5FUSION_DEBUG=1.")] = False,
 ):
     if debug:

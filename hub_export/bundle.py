@@ -196,7 +196,9 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
         return base
     model = load_peft(base, source)
     if kind == "merged":
-        merged = model.merge_and_unload()
+        with warnings.catch_warnings():  # those of a FLAN-T5 never were
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+            merged = model.merge_and_unload()
         merged.save_pretrained(new)
         return merged
     if kind == "adapter":

@@ -12,6 +12,8 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
+import t5fusion
+
 COLUMNS = ["--text-column", "name", "--target-column", "text"]
 NUMBERS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 
@@ -90,6 +92,10 @@ def test_help_has_an_example(tmp_path, command):
     assert code == 0 and err == ""
     assert f"Example: t5fusion {command} " in out
     assert "torch" not in out
+
+
+def test_version(tmp_path):
+    assert run(tmp_path, "--version")[:2] == (0, f"t5fusion {t5fusion.__version__}\n")
 
 
 def test_the_commands_are_listed(tmp_path):

@@ -229,7 +229,8 @@ def test_a_folder_with_something_in_it_is_left_alone(author, bare, copy, tmp_pat
 
 @pytest.mark.parametrize("kind", ["standalone", "merged"])
 def test_other_kinds_need_no_backbone(author, bare, tmp_path, kind):
-    author.t5fusion("export", bare, tmp_path / kind, "--kind", kind)
+    _, said = author.t5fusion("export", bare, tmp_path / kind, "--kind", kind)
+    assert "Warning" not in said
     config = json.loads((tmp_path / kind / "config.json").read_text())
     assert config["backbone"] == BACKBONE  # told, not needed
     reader = Author(author.hub, tmp_path / "reader", token=None)
