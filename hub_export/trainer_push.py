@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import whoami
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -47,7 +48,7 @@ class FusedPushCallback(TrainerCallback):
 
 def fused_beneath(model) -> T5WithFusion | None:
     """The fused model beneath an adapter, made of a plain T5 of the Hub; None for any other model."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, T5WithFusion) or not getattr(model, "peft_config", None):
         return None
     is_plain = plain_name(base.name_or_path) != base.name_or_path
