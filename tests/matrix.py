@@ -48,7 +48,10 @@ import peft, torch, transformers
 from transformers import AutoModelForSeq2SeqLM, AutoProcessor, T5ForConditionalGeneration, T5Tokenizer
 
 print(f'{{"transformers": "{transformers.__version__}", "peft": "{peft.__version__}"}}', flush=True)
-doors, *specs = sys.argv[1:]
+doors, package, *specs = sys.argv[1:]
+if package:
+    sys.path.insert(0, package)
+    import t5fusion
 for number, spec in enumerate(specs):
     print(f'{{"spec": {number}}}', flush=True)
     child = os.fork()
@@ -137,15 +140,20 @@ class Run:
 
 
 def open_all(venv: Path, specs: list[Spec], work: Path, hub: HubServer) -> Run:
-    """All doors to all models, in all places: first with an empty cache, then offline with what that left in it."""
+    """All doors to all models, in all places.
+
+    First with an empty cache; then offline with what that left in it; then so where this package can be imported.
+    """
     home = Path(tempfile.mkdtemp(dir=work))
-    files = [home / f"{number}.json" for number in range(len(specs))]
-    for file, (_, _, spec) in zip(files, specs, strict=True):
-        file.write_text(json.dumps(spec))
+    (home / "installed").mkdir()
+    (home / "installed" / "t5fusion").symlink_to(ROOT)
     run = Run("", "", {}, {})
-    for offline in ("", ", offline"):
+    for offline, package in (("", ""), (", offline", ""), (", offline, beside t5fusion", str(home / "installed"))):
+        files = [home / f"{number}{offline}.json" for number in range(len(specs))]
+        for file, (_, _, spec) in zip(files, specs, strict=True):
+            file.write_text(json.dumps(spec | {"hide": not package}))
         environment = ENVIRONMENT | hub.environment(home) | {"HF_HUB_OFFLINE": "1" if offline else "0"}
-        command = [venv / "bin" / "python", "-I", "-c", OPEN, DOORS, *files]
+        command = [venv / "bin" / "python", "-I", "-c", OPEN, DOORS, package, *files]
         with subprocess.Popen(
             command, cwd=home, env=environment | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=(home / "stderr").open("w"), text=True,
