@@ -2,11 +2,11 @@
 
 from . import tiny_t5
 from .configuration_t5fusion import T5FusionConfig
-from .hub_export.trainer_push import register_with_trainer
+from .hub_export.own_base import register_pushes
 from .modeling_t5fusion import T5WithFusion
 from .processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 
-register_with_trainer()
+register_pushes()
 
 __version__ = "0.1.0"
 __all__ = ["DataCollatorWithFusion", "T5FusionConfig", "T5FusionProcessor", "T5WithFusion", "tiny_t5"]

@@ -12,6 +12,7 @@ import torch
 from conftest import DIM, HIDE_THE_PACKAGE
 from datasets import Dataset
 from hub_server import HubServer
+from huggingface_hub import create_repo, upload_folder
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     AutoTokenizer,
@@ -396,8 +397,8 @@ def pushes_by_peft(model_name: str, lora: bool) -> None:
     pushes(model_name, lora, by="peft")
 
 
-def pushes_and_reads_by_name(model_name: str, lora: bool) -> None:
-    pushes(model_name, lora, by="peft", reader=("T5WithFusion", "from t5fusion import T5WithFusion"))
+def uploads_and_reads_by_name(model_name: str, lora: bool) -> None:
+    pushes(model_name, lora, by="hf", reader=("T5WithFusion", "from t5fusion import T5WithFusion"))
 
 
 def push(model_name: str, lora: bool, by: str, base: str, made: str) -> None:
@@ -408,9 +409,13 @@ def push(model_name: str, lora: bool, by: str, base: str, made: str) -> None:
     train(trainer)
     if by == "trainer":
         trainer.push_to_hub()
-    else:
+    elif by == "peft":
         model.push_to_hub("me/pushed")
         trainer.data_collator.tokenizer.push_to_hub("me/pushed")
+    else:
+        trainer.save_model()
+        create_repo("me/pushed")
+        upload_folder(repo_id="me/pushed", folder_path=trainer.args.output_dir)
     batch = {name: value for name, value in batch_for(model_name).items() if name != "labels"}
     batch["decoder_input_ids"] = torch.tensor([[0, 5, 9]] * 2)
     for parameter in model.parameters():
@@ -480,6 +485,6 @@ def make() -> Table:
     fused = ("T5WithFusion",)
     table.add("`push_to_hub=True`, on a fused base of the Hub", "LoRA on top", pushes_onto_its_base, True, models=fused)
     table.add("`PeftModel.push_to_hub`", "LoRA on top", pushes_by_peft, True)
-    by_name = "the same, read by `T5WithFusion.from_pretrained`"
-    table.add(by_name, "LoRA on top", pushes_and_reads_by_name, True, models=fused)
+    by_name = "the saved folder, uploaded as it is, read by `T5WithFusion.from_pretrained`"
+    table.add(by_name, "LoRA on top", uploads_and_reads_by_name, True, models=fused)
     return table

@@ -1,4 +1,4 @@
-"""`Trainer(push_to_hub=True)` of LoRA on a plain T5: what it pushes is read in one line where this is not installed.
+"""LoRA on a plain T5 that the Trainer or PEFT pushes: it is read in one line, where t5fusion is not installed.
 
 The Hub is a server on the loopback that the real client talks to.
 """
@@ -14,6 +14,7 @@ from conftest import HIDE_THE_PACKAGE
 from hub_server import HubServer
 
 BACKBONE = "google/flan-tiny"
+FUSED = f"T5WithFusion({BACKBONE})"
 PUSH = """
 import sys
 import torch
@@ -56,6 +57,28 @@ trainer.save_model(out + "-saved")
 rows = trainer.data_collator([row, row])
 torch.save((dict(rows), trainer.model.eval()(**rows).logits.detach()), out + ".made.pt")
 """
+PUSH_BY_THEMSELVES = """
+import sys
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer, T5ForConditionalGeneration
+from t5fusion import DataCollatorWithFusion, T5WithFusion
+
+base = sys.argv[1]
+torch.manual_seed(0)
+torch.set_num_threads(1)
+lora = LoraConfig(r=4, target_modules=["q", "v"], init_lora_weights=False)
+tokenizer = AutoTokenizer.from_pretrained(base)
+by_peft, by_transformers = get_peft_model(T5WithFusion(base), lora), T5WithFusion(base)
+by_transformers.add_adapter(lora)
+rows = DataCollatorWithFusion(tokenizer)([{**tokenizer("app"), "labels": [5, 1], "lexical_embeds": [0.05] * 384}] * 2)
+for name, model in (("by_peft", by_peft), ("by_transformers", by_transformers)):
+    model.push_to_hub(name, commit_message="mine")
+    tokenizer.push_to_hub(name)
+    torch.save((dict(rows), model.eval()(**rows).logits.detach()), name + ".made.pt")
+    model.save_pretrained(name + "-saved")
+get_peft_model(T5ForConditionalGeneration.from_pretrained(base), lora).push_to_hub("plain_by_peft")
+"""
 COMPARE = """
 import sys, torch
 
@@ -65,11 +88,12 @@ for parameter in model.parameters():
     parameter.data = parameter.data.clone()
 assert torch.equal(model.eval()(**rows).logits, expected), "other logits"
 """
-READ = """
+IMPORTS = """
 import sys
-from peft import AutoPeftModelForSeq2SeqLM, PeftModel
+from peft import AutoPeftModelForSeq2SeqLM
 from transformers import AutoModelForSeq2SeqLM, AutoProcessor
-
+"""
+READ = """
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert processor(["app_config"], lexical_embeds=[[0.05] * 384])["input_ids"][0, 0] == 135
 """
@@ -121,7 +145,7 @@ def author(hub, tmp_path_factory):
 
 @pytest.mark.parametrize("reader", READERS)
 def test_read_in_one_line_without_the_package(hub, author, tmp_path, reader):
-    code = HIDE_THE_PACKAGE + READ + READERS[reader] + COMPARE
+    code = HIDE_THE_PACKAGE + IMPORTS + READ + READERS[reader] + COMPARE
     Place(hub, tmp_path).python(code, "me/pushed", author.folder / "pushed.made.pt")
 
 
@@ -156,13 +180,30 @@ def test_what_it_pushed_is_no_backbone(author, tmp_path):
 
 def test_adapter_of_transformers(hub, author, tmp_path):
     author.python(PUSH, "adapter of transformers", BACKBONE, "natively")
-    code = HIDE_THE_PACKAGE + READ + READERS["AutoModelForSeq2SeqLM"] + COMPARE
+    code = HIDE_THE_PACKAGE + IMPORTS + READ + READERS["AutoModelForSeq2SeqLM"] + COMPARE
     Place(hub, tmp_path).python(code, "me/natively", author.folder / "natively.made.pt")
 
 
-def test_plain_t5_is_left_alone(hub, author):
-    author.python(PUSH, "plain T5", BACKBONE, "plain")
-    files = hub.repo("me/plain").files()
+@pytest.fixture(scope="module")
+def pushed_by_themselves(author):
+    author.python(PUSH_BY_THEMSELVES, BACKBONE)
+
+
+@pytest.mark.parametrize("name", ["by_peft", "by_transformers"])
+def test_pushed_without_a_trainer(hub, author, pushed_by_themselves, tmp_path, name):
+    code = HIDE_THE_PACKAGE + IMPORTS + READERS["AutoModelForSeq2SeqLM"] + COMPARE
+    Place(hub, tmp_path).python(code, f"me/{name}", author.folder / f"{name}.made.pt")
+    assert "mine" in [commit.title for commit in hub.repo(f"me/{name}").commits]
+    saved = author.folder / f"{name}-saved"  # as always: only what was pushed is its own base
+    assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == FUSED
+    assert not (saved / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["plain", "plain_by_peft"])
+def test_plain_t5_is_left_alone(hub, author, pushed_by_themselves, name):
+    if name == "plain":
+        author.python(PUSH, "plain T5", BACKBONE, name)
+    files = hub.repo(f"me/{name}").files()
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BACKBONE
     assert "config.json" not in files and not [name for name in files if name.endswith(".py")]
 

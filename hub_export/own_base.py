@@ -1,0 +1,104 @@
+"""An adapter on a plain T5 that the Trainer or PEFT pushes becomes its own base: code and config go beside it.
+
+PEFT writes into an adapter what its base was built from, and of a plain T5 of the Hub nobody builds a fused one without
+this package. So here, as in a bundle, the repository that is pushed to is named, which then says how to build it. (A
+base that is fused already, and on the Hub, needs nothing of this, and stays named.)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+
+from huggingface_hub import whoami
+from peft import PeftModel
+from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..modeling_t5fusion import T5WithFusion, plain_name
+from .code import write_code
+
+
+def fused_beneath(model) -> T5WithFusion | None:
+    """The fused model beneath an adapter, made of a plain T5 of the Hub; None for any other model."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, T5WithFusion) or not getattr(model, "peft_config", None):
+        return None
+    is_plain = plain_name(base.name_or_path) != base.name_or_path
+    return base if is_plain and base.config.backbone_revision else None  # a folder's has no revision, nor readers
+
+
+def full_id(name: str, token: str | bool | None) -> str:
+    """OWNER/NAME of a repository; one without an owner is the token's."""
+    return name if "/" in name else f"{whoami(token=token)['name']}/{name}"
+
+
+class OwnBaseCallback(TrainerCallback):
+    """Of `Trainer(push_to_hub=True)`; `trainer.remove_callback(OwnBaseCallback)` takes it away."""
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
+        if args.push_to_hub:
+            self.name_base(args, state, model)
+
+    on_train_begin = on_init_end  # a search of hyperparameters makes its models anew
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
+        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if args.push_to_hub and checkpoint.is_dir() and (base := self.name_base(args, state, model)) is not None:
+            write_code(base, checkpoint)  # it is loaded from here without the Hub
+
+    def on_push_begin(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
+        if (base := self.name_base(args, state, model)) is not None:
+            write_code(base, Path(args.output_dir))
+
+    def name_base(self, args: TrainingArguments, state: TrainerState, model) -> T5WithFusion | None:
+        """Tells the adapters that their base is the repository that is pushed to; returns that base, if it can be."""
+        base = fused_beneath(model) if state.is_world_process_zero else None
+        if base is not None:
+            repository = full_id(args.hub_model_id or Path(args.output_dir).absolute().name, args.hub_token)
+            for adapter in model.peft_config.values():
+                adapter.base_model_name_or_path = repository
+        return base
+
+
+def with_its_base(push: Callable) -> Callable:
+    """`push_to_hub` of a class whose models may be adapters."""
+
+    @wraps(push)
+    def push_to_hub(self, repo_id, *args, **kwargs):
+        base = fused_beneath(self)
+        if base is None:
+            return push(self, repo_id, *args, **kwargs)
+        with saved_with_its_base(self, base, full_id(repo_id, kwargs.get("token"))):
+            return push(self, repo_id, *args, **kwargs)
+
+    return push_to_hub
+
+
+@contextmanager
+def saved_with_its_base(model, base: T5WithFusion, repository: str) -> Iterator[None]:
+    """Meanwhile, `model.save_pretrained` names that repository as the adapters' base, and writes code and config."""
+    names = {name: adapter.base_model_name_or_path for name, adapter in model.peft_config.items()}
+    save = model.save_pretrained
+
+    def save_pretrained(folder, *args, **kwargs):
+        save(folder, *args, **kwargs)
+        write_code(base, Path(folder))
+
+    for adapter in model.peft_config.values():
+        adapter.base_model_name_or_path = repository
+    model.save_pretrained = save_pretrained
+    try:
+        yield
+    finally:
+        del model.save_pretrained
+        for name, adapter in model.peft_config.items():
+            adapter.base_model_name_or_path = names[name]
+
+
+def register_pushes() -> None:
+    """Every Trainer that is made from now on has the callback; PEFT, which asks nobody when it pushes, is wrapped."""
+    if OwnBaseCallback not in trainer.DEFAULT_CALLBACKS:
+        trainer.DEFAULT_CALLBACKS.append(OwnBaseCallback)
+        for kind in (PeftModel, T5WithFusion):
+            kind.push_to_hub = with_its_base(kind.push_to_hub)
