@@ -53,7 +53,7 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def before_any(
-    show: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say which.")] = False,
+    show: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print it.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose. Also: T5FUSION_DEBUG=1.")] = False,
 ):
     if debug:
