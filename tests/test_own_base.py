@@ -99,13 +99,14 @@ processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert processor(["app_config"], lexical_embeds=[[0.05] * 384])["input_ids"][0, 0] == 135
 """
 EXPORT = """
-import sys
+import json, sys
 from t5fusion.hub_export.bundle import export
 
-try:
-    export(sys.argv[1], sys.argv[2], backbone=sys.argv[3] or None)
-except ValueError as error:
-    print(error)
+for source, bundle, backbone in json.loads(sys.argv[1]):
+    try:
+        export(source, bundle, backbone=backbone)
+    except ValueError as error:
+        print(error)
 """
 READERS = {
     "AutoModelForSeq2SeqLM": "model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1], trust_remote_code=True)",
@@ -166,18 +167,14 @@ def test_checkpoint_is_read_without_a_network(author):
     author.python(code, "pushed/checkpoint-3", author.folder / "pushed.made.pt", HF_HUB_OFFLINE="1")
 
 
-@pytest.mark.parametrize("source", ["pushed", "pushed/checkpoint-3", "pushed-saved"])
-def test_what_it_leaves_can_be_exported(author, tmp_path, source):
-    author.python(EXPORT, source, tmp_path / "bundle", "")
-    assert json.loads((tmp_path / "bundle" / "config.json").read_text())["backbone"] == BACKBONE
-
-
-def test_what_it_pushed_is_no_backbone(author, tmp_path):
-    said = author.python(EXPORT, "pushed-saved", tmp_path / "bundle", "me/pushed")
-    assert (
-        re.sub("@[0-9a-f]{40}", "", said)
-        == "me/pushed holds an adapter of its own. Name the T5 beneath it with --backbone ID.\n"
-    )
+def test_what_it_leaves_can_be_exported(author, tmp_path):
+    sources = {"pushed": "one", "pushed/checkpoint-3": "two", "pushed-saved": "three"}
+    exports = [(source, str(tmp_path / bundle), None) for source, bundle in sources.items()]
+    said = author.python(EXPORT, json.dumps([*exports, ("pushed-saved", str(tmp_path / "none"), "me/pushed")]))
+    for bundle in sources.values():
+        assert json.loads((tmp_path / bundle / "config.json").read_text())["backbone"] == BACKBONE
+    said = re.sub("@[0-9a-f]{40}", "", said)
+    assert said == "me/pushed holds an adapter of its own. Name the T5 beneath it with --backbone ID.\n"
 
 
 def test_adapter_of_transformers(hub, author, tmp_path):
