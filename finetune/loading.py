@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from ..modeling_t5fusion import T5WithFusion, plain_name
+from ..loading_t5fusion import plain_name
+from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .data import MAX_SOURCE, MAX_TARGET
 from .train import RECORD, align, base_error, base_folder

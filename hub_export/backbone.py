@@ -14,7 +14,8 @@ from transformers.utils import find_adapter_config_file
 
 from ..finetune.loading import read_record
 from ..finetune.train import base_error, base_folder
-from ..modeling_t5fusion import T5WithFusion, commit_of, plain_name
+from ..loading_t5fusion import commit_of, plain_name
+from ..modeling_t5fusion import T5WithFusion
 
 
 @dataclass(frozen=True)

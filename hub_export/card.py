@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..finetune.data import FILE_KINDS
 from ..finetune.evaluate import EVALUATION
 from ..finetune.train import RECORD
-from ..modeling_t5fusion import plain_name
+from ..loading_t5fusion import plain_name
 from ..tiny_t5 import PATH as TINY_T5
 from .onnx_export import ENCODER
 

@@ -15,7 +15,8 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..modeling_t5fusion import T5WithFusion, plain_name
+from ..loading_t5fusion import plain_name
+from ..modeling_t5fusion import T5WithFusion
 from .code import write_code
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from ..modeling_t5fusion import T5FusionConfig
+from ..configuration_t5fusion import T5FusionConfig
 from . import doors
 from .bundle import CARD, REFERENCE, file_digest, read_manifest
 from .errors import in_one_sentence

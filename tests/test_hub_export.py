@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from t5fusion.hub_export.bundle import MANIFEST, json_digest, read_manifest
 
-CODE = ("configuration_t5fusion.py", "modeling_t5fusion.py", "processing_t5fusion.py")
+CODE = ("configuration_t5fusion.py", "loading_t5fusion.py", "modeling_t5fusion.py", "processing_t5fusion.py")
 BACKBONE = "google/flan-tiny"
 TRAIN = """
 import sys

@@ -7,7 +7,7 @@ import torch
 
 from t5fusion import T5WithFusion
 
-FILES = {"configuration_t5fusion.py", "modeling_t5fusion.py"}
+FILES = {"configuration_t5fusion.py", "loading_t5fusion.py", "modeling_t5fusion.py"}
 LOAD_ALL = """
 import json, os, sys
 import torch
