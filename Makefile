@@ -42,8 +42,9 @@ matrix: $(STAMP) ## all doors, with one release of transformers after another (R
 $(COMPAT)/.installed: pyproject.toml constraints.txt
 	$(call install,$(COMPAT),encoder,dev,compat)
 
-compat: $(COMPAT)/.installed ## docs/compatibility.md: what of peft, transformers and others works (TABLES="peft_tuners" for one of its tables)
-	PYTHONPATH=tests HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m compat $(TABLES)
+# CHECKOUT: of a clone of transformers, whose tests of generation are in no source distribution
+compat: $(COMPAT)/.installed ## docs/compatibility.md: what of peft, transformers and others works (TABLES="peft_tuners" for one of its tables; CHECKOUT=a clone of transformers)
+	TRANSFORMERS_CHECKOUT=$(abspath $(CHECKOUT)) PYTHONPATH=tests HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m compat $(TABLES)
 
 # mypy takes the root, which is the package, for a package named after the folder: give it a folder of links by our name
 lint: $(STAMP) ## ruff and mypy

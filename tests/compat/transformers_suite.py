@@ -1,5 +1,7 @@
-"""transformers' common tests of models, from its source distribution."""
+"""transformers' common tests of models, from its source distribution, and what that leaves out from a clone of it."""
 
+import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -7,14 +9,16 @@ from pathlib import Path
 from .table import Outcome, Table
 from .upstream import BUILD, ROOT, run_tests, source_of
 
+CHECKOUT = os.environ.get("TRANSFORMERS_CHECKOUT")  # folder of a clone of transformers
 # what their common tests import and the distribution leaves out
 LEFT_OUT = {"exporters/test_export.py": "ExportTesterMixin", "generation/test_utils.py": "GenerationTesterMixin"}
+NO_GENERATION = "not generation_tester_mixin_inheritance"
 CLASSES = {"TestT5": "T5", "TestWithVectors": "with vectors", "TestWithoutVectors": "without vectors"}
 
 
 def make() -> Table:
     # one is of the tests' class, not of the model: it would pass, by the empty class of the name
-    results = run("-n", "2", "-k", "not generation_tester_mixin_inheritance")
+    results = run("-n", "2", *([] if left_out("generation/test_utils.py") else ["-k", NO_GENERATION]))
     cells: dict[str, dict[str, dict[str, Outcome]]] = {}
     for (kind, test), outcome in sorted(results.items(), key=lambda result: result[0]):  # in no order of its own
         if kind == "TestT5":
@@ -24,12 +28,29 @@ def make() -> Table:
     passed = ", ".join(f"{name} {counts[kind, 'works']}" for kind, name in CLASSES.items())
     return Table(
         "transformers' common tests",
-        "`ModelTesterMixin` of the installed transformers. (`GenerationTesterMixin` and "
-        "`ExportTesterMixin` are not in the source distribution; see the next table.) *refused* is a test that skips "
-        f"itself, or says why it is not for this model. Passed: {passed}.",
+        f"`ModelTesterMixin` of the installed transformers{whose_left_out()}. *refused* is a test that skips itself, or "
+        f"says why it is not for this model. Passed: {passed}.",
         ["with vectors", "without vectors"],
         cells,
     )
+
+
+def left_out(file: str) -> Path | None:
+    """Where such a file of tests is, in the clone that `TRANSFORMERS_CHECKOUT` names."""
+    found = Path(CHECKOUT) / "tests" / file if CHECKOUT else None
+    return found if found is not None and found.is_file() else None
+
+
+def whose_left_out() -> str:
+    """What the table says of the tests that the source distribution leaves out."""
+    there = [f"`{name}`" for file, name in LEFT_OUT.items() if left_out(file)]
+    missing = [f"`{name}`" for file, name in LEFT_OUT.items() if not left_out(file)]
+    said = ""
+    if CHECKOUT and there:
+        package = (Path(CHECKOUT) / "src" / "transformers" / "__init__.py").read_text(encoding="utf-8")
+        release = re.search(r'^__version__ = "(.*)"', package, re.MULTILINE)
+        said = f", and {' and '.join(there)} as of {release[1] if release else 'an unknown release'}, from a clone"
+    return said + (f" (without {' and '.join(missing)}, not in its source distribution)" if missing else "")
 
 
 def run(*options: str) -> dict[tuple[str, str], Outcome]:
@@ -39,7 +60,10 @@ def run(*options: str) -> dict[tuple[str, str], Outcome]:
     shutil.copytree(source_of("transformers") / "tests", folder / "tests")
     for file, name in LEFT_OUT.items():
         (folder / "tests" / file).parent.mkdir()
-        (folder / "tests" / file).write_text(f"class {name}:\n    pass\n")
+        if found := left_out(file):
+            shutil.copy(found, folder / "tests" / file)
+        else:
+            (folder / "tests" / file).write_text(f"class {name}:\n    pass\n")
     for package in (folder / "tests", *(folder / "tests").glob("*/")):
         (package / "__init__.py").touch()
     shutil.copy(Path(__file__).with_name("common_tests.py"), folder / "test_common.py")
