@@ -23,7 +23,7 @@ from ..tiny_t5 import PATH as TINY_T5
 from .onnx_export import ENCODER
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
-PLACEHOLDER = "REPO_ID"  # stands for the repository's id until `name_repository`
+PLACEHOLDER, REVISION = "REPO_ID", "COMMIT"  # stand for the repository's id, and what to pin, until `name_repository`
 MARKER = re.compile(r"<!--\s*(/?)t5fusion:([a-z]+)\s*-->")
 DIGEST = re.compile(r"([\w-]+)=([0-9a-f]{8})\b")
 TASK = "text-generation"  # where the Hub has put text2text-generation, once a task of its own
@@ -59,8 +59,11 @@ def make_card(
     return text if repo_id is None else name_repository(text, repo_id)
 
 
-def name_repository(card: str, repo_id: str) -> str:
+def name_repository(card: str, repo_id: str, revision: str = REVISION) -> str:
     """The card with load lines that name `repo_id`, whatever they named before; as it is if they were deleted.
+
+    Args:
+        revision: what the card tells readers to pin, a tag.
 
     Raises:
         ValueError: `repo_id` is no id of the Hub, or the card has a broken marker.
@@ -72,6 +75,7 @@ def name_repository(card: str, repo_id: str) -> str:
     if named is not None:
         for quote in '"`':
             text = text.replace(f"{quote}{named[1]}{quote}", f"{quote}{repo_id}{quote}")
+    text = re.sub(r'revision="[^"]*"', f'revision="{revision}"', text)
     return card[: place.start] + text + card[place.stop :]
 
 

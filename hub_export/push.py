@@ -119,9 +119,8 @@ def deliver(api, bundle, repo_id, private, revision, create_pr, message, delete_
         )
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # PEFT takes the base of an adapter from main, whatever revision its reader asks for, unless the adapter names one
-    has_adapter = (bundle / "adapter_config.json").exists()
-    tag = f"t5fusion-{json_digest(read_manifest(bundle))[:12]}" if has_adapter and not create_pr else None
+    # for the card to name, and for PEFT, which takes an adapter's base from main unless the adapter names a revision
+    tag = None if create_pr else f"t5fusion-{json_digest(read_manifest(bundle))[:12]}"
     with tempfile.TemporaryDirectory(prefix="t5fusion-push-") as folder:
         files = stage(bundle, Path(folder), repo_id, tag)
         pushed = send(api, repo_id, files, revision, create_pr, message, delete_others, say)
@@ -139,7 +138,7 @@ def set_tag(api, repo_id: str, tag: str, commit: str, say) -> None:
             if wait is None or _status(error) not in BUSY:
                 raise OSError(
                     f"commit {commit} is in {repo_id}, but its tag {tag} is not ({in_one_sentence(error, repo_id)}) "
-                    "Without it AutoPeftModel does not open. Push again: only the tag will be made."
+                    "The card names it, and AutoPeftModel needs it. Push again: only the tag will be made."
                 ) from error
             say(f"the Hub was busy or did not answer; again in {wait} s")
             time.sleep(wait)
@@ -161,7 +160,8 @@ def stage(bundle: Path, folder: Path, repo_id: str, tag: str | None) -> list[Pat
         fields = json.loads(adapter_config.read_text(encoding="utf-8"))
         write_json(adapter_config, fields | {"base_model_name_or_path": repo_id, "revision": tag})
     card = folder / CARD
-    card.write_text(name_repository(card.read_text(encoding="utf-8"), repo_id), encoding="utf-8")
+    named = name_repository(card.read_text(encoding="utf-8"), repo_id, *([tag] if tag else []))
+    card.write_text(named, encoding="utf-8")
     write_manifest(folder, manifest["kind"])
     return sorted(folder.iterdir())
 

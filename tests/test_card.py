@@ -346,6 +346,9 @@ def test_the_repository_is_named_in_the_load_lines_alone(run, make_bundle):
     assert section(named, "load").count('"me/describer"') == 3 and 'Say "REPO_ID".' in named
     assert named.replace("me/describer", "REPO_ID") == card
     assert name_repository(named, "you/other") == name_repository(card, "you/other")
+    pinned = name_repository(card, "me/describer", "v1")
+    assert pinned == named.replace('revision="COMMIT"', 'revision="v1"') != named
+    assert name_repository(pinned, "me/describer") == named  # in a repository that was never tagged
     with pytest.raises(ValueError, match="Repo id must"):
         name_repository(card, 'me/"x')
     without = re.sub(r"<!-- t5fusion:load -->.*<!-- /t5fusion:load -->", "", card, flags=re.DOTALL)

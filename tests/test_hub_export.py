@@ -242,6 +242,9 @@ def test_other_kinds_need_no_backbone(author, bare, tmp_path, kind):
 def test_many_adapters_on_one_base(author, hub, bundle, tmp_path):
     author.t5fusion("export", BACKBONE, tmp_path / "base", "--kind", "base")
     author.t5fusion("push", tmp_path / "base", "me/base")
+    files = hub.repo("me/base").files()
+    (pinned,) = re.findall(r'revision="(.*?)"', files["README.md"].decode())
+    assert hub.repo("me/base").files(pinned) == files
     held, _ = author.t5fusion("verify", bundle, "--base", "me/base")
     assert "PeftModel over the base repository: to the bit" in held
     author.python(TRAIN, "me/base", tmp_path / "another", "yes")
@@ -471,6 +474,7 @@ def test_one_commit_and_what_it_leaves(author, hub, bundle):
     named = json.loads(pushed["adapter_config.json"])
     assert named["base_model_name_or_path"] == "me/mine" and repo.files(named["revision"]) == repo.files()
     assert b'from_pretrained("me/mine"' in pushed["README.md"]
+    assert f'revision="{named["revision"]}"'.encode() in pushed["README.md"]
     deliver(author, bundle, {"repo_id": "me/mine", "delete_others": True})
     assert set(repo.files()) == {file.name for file in bundle.iterdir()}
     (again,) = deliver(author, bundle, {"repo_id": "me/mine"})

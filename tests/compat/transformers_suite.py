@@ -28,8 +28,8 @@ def make() -> Table:
     passed = ", ".join(f"{name} {counts[kind, 'works']}" for kind, name in CLASSES.items())
     return Table(
         "transformers' common tests",
-        f"`ModelTesterMixin` of the installed transformers{whose_left_out()}. *refused* is a test that skips itself, or "
-        f"says why it is not for this model. Passed: {passed}.",
+        f"`ModelTesterMixin` of the installed transformers{whose_left_out()}. *refused* is a test that skips itself, "
+        f"or says why it is not for this model. Passed: {passed}.",
         ["with vectors", "without vectors"],
         cells,
     )
