@@ -323,19 +323,17 @@ class T5WithFusion(FusedLoadingMixin, StartsAsT5, T5ForConditionalGeneration, Ge
         }
         return LoraConfig(**recommended | overrides)
 
-    def tie_weights(self, missing_keys=None, recompute_mapping=True):
-        if missing_keys is not None and self._has_own_head(missing_keys):
-            # as transformers does, which warns and advises what T5's config does not take
-            self.all_tied_weights_keys.pop("lm_head.weight", None)
-        # as the checkpoint was, not anew: `resize_token_embeddings` would tie the head that a FLAN-T5 has of its own
-        super().tie_weights(missing_keys=missing_keys, recompute_mapping=False)
+    def get_expanded_tied_weights_keys(self, *args, **kwargs):
+        tied = super().get_expanded_tied_weights_keys(*args, **kwargs)
+        if not self.config.scale_decoder_outputs:  # a head of its own, which T5's config has no other word for
+            tied.pop("lm_head.weight", None)
+        return tied
 
-    def _has_own_head(self, missing_keys) -> bool:
-        """Whether the config says so of a checkpoint that lacks those weights, and the checkpoint holds one."""
-        head, table = self.lm_head.weight, self.shared.weight
-        if self.config.scale_decoder_outputs or head.is_meta or table.is_meta:
-            return False
-        return missing_keys.isdisjoint({"lm_head.weight", "shared.weight"}) and not torch.equal(head, table)
+    def tie_weights(self, missing_keys=None, recompute_mapping=True):
+        if missing_keys is not None and "lm_head.weight" in missing_keys:  # an mT5 that was tied
+            self.all_tied_weights_keys["lm_head.weight"] = "shared.weight"
+        # as the checkpoint was, not anew, when the vocabulary is resized
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=False)
 
     def resize_token_embeddings(self, *args, **kwargs):
         rows = self.shared.num_embeddings

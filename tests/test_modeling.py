@@ -74,6 +74,9 @@ def test_the_head_of_its_own_stays(plain_folders):
     assert torch.equal(fused.shared.weight, weights["shared.weight"])
     assert not torch.equal(fused.lm_head.weight, fused.shared.weight)
     assert fused.encoder.embed_tokens.weight is fused.shared.weight
+    from_config = T5WithFusion(fused.config)
+    from_config.load_state_dict(fused.state_dict())
+    assert torch.equal(from_config.lm_head.weight, weights["lm_head.weight"])
 
 
 def test_a_vector_moves_its_own_row_and_no_other(flan, inputs_for):
@@ -368,8 +371,9 @@ def test_the_tokenizer_that_has_the_placeholder_names_its_id(plain_folders, tmp_
     assert T5WithFusion(folder).config.lexical_token_id == 136
 
 
-def test_an_mt5_is_the_stock_mt5_to_the_bit(plain_folders, tmp_path, inputs_for):
-    plain = shutil.copytree(plain_folders["flan"], tmp_path / "mt5")
+@pytest.mark.parametrize("weights", ["flan", "v1.1"])  # with a head of its own, and without
+def test_an_mt5_is_the_stock_mt5_to_the_bit(plain_folders, tmp_path, inputs_for, weights):
+    plain = shutil.copytree(plain_folders[weights], tmp_path / "mt5")
     saved = json.loads((plain / "config.json").read_text()) | {"model_type": "mt5", "tie_word_embeddings": True}
     for name in ("feed_forward_proj", "dense_act_fn", "is_gated_act", "decoder_start_token_id"):  # mT5's are others
         saved.pop(name)
@@ -459,6 +463,8 @@ def test_random_weights_are_drawn_as_t5_draws_them(tied):
     fused = dict(T5WithFusion(T5FusionConfig(**sizes, tie_word_embeddings=tied)).named_parameters())
     for name, parameter in plain.named_parameters():
         assert fused[name].std().item() == pytest.approx(parameter.std().item(), rel=0.3), name
+    assert ("lm_head.weight" in fused) != tied  # where the plain one ties it in any case
+    assert tied or fused["lm_head.weight"].std().item() == pytest.approx(1, rel=0.3)
 
 
 def test_a_given_config(plain_folders):
