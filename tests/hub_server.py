@@ -26,7 +26,8 @@ DATE = "2026-01-01T00:00:00.000Z"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npy", ".npz", ".onnx", ".parquet", ".model", ".zip", ".gz")
 LFS_SIZE = 1 << 20  # the Hub's own bound is 10 MB: smaller here, so that tests need no large files
 ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
-ID = "(?P<id>(?:[^/]+/)?[^/]+)"
+KIND = "(?:models|datasets)"
+ID, REV = "(?P<id>(?:[^/]+/)?[^/]+)", "(?P<rev>[^/]+)"
 NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?(?<!\.git)(?<!\.ipynb)", re.ASCII)
 
 
@@ -534,23 +535,23 @@ class HubServer:
         return Response(b"", 302, headers | linked | {"Location": f"{self.storage}/stored/{id}/{etag}"})
 
     ROUTES = tuple(
-        (methods.split(), re.compile(path.replace("ID", ID).replace("REV", "(?P<rev>[^/]+)")), handle)
+        (methods.split(), re.compile(path.replace("KIND", KIND).replace("ID", ID).replace("REV", REV)), handle)
         for methods, path, handle in (
             ("GET", "/api/whoami-v2", whoami),
             ("POST", "/api/repos/create", create_repo),
             ("DELETE", "/api/repos/delete", delete_repo),
             ("POST", "/api/validate-yaml", validate_yaml),
-            ("GET", "/api/models/ID/tree/REV(?:/(?P<path>.+))?", tree),
-            ("GET", "/api/models/ID/refs", refs),
-            ("GET", "/api/models/ID/commits/REV", history),
-            ("POST", "/api/models/ID/branch/REV", create_branch),
-            ("POST", "/api/models/ID/tag/REV", create_tag),
-            ("POST", "/api/models/ID/preupload/REV", preupload),
-            ("POST", "/api/models/ID/commit/REV", commit),
-            ("GET", "/api/models/ID(?:/revision/REV)?", info),
+            ("GET", "/api/KIND/ID/tree/REV(?:/(?P<path>.+))?", tree),
+            ("GET", "/api/KIND/ID/refs", refs),
+            ("GET", "/api/KIND/ID/commits/REV", history),
+            ("POST", "/api/KIND/ID/branch/REV", create_branch),
+            ("POST", "/api/KIND/ID/tag/REV", create_tag),
+            ("POST", "/api/KIND/ID/preupload/REV", preupload),
+            ("POST", "/api/KIND/ID/commit/REV", commit),
+            ("GET", "/api/KIND/ID(?:/revision/REV)?", info),
             ("POST", "/ID.git/info/lfs/objects/batch", lfs_batch),
             ("POST", "/ID.git/info/lfs/verify", verify),
-            ("GET HEAD", "/ID/resolve/REV/(?P<path>.+)", resolve),
+            ("GET HEAD", "/(?:datasets/)?ID/resolve/REV/(?P<path>.+)", resolve),
             ("GET HEAD PUT", "/stored/ID/(?P<oid>[0-9a-f]{64})", store),
         )
     )

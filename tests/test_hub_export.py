@@ -274,6 +274,29 @@ def test_what_train_wrote(author, hub, plain_folders, tmp_path):
     assert "--kind standalone" in author.refused("export", tmp_path / "full", tmp_path / "no")
 
 
+def test_a_data_set_of_the_hub(author, hub, tmp_path):
+    """Read whole to train and to evaluate, streamed to generate; the card names it."""
+    files = {}
+    for split, first in (("train", "abcdef"), ("validation", "gh")):
+        rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1, 1.0]} for a in first for b in "abcdef"]
+        files[f"{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    hub.add_repo("me/rows", files)
+    columns = ["--text-column", "name", "--vector-column", "vector"]
+    tuned = [*columns, "--target-column", "text"]
+    author.t5fusion("train", "me/rows", *tuned, "--base", BACKBONE, "--epochs", 0.2, "--output", tmp_path / "mine")
+    author.t5fusion("evaluate", tmp_path / "mine", "me/rows", *tuned)
+    made = tmp_path / "made.jsonl"
+    options = ["--split", "validation", "--max-new-tokens", 4, "--output", made]
+    author.t5fusion("generate", tmp_path / "mine", "--file", "me/rows", *columns, *options)
+    lines = [json.loads(line) for line in made.read_text().splitlines()]
+    assert [line["name"] for line in lines] == [f"app_{a}{b}" for a in "gh" for b in "abcdef"]
+    assert json.loads((tmp_path / "mine" / "evaluation.json").read_text())["rows"] == len(lines)
+    author.t5fusion("export", tmp_path / "mine", tmp_path / "bundle")
+    assert "datasets:\n- me/rows\n" in (tmp_path / "bundle" / "README.md").read_text()
+    complaint = author.refused("train", "me/no-rows", *tuned)
+    assert complaint.startswith("me/no-rows is no file, and no data set that could be fetched")
+
+
 def test_a_backbone_that_readers_have_not(author, plain_folders, tmp_path, save_plain_t5):
     local, repo = plain_folders["flan"], author.hub.repo(BACKBONE)
     author.python(TRAIN, local, tmp_path / "bare", "no")
