@@ -5,7 +5,8 @@
         subprocess.run(command, env=os.environ | hub.environment(tmp_path, "hf_owner"))
         assert hub.repo("me/model").files() == wanted
 
-It speaks what huggingface_hub 1.3 to 2.4 ask of the Hub for models: repos, commits, pull requests, LFS, downloads.
+It speaks what huggingface_hub 1.3 to 2.4 ask of the Hub for models: repos, commits, pull requests, LFS, downloads;
+and what datasets asks to read a data set, which here is a repo like others.
 Its answers (status codes, headers, messages) are the Hub's, because by them the client decides what to raise and what
 to try again. There is no Xet, and `environment` tells the client so: the recent ones would send large files that way.
 """
