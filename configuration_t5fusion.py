@@ -16,6 +16,8 @@ class T5FusionConfig(T5Config):
             default the first id that T5's tokenizer leaves free, or `vocab_size` where that is smaller.
         backbone: Hub id (or folder) of the plain T5 that the model was built from; None for one made from scratch.
         backbone_revision: commit hash of the backbone, where it came from a Hub.
+        weights_from_backbone: of a saved folder or repository: it holds no weights, those of its backbone are its own.
+        adapter_beside: of such: an adapter lies beside this config, and the model is not whole without it.
         **kwargs: everything of [`~transformers.T5Config`].
 
     Raises:
@@ -24,7 +26,16 @@ class T5FusionConfig(T5Config):
 
     model_type = "t5_fusion"
 
-    def __init__(self, lexical_dim=384, lexical_token_id=None, backbone=None, backbone_revision=None, **kwargs):
+    def __init__(
+        self,
+        lexical_dim=384,
+        lexical_token_id=None,
+        backbone=None,
+        backbone_revision=None,
+        weights_from_backbone=False,
+        adapter_beside=False,
+        **kwargs,
+    ):
         kwargs.pop("model_type", None)  # a plain T5's config.json says "t5", and would win over the class attribute
         kwargs.setdefault("decoder_start_token_id", kwargs.get("pad_token_id", 0))  # as in every released T5
         # a head of its own takes unscaled outputs (T5 v1.1, FLAN); transformers 5.0 alone forgets what the file says
@@ -37,6 +48,7 @@ class T5FusionConfig(T5Config):
         self.lexical_token_id = _positive("lexical_token_id", lexical_token_id)
         self.backbone = backbone
         self.backbone_revision = backbone_revision
+        self.weights_from_backbone, self.adapter_beside = weights_from_backbone, adapter_beside
 
     def validate(self):
         """Called at each save; it would warn of a `*_token_id` past the table, where the placeholder may well lie."""

@@ -7,6 +7,7 @@ A name may stand for a plain T5, for a fused model with or without weights of it
 import copy
 import json
 import os
+import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -18,11 +19,11 @@ from transformers.utils.hub import extract_commit_hash
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 NO_ADAPTER = {"subfolder": "no-adapter-here"}  # keeps transformers from loading an adapter itself
 NOTHING_LOADED: dict = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 PLAIN = ("t5", "mt5")  # the kinds of backbone: an mT5 is a T5 whose head is never scaled
-NAME_OF_FUSED = "T5WithFusion({})"  # in adapters' configs: by the T5's own name, others would load the plain T5
+WRAPPED = r"\.(base_layer|original_module)\b"  # what PEFT puts into the names of the weights beneath
+FUSED = re.compile(r"T5WithFusion\((.+?)(?:@([0-9a-f]{40}))?\)")  # see `fused_name`
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
 
 
@@ -36,9 +37,9 @@ class FusedLoadingMixin:
         Args:
             pretrained_model_name_or_path: Hub id or folder; None where `state_dict` brings the weights. Of a plain T5,
                 the fusion layer is made anew; its weights depend on the sizes and the backbone alone. `config.backbone`
-                then names it, with its commit, and adapters name their base "T5WithFusion(ID)", as which no other
-                class can load the plain T5 in its stead. Of a fused model that holds no weights, they are those of its
-                `config.backbone`. Of an adapter, the base that it names is loaded beneath it.
+                then names it, with its commit, and adapters name their base "T5WithFusion(ID@COMMIT)", as which no
+                other class can load the plain T5 in its stead. Where the saved config says that the weights are those
+                of its backbone, they are. Of an adapter, the base that it names is loaded beneath it.
             config: a `T5FusionConfig`, or the folder or id of one, to use in place of the saved one.
             adapter_name: the name of the adapter, where there is one.
             **kwargs: those of [`~transformers.PreTrainedModel.from_pretrained`], and fields of the config
@@ -48,9 +49,14 @@ class FusedLoadingMixin:
             ValueError: the checkpoint is neither a T5 nor a fused one, or it lacks the decoder, or the fusion layer it
                 should hold; or `config` has no `lexical_dim`; or the backbone's tokenizer cannot be loaded; or
                 `device_map` offloads a fusion layer that is yet to be made; or the adapter does not fit.
+            OSError: a file cannot be had, be it the adapter that the config says is there.
         """
         if pretrained_model_name_or_path is None:  # the weights come as `state_dict`
-            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+            loaded = super().from_pretrained(None, *model_args, config=config, **kwargs)
+            if not any(".fusion." in key for key in kwargs.get("state_dict") or ()):
+                model = loaded[0] if kwargs.get("output_loading_info") else loaded
+                model.encoder.fusion.reset_parameters(model.shared.weight)
+            return loaded
         found = locate(pretrained_model_name_or_path, config, kwargs)
         config, kwargs = found.config, found.kwargs
         # by this, `__init__` knows what may be missing
@@ -70,22 +76,24 @@ class FusedLoadingMixin:
                 f"{found.source} says it is a fused model, but its weights lack {', '.join(lost)}. "
                 "Save it again with `model.save_pretrained`, or name a plain T5 to start from."
             )
-        if found.is_plain:
+        if found.is_plain or lost or any(".fusion." in str(key) for key in info["mismatched_keys"]):
             if model.encoder.fusion.norm.weight.is_meta:
                 raise ValueError(
                     "`device_map` offloads the fusion layer, which a plain T5's weights do not hold. Keep "
                     "`encoder.fusion` on a device, or save the fused model and load that."
                 )
             model.encoder.fusion.reset_parameters(model.shared.weight)
-            model.name_or_path = NAME_OF_FUSED.format(found.source)
+        if found.is_plain:
+            model.name_or_path = fused_name(found.source, found.commit)
         if found.adapter is not None:
             model.load_adapter(found.adapter, adapter_name, adapter_kwargs=found.adapter_hub)
         return (model, info) if wants_info else model
 
     def load_adapter(self, peft_model_id=None, adapter_name=None, *args, adapter_kwargs=None, **kwargs):
-        """Loads a PEFT adapter as `PeftModel` does, to the bit, on every release of transformers.
+        """Loads a PEFT adapter as `PeftModel` does, to the bit, on every release of transformers; it is the active one.
 
-        Releases before 5.20 leave the fusion layer of an adapter as it was, or fill it with NaN, and say nothing.
+        Releases before 5.20 leave the fusion layer of an adapter as it was, or fill it with NaN, and say nothing; and
+        all leave a second one's inactive.
 
         Args:
             peft_model_id: Hub id or folder of the adapter.
@@ -95,7 +103,8 @@ class FusedLoadingMixin:
                 memory or are swapped in place.
 
         Raises:
-            ValueError: there is an adapter of this name already, or its weights do not fit this model.
+            ValueError: there is an adapter of this name already, or its weights do not fit this model, which then is
+                as it was.
         """
         if adapter_kwargs == NO_ADAPTER:  # from `from_pretrained` of a release that does not look at the subfolder
             return SimpleNamespace(**NOTHING_LOADED, to_dict=NOTHING_LOADED.copy)
@@ -118,16 +127,24 @@ class FusedLoadingMixin:
         adapter_config.inference_mode = not is_trainable
         weights = load_peft_weights(str(peft_model_id), device=str(self.device), **hub)
         weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}  # of a PeftModel
+        before = {key for key, _ in self.named_parameters()}
         inject_adapter_in_model(adapter_config, self, name)
         self._hf_peft_config_loaded = True
         cast_adapter_dtype(self, name)  # to fp32, as PeftModel does, before the weights could lose digits
         try:
             loaded = set_peft_model_state_dict(self, weights, name)
+            of_before = {key for key in loaded.missing_keys if before & {key, re.sub(WRAPPED, "", key)}}
+            absent = [key for key in loaded.missing_keys if f".{name}." in key and key not in of_before]
+            if absent or loaded.unexpected_keys:
+                raise KeyError(", ".join([*absent, *loaded.unexpected_keys][:3]))
         except (KeyError, RuntimeError) as error:
-            raise ValueError(_misfit(peft_model_id, str(error).strip().splitlines()[-1].strip())) from error
-        absent = [key for key in loaded.missing_keys if f".{name}." in key]
-        if absent or loaded.unexpected_keys:
-            raise ValueError(_misfit(peft_model_id, ", ".join([*absent, *loaded.unexpected_keys][:3])))
+            self.delete_adapter(name)
+            cause = str(error.args[0]).strip().splitlines()[-1].strip()
+            raise ValueError(
+                f"the adapter {peft_model_id} does not fit this model ({cause}). Load it on the base that it was "
+                "trained on, with the same `lexical_dim`."
+            ) from error
+        self.set_adapter(name)
         if not is_trainable:
             self.eval()
             self.requires_grad_(False)
@@ -139,6 +156,7 @@ class Found:
     """What `from_pretrained` is to load, and from where."""
 
     source: str | os.PathLike  # of the weights
+    commit: str | None  # of the source, where that is on a Hub
     is_plain: bool  # they are a plain T5's, without a fusion layer
     config: T5FusionConfig
     kwargs: dict  # for transformers
@@ -147,20 +165,31 @@ class Found:
 
 
 def locate(name, config, kwargs: dict) -> Found:
-    """Where the weights that `name` stands for are, its config, and the adapter that goes on top."""
-    name = plain_name(name)
-    hub = {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
+    """Where the weights that `name` stands for are, its config, and the adapter that goes on top.
+
+    What is absent by the Hub's word may as well be out of reach, so only the config says that weights are elsewhere.
+
+    Raises:
+        OSError: a config cannot be had, or an adapter of which one tells.
+    """
+    name, commit = plain_t5(name)
+    hub = ({"revision": commit} if commit else {}) | {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
     adapter, adapter_hub = find_adapter(name, hub, kwargs.pop("adapter_kwargs", None))
     source = name
     if adapter == name and (base := base_of(adapter, adapter_hub)) is not None:  # an adapter by itself
-        source, hub = base, elsewhere(hub)
+        source, hub = base[0], elsewhere(hub) | ({"revision": base[1]} if base[1] else {})
+    commit = commit_of(source, hub)
+    hub |= {"revision": commit} if commit else {}  # the rest is of the same commit, whoever pushes meanwhile
     saved, _ = PretrainedConfig.get_config_dict(source, **hub)
+    if saved.get("adapter_beside") and adapter is None:
+        raise OSError(f"{source} holds an adapter, whose adapter_config.json cannot be had. Try again, with a network.")
     config, kwargs = fused_config(source, hub, saved, config, kwargs)
-    if saved["model_type"] not in PLAIN and config.backbone is not None and not holds_weights(source, hub, kwargs):
-        source, hub = config.backbone, elsewhere(hub) | {"revision": config.backbone_revision}
+    if saved.get("weights_from_backbone"):
+        source, commit = config.backbone, config.backbone_revision
+        hub = elsewhere(hub) | {"revision": commit}
         saved, _ = PretrainedConfig.get_config_dict(source, **hub)
     kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KEYWORDS} | hub
-    return Found(source, saved.get("model_type") in PLAIN, config, kwargs, adapter, adapter_hub)
+    return Found(source, commit, saved.get("model_type") in PLAIN, config, kwargs, adapter, adapter_hub)
 
 
 def elsewhere(hub: dict) -> dict:
@@ -182,20 +211,30 @@ def find_adapter(name, hub: dict, passed: dict | None) -> tuple[str | None, dict
     return adapter, {key: value for key, value in passed.items() if key in HUB_KEYWORDS}
 
 
-def base_of(adapter, hub: dict) -> str | None:
-    """The base that an adapter names; None where a config.json beside it makes it a model of its own."""
+def base_of(adapter, hub: dict) -> tuple[str, str | None] | None:
+    """The base that an adapter names, and its revision; None where a config.json beside it makes it a model itself."""
     missing = {"_raise_exceptions_for_missing_entries": False}
     if cached_file(adapter, "config.json", **hub, **missing) is not None:
         return None
     with open(cached_file(adapter, "adapter_config.json", **hub), encoding="utf-8") as file:
-        return plain_name(json.load(file)["base_model_name_or_path"])
+        return base_in(json.load(file))
 
 
-def plain_name(name):
-    """The plain T5 beneath the fused model that an adapter's config names; any other name as it is."""
-    start, end = NAME_OF_FUSED.split("{}")
-    is_fused = isinstance(name, str) and name.startswith(start) and name.endswith(end)
-    return name.removeprefix(start).removesuffix(end) if is_fused else name
+def base_in(adapter_config: dict) -> tuple[str, str | None]:
+    """The base that an adapter's config names, a plain T5 by its own name; and its revision, if it tells."""
+    name, commit = plain_t5(adapter_config["base_model_name_or_path"])
+    return name, commit or adapter_config.get("revision")
+
+
+def fused_name(plain: str | os.PathLike, commit: str | None) -> str:
+    """What adapters call the fused model made of a plain T5: by that one's own name, others would load the plain T5."""
+    return f"T5WithFusion({plain}@{commit})" if commit else f"T5WithFusion({plain})"
+
+
+def plain_t5(name) -> tuple:
+    """The plain T5 and its commit (or None) of which `fused_name` made `name`; any other name as it is, and None."""
+    found = FUSED.fullmatch(name) if isinstance(name, str) else None
+    return (found[1], found[2]) if found else (name, None)
 
 
 def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5FusionConfig, dict]:
@@ -207,7 +246,7 @@ def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5
             f"{T5FusionConfig.model_type!r}."
         )
     if isinstance(config, (str, os.PathLike)):
-        config = T5FusionConfig.from_dict(PretrainedConfig.get_config_dict(config)[0])
+        config = T5FusionConfig.from_dict(PretrainedConfig.get_config_dict(config, **elsewhere(hub))[0])
     if config is None:
         if kind == "mt5":  # what its config leaves out is not what T5's would
             saved = MT5Config.from_dict(saved).to_dict()
@@ -222,6 +261,7 @@ def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5
         config, kwargs = T5FusionConfig.from_dict(saved, return_unused_kwargs=True, **kwargs)
         kwargs |= dtype  # in the config, "auto" would stand for a type
     config = copy.deepcopy(config)
+    config.weights_from_backbone = config.adapter_beside = False  # of what is saved, not of a model in memory
     if kind in PLAIN and getattr(config, "backbone", None) is None:
         config.backbone, config.backbone_revision = str(name), commit_of(name, hub)
     if kind == "mt5":
@@ -229,24 +269,13 @@ def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5
     return config, kwargs
 
 
-def holds_weights(name, hub: dict, kwargs: dict) -> bool:
-    """Whether there are weights of the whole model, in one file or several, of `kwargs`' variant if it names one."""
-    missing = {"_raise_exceptions_for_missing_entries": False}
-    end = f".{kwargs['variant']}" if kwargs.get("variant") else ""
-    files = [f"{stem}{end}.{kind}{index}" for stem, kind in WEIGHTS for index in ("", ".index.json")]
-    return any(cached_file(name, file, **hub, **missing) is not None for file in files)
-
-
-def _misfit(adapter, what: str) -> str:
-    return (
-        f"the adapter {adapter} does not fit this model ({what}). Load it on the base that it was trained on, with the "
-        "same `lexical_dim`."
-    )
-
-
 def commit_of(backbone: str | os.PathLike, hub: dict) -> str | None:
-    """The commit that the backbone's files are of; None for a folder. (Configs know theirs before 5.23 only.)"""
-    return extract_commit_hash(cached_file(backbone, "config.json", **hub), None)
+    """The commit that a model's files are of; None for a folder. (Configs know theirs before 5.23 only.)
+
+    Raises:
+        OSError: its config.json cannot be had.
+    """
+    return None if os.path.isdir(backbone) else extract_commit_hash(cached_file(backbone, "config.json", **hub), None)
 
 
 def free_token_id(backbone: str | os.PathLike, hub: dict) -> int | None:

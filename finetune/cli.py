@@ -1,6 +1,5 @@
 """The command line: `t5fusion demo | train | generate | evaluate`."""
 
-import hashlib
 import json
 import logging
 import os
@@ -74,9 +73,14 @@ def demo(
     Example: [bold]t5fusion demo --lexical name[/bold]
     """
     quiet()
+    from .demo import DEMO
     from .demo import demo as run
 
-    _clear(output, overwrite=True)
+    if output.is_dir() and any(output.iterdir()) and not (output / DEMO).exists():
+        raise ValueError(f"{output} holds something else than a demo, and is left alone. Choose another --output.")
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    (output / DEMO).write_text("{}\n")  # an interrupted one is known by it, too
     run(output, lexical=lexical.value, base=base, epochs=epochs, limit=limit, seed=seed)
 
 
@@ -152,7 +156,7 @@ def train(
     training = _inputs(rows, columns, processor, limits)
     validating = _inputs(held_out, columns, processor, limits)
     try:
-        run(training, validating, processor, options, output, resume, data=_on_hub(data))
+        run(training, validating, processor, options, output, resume, _on_hub(data), columns)
     except Interrupted:
         say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")
         raise typer.Exit(130) from None
@@ -194,7 +198,7 @@ def generate(
     quiet()
     from .chunks import Output, chunks_of_texts, processes, read_chunks
     from .generate import generate_lines, generate_texts
-    from .loading import load_trained, read_record, trained_limits
+    from .loading import load_trained, trained_digest, trained_limits
 
     if texts and file:
         raise ValueError("texts and --file were both given; give one of them.")
@@ -208,8 +212,8 @@ def generate(
     model, processor = load_trained(folder)
     model, limits = model.to(state.device), trained_limits(folder)
     options: dict = {"num_beams": beams, "max_new_tokens": max_new_tokens}
-    training = hashlib.sha256(json.dumps(read_record(folder)).encode()).hexdigest()[:8]
-    begun_with = {"training": training, "columns": list(columns), "no_vectors": no_vectors, "batch_size": batch_size}
+    begun_with = {"model": trained_digest(folder), "columns": list(columns), "no_vectors": no_vectors}
+    begun_with |= {"batch_size": batch_size}
     lines = Output(output, text_column, begun_with | options, overwrite) if state.is_main_process else None
 
     def inputs(rows, numbers, counted):

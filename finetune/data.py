@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
+from ..configuration_t5fusion import LEXICAL_TOKEN
 from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 from .harvest import is_held_out
 
@@ -51,7 +53,7 @@ def load_rows(data: str, split: str = "train") -> Dataset:
             return load_dataset(data, split=split)
         if path.suffix == ".csv":  # all of it text: else a name such as "None", "NA" or "007" is another, or lost
             return Dataset.from_pandas(pd.read_csv(path, dtype=str, keep_default_na=False), preserve_index=False)
-        return load_dataset(FILE_KINDS[path.suffix], data_files=str(path), split="train")
+        return load_dataset(FILE_KINDS[path.suffix], data_files=escape(str(path)), split="train")  # no pattern
 
 
 @contextmanager
@@ -136,11 +138,13 @@ def prepare(
     """
     texts = [" ".join(text.split()) for text in texts]
     targets = None if targets is None else [" ".join(target.split()) for target in targets]
-    made = processor(
-        texts, lexical_embeds=False, text_target=targets, return_tensors=None, max_length=max_source,
-        max_target_length=max_target,
-    )  # fmt: skip
     prompts = [processor.template.replace("{text}", text) for text in texts]
+    # the collator places each row's placeholders, where the text does not hold them itself
+    placed = vectors is not None and any(LEXICAL_TOKEN in prompt for prompt in prompts)
+    made = processor(
+        texts, lexical_embeds=vectors if placed else False, text_target=targets, return_tensors=None,
+        max_length=max_source, max_target_length=max_target,
+    )  # fmt: skip
     counted = Counter() if cut is None else cut
     counted.update(inputs=len(prompts), **{"targets": len(targets)} if targets else {})
     counted["cut inputs"] += _cut(prompts, made["input_ids"], max_source, processor.tokenizer)

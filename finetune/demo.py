@@ -36,7 +36,7 @@ DROPOUT = 0.0  # its random numbers take a fifth of the time, and two epochs do 
 BODY_TOKENS = 64  # of a body, for its vector
 GENERATED = 200  # held-out rows that are written out and scored
 SHOWN = 8
-PROBE = "probe.json"
+PROBE, DEMO = "probe.json", "demo.json"
 DECODING: dict[str, Any] = {"max_new_tokens": 32, "no_repeat_ngram_size": 3}  # a model this small falls into loops
 
 
@@ -88,7 +88,7 @@ def demo(
     _prove_reload(output, model, test[:SHOWN], processor)
     console.print(f"Saved in {output}; reloaded in a new process: the same losses, to the bit, and the same texts.")
     results["seconds"] = time.monotonic() - start
-    (output / "demo.json").write_text(json.dumps(results, indent=1) + "\n")
+    (output / DEMO).write_text(json.dumps(results, indent=1) + "\n")
     console.print(f"{results['seconds'] / 60:.1f} minutes. Next, with a file of your own:", highlight=False)
     next_command = "t5fusion train my.jsonl --text-column name --target-column description --output runs/mine"
     console.print(f"  {next_command}", highlight=False, soft_wrap=True)

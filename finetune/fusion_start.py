@@ -44,7 +44,7 @@ def mean_target_embeddings(labels: list[list[int]], embeddings: Tensor) -> Tenso
 
     The weight of a token is its inverse document frequency, log(rows / rows that hold it) (Sparck Jones 1972).
     """
-    rows = [torch.tensor(sorted({token for token in row if token > 1})) for row in labels]
+    rows = [torch.tensor(sorted({token for token in row if token > 1}), dtype=torch.int64) for row in labels]
     frequency = torch.bincount(torch.cat(rows), minlength=len(embeddings)).clamp(min=1)
     weight = (len(rows) / frequency).log()
     return torch.stack(

@@ -1,11 +1,14 @@
 """Training: build the fused model, put LoRA on top (or train all of it), run the Trainer, save what can be shared."""
 
+import hashlib
 import json
 import os
 import platform
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +16,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, disable_fsdp_ram_efficient_loading
+from huggingface_hub import try_to_load_from_cache
 from peft import get_peft_model
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils.hub import extract_commit_hash
 
+from ..loading_t5fusion import commit_of, plain_t5
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 from ..tiny_t5 import PATH as TINY_T5
@@ -134,15 +140,33 @@ def make_processor(base: str, **recipe) -> T5FusionProcessor:
     return T5FusionProcessor(tokenizer, **recipe)
 
 
-def build_model(options: TrainingOptions, processor: T5FusionProcessor, rows: list[dict]) -> nn.Module:
+def base_commit(base: str) -> str | None:
+    """The commit that the base is at now; None for a folder. OSError where it cannot be told."""
+    try:
+        return commit_of(base_folder(base), {})
+    except OSError as error:
+        raise base_error(base, error) from error
+
+
+def build_model(
+    options: TrainingOptions, processor: T5FusionProcessor, rows: list[dict], commit: str | None = None
+) -> nn.Module:
     """The fused model, its fusion layer started, with LoRA on top unless `options.full`.
+
+    Args:
+        commit: of the base; None for its main.
 
     Raises:
         ValueError: model and tokenizer do not mean the same token by `<lexical>`, or the base is no T5.
         OSError: the base cannot be loaded.
     """
     try:
-        model = T5WithFusion(base_folder(options.base), lexical_dim=processor.lexical_dim, dtype=torch.float32)
+        model = T5WithFusion(
+            base_folder(options.base),
+            revision=commit or "main",
+            lexical_dim=processor.lexical_dim,
+            dtype=torch.float32,
+        )
     except OSError as error:
         raise base_error(options.base, error) from error
     if model.config.lexical_token_id != processor.lexical_token_id:
@@ -156,7 +180,8 @@ def build_model(options: TrainingOptions, processor: T5FusionProcessor, rows: li
             [row["lexical_embeds"].reshape(-1, processor.lexical_dim).mean(0) for row in with_vectors]
         )
         explained = start_from_targets(model, vectors, [row["labels"] for row in with_vectors])
-        _print(f"fusion layer: started from the targets; the vectors explain {explained:.1%} of their words' variance")
+        told = f"explain {explained:.1%} of their words' variance" if explained > 0 else "tell nothing of their words"
+        _print(f"fusion layer: started from the targets; the vectors {told}")
     if options.full:
         return model
     lora: dict[str, object] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
@@ -165,7 +190,8 @@ def build_model(options: TrainingOptions, processor: T5FusionProcessor, rows: li
     if options.target_modules is not None:
         lora["target_modules"] = list(options.target_modules)
     torch.manual_seed(options.seed)
-    return get_peft_model(model, model.lora_config(**lora))
+    is_fused = plain_t5(model.name_or_path)[0] == model.name_or_path  # else the name tells the commit
+    return get_peft_model(model, model.lora_config(**lora), revision=commit if is_fused else None)
 
 
 def trainable_share(model: nn.Module) -> tuple[int, int]:
@@ -254,14 +280,40 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def check_resumed(checkpoint: Path, expected: dict) -> None:
-    """ValueError if a checkpoint was begun with other options or other numbers of rows."""
-    file = checkpoint / RESUMED
-    begun = json.loads(file.read_text()) if file.exists() else expected
-    other = [
-        f"{name} was {begun.get(name)}, now {value}" for name, value in expected.items() if begun.get(name) != value
-    ]
+    """ValueError if a checkpoint was begun with other options, rows or vectors."""
+    begun = read_begun(checkpoint, expected)
+    now = json.loads(json.dumps(expected))  # as what was begun with was kept
+    other = [f"{name} was {begun.get(name)}, now {value}" for name, value in now.items() if begun.get(name) != value]
     if other:
         raise ValueError(f"{checkpoint} was begun otherwise: {'; '.join(other)}. Resume with the same, or start anew.")
+
+
+def read_begun(checkpoint: Path, default: dict) -> dict:
+    """What a checkpoint must be gone on with."""
+    file = checkpoint / RESUMED
+    return json.loads(file.read_text()) if file.exists() else default
+
+
+def pin_encoder(processor: T5FusionProcessor) -> None:
+    """Names in the recipe the commit of its encoder, where that is the one of the Hub's cache."""
+    name = processor.lexical_encoder
+    if name is None or Path(name).is_dir() or processor.lexical_encoder_revision is not None:
+        return
+    repository = name if "/" in name else f"sentence-transformers/{name}"  # as that package reads a bare name
+    found = try_to_load_from_cache(repository, "modules.json")
+    processor.lexical_encoder_revision = extract_commit_hash(found if isinstance(found, str) else None, None)
+
+
+def rows_digest(rows: list[dict]) -> str:
+    """Of the ids of texts and targets, which are the same on every machine; not of vectors, whose last bits are not."""
+    ids = [[list(map(int, row[name])) for name in ("input_ids", "labels")] for row in rows]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
+
+
+def recipe_of(processor: T5FusionProcessor) -> dict:
+    """How its vectors and prompts are made."""
+    names = ("lexical_encoder", "lexical_source", "normalize", "lexical_dtype", "lexical_max_tokens", "template")
+    return {name: getattr(processor, name) for name in names}
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -272,8 +324,13 @@ class StopOnInterrupt(TrainerCallback):
     def __init__(self):
         self.pressed = self.interrupted = False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    @contextmanager
+    def listening(self) -> Iterator[None]:
         self.previous = signal.signal(signal.SIGINT, self._remember)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self.previous)
 
     def _remember(self, *_):
         self.pressed = True
@@ -285,9 +342,6 @@ class StopOnInterrupt(TrainerCallback):
         if self.accelerator.check_trigger():  # set in any process
             self.interrupted = control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, **kwargs):
-        signal.signal(signal.SIGINT, self.previous)
-
 
 def train(
     rows: list[dict],
@@ -297,6 +351,7 @@ def train(
     output: Path,
     resume: bool = False,
     data: str | None = None,
+    columns: Sequence[str | None] = (),
 ) -> nn.Module:
     """Trains and saves into `output`: adapter (or all weights), tokenizer, processor, and `training.json`.
 
@@ -304,6 +359,7 @@ def train(
         rows, held_out: as `data.prepare` makes them, to train on and to evaluate with after each epoch.
         resume: go on from the last checkpoint in `output/checkpoints`.
         data: id of the data set on the Hub that the rows are from, for the record.
+        columns: that the rows were made of; to resume, they must be the same.
 
     Returns:
         The trained model: a `PeftModel`, or a `T5WithFusion` if `options.full`. Under FSDP its weights are shards; what
@@ -322,13 +378,18 @@ def train(
         "base": base_folder(options.base),
         "rows": len(rows),
         "held_out_rows": len(held_out),
+        "digest of the rows": rows_digest(rows),
+        "columns": list(columns),
+        **recipe_of(processor),
     }
     # how many processes share it may change
     begun_with["batch size of all processes"] = begun_with.pop("batch_size") * arguments.world_size
     if last is not None:
         check_resumed(last, begun_with)
+    commit = read_begun(last, {}).get("commit") if last is not None else None
+    commit = commit or base_commit(options.base)  # which goes on as it was begun, if its main has moved meanwhile
     disable_fsdp_ram_efficient_loading()  # a model of which only one process holds the weights cannot be started
-    model = build_model(options, processor, rows)
+    model = build_model(options, processor, rows, commit)
     trains, total = trainable_share(model)
     how = "full fine-tuning" if options.full else f"LoRA, r={options.rank}, alpha={options.alpha}"
     _print(f"{how}: {trains:,} of {total:,} weights train ({trains / total:.1%})")
@@ -339,7 +400,7 @@ def train(
         train_dataset=rows,
         eval_dataset=held_out,
         data_collator=DataCollatorWithFusion(processor.tokenizer),
-        callbacks=[stopper, KeepOptions(begun_with)],
+        callbacks=[stopper, KeepOptions(begun_with | {"commit": commit})],
     )
     for theirs in (PrinterCallback, ProgressCallback):  # which of the two is there depends on the log level
         trainer.remove_callback(theirs)
@@ -347,7 +408,8 @@ def train(
     trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
     stopper.accelerator = trainer.accelerator
     start = time.monotonic()
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    with stopper.listening():
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if stopper.interrupted:
         raise Interrupted
     whole = _gather(trainer) if trainer.is_fsdp_enabled else None
@@ -356,10 +418,11 @@ def train(
         align(model)
     if trainer.is_world_process_zero():
         model.save_pretrained(output, state_dict=whole)
+        pin_encoder(processor)
         processor.save_pretrained(output)
         record = {
             "options": asdict(options) | {"lr": options.peak_lr},
-            "backbone_revision": model.config.backbone_revision,
+            "base_revision": commit,
             "data": data,
             "rows": len(rows),
             "held_out_rows": len(held_out),

@@ -14,7 +14,7 @@ from transformers.utils import find_adapter_config_file
 
 from ..finetune.loading import read_record
 from ..finetune.train import base_error, base_folder
-from ..loading_t5fusion import commit_of, plain_name
+from ..loading_t5fusion import base_in, commit_of
 from ..modeling_t5fusion import T5WithFusion
 
 
@@ -83,9 +83,10 @@ def trained_on(source: Path) -> Backbone | None:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         if config.get("backbone"):
             return Backbone(config["backbone"], config.get("backbone_revision"))
-    name = record.get("options", {}).get("base")
-    name = name or json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return Backbone(base_folder(plain_name(name)), record.get("backbone_revision")) if name else None
+    if record.get("options", {}).get("base") == "tiny_t5":  # wherever it is now
+        return Backbone(base_folder("tiny_t5"))
+    name, revision = base_in(json.loads((source / "adapter_config.json").read_text(encoding="utf-8")))
+    return Backbone(base_folder(name), revision) if name else None
 
 
 def choose(source: Path, given: str | None, needed: bool, say) -> tuple[Backbone, Backbone | None]:
@@ -123,10 +124,10 @@ def choose(source: Path, given: str | None, needed: bool, say) -> tuple[Backbone
             f"the backbone is a folder of this machine, {published}, which readers have not. Name its like on the Hub "
             "with --backbone ID, or ship its weights as well with --kind standalone."
         )
-    if published.name == trained.name and published.revision:  # the user says which of its commits it was
-        trained = published
-    elif published == trained and not published.is_folder:
-        check_unambiguous(published)
+    if trained.revision is None and not trained.is_folder and published.name == trained.name:
+        if published.revision is None:
+            check_unambiguous(published)
+        trained = published  # the user says which of its commits it was
     return trained.pinned(), None if published.is_folder else published.pinned()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -61,7 +62,7 @@ def export(
             fused model, untuned, that many adapters can name.
         backbone: `ID` or `ID@REVISION` of the T5 that readers will get; by default the one that was trained on.
         recipe: fields of `T5FusionProcessor`, where `source` holds no processor that tells them.
-        overwrite: replace the bundle that is there; what its card says of the user's own stays.
+        overwrite: replace the bundle that is there; what its card says of the user's own stays, and so do other files.
         say: is told, a line each, what was taken for granted.
         format: "onnx": the bundle carries ONNX graphs as well, with the adapter folded in (see `onnx_export`).
 
@@ -94,9 +95,21 @@ def export(
         write_manifest(new, kind)
         check_nothing_local(new, [Path.home(), Path(source).resolve(), bundle])
         if bundle.exists():
+            keep_others(bundle, new)
             bundle.rename(Path(folder) / "replaced")
         new.rename(bundle)
     return bundle
+
+
+def keep_others(bundle: Path, new: Path) -> None:
+    """What the user put beside the files of the bundle that is replaced stays; none of it is pushed."""
+    try:
+        ours = {*read_manifest(bundle)["files"], MANIFEST}
+    except ValueError:  # damaged: no telling
+        ours = {MANIFEST}
+    for item in bundle.iterdir():
+        if item.name not in ours and not (new / item.name).exists():
+            (shutil.copytree if item.is_dir() else shutil.copy2)(item, new / item.name)
 
 
 def _check_target(bundle: Path, overwrite: bool) -> str | None:
@@ -195,6 +208,9 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
     if source is None:
         return base
     model = load_peft(base, source)
+    if kind == "standalone":
+        config = json.loads((new / "config.json").read_text(encoding="utf-8"))
+        write_json(new / "config.json", config | {"adapter_beside": True})
     if kind == "merged":
         with warnings.catch_warnings():  # those of a FLAN-T5 never were
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")

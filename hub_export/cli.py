@@ -24,6 +24,9 @@ class FormatOption(str, Enum):
 UseCache = Annotated[
     bool, typer.Option("--use-cache", help="Use this machine's cache of the Hub; else all is fetched, as by a reader.")
 ]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Run its Python files even where they are not this package's own.")
+]
 
 
 @app.command()
@@ -64,6 +67,7 @@ def verify(
     name: Annotated[str, typer.Argument(help="Folder that `t5fusion export` wrote, or id of a repository.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
     base: Annotated[str | None, typer.Option(help="Repository of the fused base, to try the adapter on.")] = None,
+    trust_code: TrustCode = False,
     use_cache: UseCache = False,
 ):
     """Reload a bundle as a reader would, through every door, and compare with the outputs that it carries.
@@ -73,7 +77,7 @@ def verify(
     quiet()
     from .verify import verify as prove
 
-    report = prove(name, revision, use_cache, base, say=print)
+    report = prove(name, revision, use_cache, base, trust_code=trust_code, say=print)
     if not report.ok:
         raise ValueError(f"{name} does not verify: {len(report.failures)} of {len(report.lines)} lines did not hold.")
 
@@ -89,6 +93,7 @@ def push(
     delete_others: Annotated[
         bool, typer.Option("--delete-others", help="Remove the files that the bundle has not.")
     ] = False,
+    trust_code: TrustCode = False,
     use_cache: UseCache = False,
 ):
     """Verify a bundle, then send it to the Hub in one commit.
@@ -99,7 +104,7 @@ def push(
     from .push import push as send
 
     pushed = send(
-        bundle, repo_id, private, revision, create_pr, message, delete_others, use_cache=use_cache, say=say
+        bundle, repo_id, private, revision, create_pr, message, delete_others, use_cache, trust_code, say=say
     )  # fmt: skip
     print(
         f"{pushed.url} ({pushed.size / 1e6:.1f} MB). A reader types:\n"

@@ -7,7 +7,7 @@ base that is fused already, and on the Hub, needs nothing of this, and stays nam
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 
 from huggingface_hub import whoami
@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..loading_t5fusion import plain_name
+from ..loading_t5fusion import plain_t5
 from ..modeling_t5fusion import T5WithFusion
 from .code import write_code
 
@@ -25,10 +25,11 @@ def fused_beneath(model) -> T5WithFusion | None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, T5WithFusion) or not getattr(model, "peft_config", None):
         return None
-    is_plain = plain_name(base.name_or_path) != base.name_or_path
-    return base if is_plain and base.config.backbone_revision else None  # a folder's has no revision, nor readers
+    _, commit = plain_t5(base.name_or_path)
+    return base if commit else None  # a folder's has none, nor readers
 
 
+@cache  # the Hub does not like to be asked at each save
 def full_id(name: str, token: str | bool | None) -> str:
     """OWNER/NAME of a repository; one without an owner is the token's."""
     return name if "/" in name else f"{whoami(token=token)['name']}/{name}"

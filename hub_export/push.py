@@ -44,6 +44,7 @@ def push(
     message: str | None = None,
     delete_others: bool = False,
     use_cache: bool = False,
+    trust_code: bool = False,
     api: HfApi | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Pushed:
@@ -57,7 +58,7 @@ def push(
         create_pr: open a pull request instead.
         message: of the commit.
         delete_others: remove the files that the repository has and the bundle has not.
-        use_cache: see `verify`.
+        use_cache, trust_code: see `verify`.
         api: the Hub's client; by default that of the environment.
         say: is told each line of the report on the bundle, and each new attempt.
 
@@ -74,7 +75,7 @@ def push(
         raise _told(error, repo_id) from error
     if manifest["kind"] == "adapter" and not private:
         check_readers_can_have(json.loads((bundle / "config.json").read_text(encoding="utf-8")), api.endpoint)
-    report = verify(bundle, use_cache=use_cache, say=say)
+    report = verify(bundle, use_cache=use_cache, trust_code=trust_code, say=say)
     if not report.ok:
         raise ValueError(f"nothing was pushed, since {bundle} does not verify: {report.failures[0]}.")
     try:

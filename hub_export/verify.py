@@ -44,6 +44,7 @@ def verify(
     use_cache: bool = False,
     base: str | None = None,
     dtype: str | None = None,
+    trust_code: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Reloads a bundle, in a folder or on the Hub, as a reader would, and compares with the outputs that it carries.
@@ -55,10 +56,12 @@ def verify(
             is done in any case where HF_HUB_OFFLINE is set.
         base: id of a repository of the fused, untuned model, to try the adapter on.
         dtype: load in this dtype; the reference must have been made in it.
+        trust_code: run the code that the bundle carries even where it is not this package's own.
         say: is told each line of the report as it comes.
 
     Raises:
-        ValueError: `name` is no bundle. OSError: it cannot be had from the Hub.
+        ValueError: `name` is no bundle, or carries code that is not this package's. OSError: it cannot be had from the
+            Hub.
     """
     report = Report()
 
@@ -76,6 +79,8 @@ def verify(
             add(mark, what)
         if not report.ok:
             return report
+        if not trust_code:
+            check_code(folder)
         config = T5FusionConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         spec = {
             "name": str(folder.resolve()) if Path(name).is_dir() else str(name),
@@ -124,6 +129,21 @@ def check_files(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]
     return found or [("ok", f"{len(expected)} files, as they were written")]
 
 
+def check_code(folder: Path) -> None:
+    """ValueError, naming the file, if loading the bundle would run code that is not this package's own."""
+    ours = {file.name: file.read_bytes() for file in Path(__file__).parents[1].glob("*_t5fusion.py")}
+    strange = [file.name for file in sorted(folder.glob("*.py")) if file.read_bytes() != ours.get(file.name)]
+    for file in sorted(folder.glob("*config.json")):
+        classes = json.loads(file.read_text(encoding="utf-8")).get("auto_map", {}).values()
+        named = [name for entry in classes for name in ([entry] if isinstance(entry, str) else entry) if name]
+        strange += [f"{file.name} ({name})" for name in named if f"{name.partition('.')[0]}.py" not in ours]
+    if strange:
+        raise ValueError(
+            f"{strange[0]} of {folder.name} is not the code of this t5fusion, but of another release or of somebody "
+            "else, and to verify runs it, with your token. Read it, then give --trust-code."
+        )
+
+
 def run_graphs(folder: Path) -> tuple[str, str]:
     """Mark and sentence for the ONNX graphs. They hold no code, so this process runs them as well as a clean one."""
     try:
@@ -139,14 +159,14 @@ def open_doors(spec: dict[str, Any], temporary: Path, environment: dict[str, str
     file = temporary / "spec.json"
     file.write_text(json.dumps(spec))
     command = [sys.executable, "-I", doors.__file__, str(file)]  # -I: no user site, no PYTHONPATH, not this folder
-    with subprocess.Popen(
-        command, cwd=temporary, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+    complaint = temporary / "stderr"  # a file: a pipe that nobody reads meanwhile fills up
+    with complaint.open("w") as stderr, subprocess.Popen(
+        command, cwd=temporary, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+        text=True,
     ) as process:  # fmt: skip
         for line in process.stdout or ():
             if line.startswith("{"):
                 yield json.loads(line)
-        _, complaint = process.communicate()
     if process.returncode:
-        last = (complaint.strip().splitlines() or ["no message"])[-1]
+        last = (complaint.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
         yield {"door": "the process that opens the doors", "held": False, "how": f"ended early: {last}"}

@@ -18,6 +18,7 @@ from t5fusion.finetune.evaluate import evaluate, evaluation_record, paired_boots
 from t5fusion.finetune.loading import load_trained
 from t5fusion.finetune.train import TrainingOptions, make_processor, train
 from t5fusion.hub_export.card import find_sections, hub_id, make_card, name_repository
+from t5fusion.hub_export.code import write_code
 
 KINDS = ("adapter", "standalone", "merged", "base")
 SECTIONS = ["about", "load", "vectors", "training", "results", "environment", "limits", "citation", "metadata"]
@@ -381,8 +382,8 @@ def test_the_load_lines_run_as_printed(run, tmp_path, run_python, recipe):
 def test_the_lines_of_an_adapter_run_as_printed(run, base, tmp_path, run_python):
     """The base's weights are elsewhere (here in a folder; the card names what is on the Hub), and training goes on."""
     folder = tmp_path / "adapter"
-    T5WithFusion(str(base)).save_pretrained(folder)
-    (folder / "model.safetensors").unlink()
+    folder.mkdir()
+    write_code(T5WithFusion(str(base)), folder)
     _, processor = load_trained(run)
     T5FusionProcessor(processor.tokenizer, lexical_source="none").save_pretrained(folder)
     shutil.copy(run / "adapter_model.safetensors", folder)

@@ -2,6 +2,7 @@
 
 import pickle
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import T5Tokenizer
 
+from t5fusion import T5FusionConfig
 from t5fusion.processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 
 WORDS = ["▁file", "▁name", "▁app", "▁config", "▁settings", "_", ":", "a", "b", "c", "d", "e"]
@@ -124,6 +126,18 @@ def test_bfloat16_vectors():
     assert COLLATOR([row(lexical_embeds=torch.ones(DIM, dtype=torch.bfloat16))])["lexical_embeds"].tolist() == [
         [1] * DIM
     ]
+
+
+def test_a_list_of_tensors():
+    vectors = [torch.ones(3, dtype=torch.bfloat16), torch.full((3,), 2.0, requires_grad=True)]
+    batch = COLLATOR([{"input_ids": [5, 1], "lexical_embeds": vectors}])
+    assert batch["lexical_embeds"].tolist() == [[[1.0] * 3, [2.0] * 3]]
+
+
+def test_a_model_that_means_another_token_is_refused():
+    config = T5FusionConfig(lexical_token_id=7)
+    with pytest.raises(ValueError, match=r"<lexical> is token \d+ of the tokenizer and 7 of the model"):
+        DataCollatorWithFusion(TOKENIZER, model=SimpleNamespace(config=config))
 
 
 def test_other_columns_are_not_lost():

@@ -141,6 +141,11 @@ def test_sharded_weights_are_saved_whole(room, forks, alone, kind):
         succeed(forks, "export", f"fsdp-{kind}", "bundle", "--kind", "standalone")
         out, _ = succeed(forks, "verify", "bundle")
         assert "right" in out or "bit" in out
+    else:  # by our own class, not by the one that FSDP makes of it
+        config = json.loads((folder / "config.json").read_text())
+        assert config["architectures"] == ["T5WithFusion"] and (folder / "modeling_t5fusion.py").exists()
+        named = {"modeling_t5fusion.T5WithFusion", "configuration_t5fusion.T5FusionConfig"}
+        assert set(config["auto_map"].values()) == named
 
 
 STEP_OF_MIXED_RANKS = """

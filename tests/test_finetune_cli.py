@@ -118,7 +118,10 @@ BAD_INPUT = {
         ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "full", "--overwrite"],
         "full holds what t5fusion did not write",
     ),
-    "demo into what is not ours": (["demo", "--base", "base", "--output", "full"], "full holds what t5fusion did not"),
+    "demo into what is not ours": (
+        ["demo", "--base", "base", "--output", "full"],
+        "full holds something else than a demo",
+    ),
     "both columns": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "vector"],
         "--lexical-column and --vector-column were both given; give one of them.",

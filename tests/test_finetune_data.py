@@ -8,8 +8,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from t5fusion import T5FusionProcessor
+from t5fusion import T5FusionProcessor, processing_t5fusion
 from t5fusion.finetune import data
+from t5fusion.finetune.chunks import read_chunks
 from t5fusion.finetune.data import (
     check_columns,
     encode_cached,
@@ -44,10 +45,15 @@ class CountingEncoder:
 
 
 @pytest.fixture
-def processor(tokenizer):
-    made = T5FusionProcessor(tokenizer, lexical_encoder="an/encoder", lexical_dim=DIM, template="Filename: {text}")
-    made._encoder = CountingEncoder()
-    return made
+def encoder(monkeypatch):
+    counting = CountingEncoder()
+    monkeypatch.setattr(processing_t5fusion, "_load_encoder", lambda name, revision: counting)
+    return counting
+
+
+@pytest.fixture
+def processor(tokenizer, encoder):
+    return T5FusionProcessor(tokenizer, lexical_encoder="an/encoder", lexical_dim=DIM, template="Filename: {text}")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
@@ -62,6 +68,14 @@ def test_each_kind_of_file_gives_the_same_rows(tmp_path, kind):
         lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
         file.write_text("\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]")
     assert load_rows(str(file)).to_list() == ROWS
+
+
+def test_the_name_of_a_file_is_no_pattern(tmp_path):
+    for name in ("x1", "x[1]", "x?"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"name": name}) + "\n")
+    for name in ("x[1]", "x?"):
+        assert load_rows(str(tmp_path / f"{name}.jsonl"))["name"] == [name]
+        assert [chunk.rows["name"] for chunk in read_chunks(str(tmp_path / f"{name}.jsonl"))] == [[name]]
 
 
 def test_a_file_that_was_rewritten_is_read_anew(tmp_path):
@@ -114,7 +128,7 @@ def test_too_few_rows_to_hold_some_out():
         hold_out(Dataset.from_dict({"name": ["app_config"] * 3}), "name")
 
 
-def test_prepared_rows_are_the_tokenizers_own(processor):
+def test_prepared_rows_are_the_tokenizers_own(processor, encoder):
     texts, targets = [" app   config\n", "a b"], ["settings\tof  it ", "c"]
     rows = prepare(texts, targets, torch.arange(16.0).reshape(2, DIM), processor)
     for row, text, target in zip(rows, ["app config", "a b"], ["settings of it", "c"], strict=True):
@@ -123,7 +137,15 @@ def test_prepared_rows_are_the_tokenizers_own(processor):
         assert row["attention_mask"] == [1] * len(row["input_ids"])
         assert processor.lexical_token_id not in row["input_ids"]
     assert [row["lexical_embeds"].tolist() for row in rows] == torch.arange(16.0).reshape(2, DIM).tolist()
-    assert processor._encoder.asked == []
+    assert encoder.asked == []
+
+
+def test_a_placeholder_in_a_text_keeps_its_place(processor):
+    texts, token_id = ["app_config", "app <lexical> config"], processor.lexical_token_id
+    rows = prepare(texts, None, torch.ones(2, processor.lexical_dim), processor)
+    assert [row["input_ids"].count(token_id) for row in rows] == [1, 1]
+    assert rows[0]["input_ids"][0] == token_id != rows[1]["input_ids"][0]
+    assert all(torch.equal(row["lexical_embeds"], torch.ones(processor.lexical_dim)) for row in rows)
 
 
 def test_prepared_rows_are_cut_and_keep_their_end(processor):
@@ -140,19 +162,19 @@ def test_without_targets_there_are_no_labels(processor):
     assert set(row) == {"input_ids", "attention_mask", "lexical_embeds"} and row["lexical_embeds"].shape == (2, DIM)
 
 
-def test_each_distinct_text_is_encoded_once_and_only_in_the_first_run(processor):
+def test_each_distinct_text_is_encoded_once_and_only_in_the_first_run(processor, encoder):
     texts = ["b", "a", "b", "c", "a"]
     vectors = encode_cached(texts, processor)
-    assert processor._encoder.asked == [["b", "a", "c"]]
+    assert encoder.asked == [["b", "a", "c"]]
     assert vectors.dtype == torch.float32 and vectors.shape == (5, DIM)
     for text, vector in zip(texts, vectors, strict=True):
         assert torch.equal(vector, processor.encode([text])[0])
-    processor._encoder.asked.clear()
+    encoder.asked.clear()
     assert torch.equal(encode_cached(texts, processor), vectors)
     assert torch.equal(encode_cached(["b", "a", "c"], processor), vectors[[0, 1, 3]])
-    assert processor._encoder.asked == []
+    assert encoder.asked == []
     encode_cached(["a", "b"], processor)
-    assert processor._encoder.asked == [["a", "b"]]
+    assert encoder.asked == [["a", "b"]]
 
 
 @pytest.mark.parametrize(
@@ -165,11 +187,11 @@ def test_each_distinct_text_is_encoded_once_and_only_in_the_first_run(processor)
         ("lexical_max_tokens", 16),
     ],
 )
-def test_another_recipe_is_another_file(processor, field, value):
+def test_another_recipe_is_another_file(processor, encoder, field, value):
     encode_cached(["a", "b"], processor)
     setattr(processor, field, value)
     encode_cached(["a", "b"], processor)
-    assert len(processor._encoder.asked) == 2
+    assert len(encoder.asked) == 2
     files = list(data.cache_folder().iterdir())
     assert len(files) == 2 and {file.suffix for file in files} == {".safetensors"}
 

@@ -1,6 +1,7 @@
 """Training, saving and reloading, on a random T5 of one layer."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -211,7 +212,7 @@ class PressCtrlC(TrainerCallback):
 
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_stopped_and_resumed_is_as_never_stopped(rows, processor, options, tmp_path, monkeypatch, step):
-    made = options(epochs=3, batch_size=4, fusion_lr=3e-3)
+    made = options(epochs=3, batch_size=4, fusion_lr=3e-3, target_modules=("q", "v"))
     train(rows[:16], rows[16:], processor, made, tmp_path / "whole")
 
     class Stopped(FusionTrainer):
@@ -224,6 +225,14 @@ def test_stopped_and_resumed_is_as_never_stopped(rows, processor, options, tmp_p
             train(rows[:16], rows[16:], processor, made, tmp_path / "stopped")
     assert [file.name for file in (tmp_path / "stopped").iterdir()] == ["checkpoints"]
     assert [file.name for file in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"checkpoint-{step + 1}"]
+    others = [row | {"labels": [5, 1]} for row in rows[:16]]
+    with pytest.raises(ValueError, match=r"was begun otherwise: digest of the rows was \w+, now \w+\. Resume with"):
+        train(others, rows[16:], processor, made, tmp_path / "stopped", resume=True)
+    prompted = make_processor(
+        made.base, lexical_encoder=None, lexical_dim=DIM, lexical_source="given", template="Other: {text}"
+    )
+    with pytest.raises(ValueError, match=r"template was \{text\}, now Other: \{text\}"):
+        train(rows[:16], rows[16:], prompted, made, tmp_path / "stopped", resume=True)
     train(rows[:16], rows[16:], processor, made, tmp_path / "stopped", resume=True)
     whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped")
     assert whole.keys() == resumed.keys()
@@ -236,6 +245,13 @@ def test_stopped_and_resumed_is_as_never_stopped(rows, processor, options, tmp_p
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+def test_ctrl_c_is_pythons_own_again_after_an_error(rows, processor, options, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="no token of text"):
+        train([*rows[:16], {"input_ids": [1], "labels": [5, 1]}], rows[16:], processor, options(), tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_nothing_to_resume_from(rows, processor, options, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint in .* to resume from. Leave --resume out"):
         train(rows[:16], rows[16:], processor, options(), tmp_path / "run", resume=True)
@@ -243,7 +259,7 @@ def test_nothing_to_resume_from(rows, processor, options, tmp_path):
 
 def test_the_start_from_the_targets_is_said_and_used(rows, processor, options, capsys):
     started = build_model(options(), processor, rows).base_model.model.encoder.fusion
-    assert "the vectors explain" in capsys.readouterr().out
+    assert "fusion layer: started from the targets; the vectors tell nothing of their words" in capsys.readouterr().out
     plain = build_model(options(fusion_start="random"), processor, rows).base_model.model.encoder.fusion
     frozen = build_model(options(train_fusion=False), processor, rows).base_model.model.encoder.fusion
     assert capsys.readouterr().out == ""

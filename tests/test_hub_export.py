@@ -203,6 +203,11 @@ def test_what_travels(bundle, bare, hub):
     assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
 
 
+def test_a_bundle_generates(author, bundle):
+    made, _ = author.t5fusion("generate", bundle, "app_config", "--no-vectors", "--max-new-tokens", 4)
+    assert json.loads(made)["text"] == "app_config"
+
+
 def test_nothing_of_the_authors_machine(bundle, author):
     for file in bundle.iterdir():
         assert str(author.home).encode() not in file.read_bytes(), file.name
@@ -225,6 +230,9 @@ def test_a_folder_with_something_in_it_is_left_alone(author, bare, copy, tmp_pat
     assert "left alone" in author.refused("export", bare, tmp_path / "mine", "--overwrite")
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["diary.txt"]
     assert {path.name for path in tmp_path.iterdir()} == {"copy", "mine"}  # and no rests of what failed
+    (copy / "LICENSE").write_text("mine")
+    author.t5fusion("export", bare, copy, "--overwrite")
+    assert (copy / "LICENSE").read_text() == "mine" and "LICENSE" not in read_manifest(copy)["files"]
 
 
 @pytest.mark.parametrize("kind", ["standalone", "merged"])
@@ -322,18 +330,26 @@ FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
 def test_a_backbone_that_changed_behind_its_name(author, hub, tmp_path, save_plain_t5):
-    """Before the export it is noticed, since the cache holds both; after it, readers get the commit that was pinned."""
+    """Adapters name the commit that they were trained on; of one that does not, the cache's several are noticed."""
     repo = hub.add_folder("google/moving", save_plain_t5(tmp_path / "then", **FLAN))
     author.python(TRAIN, "google/moving", tmp_path / "bare", "no")
     author.t5fusion("export", tmp_path / "bare", tmp_path / "before")
     then = repo.commits[-1].oid
     weights = save_plain_t5(tmp_path / "now", seed=1, **FLAN) / "model.safetensors"
     now = repo.commit({"model.safetensors": weights.read_bytes()}).oid
-    refused = author.refused("export", tmp_path / "bare", tmp_path / "after")
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "after")
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "other", "--backbone", "google/moving")
+    assert f"trained on google/moving@{then}, and google/moving@{now} is another model" in refused
+    adapter_config = tmp_path / "bare" / "adapter_config.json"
+    adapter_config.write_text(
+        adapter_config.read_text().replace(f"T5WithFusion(google/moving@{then})", "google/moving")
+    )
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "no")
     assert then in refused and now in refused and "--backbone google/moving@COMMIT" in refused
-    author.t5fusion("export", tmp_path / "bare", tmp_path / "after", "--backbone", f"google/moving@{then}")
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "said", "--backbone", f"google/moving@{then}")
     for name in json.loads((tmp_path / "before" / MANIFEST).read_text())["files"]:
-        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+        for bundle in ("after", "said"):
+            assert (tmp_path / bundle / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
     held, _ = author.t5fusion("verify", tmp_path / "before")
     assert "AutoModelForSeq2SeqLM: to the bit" in held
 
@@ -428,8 +444,15 @@ def test_a_bundle_of_an_older_or_a_later_package(author, copy):
 
     files = read_manifest(copy)["files"] | {code.name: file_digest(code)}
     reseal(copy, files=files, t5fusion="0.0.1")
-    held, _ = author.t5fusion("verify", copy)
+    assert "modeling_t5fusion.py of copy is not the code of this t5fusion" in author.refused("verify", copy)
+    held, _ = author.t5fusion("verify", copy, "--trust-code")
     assert "AutoModelForSeq2SeqLM: to the bit" in held
+    shutil.copy(Path(__file__).parents[1] / code.name, code)
+    config = json.loads((copy / "config.json").read_text())
+    config["auto_map"]["AutoModel"] = "you/other--modeling_t5fusion.T5WithFusion"
+    (copy / "config.json").write_text(json.dumps(config))
+    reseal(copy, files=files | {name: file_digest(copy / name) for name in (code.name, "config.json")})
+    assert "config.json (you/other--modeling_t5fusion.T5WithFusion) of copy" in author.refused("verify", copy)
     reseal(copy, format=99, t5fusion="9.0")
     assert "Update t5fusion" in author.refused("verify", copy)
 

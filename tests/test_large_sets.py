@@ -97,14 +97,14 @@ def test_two_processes_killed_twice_write_to_the_byte_what_one_writes(room, comm
             os.kill(process, signal.SIGKILL)
         assert [commands.end(rank)[0] for rank in ranks] == [-signal.SIGKILL] * 2
         earlier, written = written, file.read_bytes().count(b"\n")
-        assert earlier < written < ROWS and (room / "killed.jsonl.unfinished").exists()
+        assert earlier < written < ROWS and (room / "killed.jsonl.made-with").exists()
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, "--main_process_port", "0"]
     launched = [*launcher, "-m", "t5fusion.finetune", *GENERATE, "--output", "killed.jsonl"]
     done = subprocess.run(launched, cwd=room, env=commands.environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(f"{ROWS} rows are in killed.jsonl, {written} of them from before.") == 1
     assert file.read_bytes() == whole
-    assert not list(room.glob("killed.jsonl?*"))
+    assert [file.name for file in room.glob("killed.jsonl?*")] == ["killed.jsonl.made-with"]
 
 
 def test_ctrl_c_says_how_to_go_on_and_one_process_goes_on_where_two_were(room, commands, whole):
@@ -125,12 +125,17 @@ def test_ctrl_c_says_how_to_go_on_and_one_process_goes_on_where_two_were(room, c
 def test_what_is_there_is_gone_on_with_refused_or_replaced(room, commands, whole):
     file = room / "whole.jsonl"
     assert "whole.jsonl is complete: all 2660 rows are there." in commands.run(*GENERATE, "--output", file.name)[2]
-    begun = {"training": "another", "num_beams": 1, "batch_size": 64}
+    code, _, err = commands.run(*GENERATE, "--output", file.name, "--beams", "2")  # whole, but not by two beams
+    assert code == 1 and "whole.jsonl was begun otherwise: num_beams was 1, now 2." in err
+    begun = json.loads((room / "whole.jsonl.made-with").read_text())
     (room / "begun.jsonl").write_bytes(whole[:5000])
-    (room / "begun.jsonl.unfinished").write_text(json.dumps(begun))
+    (room / "begun.jsonl.made-with").write_text(json.dumps(begun | {"model": "another"}))
     code, _, err = commands.run(*GENERATE, "--output", "begun.jsonl")
-    assert code == 1 and "begun.jsonl was begun otherwise: training was another, now " in err
+    assert code == 1 and "begun.jsonl was begun otherwise: model was another, now " in err
     (room / "notes.txt").write_text("not to be lost")
+    code, _, err = commands.run(*GENERATE, "--output", "notes.txt")
+    assert code == 1 and "nothing beside it tells what its lines were made with" in err and len(err.splitlines()) == 1
+    (room / "notes.txt.made-with").write_text(json.dumps(begun))
     code, _, err = commands.run(*GENERATE, "--output", "notes.txt")
     assert code == 1 and "line 1 of notes.txt is not of row 0 of the input" in err and len(err.splitlines()) == 1
     assert (room / "notes.txt").read_text() == "not to be lost"

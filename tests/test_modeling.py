@@ -384,7 +384,13 @@ def test_an_mt5_is_the_stock_mt5_to_the_bit(plain_folders, tmp_path, inputs_for,
     batch = without_vectors(inputs_for(fused, (0, 0)))
     fused.save_pretrained(tmp_path / "fused")
     opened = [fused, T5WithFusion(tmp_path / "fused"), T5WithFusion.from_pretrained(plain, config=config)]
-    (tmp_path / "fused" / "model.safetensors").unlink()  # as in a bundle, which leaves them to the backbone
+    (tmp_path / "fused" / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="model.safetensors"):  # they were lost: the backbone's are others
+        T5WithFusion(tmp_path / "fused")
+    saved = json.loads((tmp_path / "fused" / "config.json").read_text())
+    (tmp_path / "fused" / "config.json").write_text(
+        json.dumps(saved | {"weights_from_backbone": True})
+    )  # as a bundle's
     for model in [*opened, T5WithFusion(tmp_path / "fused")]:
         assert torch.equal(model.eval()(**batch).logits, stock(**batch).logits)
         assert model.config.backbone == str(plain)

@@ -13,9 +13,9 @@ import sys
 import pytest
 from conftest import HIDE_THE_PACKAGE
 from hub_server import HubServer
+from safetensors.torch import load, load_file
 
 BACKBONE = "google/flan-tiny"
-FUSED = f"T5WithFusion({BACKBONE})"
 PUSH = """
 import sys
 import torch
@@ -121,11 +121,14 @@ class Place:
         self.folder, self.environment = folder, os.environ | {"OMP_NUM_THREADS": "1"} | hub.environment(folder, token)
         folder.mkdir(exist_ok=True)
 
-    def python(self, code, *arguments, **environment):
-        done = subprocess.run(
+    def run(self, code, *arguments, **environment):
+        return subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)], cwd=self.folder,
             env=self.environment | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
+
+    def python(self, code, *arguments, **environment):
+        done = self.run(code, *arguments, **environment)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
@@ -149,6 +152,69 @@ def author(hub, tmp_path_factory):
 def test_read_in_one_line_without_the_package(hub, author, tmp_path, reader):
     code = HIDE_THE_PACKAGE + IMPORTS + READ + READERS[reader] + COMPARE
     Place(hub, tmp_path).python(code, "me/pushed", author.folder / "pushed.made.pt")
+
+
+LOAD = """
+import sys
+from t5fusion import T5WithFusion
+try:
+    model = T5WithFusion.from_pretrained(sys.argv[1])
+except OSError as error:
+    sys.exit(str(error))
+print(model.name_or_path)
+"""
+
+
+@pytest.mark.parametrize("lacks", ["adapter_config.json", "model.safetensors"])
+def test_what_is_out_of_reach_is_not_taken_for_absent(hub, author, lacks):
+    """Neither the untuned base for an adapter, nor the backbone for a model that was trained whole."""
+    name = f"me/without-{lacks.partition('.')[0]}"
+    if lacks == "model.safetensors":
+        whole = "import sys\nfrom t5fusion import T5WithFusion\nT5WithFusion(sys.argv[1]).save_pretrained(sys.argv[2])"
+        author.python(whole, BACKBONE, "whole")
+        hub.add_folder(name, author.folder / "whole")
+    else:
+        hub.add_repo(name, hub.repo("me/pushed").files())
+    fetch = "import sys\nfrom huggingface_hub import hf_hub_download\nhf_hub_download(sys.argv[1], 'config.json')"
+    author.python(fetch, name)  # in whose cache its backbone is as well
+    done = author.run(LOAD, name, HF_HUB_OFFLINE="1")
+    assert done.returncode == 1 and lacks in done.stderr
+
+
+MOVING = """
+import sys
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from t5fusion import T5WithFusion
+
+model = T5WithFusion("google/moving")
+get_peft_model(model, LoraConfig(r=4, target_modules=["q", "v"])).save_pretrained("moved")
+save_file({"shared": model.shared.weight.contiguous()}, "shared.safetensors")
+print(model.config.backbone_revision)
+"""
+
+
+def test_a_base_that_moves_on_while_it_is_loaded_and_afterwards(hub, author, plain_folders, save_plain_t5, tmp_path):
+    """Config and weights are of one commit, and an adapter stays on that."""
+    first = hub.add_folder("google/moving", plain_folders["flan"])
+    other = save_plain_t5(tmp_path / "other", seed=1, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+
+    def move(method, path):
+        if path.endswith("model.safetensors") and len(first.commits) == 1:
+            first.commit({"model.safetensors": (other / "model.safetensors").read_bytes()})
+
+    hub.before = move
+    commit = author.python(MOVING).strip()
+    hub.before = None
+    assert len(first.commits) == 2 and commit == first.commits[0].oid != first.find("main").oid
+    expected = load(first.files(commit)["model.safetensors"])["shared.weight"]
+    assert load_file(author.folder / "shared.safetensors")["shared"].equal(expected)
+    found = Place(hub, tmp_path / "elsewhere").python(LOAD, author.folder / "moved")
+    assert found.strip() == f"T5WithFusion(google/moving@{commit})"
+    author.python(EXPORT, json.dumps([("moved", str(tmp_path / "bundle"), None)]))
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert (config["backbone"], config["backbone_revision"]) == ("google/moving", commit)
 
 
 def test_what_is_pushed_is_small_and_names_itself(hub, author):
@@ -193,8 +259,9 @@ def test_pushed_without_a_trainer(hub, author, pushed_by_themselves, tmp_path, n
     code = HIDE_THE_PACKAGE + IMPORTS + READERS["AutoModelForSeq2SeqLM"] + COMPARE
     Place(hub, tmp_path).python(code, f"me/{name}", author.folder / f"{name}.made.pt")
     assert "mine" in [commit.title for commit in hub.repo(f"me/{name}").commits]
+    fused = f"T5WithFusion({BACKBONE}@{hub.repo(BACKBONE).find('main').oid})"
     saved = author.folder / f"{name}-saved"  # as always: only what was pushed is its own base
-    assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == FUSED
+    assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == fused
     assert not (saved / "config.json").exists()
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -18,9 +19,11 @@ from peft import (
     get_peft_model,
 )
 from peft.utils import constants
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
 from t5fusion import T5WithFusion
+from t5fusion.hub_export.code import write_code
 
 S2S = {"task_type": "SEQ_2_SEQ_LM"}
 METHODS = {
@@ -242,6 +245,45 @@ def test_an_adapter_loaded_into_a_fused_model(plain_folders, trained):
         model.load_adapter(folder)
 
 
+@torch.no_grad()
+def test_of_several_loaded_adapters_the_last_is_active(plain_folders, tmp_path, inputs_for):
+    names, expected = ("0", "block"), {}  # which are in the names of T5's own weights
+    for seed, name in enumerate(names):
+        model = T5WithFusion(plain_folders["flan"])
+        batch = inputs_for(model)
+        torch.manual_seed(seed)
+        model = get_peft_model(model, model.lora_config(r=4, init_lora_weights=False)).eval()
+        model.get_base_model().encoder.fusion.modules_to_save["default"].projection.weight.add_(seed + 1)
+        expected[name] = model(**batch).logits
+        model.save_pretrained(tmp_path / name)
+    model = T5WithFusion(plain_folders["flan"])
+    for name in names:
+        model.load_adapter(tmp_path / name, name)
+        assert model.active_adapters() == [name] and torch.equal(model(**batch).logits, expected[name])
+    model.set_adapter("0")
+    assert torch.equal(model(**batch).logits, expected["0"])
+
+
+@torch.no_grad()
+def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(plain_folders, trained, tmp_path):
+    folder, batch, expected = trained
+    wide = T5WithFusion(plain_folders["flan"], lexical_dim=7)
+    get_peft_model(wide, wide.lora_config(r=4, init_lora_weights=False)).save_pretrained(tmp_path / "wide")
+    lacking = shutil.copytree(folder, tmp_path / "lacking")
+    weights = load_file(lacking / "adapter_model.safetensors")
+    save_file(
+        {key: value for key, value in weights.items() if "fusion" not in key}, lacking / "adapter_model.safetensors"
+    )
+    model = T5WithFusion(plain_folders["flan"]).eval()
+    untuned = model(**batch).logits
+    for bad, named in ((tmp_path / "wide", "size mismatch"), (lacking, "fusion")):
+        with pytest.raises(ValueError, match=f"does not fit this model .*{named}"):
+            model.load_adapter(bad)
+        assert torch.equal(model(**batch).logits, untuned)
+    model.load_adapter(folder)
+    assert torch.equal(model(**batch).logits, expected)
+
+
 def test_an_adapter_loaded_to_go_on_with(plain_folders, trained):
     folder, batch, _ = trained
     model = T5WithFusion(plain_folders["flan"])
@@ -261,10 +303,11 @@ def test_in_half_precision_it_is_loaded_as_peft_does(plain_folders, trained):
 
 
 @torch.no_grad()
-def test_a_fused_folder_without_weights_takes_those_of_its_backbone(plain_folders, trained, flan):
+def test_by_its_config_a_model_is_its_backbone_and_the_adapter_beside_it(plain_folders, trained, flan):
     folder, batch, expected = trained
-    flan.config.save_pretrained(folder)
+    write_code(flan, folder)
     assert torch.equal(T5WithFusion(folder).eval()(**batch).logits, expected)
     for file in folder.glob("adapter_*"):
         file.unlink()
-    assert torch.equal(T5WithFusion(folder).eval()(**batch).logits, flan(**batch).logits)
+    with pytest.raises(OSError, match=r"holds an adapter, whose adapter_config.json cannot be had"):
+        T5WithFusion(folder)

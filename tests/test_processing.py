@@ -121,6 +121,13 @@ def test_a_placeholder_in_the_text_keeps_its_place(processor):
         processor("a <lexical>", lexical_embeds=VECTORS[:2])
 
 
+def test_a_placeholder_that_would_be_cut_off_is_told(processor):
+    with pytest.raises(
+        ValueError, match=r"row 1 of the batch, `text`: a <lexical> of its own lies past `max_length`=9"
+    ):
+        processor(["a", "a b c d e <lexical>"], lexical_embeds=VECTORS[:2], max_length=9)
+
+
 def test_braces_and_backslashes_in_texts(processor):
     for text in ("{text}", "{0}", "\\1"):
         plain = processor.tokenizer(f"Filename: {text}")["input_ids"]
@@ -209,6 +216,19 @@ def test_rounding_and_length_of_the_encoder(encoding):
     short, long = half.encode(["one two", "one two three four five six"])
     assert torch.equal(short, encoding.encode(["one two"])[0].half().float())
     assert torch.equal(long, half.encode(["one two other words entirely"])[0])
+
+
+def test_the_recipe_counts_as_it_is_at_each_call(tokenizer):
+    processor = T5FusionProcessor(tokenizer, template="Filename: {text}")
+    text = "what reads the settings of each user, and writes them again"
+    whole = processor.encode([text])
+    processor.lexical_max_tokens = 4
+    assert not torch.equal(processor.encode([text]), whole)
+    processor.lexical_max_tokens = None
+    assert torch.equal(processor.encode([text]), whole)
+    processor.lexical_encoder = "not/there"
+    with pytest.raises(OSError, match="the lexical encoder 'not/there' could not be loaded"):
+        processor.encode([text])
 
 
 def test_normalize(tmp_path):

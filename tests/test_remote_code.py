@@ -114,4 +114,4 @@ def test_what_travels_imports_nothing_that_does_not(name):
             else:
                 assert node.module.partition(".")[0] in ("dataclasses", "torch", "transformers", "peft", "types")
         elif isinstance(node, ast.Import):
-            assert {alias.name for alias in node.names} <= {"copy", "json", "os", "torch", "warnings"}
+            assert {alias.name for alias in node.names} <= {"copy", "json", "os", "re", "torch", "warnings"}
