@@ -113,8 +113,9 @@ class FusedLoadingMixin:
             return super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
         try:
             from peft import PeftConfig, inject_adapter_in_model
-            from peft.tuners.tuners_utils import cast_adapter_dtype
-            from peft.utils import load_peft_weights, set_peft_model_state_dict
+            from peft.functional import delete_adapter
+            from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
+            from peft.utils import ModulesToSaveWrapper, load_peft_weights, set_peft_model_state_dict
         except ImportError as error:
             raise ImportError(f"{peft_model_id} holds an adapter of peft: `pip install peft`.") from error
 
@@ -138,13 +139,20 @@ class FusedLoadingMixin:
             if absent or loaded.unexpected_keys:
                 raise KeyError(", ".join([*absent, *loaded.unexpected_keys][:3]))
         except (KeyError, RuntimeError) as error:
-            self.delete_adapter(name)
+            delete_adapter(self, name, prefix=f"{adapter_config.peft_type.value.lower()}_")
+            del self.peft_config[name]
+            if not self.peft_config:
+                del self.peft_config
+                self._hf_peft_config_loaded = False
             cause = str(error.args[0]).strip().splitlines()[-1].strip()
             raise ValueError(
                 f"the adapter {peft_model_id} does not fit this model ({cause}). Load it on the base that it was "
                 "trained on, with the same `lexical_dim`."
             ) from error
-        self.set_adapter(name)
+        # not by transformers' own `set_adapter`: that of 5.24 wants a later peft than there is
+        for module in self.modules():
+            if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)):
+                module.set_adapter(name)
         if not is_trainable:
             self.eval()
             self.requires_grad_(False)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -160,13 +161,15 @@ def train(
     except Interrupted:
         say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")
         raise typer.Exit(130) from None
-    example = json.dumps(rows[0][text_column])
+    text = rows[0][text_column]
+    words = [text if len(text) < 80 and text.isprintable() else "TEXT"]
     if source == "given":
         columns_of_vectors = (
             ("--lexical-column", lexical_column) if lexical_column else ("--vector-column", vector_column)
         )
-        example = " ".join(["--file", data, "--text-column", text_column, *map(str, columns_of_vectors)])
-    say(f"Saved in {output}. Next: t5fusion generate {output} {example}")
+        words = ["--file", data, "--text-column", text_column, *map(str, columns_of_vectors)]
+    example = shlex.join(["t5fusion", "generate", str(output), *words])
+    say(f"Saved in {output}. Next: {example}")
 
 
 @app.command()
@@ -388,8 +391,8 @@ def _inputs(
         made = encode([" ".join(item.split()) for item in rows[text]], processor)
     elif vectors and processor.lexical_source == "given":
         raise ValueError(
-            "this model's vectors are not made of the text itself. Give --lexical-column or --vector-column as in "
-            "training, or --no-vectors."
+            "this model's vectors are not made of the text itself. Give rows of a file with --lexical-column or "
+            "--vector-column, as in training, or --no-vectors."
         )
     return prepare(rows[text], rows[target] if target else None, made, processor, limits[0], limits[1], cut)
 

@@ -226,7 +226,7 @@ def given_vectors(rows: Dataset, column: str, called: Callable[[int], str] = "ro
         ValueError: naming the first row that holds no vector of the first one's width.
     """
     values = rows[column]
-    width = len(values[0]) if isinstance(values[0], Sequence) else 0
+    width = len(values[0]) if isinstance(values[0], list) and not any(isinstance(x, list) for x in values[0]) else 0
     vectors = [_vector(value, width) for value in values]
     for index, vector in enumerate(vectors):
         if vector is None:

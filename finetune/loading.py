@@ -25,7 +25,10 @@ def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
     if not has_adapter and not has_config:
         raise OSError(f"{folder} holds neither an adapter nor a model. Name a folder that `t5fusion train` wrote.")
     if not (folder / "processor_config.json").exists():
-        raise OSError(f"{folder} holds no processor_config.json. Save the processor with the model.")
+        raise OSError(
+            f"{folder} holds no processor_config.json. Save one there: T5FusionProcessor(tokenizer, template=...)"
+            ".save_pretrained(folder)."
+        )
     processor = T5FusionProcessor.from_pretrained(folder)
     if has_config:  # all weights, or a bundle
         return align(T5WithFusion(folder, dtype=torch.float32)).eval(), processor

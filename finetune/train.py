@@ -77,6 +77,8 @@ class TrainingOptions:
             raise ValueError(f"`fusion_start` is {self.fusion_start!r}; expected one of {', '.join(STARTS)}.")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"`precision` is {self.precision!r}; expected auto, fp32 or bf16.")
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"`lr` is {self.lr}; expected a rate above 0.")
 
     @property
     def peak_lr(self) -> float:
@@ -169,6 +171,11 @@ def build_model(
         )
     except OSError as error:
         raise base_error(options.base, error) from error
+    if getattr(model, "peft_config", None):
+        raise ValueError(
+            f"{options.base} holds an adapter, beside which no other is trained. Name the T5 beneath it, or what "
+            "`t5fusion export --kind merged` makes of the two."
+        )
     if model.config.lexical_token_id != processor.lexical_token_id:
         raise ValueError(
             f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {model.config.lexical_token_id} of "
@@ -407,6 +414,8 @@ def train(
     trainer.add_callback(ShowProgress())
     trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
     stopper.accelerator = trainer.accelerator
+    finished = output / RECORD  # of which nothing may be left to do
+    earlier = json.loads(finished.read_text())["seconds"] if last is not None and finished.exists() else 0.0
     start = time.monotonic()
     with stopper.listening():
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -429,7 +438,7 @@ def train(
             "processes": arguments.world_size,
             "trainable_weights": trains,
             "weights": total,
-            "seconds": round(time.monotonic() - start, 1),
+            "seconds": round(earlier + time.monotonic() - start, 1),
             "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry],
             "versions": {name: version(name) for name in ("torch", "transformers", "peft", "datasets")},
             "python": platform.python_version(),

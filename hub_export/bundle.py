@@ -257,9 +257,10 @@ def find_processor(
             say(f"{source} holds no tokenizer: that of {trained} is taken.")
         tokenizer = AutoTokenizer.from_pretrained(found or trained.name, revision=None if found else trained.revision)
         processor = T5FusionProcessor(tokenizer, lexical_dim=lexical_dim, **recipe or {})
+        made = f"{processor.lexical_encoder} of the text itself" if processor.lexical_source == "text" else "given"
         say(
-            f"{source} does not say how its vectors were made. Taken for granted: {processor.lexical_encoder} of the "
-            f"text itself, prompt {processor.template!r}. If not so, give --encoder, --template, --lexical-source."
+            f"{source} does not say how its vectors were made. Taken for granted: {made}; prompt "
+            f"{processor.template!r}. If not so, give --encoder, --template, --lexical-source."
         )
     for name in ("is_local", "local_files_only"):  # how it was loaded here: another machine would write other bytes
         processor.tokenizer.init_kwargs.pop(name, None)

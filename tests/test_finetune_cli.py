@@ -232,7 +232,7 @@ def test_generate_writes_a_line_for_each_row_of_a_file(room, trained):
 def test_generate_asks_for_the_vectors_of_the_training(room, trained):
     code, out, err = run(room, "generate", "trained", "app_ab")
     assert code == 1 and out == "" and len(err.splitlines()) == 1
-    assert "vectors are not made of the text itself. Give --lexical-column or --vector-column" in err
+    assert "vectors are not made of the text itself. Give rows of a file with --lexical-column or --vector" in err
 
 
 def test_evaluate_prints_json_or_a_table(room, trained):

@@ -273,6 +273,13 @@ def test_rows_without_vectors_train_no_fusion_layer(rows, processor, options):
     assert not [name for name, p in model.named_parameters() if p.requires_grad and "fusion" in name]
 
 
+def test_a_base_that_holds_an_adapter_is_refused(trained, rows, processor, options):
+    kind, _, folder, _ = trained
+    if kind == "lora":
+        with pytest.raises(ValueError, match=r"holds an adapter, beside which no other is trained"):
+            build_model(options(base=str(folder)), processor, rows)
+
+
 def test_a_tokenizer_of_another_model_is_refused(rows, tokenizer, options):
     tokenizer.add_tokens(["<another>"])
     other = T5FusionProcessor(tokenizer, lexical_dim=DIM)
@@ -296,7 +303,7 @@ def test_options_are_checked(field, value, sentence):
     ("files", "sentence"),
     [
         ([], "holds neither an adapter nor a model. Name a folder that `t5fusion train` wrote"),
-        (["adapter_config.json"], "holds no processor_config.json. Save the processor with the model"),
+        (["adapter_config.json"], "holds no processor_config.json. Save one there: T5FusionProcessor"),
     ],
 )
 def test_a_folder_that_train_did_not_write(tmp_path, files, sentence):
