@@ -218,7 +218,7 @@ def test_given_vectors():
         ([[1.0, 2.0], [3.0, float("inf")]], 1, "2 numbers, not all of them finite"),
         ([[1.0, 2.0], None], 1, "nothing"),
         ([[[1.0], [2.0]]], 0, "2 vectors"),
-        (["ab", "cd"], 0, "a text"),
+        (["ab", "cd"], 0, "a text; expected one vector of some finite numbers"),
         (["12", "34"], 0, "a text"),
         ([1.0, 2.0], 0, "a single number"),
         ([["a", "b"], ["c", "d"]], 0, "2 numbers, not all of them finite"),

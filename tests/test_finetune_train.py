@@ -292,6 +292,7 @@ def test_a_tokenizer_of_another_model_is_refused(rows, tokenizer, options):
     [
         ("fusion_start", "zero", "`fusion_start` is 'zero'; expected one of targets, random"),
         ("precision", "int8", "`precision` is 'int8'; expected auto, fp32 or bf16"),
+        ("lr", -1.0, "`lr` is -1.0; expected a rate above 0"),
     ],
 )
 def test_options_are_checked(field, value, sentence):
