@@ -2,10 +2,13 @@
 
 from . import tiny_t5
 from .configuration_t5fusion import T5FusionConfig
+from .finetune import peft_hook, trainer_callback
 from .hub_export.own_base import register_pushes
 from .modeling_t5fusion import T5WithFusion
 from .processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 
+peft_hook.register()
+trainer_callback.register()
 register_pushes()
 
 __version__ = "0.1.0"

@@ -8,8 +8,10 @@ import copy
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
+from typing import NamedTuple
 
 from transformers import AutoTokenizer, MT5Config
 from transformers.configuration_utils import PretrainedConfig
@@ -23,8 +25,12 @@ NO_ADAPTER = {"subfolder": "no-adapter-here"}  # keeps transformers from loading
 NOTHING_LOADED: dict = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 PLAIN = ("t5", "mt5")  # the kinds of backbone: an mT5 is a T5 whose head is never scaled
 WRAPPED = r"\.(base_layer|original_module)\b"  # what PEFT puts into the names of the weights beneath
-FUSED = re.compile(r"T5WithFusion\((.+?)(?:@([0-9a-f]{40}))?\)")  # see `fused_name`
+FUSED = re.compile(r"T5WithFusion\((.+?)(?:@([0-9a-f]{40}))?(?:, (\{.*\}))?\)")  # see `FusedName`
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
+NOT_CHOICES = {  # fields of a config that say where it is from, or how it is loaded, and not what the model computes
+    "_name_or_path", "adapter_beside", "architectures", "auto_map", "backbone", "backbone_revision", "dtype",
+    "quantization_config", "torch_dtype", "transformers_version", "weights_from_backbone",
+}  # fmt: skip
 
 
 class FusedLoadingMixin:
@@ -83,8 +89,11 @@ class FusedLoadingMixin:
                     "`encoder.fusion` on a device, or save the fused model and load that."
                 )
             model.encoder.fusion.reset_parameters(model.shared.weight)
-        if found.is_plain:
-            model.name_or_path = fused_name(found.source, found.commit)
+        if found.is_plain or found.choices:
+            model.name_or_path = str(FusedName(found.source, found.commit, found.choices))
+        else:
+            model.loaded_commit = found.commit
+        model.remember_loaded_weights()
         if found.adapter is not None:
             model.load_adapter(found.adapter, adapter_name, adapter_kwargs=found.adapter_hub)
         return (model, info) if wants_info else model
@@ -167,6 +176,7 @@ class Found:
     commit: str | None  # of the source, where that is on a Hub
     is_plain: bool  # they are a plain T5's, without a fusion layer
     config: T5FusionConfig
+    choices: dict  # what the config, or the place in the repository, differs in from what the source's own name gives
     kwargs: dict  # for transformers
     adapter: str | os.PathLike | None
     adapter_hub: dict
@@ -180,24 +190,42 @@ def locate(name, config, kwargs: dict) -> Found:
     Raises:
         OSError: a config cannot be had, or an adapter of which one tells.
     """
-    name, commit = plain_t5(name)
-    hub = ({"revision": commit} if commit else {}) | {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
-    adapter, adapter_hub = find_adapter(name, hub, kwargs.pop("adapter_kwargs", None))
-    source = name
-    if adapter == name and (base := base_of(adapter, adapter_hub)) is not None:  # an adapter by itself
-        source, hub = base[0], elsewhere(hub) | ({"revision": base[1]} if base[1] else {})
+    named = FusedName.parse(name)
+    hub = named.hub | {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
+    adapter, adapter_hub = find_adapter(named.plain, hub, kwargs.pop("adapter_kwargs", None))
+    if adapter == named.plain and (base := base_of(adapter, adapter_hub)) is not None:  # an adapter by itself
+        named, hub = base, elsewhere(hub) | base.hub
+    source = named.plain
+    kwargs = named.fields | kwargs
     commit = commit_of(source, hub)
     hub |= {"revision": commit} if commit else {}  # the rest is of the same commit, whoever pushes meanwhile
     saved, _ = PretrainedConfig.get_config_dict(source, **hub)
     if saved.get("adapter_beside") and adapter is None:
         raise OSError(f"{source} holds an adapter, whose adapter_config.json cannot be had. Try again, with a network.")
+    as_saved, token_chosen = copy.deepcopy(saved), config is not None or "lexical_token_id" in kwargs
     config, kwargs = fused_config(source, hub, saved, config, kwargs)
+    choices = choices_of(config, source, hub, as_saved, token_chosen)
     if saved.get("weights_from_backbone"):
         source, commit = config.backbone, config.backbone_revision
         hub = elsewhere(hub) | {"revision": commit}
         saved, _ = PretrainedConfig.get_config_dict(source, **hub)
     kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KEYWORDS} | hub
-    return Found(source, commit, saved.get("model_type") in PLAIN, config, kwargs, adapter, adapter_hub)
+    return Found(source, commit, saved.get("model_type") in PLAIN, config, choices, kwargs, adapter, adapter_hub)
+
+
+def choices_of(config: T5FusionConfig, source, hub: dict, saved: dict, token_chosen: bool) -> dict:
+    """The fields of `config` that differ from what its checkpoint's `saved` config gives, and the subfolder, if any.
+
+    Args:
+        token_chosen: whether `lexical_token_id` was given. Of a plain T5 it then counts as a choice: what the T5's own
+            tokenizer would give need not be known.
+    """
+    token = {} if "lexical_token_id" in saved else {"lexical_token_id": config.lexical_token_id}
+    default, _ = fused_config(source, hub, saved, None, dict(token))
+    usual = json.loads(default.to_json_string(use_diff=False))
+    chosen = json.loads(config.to_json_string(use_diff=False))
+    choices = {key: value for key, value in chosen.items() if key not in NOT_CHOICES and usual.get(key) != value}
+    return choices | (token if token_chosen else {}) | ({"subfolder": hub["subfolder"]} if hub.get("subfolder") else {})
 
 
 def elsewhere(hub: dict) -> dict:
@@ -219,8 +247,8 @@ def find_adapter(name, hub: dict, passed: dict | None) -> tuple[str | None, dict
     return adapter, {key: value for key, value in passed.items() if key in HUB_KEYWORDS}
 
 
-def base_of(adapter, hub: dict) -> tuple[str, str | None] | None:
-    """The base that an adapter names, and its revision; None where a config.json beside it makes it a model itself."""
+def base_of(adapter, hub: dict) -> "FusedName | None":
+    """The base that an adapter names; None where a config.json beside the adapter makes it a model itself."""
     missing = {"_raise_exceptions_for_missing_entries": False}
     if cached_file(adapter, "config.json", **hub, **missing) is not None:
         return None
@@ -228,21 +256,51 @@ def base_of(adapter, hub: dict) -> tuple[str, str | None] | None:
         return base_in(json.load(file))
 
 
-def base_in(adapter_config: dict) -> tuple[str, str | None]:
-    """The base that an adapter's config names, a plain T5 by its own name; and its revision, if it tells."""
-    name, commit = plain_t5(adapter_config["base_model_name_or_path"])
-    return name, commit or adapter_config.get("revision")
+def base_in(adapter_config: dict) -> "FusedName":
+    """The base that an adapter's config names, with its revision where the config has one."""
+    base = FusedName.parse(adapter_config["base_model_name_or_path"])
+    return base if base.commit else base._replace(commit=adapter_config.get("revision"))
 
 
-def fused_name(plain: str | os.PathLike, commit: str | None) -> str:
-    """What adapters call the fused model made of a plain T5: by that one's own name, others would load the plain T5."""
-    return f"T5WithFusion({plain}@{commit})" if commit else f"T5WithFusion({plain})"
+class FusedName(NamedTuple):
+    """What adapters call their base: `T5WithFusion(ID@COMMIT, {"lexical_dim": 512})`.
 
+    It is not the plain T5's own name, under which other classes would load the plain T5. It records the commit, and the
+    choices that were made when the fused model was built, so that a reload needs nothing but the adapter's folder.
+    """
 
-def plain_t5(name) -> tuple:
-    """The plain T5 and its commit (or None) of which `fused_name` made `name`; any other name as it is, and None."""
-    found = FUSED.fullmatch(name) if isinstance(name, str) else None
-    return (found[1], found[2]) if found else (name, None)
+    plain: str | os.PathLike  # Hub id or folder of the checkpoint that the fused model was built from
+    commit: str | None = None  # or another revision
+    choices: Mapping = MappingProxyType(
+        {}
+    )  # fields of the config that differ from the checkpoint's, and perhaps its "subfolder"
+
+    @classmethod
+    def parse(cls, name) -> "FusedName":
+        """The parts of such a name; any other name is the checkpoint's own."""
+        parts = FUSED.fullmatch(name) if isinstance(name, str) else None
+        return cls(parts[1], parts[2], json.loads(parts[3] or "{}")) if parts else cls(name)
+
+    def __str__(self) -> str:
+        commit = f"@{self.commit}" if self.commit else ""
+        choices = f", {json.dumps(dict(self.choices), sort_keys=True)}" if self.choices else ""
+        return f"T5WithFusion({self.plain}{commit}{choices})"
+
+    @property
+    def hub(self) -> dict:
+        """The Hub keywords that the name stands for."""
+        place = {"revision": self.commit, "subfolder": self.choices.get("subfolder")}
+        return {key: value for key, value in place.items() if value}
+
+    @property
+    def fields(self) -> dict:
+        """The fields of the config that the name stands for."""
+        return {key: value for key, value in self.choices.items() if key != "subfolder"}
+
+    @property
+    def keywords(self) -> dict:
+        """What `T5WithFusion(plain, **keywords)` takes to build the same model."""
+        return self.fields | self.hub
 
 
 def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5FusionConfig, dict]:

@@ -1,7 +1,7 @@
 """T5 that reads lexical vectors: each vector is projected and takes the place of one `<lexical>` token of its row.
 
-`LexicalFusion` projects the vectors, `LexicalEncoder` puts them in place, `T5WithFusion` is the whole model. How one is
-loaded is in `loading_t5fusion.py`.
+`LexicalFusion` projects the vectors, `LexicalEncoder` puts them in place, `T5WithFusion` is the whole model.
+`loading_t5fusion.py` loads it, `saving_t5fusion.py` saves it, and `fitting_t5fusion.py` starts its fusion layer.
 """
 
 import os
@@ -15,11 +15,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
-from .loading_t5fusion import FusedLoadingMixin, plain_t5
+from .fitting_t5fusion import FittingMixin
+from .loading_t5fusion import FusedLoadingMixin, FusedName
+from .saving_t5fusion import SavingMixin
 
 logger = logging.get_logger(__name__)
-
-ALSO_OPENED_BY = ("AutoModel", "AutoModelForMultimodalLM")
 
 
 class LexicalFusion(nn.Module):
@@ -41,12 +41,19 @@ class LexicalFusion(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, token_embeddings: torch.Tensor) -> None:
         """The initial weights: the same bits on every machine, for the same sizes and the same backbone."""
-        # Uniform and from a generator of its own on the CPU: normal numbers, and a GPU's, differ between machines.
-        noise = torch.rand(self.projection.weight.shape, generator=torch.Generator().manual_seed(0)) - 0.5
-        self.projection.weight.copy_(noise * (12 / self.projection.in_features) ** 0.5)
+        self.projection.weight.copy_(initial_projection(self.projection.weight.shape))
         self.projection.bias.zero_()
         # Three digits: a sum over millions of numbers differs in its last bits from machine to machine.
         self.norm.weight.fill_(float(f"{token_embeddings.double().square().mean().sqrt().item():.3g}"))
+
+
+def initial_projection(shape: torch.Size) -> torch.Tensor:
+    """The projection's initial weight, float32 (d_model, lexical_dim): its output is as large as the vector."""
+    # Uniform and from a generator of its own on the CPU: normal numbers, and a GPU's, differ between machines.
+    # The dtype and the device are named, since a process may have set other defaults.
+    generator = torch.Generator("cpu").manual_seed(0)
+    noise = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") - 0.5
+    return noise * (12 / shape[1]) ** 0.5
 
 
 class StartsAsT5:
@@ -187,7 +194,9 @@ def _disagreement(placeholders: torch.Tensor, vectors: torch.Tensor, row: int, m
     )
 
 
-class T5WithFusion(FusedLoadingMixin, StartsAsT5, T5ForConditionalGeneration, GenerationMixin):
+class T5WithFusion(
+    FusedLoadingMixin, SavingMixin, FittingMixin, StartsAsT5, T5ForConditionalGeneration, GenerationMixin
+):
     """T5 for conditional generation with `lexical_embeds`. Without them it is, to the bit, the plain T5.
 
     `T5WithFusion("google/flan-t5-small")` is `T5WithFusion.from_pretrained("google/flan-t5-small")`;
@@ -221,6 +230,7 @@ class T5WithFusion(FusedLoadingMixin, StartsAsT5, T5ForConditionalGeneration, Ge
         if config.architectures != [type(self).__name__]:  # a plain T5's weights hold no fusion layer, nor need they
             self._keys_to_ignore_on_load_missing = [r"encoder\.fusion\."]
         self.post_init()
+        self.register_load_state_dict_pre_hook(_resize_for_adapter)
         if not self.shared.weight.is_meta:
             self.encoder.fusion.reset_parameters(self.shared.weight)
 
@@ -290,11 +300,15 @@ class T5WithFusion(FusedLoadingMixin, StartsAsT5, T5ForConditionalGeneration, Ge
     def _tell_of_frozen_fusion(self, lexical_embeds):
         if lexical_embeds is None or not self.training or torch.compiler.is_compiling():
             return
+        adapters = getattr(self, "peft_config", {}).values()
+        if any(getattr(adapter, "modules_to_save", None) == [] for adapter in adapters):  # the user froze it
+            return
         parameters = list(self.encoder.fusion.parameters())  # none in the replicas of DataParallel, nor under FSDP
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             logger.warning_once(
-                "The fusion layer is frozen while the rest trains: the vectors go through its weights as they are. "
-                "To train it with the adapter, use `model.lora_config()`, or `modules_to_save=['fusion']`."
+                "The fusion layer is frozen while the rest trains, so the vectors count for little. `import t5fusion` "
+                "before the adapter is put on trains it too; so does `modules_to_save=['fusion']` in the adapter's "
+                "config. `modules_to_save=[]` says that it is meant to be frozen."
             )
 
     def lora_config(self, **overrides):
@@ -340,24 +354,21 @@ class T5WithFusion(FusedLoadingMixin, StartsAsT5, T5ForConditionalGeneration, Ge
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if embeddings.num_embeddings != rows:
             # PEFT finds out by this name whether to save the table too; its shape then keeps it out of a plain T5
-            self.name_or_path, commit = plain_t5(self.name_or_path)
-            for adapter in getattr(self, "peft_config", {}).values():
-                adapter.base_model_name_or_path, adapter.revision = self.name_or_path, commit or adapter.revision
+            named = FusedName.parse(self.name_or_path)
+            if not named.choices:
+                self.name_or_path = named.plain
+                for adapter in getattr(self, "peft_config", {}).values():
+                    adapter.base_model_name_or_path, adapter.revision = named.plain, named.commit or adapter.revision
         return embeddings
 
-    def save_pretrained(self, *args, **kwargs):
-        # transformers itself adds only one class, AutoModelForSeq2SeqLM
-        self.config.auto_map = dict.fromkeys(ALSO_OPENED_BY, f"{__name__.rpartition('.')[2]}.T5WithFusion")
-        self.config.weights_from_backbone = self.config.adapter_beside = False
-        if getattr(self, "hf_quantizer", None) is not None:  # what was packed when it was loaded stays so
-            kwargs.setdefault("save_original_format", False)
-        kind = type(self)
-        if kind.__name__ == "FSDPT5WithFusion":  # torch's own, made by `fully_shard`: no file that travels holds it
-            self.__class__ = T5WithFusion
-        try:
-            super().save_pretrained(*args, **kwargs)
-        finally:
-            self.__class__ = kind
+
+def _resize_for_adapter(model: T5WithFusion, state_dict: dict, prefix: str, *args) -> None:
+    """Give the embedding table the rows that an adapter saved with it has: it was trained after a resize."""
+    table, others = state_dict.get(f"{prefix}shared.weight"), f"{prefix}encoder.final_layer_norm.weight"
+    rows = model.shared.weight.shape[0]
+    if table is not None and others not in state_dict and len(table) != rows:
+        logger.info(f"the adapter was trained on a table of {len(table)} rows: the model's {rows} rows are resized")
+        model.resize_token_embeddings(len(table), mean_resizing=False)
 
 
 def register_with_peft() -> None:

@@ -4,21 +4,29 @@
 
 Trains each variant with each seed on the demo's task and measures the loss on the held-out rows: with their own
 vectors, with other rows' and, for the model trained without any, with none. Finished runs are kept in RUNS and not made
-again.
+again. Variants that begin with "six-steps" are what a user types in Python: `get_peft_model` with LoRA on q and v, and
+the plain `Trainer`, in fp32; the others are `t5fusion train` with its options.
 """
 
 import argparse
 import itertools
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import Trainer, TrainingArguments
 
+from t5fusion import DataCollatorWithFusion, T5WithFusion
 from t5fusion.finetune.demo import demo_inputs, demo_processor, demo_rows
 from t5fusion.finetune.evaluate import Losses, change_vectors, losses, paired_bootstrap
-from t5fusion.finetune.train import TrainingOptions, train
+from t5fusion.finetune.train import TrainingOptions, base_folder, train
+from t5fusion.finetune.trainer_callback import FusionCallback
+
+BATCH = 16
 
 VARIANTS = {
     "recommended": {},
@@ -29,10 +37,11 @@ VARIANTS = {
     "lr-4e-3": {"lr": 4e-3},
     "random-start": {"fusion_start": "random"},
     "random-start-fast": {"fusion_start": "random", "fusion_lr": 1e-2},
-    "own-config": {"fusion_start": "random", "train_fusion": False, "target_modules": ("q", "v")},
+    "frozen": {"fusion_start": "random", "train_fusion": False, "target_modules": ("q", "v")},
     "full": {"full": True},
     "full-random-start": {"full": True, "fusion_start": "random"},
 }
+SIX_STEPS = ("six-steps", "six-steps-fit", "six-steps-random-start")
 
 
 def run(variant: str, seed: int, args: argparse.Namespace) -> None:
@@ -44,16 +53,45 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> None:
     inputs, test = demo_inputs(training, processor), demo_inputs(held_out, processor)
     if variant == "none":
         inputs, test = change_vectors(inputs, "none"), change_vectors(test, "none")
-    options = TrainingOptions(base=args.base, epochs=args.epochs, batch_size=16, seed=seed, **VARIANTS[variant])
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as output:
-        model = train(inputs, test, processor, options, Path(output))
-        seconds = json.loads((Path(output) / "training.json").read_text())["seconds"]
-    found = {"variant": variant, "seed": seed, "seconds": seconds}
+        if variant in SIX_STEPS:
+            model = six_steps(variant, inputs, processor.tokenizer, seed, args, output)
+        else:
+            choice = VARIANTS[variant]
+            options = TrainingOptions(base=args.base, epochs=args.epochs, batch_size=BATCH, seed=seed, **choice)
+            model = train(inputs, test, processor, options, Path(output))
+    found = {"variant": variant, "seed": seed, "seconds": time.monotonic() - start}
     for kind in ("true",) if variant == "none" else ("true", "shuffled"):
         measured = losses(model, change_vectors(test, kind), processor)
         found[kind] = {"sums": measured.sums.tolist(), "tokens": measured.tokens.tolist()}
     args.folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found))
+
+
+def six_steps(variant: str, rows: list[dict], tokenizer, seed: int, args: argparse.Namespace, output: str):
+    """The steps that a user types, with the LoRA of the original notes."""
+    model = T5WithFusion(base_folder(args.base), dtype=torch.float32)
+    if variant == "six-steps-fit":
+        model.fit_fusion(rows)
+    torch.manual_seed(seed)
+    peft_model = get_peft_model(
+        model,
+        LoraConfig(
+            r=32, lora_alpha=32, target_modules=["q", "v"], lora_dropout=0.05, bias="none",
+            task_type=TaskType.SEQ_2_SEQ_LM,
+        ),
+    )  # fmt: skip
+    arguments = TrainingArguments(
+        output, num_train_epochs=args.epochs, per_device_train_batch_size=BATCH, learning_rate=1e-3, seed=seed,
+        report_to="none", save_strategy="no", logging_strategy="epoch", disable_tqdm=True,
+    )  # fmt: skip
+    collator = DataCollatorWithFusion(tokenizer)
+    trainer = Trainer(model=peft_model, args=arguments, train_dataset=rows, data_collator=collator)
+    if variant == "six-steps-random-start":
+        trainer.remove_callback(FusionCallback)
+    trainer.train()
+    return peft_model
 
 
 def pooled(runs: list[dict], kind: str) -> Losses:
@@ -83,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where finished runs are kept")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--variants", nargs="*", default=[*SIX_STEPS, *VARIANTS], choices=[*SIX_STEPS, *VARIANTS])
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--base", default="tiny_t5")
     args = parser.parse_args()

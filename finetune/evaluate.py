@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,31 +15,14 @@ from ..processing_t5fusion import T5FusionProcessor
 from .chunks import shared, spread
 from .data import batches
 from .generate import generate_texts
+from .measures import Interval, Losses, paired_bootstrap
 
 Vectors = Literal["true", "shuffled", "none"]
 
+__all__ = ["Interval", "Losses", "paired_bootstrap"]  # measured here, compared in measures.py
+
 EVALUATION = "evaluation.json"
 SAMPLES = 3  # texts that are kept with the measures
-
-
-class Losses(NamedTuple):
-    """Cross entropy of each row: its sum over the target's tokens, in nats, and their number; float64 (rows,)."""
-
-    sums: np.ndarray
-    tokens: np.ndarray
-
-    @property
-    def mean(self) -> float:
-        """Nats per token, whatever the batches were."""
-        return float(self.sums.sum() / self.tokens.sum())
-
-
-class Interval(NamedTuple):
-    """A difference and the bounds that hold it with 95 % probability."""
-
-    difference: float
-    low: float
-    high: float
 
 
 def change_vectors(rows: list[dict], vectors: Vectors, seed: int = 0) -> list[dict]:
@@ -169,25 +152,6 @@ def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, fl
         statistics += chrf._extract_corpus_statistics([text], [[reference]])
     means = dict(zip(names, rouge.mean(1).tolist(), strict=True))
     return means | {"chrf": chrf._aggregate_and_compute(statistics).score / 100}
-
-
-def paired_bootstrap(a: Losses, b: Losses, samples: int = 10_000, seed: int = 0) -> Interval:
-    """The difference of the mean losses of two models (or inputs) on the same rows, a - b, in nats per token.
-
-    Rows are drawn with replacement, the same for both (Koehn 2004); the bounds are the 2.5th and 97.5th percentiles.
-
-    Raises:
-        ValueError: the rows are not the same: their numbers of tokens differ.
-    """
-    if not np.array_equal(a.tokens, b.tokens):
-        raise ValueError("the losses are not of the same rows: their numbers of tokens differ.")
-    numbers, even = np.random.default_rng(seed), np.full(len(a.sums), 1 / len(a.sums))
-    differences = np.empty(samples)
-    for sample in range(samples):  # one at a time: all at once are rows x samples numbers
-        drawn = numbers.multinomial(len(even), even)
-        differences[sample] = drawn @ (a.sums - b.sums) / (drawn @ a.tokens)
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return Interval(a.mean - b.mean, float(low), float(high))
 
 
 def evaluation_record(

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.utils.sha import sha_fileobj
 from peft import PeftModel
 
-from ..loading_t5fusion import base_in
+from ..loading_t5fusion import FusedName, base_in
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .data import MAX_SOURCE, MAX_TARGET
@@ -32,11 +32,12 @@ def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
     processor = T5FusionProcessor.from_pretrained(folder)
     if has_config:  # all weights, or a bundle
         return align(T5WithFusion(folder, dtype=torch.float32)).eval(), processor
-    base, revision = _base_of(folder)
+    base = _base_of(folder)
     try:
-        model = T5WithFusion(base, revision=revision or "main", lexical_dim=processor.lexical_dim, dtype=torch.float32)
+        given = {"lexical_dim": processor.lexical_dim, "dtype": torch.float32} | base.keywords
+        model = T5WithFusion(base.plain, **given)
     except OSError as error:
-        raise base_error(base, error) from error
+        raise base_error(str(base.plain), error) from error
     return align(PeftModel.from_pretrained(model, folder)).eval(), processor
 
 
@@ -46,11 +47,12 @@ def trained_limits(folder: Path) -> tuple[int, int]:
     return options.get("max_source", MAX_SOURCE), options.get("max_target", MAX_TARGET)
 
 
-def _base_of(folder: Path) -> tuple[str, str | None]:
-    """The base that the adapter was trained on, and its commit; the embedded one is known by name, wherever it is."""
+def _base_of(folder: Path) -> FusedName:
+    """The base that the adapter was trained on; the embedded one is known by name, wherever it is."""
+    base = base_in(json.loads((folder / "adapter_config.json").read_text()))
     if read_record(folder).get("options", {}).get("base") == "tiny_t5":
-        return base_folder("tiny_t5"), None
-    return base_in(json.loads((folder / "adapter_config.json").read_text()))
+        return base._replace(plain=base_folder("tiny_t5"), commit=None)
+    return base
 
 
 def trained_digest(folder: Path) -> str:

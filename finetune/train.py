@@ -24,12 +24,12 @@ from transformers import AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils.hub import extract_commit_hash
 
-from ..loading_t5fusion import commit_of, plain_t5
+from ..loading_t5fusion import commit_of
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 from ..tiny_t5 import PATH as TINY_T5
 from .data import MAX_SOURCE, MAX_TARGET, is_first_process
-from .fusion_start import start_from_targets
+from .trainer_callback import FusionCallback
 
 RECORD = "training.json"
 RESUMED = "options.json"  # in each checkpoint: with what it must be gone on
@@ -183,22 +183,16 @@ def build_model(
         )
     with_vectors = [row for row in rows if row.get("lexical_embeds") is not None]
     if options.fusion_start == "targets" and options.train_fusion and with_vectors:
-        vectors = torch.stack(
-            [row["lexical_embeds"].reshape(-1, processor.lexical_dim).mean(0) for row in with_vectors]
-        )
-        explained = start_from_targets(model, vectors, [row["labels"] for row in with_vectors])
-        told = f"explain {explained:.1%} of their words' variance" if explained > 0 else "tell nothing of their words"
-        _print(f"fusion layer: started from the targets; the vectors {told}")
+        model.fit_fusion(with_vectors)
     if options.full:
         return model
     lora: dict[str, object] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
     if not (options.train_fusion and with_vectors):
-        lora["modules_to_save"] = None
+        lora["modules_to_save"] = []
     if options.target_modules is not None:
         lora["target_modules"] = list(options.target_modules)
     torch.manual_seed(options.seed)
-    is_fused = plain_t5(model.name_or_path)[0] == model.name_or_path  # else the name tells the commit
-    return get_peft_model(model, model.lora_config(**lora), revision=commit if is_fused else None)
+    return get_peft_model(model, model.lora_config(**lora))
 
 
 def trainable_share(model: nn.Module) -> tuple[int, int]:
@@ -412,6 +406,8 @@ def train(
     for theirs in (PrinterCallback, ProgressCallback):  # which of the two is there depends on the log level
         trainer.remove_callback(theirs)
     trainer.add_callback(ShowProgress())
+    if options.fusion_start == "random":
+        trainer.remove_callback(FusionCallback)
     trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
     stopper.accelerator = trainer.accelerator
     finished = output / RECORD  # of which nothing may be left to do

@@ -85,8 +85,8 @@ def trained_on(source: Path) -> Backbone | None:
             return Backbone(config["backbone"], config.get("backbone_revision"))
     if record.get("options", {}).get("base") == "tiny_t5":  # wherever it is now
         return Backbone(base_folder("tiny_t5"))
-    name, revision = base_in(json.loads((source / "adapter_config.json").read_text(encoding="utf-8")))
-    return Backbone(base_folder(name), revision) if name else None
+    base = base_in(json.loads((source / "adapter_config.json").read_text(encoding="utf-8")))
+    return Backbone(base_folder(base.plain), base.commit) if base.plain else None
 
 
 def choose(source: Path, given: str | None, needed: bool, say) -> tuple[Backbone, Backbone | None]:

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..finetune.data import FILE_KINDS
 from ..finetune.evaluate import EVALUATION
 from ..finetune.train import RECORD
-from ..loading_t5fusion import plain_t5
+from ..loading_t5fusion import FusedName
 from ..tiny_t5 import PATH as TINY_T5
 from .onnx_export import ENCODER
 
@@ -144,7 +144,7 @@ def read_facts(bundle: Path, source: Path, kind: str) -> dict[str, Any]:
     record, evaluation, adapter = (
         {} if kind == "base" else _read(source / name) for name in (RECORD, EVALUATION, "adapter_config.json")
     )
-    named, _ = plain_t5(adapter.get("base_model_name_or_path"))
+    named = FusedName.parse(adapter.get("base_model_name_or_path")).plain
     bases = {record.get("options", {}).get("base"), config.get("backbone"), named}
     bases |= {str(source)} if kind == "base" else set()
     embedded = not bases.isdisjoint({"tiny_t5", TINY_T5})

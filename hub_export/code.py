@@ -5,7 +5,8 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..modeling_t5fusion import ALSO_OPENED_BY, T5WithFusion
+from ..modeling_t5fusion import T5WithFusion
+from ..saving_t5fusion import ALSO_OPENED_BY
 
 
 def write_code(model: T5WithFusion, folder: Path) -> None:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..loading_t5fusion import plain_t5
+from ..loading_t5fusion import FusedName
 from ..modeling_t5fusion import T5WithFusion
 from .code import write_code
 
@@ -25,8 +25,7 @@ def fused_beneath(model) -> T5WithFusion | None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, T5WithFusion) or not getattr(model, "peft_config", None):
         return None
-    _, commit = plain_t5(base.name_or_path)
-    return base if commit else None  # a folder's has none, nor readers
+    return base if FusedName.parse(base.name_or_path).commit else None  # a folder's has none, nor readers
 
 
 @cache  # the Hub does not like to be asked at each save

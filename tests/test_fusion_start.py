@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from t5fusion import T5WithFusion
-from t5fusion.finetune.fusion_start import STRENGTHS, mean_target_embeddings, ridge, start_from_targets
+from t5fusion.fitting_t5fusion import STRENGTHS, mean_target_embeddings, ridge
 
 DIM = 8
 
@@ -89,6 +89,10 @@ def test_rare_words_weigh_more_in_the_mean():
         torch.testing.assert_close(mean, expected)
 
 
+def as_rows(vectors, labels):
+    return [{"lexical_embeds": vector, "labels": ids} for vector, ids in zip(vectors, labels, strict=True)]
+
+
 def rows_of(model, rows=200, linear=True):
     """Vectors, and labels of three tokens each; linear: the vector is a linear map of the mean of their embeddings."""
     numbers = torch.Generator().manual_seed(3)
@@ -104,7 +108,7 @@ def rows_of(model, rows=200, linear=True):
 def test_the_projection_is_set_to_what_the_vectors_tell(model):
     vectors, labels, means = rows_of(model)
     before = model.encoder.fusion.norm.weight.clone()
-    explained = start_from_targets(model, vectors, labels)
+    explained = model.fit_fusion(as_rows(vectors, labels))
     centred = means - means.mean(0)
     projected = model.encoder.fusion.projection(vectors)
     residual = (centred - projected).square().sum() / centred.square().sum()
@@ -117,10 +121,10 @@ def test_the_projection_is_set_to_what_the_vectors_tell(model):
 
 def test_vectors_that_tell_nothing_explain_nothing(model):
     vectors, labels, _ = rows_of(model, linear=False)
-    assert abs(start_from_targets(model, vectors, labels)) < 0.05
+    assert abs(model.fit_fusion(as_rows(vectors, labels))) < 0.05
 
 
 def test_equal_targets_leave_the_start_as_it_is(model):
     before = model.encoder.fusion.projection.weight.detach().clone()
-    assert start_from_targets(model, torch.randn(6, DIM), [[5, 6, 1]] * 6) == 0
+    assert model.fit_fusion(as_rows(torch.randn(6, DIM), [[5, 6, 1]] * 6)) == 0
     assert torch.equal(model.encoder.fusion.projection.weight, before)

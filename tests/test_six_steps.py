@@ -83,7 +83,7 @@ def test_six_steps(plain_folders, tokenizer, tmp_path, run_python, padded):
     assert trainer.evaluate()["eval_loss"] < before
     peft_model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    assert json.loads((out / "adapter_config.json").read_text())["modules_to_save"] is None
+    assert json.loads((out / "adapter_config.json").read_text())["modules_to_save"] == ["fusion"]
 
     held = DataCollatorWithFusion(tokenizer)([{k: v for k, v in row.items() if k != "filename"} for row in rows])
     batch = dict(held)

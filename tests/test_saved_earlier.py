@@ -1,0 +1,56 @@
+"""What the code of 0.1.0 saved still loads, with the same outputs, to the bit (tests/saved_by_0_1)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from t5fusion import T5FusionProcessor, T5WithFusion
+
+SAVED = Path(__file__).parent / "saved_by_0_1"
+
+
+@pytest.fixture(autouse=True)
+def where_it_was_saved(monkeypatch):
+    monkeypatch.chdir(SAVED)  # the adapters name their base by a relative path
+
+
+def reference(name):
+    tensors = load_file(SAVED / "reference.safetensors")
+    batch = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+    return batch, batch.pop("logits")
+
+
+@torch.no_grad()
+def check(model, name):
+    batch, expected = reference(name)
+    found = model.eval()(**batch).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # another processor may round otherwise
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("name", ["adapter-frozen", "adapter-trained", "adapter-wide"])
+def test_an_adapter_over_a_model_built_as_then(name, trainable):
+    width = 7 if name == "adapter-wide" else 384
+    model = PeftModel.from_pretrained(T5WithFusion("plain", lexical_dim=width), name, is_trainable=trainable)
+    check(model, name)
+
+
+@pytest.mark.parametrize("name", ["adapter-frozen", "adapter-trained"])
+def test_an_adapter_by_its_folder_alone(name):
+    check(T5WithFusion.from_pretrained(name), name)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("name", ["adapter-frozen", "adapter-trained"])
+def test_an_adapter_loaded_into_a_model(name, trainable):
+    model = T5WithFusion("plain")
+    model.load_adapter(name, is_trainable=trainable)
+    check(model, name)
+
+
+def test_a_fused_model_and_its_processor():
+    check(T5WithFusion("fused"), "fused")
+    assert T5FusionProcessor.from_pretrained("fused").template == "Filename: {text}"
