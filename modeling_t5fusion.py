@@ -204,6 +204,7 @@ class T5WithFusion(
     """
 
     config_class = T5FusionConfig
+    _has_trained_on_vectors = False
 
     def __new__(cls, config=None, *args, **kwargs):  # copies and pickles give none
         if isinstance(config, (str, os.PathLike)):
@@ -266,7 +267,8 @@ class T5WithFusion(
                 "smoothing, where the Trainer keeps the labels, use `DataCollatorWithFusion(tokenizer, model=model)`."
             )
         if encoder_outputs is None and (input_ids is None) != (inputs_embeds is None):
-            self._tell_of_frozen_fusion(lexical_embeds)
+            if self.training and not torch.compiler.is_compiling():
+                self._warn_of_idle_vectors(lexical_embeds)
             inputs_embeds = self.encoder.embed(input_ids, inputs_embeds, lexical_embeds)
             input_ids = None
         tokens_of_step = kwargs.pop("num_items_in_batch", None)
@@ -297,9 +299,16 @@ class T5WithFusion(
             encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.pad_token_id or 0)
         return super()._get_logits_processor(*args, encoder_input_ids=encoder_input_ids, **kwargs)
 
-    def _tell_of_frozen_fusion(self, lexical_embeds):
-        if lexical_embeds is None or not self.training or torch.compiler.is_compiling():
+    def _warn_of_idle_vectors(self, lexical_embeds):
+        """Warn, once, where training gives the model no vectors, or leaves the fusion layer as it is."""
+        if lexical_embeds is None:
+            if not self._has_trained_on_vectors:
+                logger.warning_once(
+                    "This training batch has no vectors, so the fused model trains as the plain T5. Vectors are read "
+                    "from the column `lexical_embeds`; the Trainer drops a column of another name."
+                )
             return
+        self._has_trained_on_vectors = True
         adapters = getattr(self, "peft_config", {}).values()
         if any(getattr(adapter, "modules_to_save", None) == [] for adapter in adapters):  # the user froze it
             return

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import (
     IA3Config,
     LoraConfig,
@@ -334,3 +335,19 @@ def test_vectors_that_count_are_not_told_of(base, tmp_path, capsys):
     options = {"eval_strategy": "epoch", "num_train_epochs": 12, "learning_rate": 3e-2}
     trainer_for(get_peft_model(model, LoraConfig(**QV)), rows, tmp_path, **options).train()
     assert "The vectors bring nothing" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("column", ["embeddings", "lexical_vectors"])
+def test_vectors_under_another_name_are_told_of(base, tmp_path, heard, column):
+    """The Trainer drops such a column before the collator or the model could see it."""
+    model = T5WithFusion(base)
+    rows = [{name.replace("lexical_embeds", column): value for name, value in row.items()} for row in rows_for(model)]
+    trainer_for(get_peft_model(model, LoraConfig(**QV)), Dataset.from_list(rows), tmp_path).train()
+    assert len([line for line in heard() if "Vectors are read from the column `lexical_embeds`" in line]) == 1
+
+
+def test_batches_without_vectors_among_others_are_not_told_of(base, inputs_for, heard):
+    model = T5WithFusion(base).train()
+    model(**inputs_for(model))
+    model(**inputs_for(model, vectors=(0, 0)) | {"lexical_embeds": None})
+    assert not any("no vectors" in line for line in heard())

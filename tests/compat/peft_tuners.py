@@ -354,9 +354,9 @@ def make() -> Table:
     table = Table(
         "PEFT: every tuner",
         "As read from the installed PEFT, by its defaults for T5. Reloading is done in another process. *Fusion layer "
-        "too*: it trains without being named, is saved, and reloads to the bit; of the plain T5, its head, by its name. "
-        "*`adapter_names`*, *`add_weighted_adapter`* and *`hotswap_adapter`* are tried with `modules_to_save=[]`, since "
-        "PEFT itself refuses all three where two adapters train the same layer whole.",
+        "too*: it trains without being named, is saved, and reloads to the bit; of the plain T5, its head, by its "
+        "name. *`adapter_names`*, *`add_weighted_adapter`* and *`hotswap_adapter`* are tried with "
+        "`modules_to_save=[]`, since PEFT itself refuses all three where two adapters train the same layer whole.",
         list(CHECKS),
     )
     for row, tuner in tuners():
