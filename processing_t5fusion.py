@@ -20,6 +20,9 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LEXICAL_SOURCES = ("text", "given", "none")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 IGNORED = -100  # what losses skip
+# The model normalises what it makes of a vector, and adds 1e-6 to its mean square: what is smaller becomes zero. The
+# squares of what is larger are infinite.
+SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e18
 # A tokenizer copies these to its settings when it is loaded from a file with truncation or padding; nothing reads them.
 CALL_STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
 
@@ -177,7 +180,7 @@ class T5FusionProcessor(ProcessorMixin):
             text: a string, or a list of them. A `<lexical>` in a text stays where it is, and counts.
             lexical_texts: what to make vectors of, instead of the text: one string per row, or a list of strings for a
                 row of several vectors (empty for none).
-            lexical_embeds: the vectors themselves, float: (batch, dim), (batch, vectors, dim), or a list of one array
+            lexical_embeds: the vectors themselves, numbers: (batch, dim), (batch, vectors, dim), or a list of one array
                 per row, (dim,) or (vectors, dim), None for a row without. `False`: no vectors at all, and no
                 placeholders; the ids are then just the tokenizer's.
             text_target: target texts, one per row.
@@ -194,9 +197,9 @@ class T5FusionProcessor(ProcessorMixin):
             length) padded with -100, if there are targets. With `return_tensors=None` the same, unpadded, in lists.
 
         Raises:
-            ValueError: the arguments disagree in number; vectors are of another width than `lexical_dim`, or not
-                finite floats; a text is empty; `lexical_source` is "given" and nothing was; `max_length` leaves no
-                room for text.
+            ValueError: the arguments disagree in number; vectors are of another width than `lexical_dim`, not finite
+                numbers, or of a norm outside 1e-6 to 1e18; a text is empty; `lexical_source` is "given" and nothing
+                was; `max_length` leaves no room for text.
             ImportError, OSError: see `encode`.
         """
         if return_tensors not in ("pt", None):
@@ -323,9 +326,9 @@ class DataCollatorWithFusion:
     """Makes a batch of rows: trims, places `<lexical>`, pads on the right, masks what labels are padded with.
 
     A row has `input_ids`, and may have `attention_mask` (else it is read off the padding), `labels` and
-    `lexical_embeds`: float, (dim,) for one vector, (vectors, dim) for several; missing, None or empty for none. Lists,
-    arrays and tensors will do, padded (left or right, with any length) or not. Ids hold no placeholder, or already one
-    per vector. Of other columns, strings go through as lists, numbers and arrays of one shape as tensors.
+    `lexical_embeds`: numbers, (dim,) for one vector, (vectors, dim) for several; missing, None or empty for none.
+    Lists, arrays and tensors will do, padded (left or right, with any length) or not. Ids hold no placeholder, or
+    already one per vector. Of other columns, strings go through as lists, numbers and arrays of one shape as tensors.
 
     Args:
         tokenizer: `<lexical>` is added to it, in place, where it is missing; a `T5FusionProcessor` does as well.
@@ -342,7 +345,8 @@ class DataCollatorWithFusion:
     Raises (by a call):
         ValueError: naming the row's index in the batch and its field: no token of text; ids or labels that are not
             integers, or a mask of another length; labels missing where others have them, or with nothing to learn;
-            vectors that are not float, not finite, or not of one width; placeholders that are not one per vector.
+            vectors that are not finite numbers, not of one width, or of a norm outside 1e-6 to 1e18; placeholders that
+            are not one per vector. Or naming a column of vectors, where no row has `lexical_embeds`.
     """
 
     tokenizer: Any
@@ -367,6 +371,8 @@ class DataCollatorWithFusion:
     def __call__(self, features: Sequence[dict]) -> BatchFeature:
         if len(features) == 0:
             raise ValueError("the batch has no rows; expected one or more.")
+        if not any("lexical_embeds" in row for row in features):
+            _refuse_vectors_by_another_name(features)
         vectors = [_read_vectors(index, row.get("lexical_embeds")) for index, row in enumerate(features)]
         texts = [self._read_text(index, row, len(vectors[index])) for index, row in enumerate(features)]
         batch = {
@@ -380,8 +386,7 @@ class DataCollatorWithFusion:
                 batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         if any(len(row) for row in vectors):
             batch["lexical_embeds"] = _stack_vectors(vectors)
-        known = {"input_ids", "attention_mask", "labels", "lexical_embeds"}
-        for name in dict.fromkeys(name for row in features for name in row if name not in known):
+        for name in _other_columns(features):
             batch[name] = _stack_column(name, [row.get(name) for row in features])
         return BatchFeature(batch)
 
@@ -445,15 +450,47 @@ def _read_vectors(index, value):
         raise _bad_row(index, "lexical_embeds", "vectors of unequal width; expected one width") from None
     if array.size == 0:
         return np.zeros((0, 0), dtype=np.float32)
-    if array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.floating):
-        expected = "floating point numbers of shape (dim,) or (vectors, dim). Convert them, and give those of one row"
+    if array.ndim not in (1, 2) or array.dtype.kind not in "biuf":
+        expected = "numbers of shape (dim,) or (vectors, dim). Give the vectors of one row, as numbers"
         raise _bad_row(index, "lexical_embeds", f"{array.dtype} of shape {array.shape}; expected {expected}")
+    exact = array.astype(np.float64).reshape(-1, array.shape[-1])
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported below
-        array = array.astype(np.float32).reshape(-1, array.shape[-1])
-    if not np.isfinite(array).all():
-        found = f"{np.count_nonzero(~np.isfinite(array))} numbers that are NaN or infinite"
+        vectors = exact.astype(np.float32)
+    if not np.isfinite(vectors).all():
+        found = f"{np.count_nonzero(~np.isfinite(vectors))} numbers that are NaN or infinite"
         raise _bad_row(index, "lexical_embeds", f"{found}; expected finite ones. Encode it again, or remove the row")
-    return array
+    norms = np.linalg.norm(exact, axis=1)
+    for norm in norms[((norms < SMALLEST_NORM) & exact.any(1)) | (norms > LARGEST_NORM)][:1]:
+        expected = f"{SMALLEST_NORM:g} to {LARGEST_NORM:g}, within which the model can tell vectors apart"
+        raise _bad_row(
+            index, "lexical_embeds", f"a vector of Euclidean norm {norm:.3g}; expected {expected}. Scale all vectors"
+        )
+    return vectors
+
+
+def _other_columns(rows) -> list[str]:
+    known = {"input_ids", "attention_mask", "labels", "lexical_embeds"}
+    return list(dict.fromkeys(name for row in rows for name in row if name not in known))
+
+
+def _refuse_vectors_by_another_name(rows):
+    for name in _other_columns(rows):
+        if any(_is_like_vectors(row.get(name)) for row in rows):
+            raise ValueError(
+                f"column `{name}` of the batch holds vectors, and no row has `lexical_embeds`, the name by which the "
+                f"model takes them. Rename it: `rename_column({name!r}, 'lexical_embeds')`; or remove it."
+            )
+
+
+def _is_like_vectors(value) -> bool:
+    """Whether `value` is a float array of one or two dimensions and more than one number."""
+    if value is None or isinstance(value, (str, bytes, int, float)):
+        return False
+    try:
+        array = _array(value)
+    except (TypeError, ValueError, RuntimeError):  # of unequal widths, say: no array
+        return False
+    return array.ndim in (1, 2) and array.size > 1 and np.issubdtype(array.dtype, np.floating)
 
 
 def _stack_vectors(rows) -> torch.Tensor:
@@ -487,7 +524,8 @@ def _array(value) -> np.ndarray:
         return np.stack([_array(item) for item in value])
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()  # NumPy has no bfloat16
+        lacking = value.is_floating_point() and value.dtype != torch.float64  # NumPy has no bfloat16
+        value = (value.float() if lacking else value).numpy()
     return np.asarray(value)
 
 
