@@ -3,6 +3,7 @@
 Both put the placeholders of a row's vectors *before* its text: `<lexical> ... <lexical> tokens of the text </s>`.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -335,26 +336,44 @@ class DataCollatorWithFusion:
         pad_to_multiple_of: rounds the length of ids and labels up.
         label_pad_token_id: what labels are padded with.
         model: makes `decoder_input_ids` of the labels, which label smoothing needs: there the Trainer keeps the labels.
+        padding: "longest" (or True): each batch to its longest row; "max_length": every batch to the same sizes, the
+            three that follow. That is for an `IterableDataset` with several processes: there accelerate puts the
+            batches of all processes together, and needs them of one size. (Rows that come padded to one length, labels
+            as well, with one vector each, need nothing: there the collator keeps their length.)
+        max_length: with "max_length", the length of `input_ids`, placeholders included: as long as the longest row of
+            the tokenizer's, and one more per vector.
+        max_target_length: with "max_length", the length of `labels`; None for `max_length`.
+        max_vectors: with "max_length", the number of vectors that each row is padded to, with zeros; None for 1. Where
+            all rows of a batch may be without a vector, give the processor in place of the tokenizer, or the `model`:
+            they know the width.
 
     Returns (of a call):
         `input_ids` and `attention_mask` int64 (batch, longest); `labels` int64 (batch, longest labels);
         `lexical_embeds` float32 (batch, dim) if each row has one vector, (batch, most, dim) zero padded if not, absent
-        if no row has any. `decoder_input_ids` int64, of the labels' shape, if there is a `model` to make them; the
-        model needs none where it gets the labels.
+        if no row has any; with `padding="max_length"` (batch, max_vectors, dim). `decoder_input_ids` int64, of the
+        labels' shape, if there is a `model` to make them; the model needs none where it gets the labels.
 
     Raises (by a call):
         ValueError: naming the row's index in the batch and its field: no token of text; ids or labels that are not
             integers, or a mask of another length; labels missing where others have them, or with nothing to learn;
             vectors that are not finite numbers, not of one width, or of a norm outside 1e-6 to 1e18; placeholders that
-            are not one per vector. Or naming a column of vectors, where no row has `lexical_embeds`.
+            are not one per vector; what is longer than `padding="max_length"` allows. Or naming a column of vectors,
+            where no row has `lexical_embeds`.
     """
 
     tokenizer: Any
     pad_to_multiple_of: int | None = None
     label_pad_token_id: int = IGNORED
     model: Any = None
+    padding: str | bool = "longest"
+    max_length: int | None = None
+    max_target_length: int | None = None
+    max_vectors: int | None = None
 
     def __post_init__(self):
+        self._check_padding()
+        known = getattr(self.model, "config", self.tokenizer)
+        self.lexical_dim = getattr(known, "lexical_dim", None)
         if isinstance(self.tokenizer, ProcessorMixin):
             self.tokenizer = self.tokenizer.tokenizer
         if self.tokenizer.pad_token_id is None:
@@ -368,6 +387,17 @@ class DataCollatorWithFusion:
                 f"or build the model with `T5WithFusion(..., lexical_token_id={self.lexical_token_id})`."
             )
 
+    def _check_padding(self):
+        _one_of("padding", self.padding, ("longest", "max_length", True))
+        sizes = {name: getattr(self, name) for name in ("max_length", "max_target_length", "max_vectors")}
+        for name, size in sizes.items():
+            if size is not None and self.padding != "max_length":
+                raise ValueError(f"`{name}` is {size}; expected it with `padding='max_length'` alone. Give both.")
+            if size is not None and size < 1:
+                raise ValueError(f"`{name}` is {size}; expected at least 1.")
+        if self.padding == "max_length" and self.max_length is None:
+            raise ValueError("`padding` is 'max_length'; expected a `max_length` with it, such as `max_length=128`.")
+
     def __call__(self, features: Sequence[dict]) -> BatchFeature:
         if len(features) == 0:
             raise ValueError("the batch has no rows; expected one or more.")
@@ -375,23 +405,28 @@ class DataCollatorWithFusion:
             _refuse_vectors_by_another_name(features)
         vectors = [_read_vectors(index, row.get("lexical_embeds")) for index, row in enumerate(features)]
         texts = [self._read_text(index, row, len(vectors[index])) for index, row in enumerate(features)]
-        batch = {
-            "input_ids": self._pad([ids for ids, _ in texts], self.tokenizer.pad_token_id),
-            "attention_mask": self._pad([mask for _, mask in texts], 0),
-        }
+        keep = _joined_by_accelerate() and self.padding != "max_length"
+        lengths = [length for _, _, length in texts] if keep else None
+        ids = self._pad("input_ids", [ids for ids, _, _ in texts], self.tokenizer.pad_token_id, lengths)
+        batch = {"input_ids": ids, "attention_mask": self._pad("input_ids", [mask for _, mask, _ in texts], 0, lengths)}
         if any(row.get("labels") is not None for row in features):
             labels = [self._read_labels(index, row.get("labels")) for index, row in enumerate(features)]
-            batch["labels"] = self._pad(labels, self.label_pad_token_id)
+            lengths = [len(row["labels"]) for row in features] if keep else None
+            batch["labels"] = self._pad("labels", labels, self.label_pad_token_id, lengths)
             if self.model is not None:
                 batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-        if any(len(row) for row in vectors):
-            batch["lexical_embeds"] = _stack_vectors(vectors)
+        stacked = self._stack_vectors(vectors)
+        if stacked is not None:
+            batch["lexical_embeds"] = stacked
         for name in _other_columns(features):
             batch[name] = _stack_column(name, [row.get(name) for row in features])
         return BatchFeature(batch)
 
     def _read_text(self, index, row, count):
-        """The ids of a row without its padding and with its placeholders, and their mask; int64 (length,)."""
+        """The ids of a row without its padding and with its placeholders, and their mask; int64 (length,).
+
+        And the length that it would have with the padding that it came with.
+        """
         ids = _read_ids(index, "input_ids", row.get("input_ids"))
         pad = self.tokenizer.pad_token_id
         if row.get("attention_mask") is None:
@@ -410,7 +445,7 @@ class DataCollatorWithFusion:
         inside = slice(used[0], used[-1] + 1)
         placed = place_lexical(ids[inside], count, self.lexical_token_id, index)
         front = np.ones(len(placed) - (used[-1] + 1 - used[0]), dtype=np.int64)
-        return placed, np.concatenate([front, mask[inside]])
+        return placed, np.concatenate([front, mask[inside]]), len(ids) + len(front)
 
     def _read_labels(self, index, value):
         """Labels without their padding; int64 (length,)."""
@@ -424,14 +459,68 @@ class DataCollatorWithFusion:
         inside = slice(used[0], used[-1] + 1)
         return np.where(learnt[inside], labels[inside], self.label_pad_token_id)
 
-    def _pad(self, rows, value) -> torch.Tensor:
-        longest = max(len(row) for row in rows)
+    def _pad(self, field, rows, value, lengths=None) -> torch.Tensor:
+        """`rows` padded to the longest, or of `lengths` to the longest, or to the length that is asked for."""
+        longest = max(lengths or map(len, rows))
+        if self.padding == "max_length":
+            name = "max_target_length" if field == "labels" and self.max_target_length else "max_length"
+            longest = getattr(self, name)
+            for index, row in enumerate(rows):
+                if len(row) > longest:
+                    found = f"{len(row)} ids" + (", placeholders included" if field == "input_ids" else "")
+                    remedy = "Raise it, or have the tokenizer cut the rows shorter"
+                    raise _bad_row(index, field, f"{found}; expected at most {longest}, the `{name}`. {remedy}")
+        if lengths is not None and len(set(lengths)) > 1:
+            _say_how_to_pad()
         if self.pad_to_multiple_of:
             longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         padded = np.full((len(rows), longest), value, dtype=np.int64)
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row
         return torch.from_numpy(padded)
+
+    def _stack_vectors(self, rows) -> torch.Tensor | None:
+        """The vectors of all rows, float32 (batch, dim) or (batch, vectors, dim); None where there are none."""
+        width = next((row.shape[1] for row in rows if len(row)), None)
+        for index, row in enumerate(rows):
+            if len(row) and row.shape[1] != width:
+                expected = f"{width}, as in the rows before. Encode all rows with one encoder"
+                raise _bad_row(index, "lexical_embeds", f"vectors of {row.shape[1]} numbers; expected {expected}")
+        most = max(len(row) for row in rows)
+        if self.padding == "max_length":
+            most, width = self.max_vectors or 1, width or self.lexical_dim
+            for index, row in enumerate(rows):
+                if len(row) > most:
+                    expected = f"at most {most}. Give the collator `max_vectors={len(row)}` or more"
+                    raise _bad_row(index, "lexical_embeds", f"{len(row)} vectors; expected {expected}")
+        elif most and all(len(row) == 1 for row in rows):
+            return torch.from_numpy(np.concatenate(rows))
+        elif most and _joined_by_accelerate():
+            _say_how_to_pad()
+        if not most or width is None:
+            return None
+        padded = np.zeros((len(rows), most, width), dtype=np.float32)
+        for index, row in enumerate(rows):
+            padded[index, : len(row)] = row if len(row) else 0
+        return torch.from_numpy(padded)
+
+
+def _joined_by_accelerate() -> bool:
+    """Whether accelerate will put this batch together with those of other processes, as it does for streamed data."""
+    module = sys.modules.get("accelerate.data_loader")
+    if module is None:
+        return False
+    loader = module.GradientState().active_dataloader
+    joins = isinstance(loader, module.DataLoaderDispatcher) and not loader.split_batches
+    return joins and loader.state.num_processes > 1
+
+
+def _say_how_to_pad():
+    logger.warning_once(
+        "The data are streamed to several processes: accelerate puts their batches together, and refuses those of "
+        "different sizes. Use DataCollatorWithFusion(..., padding='max_length', max_length=...), and `max_vectors=` if "
+        "rows have several vectors; or the Trainer's `accelerator_config={'dispatch_batches': False}`."
+    )
 
 
 def _read_ids(index, field, value):
@@ -491,20 +580,6 @@ def _is_like_vectors(value) -> bool:
     except (TypeError, ValueError, RuntimeError):  # of unequal widths, say: no array
         return False
     return array.ndim in (1, 2) and array.size > 1 and np.issubdtype(array.dtype, np.floating)
-
-
-def _stack_vectors(rows) -> torch.Tensor:
-    width = next(row.shape[1] for row in rows if len(row))
-    for index, row in enumerate(rows):
-        if len(row) and row.shape[1] != width:
-            expected = f"{width}, as in the rows before. Encode all rows with one encoder"
-            raise _bad_row(index, "lexical_embeds", f"vectors of {row.shape[1]} numbers; expected {expected}")
-    if all(len(row) == 1 for row in rows):
-        return torch.from_numpy(np.concatenate(rows))
-    padded = np.zeros((len(rows), max(len(row) for row in rows), width), dtype=np.float32)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row if len(row) else 0
-    return torch.from_numpy(padded)
 
 
 def _stack_column(name, values):

@@ -66,7 +66,7 @@ def wrap(kind, values, dtype):
 @st.composite
 def batches(draw):
     tokens = st.integers(2, 114)
-    numbers = st.floats(-4, 4, width=16).map(float)
+    numbers = st.floats(-4, 4, width=16).map(lambda number: float(number) if abs(number) > 1e-3 else 0.0)
     vectors = st.lists(st.lists(numbers, min_size=DIM, max_size=DIM), max_size=3)
     one_each, with_labels = draw(st.booleans()), draw(st.booleans())
     cases, rows = [], []
@@ -183,6 +183,77 @@ def test_is_fast():
         COLLATOR(rows)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.01  # measured: 0.0005
+
+
+# --- every batch of one size
+
+
+def sizes(batch):
+    return {name: tuple(value.shape) for name, value in batch.items()}
+
+
+def test_every_batch_of_one_size():
+    fixed = {"padding": "max_length", "max_length": 9, "max_target_length": 4, "max_vectors": 2}
+    collator = DataCollatorWithFusion(T5FusionProcessor(make_tokenizer(), lexical_dim=DIM), **fixed)
+    batches = [
+        [row(labels=[5, 1]), row(labels=[5, 6, 7, 1])],
+        [row(labels=[5, 1], lexical_embeds=[[1.0] * DIM] * 2), row(labels=[5, 1], lexical_embeds=None)],
+        [row(labels=[5, 1], lexical_embeds=None), row(list(range(2, 10)) + [1], labels=[1], lexical_embeds=None)],
+    ]
+    expected = {"input_ids": (2, 9), "attention_mask": (2, 9), "labels": (2, 4), "lexical_embeds": (2, 2, DIM)}
+    for rows in batches:
+        longest = COLLATOR(rows)
+        batch = collator(rows)
+        assert sizes(batch) == expected
+        for name, value in longest.items():  # the same, but for padding
+            padding = {"labels": -100}.get(name, 0)
+            value = value.unsqueeze(1) if name == "lexical_embeds" and value.dim() == 2 else value
+            same = torch.full(expected[name], padding, dtype=value.dtype)
+            same[tuple(slice(size) for size in value.shape)] = value
+            assert torch.equal(batch[name], same)
+
+
+def test_sizes_that_are_not_given():
+    collator = DataCollatorWithFusion(TOKENIZER, padding="max_length", max_length=9, pad_to_multiple_of=4)
+    made = sizes(collator([row(labels=[5, 1])]))
+    assert made == {"input_ids": (1, 12), "attention_mask": (1, 12), "labels": (1, 12), "lexical_embeds": (1, 1, DIM)}
+    assert "lexical_embeds" not in collator([row(lexical_embeds=None)])  # of a width that nothing tells
+    model = SimpleNamespace(config=T5FusionConfig(lexical_token_id=LEXICAL, lexical_dim=7))
+    collator = DataCollatorWithFusion(TOKENIZER, model=model, padding="max_length", max_length=9)
+    assert collator([row(lexical_embeds=None)])["lexical_embeds"].shape == (1, 1, 7)
+    assert sizes(DataCollatorWithFusion(TOKENIZER, padding=True)([row()])) == sizes(COLLATOR([row()]))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            row(list(range(2, 10)) + [1]),
+            r"`input_ids`: 10 ids, placeholders included; expected at most 9, the `max_length`",
+        ),
+        (row(labels=[5, 6, 7, 8, 1]), "`labels`: 5 ids; expected at most 4, the `max_target_length`"),
+        (row(lexical_embeds=[[1.0] * DIM] * 2), "`lexical_embeds`: 2 vectors; expected at most 1.* `max_vectors=2`"),
+    ],
+)
+def test_what_one_size_does_not_hold(bad, message):
+    collator = DataCollatorWithFusion(TOKENIZER, padding="max_length", max_length=9, max_target_length=4)
+    with pytest.raises(ValueError, match="row 1 .*" + message):
+        collator([GOOD, {"labels": [1]} | bad])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "max_length"}, "expected a `max_length` with it"),
+        ({"padding": "longer"}, "`padding` is 'longer'; expected one of 'longest', 'max_length'"),
+        ({"max_length": 9}, "`max_length` is 9; expected it with `padding='max_length'` alone"),
+        ({"max_vectors": 2}, "`max_vectors` is 2; expected it with"),
+        ({"padding": "max_length", "max_length": 0}, "`max_length` is 0; expected at least 1"),
+    ],
+)
+def test_sizes_that_mean_nothing(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataCollatorWithFusion(TOKENIZER, **options)
 
 
 # --- errors: the row, the field, what was found
