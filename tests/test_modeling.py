@@ -867,3 +867,45 @@ def test_where_no_tokenizer_places_another_token_nothing_is_looked_at(flan, inpu
     monkeypatch.setattr(modeling_t5fusion, "PLACED_TOKEN_IDS", {135, 136})
     check_token_id(batch["input_ids"], None, 135, 0)
     check_token_id(batch["input_ids"].to("meta"), batch["lexical_embeds"], 135, 0)
+
+
+# --- numbers that a small slip would change
+
+
+def test_a_vector_with_a_zero_in_it_is_no_padding(flan, inputs_for):
+    batch = inputs_for(flan, (2, 1), (3, 3))
+    batch["lexical_embeds"][:, :, 7] = 0
+    batch["input_ids"][0, 1] = 5  # one placeholder for two vectors
+    refused(flan, batch, r"row 0 holds 1 placeholders <lexical> \(id 135\) for 2 vectors")
+    batch = inputs_for(flan, (1, 1), (3, 3))
+    only_one_number = torch.zeros(2, 1, 384)
+    only_one_number[:, :, 0] = 1
+    batch["input_ids"][1, 0] = 5
+    refused(
+        flan, batch, r"row 1 holds 0 placeholders <lexical> \(id 135\) for 1 vectors", lexical_embeds=only_one_number
+    )
+
+
+def test_padding_of_labels_has_no_weight_in_the_loss_of_a_step(flan, inputs_for):
+    """`num_items_in_batch`, as the Trainer counts it: the labels of all batches of a step that are not -100."""
+    batch = inputs_for(flan, (1, 1), (6, 3))
+    batch["labels"] = torch.tensor([[7, 9, 4, 1], [8, 1, -100, -100]])
+    logits = flan(**batch).logits
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="sum")
+    close(flan(**batch).loss, each / 6)
+    for tokens_of_step in (6, 10, torch.tensor(10)):
+        close(flan(**batch, num_items_in_batch=tokens_of_step).loss, each / tokens_of_step)
+        close(flan(**batch, num_items_in_batch=tokens_of_step, return_dict=False)[0], each / tokens_of_step)
+
+
+def test_penalties_leave_the_end_alone_where_a_placeholder_stands(flan, inputs_for):
+    """A penalty on the words of the input: the placeholder is none of them, and counts as padding, not as </s>."""
+    batch = inputs_for(flan, (2, 1), (4, 2))
+    prompt = {name: batch[name] for name in ("input_ids", "attention_mask", "lexical_embeds")}
+    prompt["input_ids"] = prompt["input_ids"].masked_fill(prompt["input_ids"] == 1, 9)  # a text without </s>
+    options = {"max_new_tokens": 1, "do_sample": False, "output_scores": True, "output_logits": True}
+    made = flan.generate(**prompt, **options, encoder_repetition_penalty=3.0, return_dict_in_generate=True)
+    changed = (made.scores[0] != made.logits[0]) | (made.logits[0] == 0)
+    for row, ids in enumerate(prompt["input_ids"]):
+        words = set(ids.tolist()) - {135}
+        assert set(changed[row].nonzero().flatten().tolist()) == words | {0}
