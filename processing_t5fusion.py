@@ -4,6 +4,7 @@ Both put the placeholders of a row's vectors *before* its text: `<lexical> ... <
 """
 
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ IGNORED = -100  # what losses skip
 # The model normalises what it makes of a vector, and adds 1e-6 to its mean square: what is smaller becomes zero. The
 # squares of what is larger are infinite.
 SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e18
+LOADING = threading.Lock()  # of threads that need an encoder at once, one loads it
 NO_TEXT = "no token of text; expected at least one. Remove the row, or give it text"
 # A tokenizer copies these to its settings when it is loaded from a file with truncation or padding; nothing reads them.
 CALL_STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
@@ -263,10 +265,11 @@ class T5FusionProcessor(ProcessorMixin):
                 f"embeds=`, {self.lexical_dim} numbers (`lexical_dim`) per text; or `lexical_embeds=False` for none."
             )
         recipe = (self.lexical_encoder, self.lexical_encoder_revision)
-        if getattr(self, "_encoder", (None,))[0] != recipe:
-            loaded = _load_encoder(*recipe)
-            self._encoder = (recipe, loaded, loaded.max_seq_length)
-        _, encoder, own_limit = self._encoder
+        with LOADING:
+            if getattr(self, "_encoder", (None,))[0] != recipe:
+                loaded = _load_encoder(*recipe)
+                self._encoder = (recipe, loaded, loaded.max_seq_length)
+            _, encoder, own_limit = self._encoder
         encoder.max_seq_length = own_limit if self.lexical_max_tokens is None else self.lexical_max_tokens
         options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
         # as an array: its tensors are made in inference mode, and no gradient passes beside them

@@ -461,6 +461,19 @@ def test_threads_with_lengths_of_their_own(processor):
         assert list(pool.map(shapes, lengths)) == [{(length, length + 1)} for length in lengths]
 
 
+def test_threads_make_the_vectors_that_one_makes(encoding, monkeypatch):
+    texts = [f"name {number} " * (1 + number % 3) for number in range(6)]
+    alone = [encoding.encode(text) for text in texts]
+    loads, load = [], processing_t5fusion._load_encoder
+    monkeypatch.setattr(processing_t5fusion, "_load_encoder", lambda *recipe: loads.append(recipe) or load(*recipe))
+    fresh = T5FusionProcessor(make_tokenizer())
+    with ThreadPoolExecutor(len(texts)) as pool:
+        for _ in range(4):
+            for made, expected in zip(pool.map(fresh.encode, texts), alone, strict=True):
+                assert torch.allclose(made, expected, atol=1e-6)
+    assert len(loads) == 1
+
+
 def test_nothing_of_a_call_is_saved(processor, tmp_path):
     clean = tmp_path / "clean"
     processor.save_pretrained(clean)
