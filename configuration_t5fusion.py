@@ -5,6 +5,8 @@ from transformers.models.auto import modeling_auto
 
 LEXICAL_TOKEN = "<lexical>"
 T5_TOKENS = 32100  # tokens of every T5, T5 v1.1 and FLAN-T5; their embedding tables have 32,128 rows
+# Ids under which tokenizers of this process place `<lexical>`. They are only read to explain a mismatch with the model.
+PLACED_TOKEN_IDS: set[int] = set()
 
 
 class T5FusionConfig(T5Config):
@@ -72,4 +74,4 @@ def _positive(name, value):
     return value
 
 
-__all__ = ["LEXICAL_TOKEN", "T5FusionConfig"]
+__all__ = ["LEXICAL_TOKEN", "PLACED_TOKEN_IDS", "T5FusionConfig"]

@@ -14,7 +14,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 
-from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
+from .configuration_t5fusion import LEXICAL_TOKEN, PLACED_TOKEN_IDS, T5FusionConfig
 from .fitting_t5fusion import FittingMixin
 from .loading_t5fusion import FusedLoadingMixin, FusedName
 from .saving_t5fusion import SavingMixin
@@ -96,6 +96,7 @@ class LexicalEncoder(StartsAsT5, T5Stack):
         """
         token_id = self.config.lexical_token_id
         if input_ids is not None:
+            check_token_id(input_ids, lexical_embeds, token_id, self.config.pad_token_id)
             is_placeholder = input_ids == token_id
             # the placeholder may lie past the table: its own row is never needed
             inputs_embeds = self.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
@@ -125,6 +126,37 @@ class LexicalEncoder(StartsAsT5, T5Stack):
                 "lexical_embeds=...)` as `inputs_embeds` and no `lexical_embeds`."
             )
         return self.embed_tokens.weight[token_id]
+
+
+def check_token_id(
+    input_ids: torch.Tensor, lexical_embeds: torch.Tensor | None, token_id: int, pad_token_id: int | None
+) -> None:
+    """Whether the rows were made by a tokenizer in which `<lexical>` has another id than the model's `token_id`.
+
+    Nothing is looked at where every tokenizer of this process places `token_id`, and in compiled graphs.
+
+    Raises:
+        ValueError: a row with a vector begins, after its padding, with another tokenizer's placeholder.
+    """
+    if torch.compiler.is_compiling() or lexical_embeds is None or input_ids.is_meta or lexical_embeds.is_meta:
+        return
+    others = PLACED_TOKEN_IDS - {token_id}
+    if not others or lexical_embeds.shape[:1] != input_ids.shape[:1] or input_ids.shape[1] == 0:
+        return  # where the sizes differ, `check_vectors` says so
+    has_vector = (lexical_embeds != 0).flatten(1).any(1).tolist()
+    is_text = (input_ids != (-1 if pad_token_id is None else pad_token_id)).int()
+    first = input_ids.gather(1, is_text.argmax(1, keepdim=True)).squeeze(1).tolist()
+    has_own = (input_ids == token_id).any(1).tolist()
+    for row, other in enumerate(first):
+        # A smaller id may be a word of this model's vocabulary and the placeholder of another model's tokenizer, in a
+        # text that holds its own placeholder further on.
+        is_word = other < token_id and token_id in PLACED_TOKEN_IDS and has_own[row]
+        if has_vector[row] and other in others and not is_word:
+            raise ValueError(
+                f"row {row} begins with token {other}, which is {LEXICAL_TOKEN} in the tokenizer; in the model it is "
+                f"token {token_id}. Put DataCollatorWithFusion or T5FusionProcessor on the tokenizer before adding "
+                f"tokens to it, or build the model with `T5WithFusion(..., lexical_token_id={other})`."
+            )
 
 
 def check_vectors(lexical_embeds: torch.Tensor, is_placeholder: torch.Tensor, width: int) -> torch.Tensor:

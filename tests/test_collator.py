@@ -66,7 +66,7 @@ def wrap(kind, values, dtype):
 @st.composite
 def batches(draw):
     tokens = st.integers(2, 114)
-    numbers = st.floats(-4, 4, width=16).map(float)
+    numbers = st.floats(-4, 4, width=16).map(lambda number: float(number) if abs(number) > 1e-3 else 0.0)
     vectors = st.lists(st.lists(numbers, min_size=DIM, max_size=DIM), max_size=3)
     one_each, with_labels = draw(st.booleans()), draw(st.booleans())
     cases, rows = [], []
@@ -185,6 +185,77 @@ def test_is_fast():
     assert min(times) < 0.01  # measured: 0.0005
 
 
+# --- every batch of one size
+
+
+def sizes(batch):
+    return {name: tuple(value.shape) for name, value in batch.items()}
+
+
+def test_every_batch_of_one_size():
+    fixed = {"padding": "max_length", "max_length": 9, "max_target_length": 4, "max_vectors": 2}
+    collator = DataCollatorWithFusion(T5FusionProcessor(make_tokenizer(), lexical_dim=DIM), **fixed)
+    batches = [
+        [row(labels=[5, 1]), row(labels=[5, 6, 7, 1])],
+        [row(labels=[5, 1], lexical_embeds=[[1.0] * DIM] * 2), row(labels=[5, 1], lexical_embeds=None)],
+        [row(labels=[5, 1], lexical_embeds=None), row(list(range(2, 10)) + [1], labels=[1], lexical_embeds=None)],
+    ]
+    expected = {"input_ids": (2, 9), "attention_mask": (2, 9), "labels": (2, 4), "lexical_embeds": (2, 2, DIM)}
+    for rows in batches:
+        longest = COLLATOR(rows)
+        batch = collator(rows)
+        assert sizes(batch) == expected
+        for name, value in longest.items():  # the same, but for padding
+            padding = {"labels": -100}.get(name, 0)
+            value = value.unsqueeze(1) if name == "lexical_embeds" and value.dim() == 2 else value
+            same = torch.full(expected[name], padding, dtype=value.dtype)
+            same[tuple(slice(size) for size in value.shape)] = value
+            assert torch.equal(batch[name], same)
+
+
+def test_sizes_that_are_not_given():
+    collator = DataCollatorWithFusion(TOKENIZER, padding="max_length", max_length=9, pad_to_multiple_of=4)
+    made = sizes(collator([row(labels=[5, 1])]))
+    assert made == {"input_ids": (1, 12), "attention_mask": (1, 12), "labels": (1, 12), "lexical_embeds": (1, 1, DIM)}
+    assert "lexical_embeds" not in collator([row(lexical_embeds=None)])  # of a width that nothing tells
+    model = SimpleNamespace(config=T5FusionConfig(lexical_token_id=LEXICAL, lexical_dim=7))
+    collator = DataCollatorWithFusion(TOKENIZER, model=model, padding="max_length", max_length=9)
+    assert collator([row(lexical_embeds=None)])["lexical_embeds"].shape == (1, 1, 7)
+    assert sizes(DataCollatorWithFusion(TOKENIZER, padding=True)([row()])) == sizes(COLLATOR([row()]))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            row(list(range(2, 10)) + [1]),
+            r"`input_ids`: 10 ids, placeholders included; expected at most 9, the `max_length`",
+        ),
+        (row(labels=[5, 6, 7, 8, 1]), "`labels`: 5 ids; expected at most 4, the `max_target_length`"),
+        (row(lexical_embeds=[[1.0] * DIM] * 2), "`lexical_embeds`: 2 vectors; expected at most 1.* `max_vectors=2`"),
+    ],
+)
+def test_what_one_size_does_not_hold(bad, message):
+    collator = DataCollatorWithFusion(TOKENIZER, padding="max_length", max_length=9, max_target_length=4)
+    with pytest.raises(ValueError, match="row 1 .*" + message):
+        collator([GOOD, {"labels": [1]} | bad])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "max_length"}, "expected a `max_length` with it"),
+        ({"padding": "longer"}, "`padding` is 'longer'; expected one of 'longest', 'max_length'"),
+        ({"max_length": 9}, "`max_length` is 9; expected it with `padding='max_length'` alone"),
+        ({"max_vectors": 2}, "`max_vectors` is 2; expected it with"),
+        ({"padding": "max_length", "max_length": 0}, "`max_length` is 0; expected at least 1"),
+    ],
+)
+def test_sizes_that_mean_nothing(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataCollatorWithFusion(TOKENIZER, **options)
+
+
 # --- errors: the row, the field, what was found
 
 GOOD = row(labels=[5, 1])
@@ -198,7 +269,19 @@ ERRORS = {
     "too large": (row(labels=[1], lexical_embeds=[1e300, 0.1, 0.2]), r"row 1 .*`lexical_embeds`: 1 numbers"),
     "mixed widths": (row(labels=[1], lexical_embeds=[0.1] * 4), r"row 1 .*vectors of 4 numbers; expected 3"),
     "mixed in a row": (row(labels=[1], lexical_embeds=[[0.1], [0.1, 0.2]]), r"row 1 .*unequal width"),
-    "integers": (row(labels=[1], lexical_embeds=[1, 0, 0]), r"row 1 .*`lexical_embeds`: int64 .* expected floating"),
+    "texts": (row(labels=[1], lexical_embeds=["a", "b", "c"]), r"row 1 .*`lexical_embeds`: <U1 .* expected numbers"),
+    "huge integers": (
+        row(labels=[1], lexical_embeds=[10**40, 0, 0]),
+        r"row 1 .*`lexical_embeds`: object .* expected nu",
+    ),
+    "overflowing": (
+        row(labels=[1], lexical_embeds=[[1.0, 2.0, 3.0], [1e19, 0.0, 0.0]]),
+        r"row 1 .*`lexical_embeds`: a vector of Euclidean norm 1e\+19; expected 1e-06 to 1e\+18, .*Scale all vectors",
+    ),
+    "overflowing together": (row(labels=[1], lexical_embeds=[9e17] * 3), r"row 1 .*Euclidean norm 1\.56e\+18"),
+    "vanishing": (row(labels=[1], lexical_embeds=[0.0, 5e-7, 0.0]), r"row 1 .*Euclidean norm 5e-07; expected 1e-06"),
+    "lost in float32": (row(labels=[1], lexical_embeds=[1e-50, 0.0, 0.0]), r"row 1 .*Euclidean norm 1e-50"),
+    "lost in float64": (row(labels=[1], lexical_embeds=[1e-300, 0.0, 0.0]), r"row 1 .*Euclidean norm 0; expected"),
     "3-d": (
         row(labels=[1], lexical_embeds=np.ones((1, 1, 3))),
         r"row 1 .*`lexical_embeds`: float64 of shape \(1, 1, 3",
@@ -229,6 +312,52 @@ def test_error(name):
     with pytest.raises(ValueError, match=message) as caught:
         COLLATOR([GOOD, bad, GOOD])
     assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.int64, np.uint16, torch.bool, torch.int32, torch.uint8], ids=str)
+def test_vectors_of_integers_and_booleans(dtype):
+    numbers = [1, 0, 1]
+    vector = torch.tensor(numbers, dtype=dtype) if isinstance(dtype, torch.dtype) else np.array(numbers, dtype=dtype)
+    for each in (vector, vector.tolist()):
+        made = COLLATOR([row(lexical_embeds=each)])["lexical_embeds"]
+        assert made.dtype == torch.float32 and made.tolist() == [[1.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e18])
+def test_vectors_of_the_smallest_and_the_largest_size(size):
+    vectors = torch.tensor([[size, 0.0, 0.0], [0.0, size, 0.0]], dtype=torch.float64)
+    made = COLLATOR([row(lexical_embeds=vector) for vector in vectors])["lexical_embeds"]
+    assert made.isfinite().all() and (made != 0).sum() == 2
+
+
+def test_a_tensor_that_float32_would_make_zero():
+    with pytest.raises(ValueError, match="row 0 .*Euclidean norm 1e-50"):
+        COLLATOR([row(lexical_embeds=torch.tensor([1e-50, 0.0, 0.0], dtype=torch.float64))])
+
+
+def test_vectors_of_zeros_are_not_refused():
+    made = COLLATOR([row(lexical_embeds=[0.0] * DIM), row(lexical_embeds=[[1.0] * DIM, [0.0] * DIM])])
+    assert made["lexical_embeds"].tolist() == [[[0.0] * DIM] * 2, [[1.0] * DIM, [0.0] * DIM]]
+
+
+# --- vectors under another name
+
+
+@pytest.mark.parametrize("wrap_in", [list, np.array, torch.tensor, lambda x: torch.tensor(x).bfloat16()])
+@pytest.mark.parametrize("values", [[0.5, 1.0, 2.0], [[0.5, 1.0, 2.0], [0.5, 1.0, 2.0]]], ids=["one", "several"])
+@pytest.mark.parametrize("name", ["embeddings", "lexical_vectors"])
+def test_vectors_under_another_name(name, values, wrap_in):
+    rows = [{"input_ids": [5, 1]}, {"input_ids": [5, 6, 1], name: wrap_in(values)}]
+    with pytest.raises(ValueError, match=f"column `{name}` of the batch holds vectors, .* `lexical_embeds`.*Rename it"):
+        COLLATOR(rows)
+    with_vectors = [each | {"lexical_embeds": [0.5] * DIM, name: wrap_in(values)} for each in rows]
+    assert COLLATOR(with_vectors)[name].shape[0] == 2  # beside the vectors it goes through
+
+
+def test_columns_that_are_no_vectors_go_through():
+    columns = {"weight": 0.5, "name": "a", "ids": [1, 2], "flags": [True, False], "one": [0.5], "stamp": np.float64(2)}
+    batch = COLLATOR([{"input_ids": [5, 1], **columns}] * 2)
+    assert set(batch) == {"input_ids", "attention_mask", *columns}
 
 
 def test_no_rows():

@@ -303,3 +303,75 @@ def test_vectors_are_made_by_one_process_and_read_by_the_others(room, forks):
     ended = succeed_in_two(forks, DDP, code=ENCODE_SHARED)
     assert ended[0][0] == ended[1][0] and "8.0" in ended[0][0]
     assert len((room / "encoded").read_text().split()) == 1
+
+
+STREAM = """
+import json, os, sys, torch
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainingArguments
+from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
+from t5fusion.finetune.train import make_processor
+
+rows, options, arguments = (json.loads(word) for word in sys.argv[1:])
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(rows)
+
+processor = make_processor("base", lexical_dim=8)
+model = T5WithFusion("base", lexical_dim=8)
+arguments = TrainingArguments(
+    output_dir="streamed", max_steps=2, logging_steps=1, learning_rate=1e-2, report_to="none", save_strategy="no",
+    use_cpu=True, seed=0, **arguments,
+)
+trainer = Trainer(
+    model=model, args=arguments, train_dataset=Stream(), data_collator=DataCollatorWithFusion(processor, **options)
+)
+trainer.train()
+print(json.dumps([entry["loss"] for entry in trainer.state.log_history if "loss" in entry]))
+"""
+FIXED = {"padding": "max_length", "max_length": 24, "max_target_length": 6}
+
+
+def streamed(room, counts, padded):
+    """Sixteen rows of several lengths, with `counts` of vectors in turn; `padded` to one length as tokenizers pad."""
+    numbers = torch.Generator().manual_seed(1)
+    rows = []
+    for number in range(16):
+        ids = [*range(5, 6 + number), 1]
+        labels = [*range(7, 8 + number % 4), 1]
+        vectors = torch.randn(counts[number % len(counts)], 8, generator=numbers).tolist()
+        row = {
+            "input_ids": ids + [0] * padded * (20 - len(ids)),
+            "labels": labels + [-100] * padded * (6 - len(labels)),
+        }
+        rows.append(row | ({"lexical_embeds": vectors} if vectors else {}))
+    return json.dumps(rows)
+
+
+STREAMS = {
+    "rows of one length, nothing typed": ((1,), 1, {}, {}),
+    "in the processes of a loader": ((1,), 1, {}, {"dataloader_num_workers": 1}),
+    "rows of all lengths": ((1,), 0, FIXED, {}),
+    "ragged vectors": ((2, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3), 0, FIXED | {"max_vectors": 3}, {}),
+    "each process its own batches": ((2, 0, 1), 0, {}, {"accelerator_config": {"dispatch_batches": False}}),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_streamed_rows_in_two_processes_give_the_losses_of_one(room, forks, kind):
+    counts, padded, options, arguments = STREAMS[kind]
+    rows = streamed(room, counts, padded)
+    words = [rows, json.dumps(options)]
+    out, _ = succeed(forks, *words, json.dumps(arguments | {"per_device_train_batch_size": 8}), code=STREAM)
+    arguments = json.dumps(arguments | {"per_device_train_batch_size": 4})
+    ended = succeed_in_two(forks, DDP, *words, arguments, code=STREAM)
+    expected = json.loads(out.splitlines()[-1])
+    assert len(set(expected)) == 2
+    assert json.loads(ended[0][0].splitlines()[-1]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_streamed_rows_of_several_lengths_say_how_to_pad_them(room, forks):
+    words = [streamed(room, (2, 1), 0), "{}", json.dumps({"per_device_train_batch_size": 4})]
+    ended = [forks.end(started) for started in start_two(forks, DDP, *words, code=STREAM)]
+    assert ended[0][0] != 0 and "DataCollatorWithFusion(..., padding='max_length', max_length=...)" in ended[0][2]

