@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .processing_t5fusion import _read_vectors
+from .processing_t5fusion import read_vectors
 
 STRENGTHS = torch.logspace(-5, 1, 13, dtype=torch.float64, device="cpu")
 FIRST_WORD = 2  # ids below it are <pad> and </s>; padding that the loss skips is negative
@@ -78,7 +78,7 @@ def read_rows(rows: Iterable[dict], width: int) -> tuple[Tensor, list[list[int]]
     """
     vectors, labels = [], []
     for index, row in enumerate(rows):
-        vector = _read_vectors(index, row.get("lexical_embeds"))
+        vector = read_vectors(index, row.get("lexical_embeds"))
         if len(vector) == 0 or row.get("labels") is None:
             continue
         if vector.shape[1] != width:
