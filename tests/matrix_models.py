@@ -83,7 +83,7 @@ def train(backbone: str, out: Path, fusion: bool) -> None:
     """Some steps of LoRA, with the fusion layer or without it, and of another rank."""
     model, tokenizer = T5WithFusion(backbone), AutoTokenizer.from_pretrained(backbone)
     torch.manual_seed(0)
-    plain = LoraConfig(r=4, target_modules=["q", "v"], task_type=TaskType.SEQ_2_SEQ_LM)
+    plain = LoraConfig(r=4, target_modules=["q", "v"], task_type=TaskType.SEQ_2_SEQ_LM, modules_to_save=[])
     peft_model = get_peft_model(model, model.lora_config(r=8) if fusion else plain)
     row = {**tokenizer("app_config"), "labels": tokenizer("settings").input_ids, "lexical_embeds": [0.05] * 384}
     batch = DataCollatorWithFusion(tokenizer)([row, row])

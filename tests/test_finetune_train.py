@@ -88,7 +88,7 @@ def test_what_is_saved(trained, base):
         assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (32, 32, 0.05)
         expected = ["q", "v"] if kind == "frozen fusion" else ["k", "o", "q", "v", "wi", "wo"]
         assert sorted(config["target_modules"]) == expected
-        assert config["modules_to_save"] == (None if kind == "frozen fusion" else ["fusion"])
+        assert config["modules_to_save"] == ([] if kind == "frozen fusion" else ["fusion"])
 
 
 def test_what_is_recorded(trained, base):
