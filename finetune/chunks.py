@@ -104,13 +104,23 @@ def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
         first += len(rows)
 
 
-def spread(rows: int) -> list[np.ndarray]:
+def spread(rows: int, having: np.ndarray | None = None) -> list[np.ndarray]:
     """All row numbers, int64, in parts of like size and at most CHUNK, each drawn from everywhere and then sorted.
 
     Vectors that are shuffled within a part come from the whole set then, however it is sorted.
+
+    Args:
+        having: bool (rows,), which rows have a vector; None for all. No part has a single one of them then, unless
+            there is but one: it could not be shuffled.
     """
-    parts = np.array_split(np.random.default_rng(0).permutation(rows), -(-rows // CHUNK))
-    return [np.sort(part) for part in parts]
+    drawn, number = np.random.default_rng(0).permutation(rows), -(-rows // CHUNK)
+    if having is None or having.all():
+        return [np.sort(part) for part in np.array_split(drawn, number)]
+    with_vector, without = drawn[having[drawn]], drawn[~having[drawn]]
+    shares = max(1, min(number, len(with_vector) // 2))
+    parts = [with_vector[share::shares] for share in range(shares)] + [drawn[:0]] * (number - shares)
+    room = np.cumsum([-(-rows // number) - len(part) for part in parts])[:-1]
+    return [np.sort(np.concatenate(pair)) for pair in zip(parts, np.split(without, room), strict=True)]
 
 
 class Output:

@@ -122,7 +122,7 @@ def train(
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
     quiet()
-    from .data import given_vectors, hold_out, is_first_process, load_rows
+    from .data import hold_out, is_first_process, load_rows, say_counted
     from .train import Interrupted, TrainingOptions, check_launch, make_processor
     from .train import train as run
 
@@ -143,19 +143,21 @@ def train(
         rows, held_out = hold_out(rows, text_column)
     if limit:
         rows, held_out = rows.select(range(min(limit, len(rows)))), held_out.select(range(min(limit, len(held_out))))
+    if vector_column:
+        lexical_dim = _width(rows, text_column, vector_column)
     output = output or Path("runs") / Path(data).stem
     if not resume and is_first_process():
         _clear(output, overwrite)
     recipe: dict[str, str | None] = {"lexical_encoder": encoder} if encoder else {}
     if vector_column:
         recipe = {"lexical_encoder": None}
-        first = f"the row of {rows[0][text_column]!r}"
-        lexical_dim = given_vectors(rows.select([0]), vector_column, lambda _: first).shape[1]
     source = "given" if lexical_column or vector_column else "text"
     processor = make_processor(base, template=template, lexical_source=source, lexical_dim=lexical_dim, **recipe)
     limits = (max_source, max_target)
-    training = _inputs(rows, columns, processor, limits)
-    validating = _inputs(held_out, columns, processor, limits)
+    counted: Counter = Counter()
+    training = _inputs(rows, columns, processor, limits, cut=counted)
+    validating = _inputs(held_out, columns, processor, limits, cut=counted)
+    say_counted(counted, *limits)
     try:
         run(training, validating, processor, options, output, resume, _on_hub(data), columns)
     except Interrupted:
@@ -233,14 +235,16 @@ def generate(
         raise typer.Exit(130) from None
     if lines:
         _say_written(lines, counted, limits)
+        if vector_column and not no_vectors and 0 < counted["inputs"] == counted["without vectors"] and not lines.found:
+            raise ValueError(f"column {vector_column!r} holds no vector in any row; all lines are of the text alone.")
 
 
 def _say_written(lines, counted: Counter, limits: tuple[int, int]) -> None:
-    from .data import say_cut
+    from .data import say_counted
 
     if lines.found + lines.made == 0:
         raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
-    say_cut(counted, *limits)
+    say_counted(counted, *limits)
     if counted["empty"]:
         say(f"{counted['empty']} rows with an empty text; what is written for them is null.")
     if lines.path and not lines.made:
@@ -273,7 +277,7 @@ def evaluate(
     """
     quiet()
     from .chunks import processes
-    from .data import load_rows, say_cut
+    from .data import load_rows, say_counted
     from .evaluate import (
         EVALUATION,
         SAMPLES,
@@ -299,10 +303,12 @@ def evaluate(
 
     every: tuple[Vectors, ...] = ("true", "shuffled", "none")
     kinds = [kind for kind in every if vectors.value in (kind, "all")]
-    made, counted = evaluate_large(model, processor, len(rows), inputs, kinds, progress=state.is_main_process)
+    having = _having(rows, text_column, vector_column) if vector_column and kinds != ["none"] else None
+    made, counted = evaluate_large(model, processor, len(rows), inputs, kinds, state.is_main_process, having)
     if not state.is_main_process:
         return
-    say_cut(counted, *limits)
+    say_counted(counted, *limits)
+    # the scores do not see white space, but the samples of the model card are shown on one line
     references = [" ".join(target.split()) for target in rows[target_column]]
     found: dict[str, dict] = {kind: measures_of(*made[kind], references) for kind in kinds}
     worth: dict[str, dict] = {
@@ -367,6 +373,29 @@ def _tidy(rows, columns):
     return rows
 
 
+def _vectors(rows, text: str, vector: str):
+    """The vectors of column `vector`, row by row; a row is named by its text."""
+    from .data import read_vectors
+
+    return read_vectors(rows, vector, lambda index: f"the row of {rows[index][text]!r}")
+
+
+def _width(rows, text: str, vector: str) -> int:
+    """The width of the vectors in column `vector`: that of the first row which has one."""
+    width = next((len(each) for each in _vectors(rows, text, vector) if each is not None), None)
+    if width is None:
+        raise ValueError(f"column {vector!r} holds no vector in any of {len(rows)} rows.")
+    return width
+
+
+def _having(rows, text: str, vector: str):
+    """Which rows have a vector in column `vector`, bool (rows,)."""
+    import numpy as np
+
+    _width(rows, text, vector)
+    return np.array([each is not None for each in _vectors(rows, text, vector)])
+
+
 def _inputs(
     rows, columns, processor, limits, vectors: bool = True, keep: bool = True, numbers=None, cut: Counter | None = None
 ) -> list[dict]:
@@ -382,13 +411,14 @@ def _inputs(
 
     if vectors and vector:
         made = given_vectors(rows, vector, called)
-        if made.shape[1] != processor.lexical_dim:
+        width = next((len(each) for each in made if each is not None), processor.lexical_dim)
+        if width != processor.lexical_dim:
             expected = f"expected {processor.lexical_dim}, as in training"
-            raise ValueError(f"column {vector!r} holds vectors of {made.shape[1]} numbers; {expected}.")
+            raise ValueError(f"column {vector!r} holds vectors of {width} numbers; {expected}.")
     elif vectors and lexical:
         made = encode(rows[lexical], processor)
     elif vectors and processor.lexical_source == "text":
-        made = encode([" ".join(item.split()) for item in rows[text]], processor)
+        made = encode(rows[text], processor)
     elif vectors and processor.lexical_source == "given":
         raise ValueError(
             "this model's vectors are not made of the text itself. Give rows of a file with --lexical-column or "

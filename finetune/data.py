@@ -119,7 +119,7 @@ def hold_out(rows: Dataset, text_column: str) -> tuple[Dataset, Dataset]:
 def prepare(
     texts: Sequence[str],
     targets: Sequence[str] | None,
-    vectors: torch.Tensor | None,
+    vectors: torch.Tensor | Sequence[torch.Tensor | None] | None,
     processor: T5FusionProcessor,
     max_source: int = MAX_SOURCE,
     max_target: int = MAX_TARGET,
@@ -127,17 +127,21 @@ def prepare(
 ) -> list[dict]:
     """Rows for `DataCollatorWithFusion`, which places `<lexical>`.
 
+    A row trains on what the processor makes of its text at inference: the text reaches the tokenizer (and the lexical
+    encoder) as it is, and what becomes of newlines and other white space is the tokenizer's choice.
+
     Args:
-        texts, targets: one each per row; white space at their ends and doubled within is dropped.
-        vectors: float32 (rows, dim), or (rows, vectors, dim), or None.
+        texts, targets: one each per row.
+        vectors: float32 (rows, dim), or (rows, vectors, dim), or one tensor a row, None for a row without; None where
+            no row has one.
         max_source, max_target: most tokens of a text (its template included) and of a target.
-        cut: how many are cut is counted here, for `say_cut`, where the rows are but a part; None to say it at once.
+        cut: counts the rows, those that are cut and those without a vector, for `say_counted`, where the rows are a
+            part of a set; None to say it at once.
 
     Returns:
-        A dict per row: `input_ids`, `attention_mask`, `labels`, lists of int; `lexical_embeds`, a tensor.
+        A dict per row: `input_ids`, `attention_mask`, `labels`, lists of int; `lexical_embeds`, a tensor, in the rows
+        that have a vector.
     """
-    texts = [" ".join(text.split()) for text in texts]
-    targets = None if targets is None else [" ".join(target.split()) for target in targets]
     prompts = [processor.template.replace("{text}", text) for text in texts]
     # the collator places each row's placeholders, where the text does not hold them itself
     placed = vectors is not None and any(LEXICAL_TOKEN in prompt for prompt in prompts)
@@ -149,11 +153,13 @@ def prepare(
     counted.update(inputs=len(prompts), **{"targets": len(targets)} if targets else {})
     counted["cut inputs"] += _cut(prompts, made["input_ids"], max_source, processor.tokenizer)
     counted["cut targets"] += _cut(targets or [], made.get("labels", []), max_target, processor.tokenizer)
+    counted["without vectors"] += 0 if vectors is None else sum(vector is None for vector in vectors)
     if cut is None:
-        say_cut(counted, max_source, max_target)
-    rows = [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
-    if vectors is not None:
-        for row, vector in zip(rows, vectors, strict=True):
+        say_counted(counted, max_source, max_target)
+    fields = {name: values for name, values in made.items() if name != "lexical_embeds"}
+    rows = [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+    for row, vector in zip(rows, vectors if vectors is not None else [None] * len(rows), strict=True):
+        if vector is not None:
             row["lexical_embeds"] = vector
     return rows
 
@@ -163,11 +169,13 @@ def _cut(texts: Sequence[str], ids: Sequence[list[int]], most: int, tokenizer) -
     return sum(len(row) > most for row in tokenizer(whole)["input_ids"]) if whole else 0
 
 
-def say_cut(counted: Counter, max_source: int, max_target: int) -> None:
-    """Says how many of the rows that `prepare` counted are cut."""
+def say_counted(counted: Counter, max_source: int, max_target: int) -> None:
+    """Says how many of the rows that `prepare` counted are cut, and how many have no vector where others have one."""
     for what, most in (("inputs", max_source), ("targets", max_target)):
         if counted[f"cut {what}"]:
             say(f"{counted[f'cut {what}']} of {counted[what]} {what} are longer than {most} tokens, and cut.")
+    if counted["without vectors"]:
+        say(f"{counted['without vectors']} of {counted['inputs']} rows have no vector; they are read by text alone.")
 
 
 def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
@@ -216,43 +224,64 @@ def cache_folder() -> Path:
     return Path(os.environ.get("T5FUSION_CACHE", Path(base) / "t5fusion")) / "vectors"
 
 
-def given_vectors(rows: Dataset, column: str, called: Callable[[int], str] = "row {}".format) -> torch.Tensor:
-    """The vectors of a column, one for each row, float32 (rows, dim).
+def given_vectors(
+    rows: Dataset, column: str, called: Callable[[int], str] = "row {}".format
+) -> list[torch.Tensor | None]:
+    """The vector of each row in a column, float32 (dim,); None where it is null, missing or empty.
 
     Args:
         called: what the message calls a row, of its index in `rows`.
 
     Raises:
-        ValueError: naming the first row that holds no vector of the first one's width.
+        ValueError: naming the first row that holds no vector of the width of those before it.
     """
-    values = rows[column]
-    width = len(values[0]) if isinstance(values[0], list) and not any(isinstance(x, list) for x in values[0]) else 0
-    vectors = [_vector(value, width) for value in values]
-    for index, vector in enumerate(vectors):
-        if vector is None:
-            found, expected = _found(values[index]), f"one vector of {width or 'some'} finite numbers"
-            as_first = ", as in the first row" if index else ""
-            raise ValueError(f"{called(index)}, column {column!r}: {found}; expected {expected}{as_first}.")
-    return torch.from_numpy(np.asarray(vectors, dtype=np.float32))
+    return list(read_vectors(rows, column, called))
 
 
-def _vector(value, width: int) -> np.ndarray | None:
-    """`value` as `width` finite numbers, float32 (width,); None if it is not."""
-    array = np.asarray(value) if isinstance(value, list) and len(value) == width else np.zeros(())
-    is_vector = array.ndim == 1 and array.size and array.dtype.kind in "biuf" and np.isfinite(array).all()
-    return array.astype(np.float32) if is_vector else None
+def read_vectors(
+    rows: Dataset, column: str, called: Callable[[int], str] = "row {}".format
+) -> Iterator[torch.Tensor | None]:
+    """`given_vectors` row by row; some hundreds are in memory at a time."""
+    width = None
+    values = (value for part in rows.select_columns([column]).iter(batch_size=512) for value in part[column])
+    for index, value in enumerate(values):
+        vector = _vector(value)
+        if vector is None and value is not None and value != []:
+            raise _no_vector(called(index), column, value, width)
+        if vector is not None and vector.size != (width := width or vector.size):
+            raise _no_vector(called(index), column, value, width)
+        yield None if vector is None else torch.from_numpy(vector)
+
+
+def _vector(value) -> np.ndarray | None:
+    """`value` as finite numbers, float32 (dim,); None if it is not that."""
+    if not isinstance(value, list) or not value or any(isinstance(item, Sequence) for item in value):
+        return None
+    array = np.asarray(value)
+    if array.ndim != 1 or array.dtype.kind not in "biuf":
+        return None
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        array = array.astype(np.float32)
+    return array if np.isfinite(array).all() else None
+
+
+def _no_vector(row: str, column: str, value, width: int | None) -> ValueError:
+    expected = f"{width} finite numbers, as in the first row with one" if width else "finite numbers"
+    return ValueError(f"{row}, column {column!r}: {_found(value)}; expected one vector of {expected}.")
 
 
 def _found(value) -> str:
     """What stands in the place of a vector."""
-    if value is None or isinstance(value, str):
-        return "nothing" if value is None else "a text"
-    if not isinstance(value, Sequence):
-        return "a single number"
-    if any(isinstance(item, Sequence) and not isinstance(item, str) for item in value):
+    kinds = {str: "a text", bytes: "binary data", bool: "a single truth value", int: "a single number"}
+    if not isinstance(value, list):
+        return {**kinds, float: "a single number"}.get(type(value), f"a {type(value).__name__}")
+    if any(isinstance(item, list) for item in value):
         return f"{len(value)} vectors (several in a row go through the Python interface)"
-    numbers = all(isinstance(item, (int, float)) for item in value)
-    return f"{len(value)} numbers" + ("" if numbers and np.isfinite(value).all() else ", not all of them finite")
+    if not all(isinstance(item, (int, float)) for item in value):
+        return f"{len(value)} values, not all of them numbers"
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.asarray(value, dtype=np.float64).astype(np.float32)).all()
+    return f"{len(value)} numbers" + ("" if finite else ", not all of them finite in float32")
 
 
 def batches(

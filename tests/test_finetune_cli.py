@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from datasets import Dataset
+from forks import Forks
 from safetensors.torch import load_file
 
 import t5fusion
@@ -60,6 +61,14 @@ def run(room, *words, typed=""):
     process = start(room, *words)
     out, err = process.communicate(typed, timeout=180)
     return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def commands(room):
+    """The same commands as forks of one process, which has imported what they need."""
+    commands = Forks(room)
+    yield commands
+    commands.close()
 
 
 def train_words(output, *more):
@@ -277,6 +286,48 @@ def test_rows_without_a_text_are_left_out_of_the_training(room):
     code, _, err = run(room, words[0], "holes.jsonl", *words[2:])
     assert code == 0, err
     assert "1 row with an empty text left out" in err
+
+
+@pytest.fixture(scope="module")
+def sparse(room):
+    """A file whose first rows have no vector: null, missing, empty."""
+    rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()]
+    rows[0]["vector"], rows[2]["vector"] = None, []
+    del rows[1]["vector"]
+    (room / "sparse.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def test_rows_without_a_vector_train_and_are_written_for_by_text_alone(room, commands, sparse, trained):
+    words = train_words("sparse", "--epochs", "1", "--batch-size", "1")  # some batches have no vector at all
+    code, out, err = commands.run(words[0], "sparse.jsonl", *words[2:])
+    assert code == 0, err
+    assert err.count("3 of 64 rows have no vector; they are read by text alone.") == 1
+    columns = ["--text-column", "name", "--vector-column", "vector"]
+    code, out, err = commands.run("generate", "trained", "--file", "sparse.jsonl", *columns, "--max-new-tokens", "5")
+    assert code == 0 and err.count("3 of 64 rows have no vector") == 1, err
+    texts = [row["name"] for row in sparse[:3]]
+    _, alone, _ = commands.run("generate", "trained", *texts, "--no-vectors", "--max-new-tokens", "5")
+    assert [line["output"] for line in read_lines(out)[:3]] == [line["output"] for line in read_lines(alone)]
+    assert [line["name"] for line in read_lines(out)] == [row["name"] for row in sparse]
+    words = ["evaluate", "sparse", "sparse.jsonl", *COLUMNS, "--vector-column", "vector", "--vectors", "all", "--json"]
+    code, out, err = commands.run(*words)
+    assert code == 0 and err.count("3 of 64 rows have no vector") == 1, err
+    assert json.loads(out)["true"]["rows"] == 64
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate"])
+def test_a_column_without_any_vector_is_refused(room, commands, sparse, trained, command):
+    (room / "bare.jsonl").write_text("".join(json.dumps(row | {"vector": None}) + "\n" for row in sparse))
+    columns = [*COLUMNS, "--vector-column", "vector"]
+    words = {
+        "train": ["train", "bare.jsonl", *columns, "--base", "base", "--output", "bare"],
+        "generate": ["generate", "trained", "--file", "bare.jsonl", *columns[:2], *columns[4:]],
+        "evaluate": ["evaluate", "trained", "bare.jsonl", *columns],
+    }[command]
+    code, out, err = commands.run(*words)
+    assert code == 1 and "column 'vector' holds no vector in any " in err.splitlines()[-1]
+    assert "Traceback" not in err and not (room / "bare").exists()
 
 
 def test_the_demonstration_from_end_to_end(room):

@@ -1,14 +1,16 @@
 """From files to rows: loading, holding out, preparing, encoding once."""
 
 import json
+from datetime import datetime
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import ByT5Tokenizer
 
-from t5fusion import T5FusionProcessor, processing_t5fusion
+from t5fusion import DataCollatorWithFusion, T5FusionProcessor, processing_t5fusion
 from t5fusion.finetune import data
 from t5fusion.finetune.chunks import read_chunks
 from t5fusion.finetune.data import (
@@ -129,15 +131,26 @@ def test_too_few_rows_to_hold_some_out():
 
 
 def test_prepared_rows_are_the_tokenizers_own(processor, encoder):
-    texts, targets = [" app   config\n", "a b"], ["settings\tof  it ", "c"]
+    texts, targets = ["app config", "a b"], ["settings of it", "c"]
     rows = prepare(texts, targets, torch.arange(16.0).reshape(2, DIM), processor)
-    for row, text, target in zip(rows, ["app config", "a b"], ["settings of it", "c"], strict=True):
+    for row, text, target in zip(rows, texts, targets, strict=True):
         assert row["input_ids"] == processor.tokenizer(f"Filename: {text}")["input_ids"]
         assert row["labels"] == processor.tokenizer(target)["input_ids"]
         assert row["attention_mask"] == [1] * len(row["input_ids"])
         assert processor.lexical_token_id not in row["input_ids"]
     assert [row["lexical_embeds"].tolist() for row in rows] == torch.arange(16.0).reshape(2, DIM).tolist()
     assert encoder.asked == []
+
+
+def test_white_space_trains_as_it_is_read_at_inference(encoder):
+    """ByT5's tokenizer has a token for each byte, so that a newline that is lost is seen."""
+    processor = T5FusionProcessor(ByT5Tokenizer(), lexical_encoder="an/encoder", lexical_dim=DIM)
+    text, target = "def f(x):\n    if x: return 1\n", " a \t b\n\nc "
+    (row,) = prepare([text], [target], None, processor)
+    called = processor(text, lexical_embeds=False, text_target=target, return_tensors=None)
+    assert row == dict(called)
+    assert processor.tokenizer.decode(row["input_ids"], skip_special_tokens=True) == text
+    assert processor.tokenizer.decode(row["labels"], skip_special_tokens=True) == target
 
 
 def test_a_placeholder_in_a_text_keeps_its_place(processor):
@@ -205,23 +218,57 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
 
 
 def test_given_vectors():
-    vectors = list(given_vectors(Dataset.from_dict({"v": [[1.0, 2.0], [3.0, 4.5]]}), "v"))
+    vectors = given_vectors(Dataset.from_dict({"v": [[1.0, 2.0], [3.0, 4.5]]}), "v")
     assert [vector.tolist() for vector in vectors] == [[1.0, 2.0], [3.0, 4.5]]
     assert all(vector.dtype == torch.float32 for vector in vectors)
+
+
+@pytest.mark.parametrize("values", [[[1, 2], [3, 40_000]], [[True, False], [False, True]]])
+def test_vectors_of_integers_and_booleans_are_taken(values):
+    vectors = given_vectors(Dataset.from_dict({"v": values}), "v")
+    assert [vector.tolist() for vector in vectors] == [[float(x) for x in row] for row in values]
+    assert all(vector.dtype == torch.float32 for vector in vectors)
+
+
+def test_a_row_without_a_vector_has_none():
+    rows = Dataset.from_dict({"v": [None, [], [1.0, 2.0], None, [3.0, 4.5]]})
+    vectors = given_vectors(rows, "v")
+    assert [vector if vector is None else vector.tolist() for vector in vectors] == [
+        None,
+        None,
+        [1.0, 2.0],
+        None,
+        [3.0, 4.5],
+    ]
+    assert given_vectors(Dataset.from_dict({"v": [None, None]}), "v") == [None, None]
+
+
+def test_a_row_without_a_vector_is_prepared_as_text_alone(processor):
+    vectors = [torch.ones(DIM), None, torch.zeros(DIM)]
+    for texts in (["a", "b", "c"], ["a", "b", "c <lexical>"]):
+        rows = prepare(texts, texts, vectors, processor)
+        assert ["lexical_embeds" in row for row in rows] == [True, False, True]
+        assert rows[1] == prepare(["b"], ["b"], None, processor)[0]
+        assert torch.equal(rows[2]["lexical_embeds"], torch.zeros(DIM))
+        batch = DataCollatorWithFusion(processor)(rows)
+        assert (batch["input_ids"] == processor.lexical_token_id).sum(1).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(
     ("values", "row", "found"),
     [
         ([[1.0, 2.0], [3.0]], 1, "1 numbers; expected one vector of 2 finite numbers, as in the first row"),
-        ([[1.0, 2.0], [3.0, None]], 1, "2 numbers, not all of them finite"),
-        ([[1.0, 2.0], [3.0, float("inf")]], 1, "2 numbers, not all of them finite"),
-        ([[1.0, 2.0], None], 1, "nothing"),
+        ([[1.0, 2.0], [3.0, None]], 1, "2 values, not all of them numbers"),
+        ([[1.0, 2.0], [3.0, float("inf")]], 1, "2 numbers, not all of them finite in float32"),
+        ([[1.0, 2.0], None, [1.0]], 2, "1 numbers; expected one vector of 2 finite numbers, as in the first row"),
+        ([[1.0, 2.0], [3.0, 1e39]], 1, "2 numbers, not all of them finite in float32"),
+        ([b"ab", b"cd"], 0, "binary data; expected one vector"),
+        ([datetime(2026, 1, 1)] * 2, 0, "a datetime; expected one vector"),
         ([[[1.0], [2.0]]], 0, "2 vectors"),
-        (["ab", "cd"], 0, "a text; expected one vector of some finite numbers"),
+        (["ab", "cd"], 0, "a text; expected one vector of finite numbers"),
         (["12", "34"], 0, "a text"),
         ([1.0, 2.0], 0, "a single number"),
-        ([["a", "b"], ["c", "d"]], 0, "2 numbers, not all of them finite"),
+        ([["a", "b"], ["c", "d"]], 0, "2 values, not all of them numbers"),
     ],
 )
 def test_what_is_no_vector_is_named_with_its_row(values, row, found):

@@ -285,6 +285,32 @@ def test_parts_of_a_set_are_drawn_from_all_of_it():
     assert all(part[0] < 100 and part[-1] > 3 * CHUNK - 100 and (np.diff(part) > 0).all() for part in parts)
 
 
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 5, 40, 3 * CHUNK])
+def test_no_part_has_a_vector_that_could_not_be_shuffled(number):
+    rows = 3 * CHUNK + 1
+    having = np.zeros(rows, dtype=bool)
+    having[np.random.default_rng(1).permutation(rows)[:number]] = True
+    parts = spread(rows, having)
+    assert sorted(np.concatenate(parts)) == list(range(rows))
+    assert len(parts) == 4 and all(0 < len(part) <= CHUNK and (np.diff(part) > 0).all() for part in parts)
+    shares = [having[part].sum() for part in parts]
+    assert sum(shares) == number and (number == 1 or 1 not in shares)
+
+
+def test_rows_without_vectors_are_evaluated_beside_the_others(room, commands):
+    rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()[:150]]
+    for index, row in enumerate(rows):
+        if index not in (40, 80, 120):  # 64 rows a part: in some of them there is no vector at all
+            row["vector"] = None
+    (room / "sparse.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", "model", "sparse.jsonl", *WORDS, "--target-column", "text", "--vectors", "all", "--json"]
+    code, out, err = commands.run(*words, code=IN_SMALL_CHUNKS)
+    assert code == 0, err
+    assert "146 of 149 rows have no vector; they are read by text alone." in err
+    losses = [json.loads(out)[kind]["loss"] for kind in ("true", "shuffled", "none")]
+    assert len(set(losses)) == 3 and max(losses) - min(losses) < 1
+
+
 def test_what_is_kept_of_vectors_is_said_and_generating_keeps_none(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("T5FUSION_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(data, "SAID_EVERY", 3000)
