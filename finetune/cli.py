@@ -13,8 +13,29 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
-app = typer.Typer(
+
+class OneValueEach(TyperCommand):
+    """A command that refuses an option which is given twice; click would take the last and say nothing."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for option, times in Counter(each for each in given if each.param_type_name == "option").items():
+            if times > 1 and not (option.multiple or option.is_flag):
+                often = "twice" if times == 2 else f"{times} times"
+                raise ValueError(f"{option.opts[0]} was given {often}. Give it once: only one value would be used.")
+        return super().parse_args(ctx, args)
+
+
+class Commands(typer.Typer):
+    """A Typer all of whose commands are `OneValueEach`."""
+
+    def command(self, name: str | None = None, **options):
+        return super().command(name, **{"cls": OneValueEach, **options})
+
+
+app = Commands(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -122,7 +143,8 @@ def train(
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
     quiet()
-    from .data import hold_out, is_first_process, load_rows, say_counted
+    from ..processing_t5fusion import MINILM
+    from .data import hold_out, is_first_process, load_rows, say_counted, vector_columns
     from .train import Interrupted, TrainingOptions, check_launch, make_processor
     from .train import train as run
 
@@ -137,10 +159,17 @@ def train(
     )  # fmt: skip
     columns = (text_column, target_column, lexical_column, vector_column)
     rows = _tidy(load_rows(data), columns)
+    unread = [] if lexical_column or vector_column or encoder else vector_columns(rows)
+    if unread:
+        raise ValueError(
+            f"{data} holds vectors in {'column' if len(unread) == 1 else 'columns'} {', '.join(map(repr, unread))}, "
+            f"which nothing reads. Give --vector-column {shlex.quote(unread[0])}; or --encoder {MINILM} to make the "
+            "vectors of the text."
+        )
     if validation:
         held_out = _tidy(load_rows(validation, split="validation"), columns)
     else:
-        rows, held_out = hold_out(rows, text_column)
+        rows, held_out = hold_out(rows, text_column, lexical_column, vector_column)
     if limit:
         rows, held_out = rows.select(range(min(limit, len(rows)))), held_out.select(range(min(limit, len(held_out))))
     if vector_column:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from datasets import Dataset, load_dataset
 from filelock import FileLock
@@ -106,14 +107,63 @@ def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
     return rows.select(kept), len(rows) - len(kept)
 
 
-def hold_out(rows: Dataset, text_column: str) -> tuple[Dataset, Dataset]:
-    """About nine tenths to train on and one to validate with; all rows of one text are on the same side."""
-    held_out = np.array([is_held_out(str(text).strip(), HELD_OUT_ONE_IN) for text in rows[text_column]], dtype=bool)
-    if held_out.all() or not held_out.any():
-        raise ValueError(
-            f"{len(rows)} rows are too few to hold some out for validation. Name a file with --validation."
-        )
+def vector_columns(rows: Dataset) -> list[str]:
+    """The columns that hold lists of floating point numbers, by their type; lists of integers may be anything."""
+
+    def is_vector(kind: pa.DataType) -> bool:
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            return False
+        return pa.types.is_floating(kind.value_type) or is_vector(kind.value_type)
+
+    return [field.name for field in rows.features.arrow_schema if is_vector(field.type)]
+
+
+def hold_out(
+    rows: Dataset, text_column: str, lexical_column: str | None = None, vector_column: str | None = None
+) -> tuple[Dataset, Dataset]:
+    """About nine tenths to train on and one to validate with; all rows of one text are on the same side.
+
+    Where vectors come from a column of their own, texts may be prompts that many rows share. If there are more than
+    twice as many pairs of a text and a vector (or the text that it is made of) as there are texts, a pair takes the
+    place of the text: all rows of one pair are on the same side, and it is said. In all other cases the split depends
+    on the texts alone, so that it is the same with and without vectors.
+
+    Raises:
+        ValueError: there are too few different texts or pairs; or a vector is none, as `given_vectors` says.
+    """
+    texts = [str(text).strip() for text in rows[text_column]]
+    keys, told_by = texts, "text"
+    if lexical_column or vector_column:
+        others = rows[lexical_column] if lexical_column else _vector_keys(rows, vector_column)
+        pairs = [f"{text}\n{other}" for text, other in zip(texts, others, strict=True)]
+        if _distinct(pairs) > 2 * _distinct(texts) or _distinct(pairs) == 1:
+            keys, told_by = pairs, f"text and {repr(lexical_column) if lexical_column else 'vector'}"
+    sides = {key: is_held_out(key, HELD_OUT_ONE_IN) for key in keys}
+    if len(set(sides.values())) < 2 or _distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
+        raise ValueError(f"{_why_not_split(keys, told_by)}. Name a file with --validation.")
+    if keys is not texts:
+        kinds, word = _distinct(texts), "text" if _distinct(texts) == 1 else "texts"
+        say(f"{len(rows)} rows have {kinds} different {word}; those to validate with are chosen by {told_by}.")
+    held_out = np.array([sides[key] for key in keys], dtype=bool)
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
+
+
+def _vector_keys(rows: Dataset, column: str | None) -> list[str]:
+    """For each row what is the same where its vector is the same."""
+    return ["" if vector is None else hashlib.md5(vector.numpy()).hexdigest() for vector in read_vectors(rows, column)]
+
+
+def _distinct(keys: Sequence[str]) -> int:
+    return len({key.lower() for key in keys})  # `is_held_out` does not see case
+
+
+def _why_not_split(keys: Sequence[str], told_by: str) -> str:
+    if (kinds := _distinct(keys)) == len(keys):
+        return f"{kinds} rows are too few to hold some out for validation"
+    if kinds == 1:
+        return f"all {len(keys)} rows have the same {told_by}: none can be held out to validate with"
+    kind = "texts" if told_by == "text" else f"pairs of {told_by}"
+    return f"{len(keys)} rows have {kinds} different {kind}, too few to hold some out for validation"
 
 
 def prepare(

@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Annotated
 
 import pytest
 import torch
+import typer
 from datasets import Dataset
 from forks import Forks
 from safetensors.torch import load_file
 
 import t5fusion
+from t5fusion.finetune.cli import Commands
+from t5fusion.hub_export.cli import app
 
 COLUMNS = ["--text-column", "name", "--target-column", "text"]
 NUMBERS = ["a", "b", "c", "d", "e", "f", "g", "h"]
@@ -120,11 +124,11 @@ BAD_INPUT = {
         "there is no column 'nothing'; the columns are name, text, body, vector.",
     ),
     "output not empty": (
-        ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "full"],
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "base", "--output", "full"],
         "full is not empty. Choose another --output, or give --overwrite, or --resume.",
     ),
     "output that is not ours": (
-        ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "full", "--overwrite"],
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--output", "full", "--overwrite"],
         "full holds what t5fusion did not write",
     ),
     "demo into what is not ours": (
@@ -134,6 +138,19 @@ BAD_INPUT = {
     "both columns": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "vector"],
         "--lexical-column and --vector-column were both given; give one of them.",
+    ),
+    "vectors that nothing reads": (
+        ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "new"],
+        "rows.jsonl holds vectors in column 'vector', which nothing reads. Give --vector-column vector; or --encoder "
+        "sentence-transformers/all-MiniLM-L6-v2 to make the vectors of the text.",
+    ),
+    "an option twice": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--vector-column", "vector"],
+        "--vector-column was given twice. Give it once: only one value would be used.",
+    ),
+    "an option twice to generate": (
+        ["generate", "full", "app", "--beams", "2", "--no-vectors", "--beams=3"],
+        "--beams was given twice.",
     ),
     "unknown base": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "no/such_base", "--output", "new"],
@@ -153,6 +170,31 @@ BAD_INPUT = {
     ),
     "folder without adapter": (["generate", "full", "app"], "full holds neither an adapter nor a model."),
 }
+
+
+def test_every_command_refuses_an_option_that_is_given_twice():
+    group = typer.main.get_command(app)
+    tried = 0
+    for name, command in group.commands.items():
+        for option in command.params:
+            if option.param_type_name == "option" and not option.is_flag:
+                arguments = ["x" for each in command.params if each.param_type_name == "argument" and each.required]
+                with pytest.raises(ValueError, match=f"^{option.opts[0]} was given twice"):
+                    command.make_context(name, [*arguments, option.opts[0], "1", option.opts[0], "1"])
+                tried += 1
+    assert tried > 40
+
+
+def test_an_option_that_may_be_given_several_times_and_a_flag_are_taken():
+    group, taken = Commands(), []
+
+    @group.command()
+    def only(names: Annotated[list[str], typer.Option("--name")], fast: Annotated[bool, typer.Option("--fast")]):
+        taken.append((names, fast))
+
+    words = ["--name", "a", "--fast", "--name", "b", "--fast"]
+    typer.main.get_command(group)(words, standalone_mode=False)
+    assert taken == [(["a", "b"], True)]
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
@@ -325,7 +367,7 @@ def test_a_column_without_any_vector_is_refused(room, commands, sparse, trained,
         "generate": ["generate", "trained", "--file", "bare.jsonl", *columns[:2], *columns[4:]],
         "evaluate": ["evaluate", "trained", "bare.jsonl", *columns],
     }[command]
-    code, out, err = commands.run(*words)
+    code, _, err = commands.run(*words)
     assert code == 1 and "column 'vector' holds no vector in any " in err.splitlines()[-1]
     assert "Traceback" not in err and not (room / "bare").exists()
 

@@ -2,9 +2,12 @@
 
 import json
 from datetime import datetime
+from hashlib import md5
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
@@ -20,6 +23,7 @@ from t5fusion.finetune.data import (
     hold_out,
     load_rows,
     prepare,
+    vector_columns,
 )
 
 ROWS = [{"name": "app_config", "text": "settings of an app"}, {"name": 'ümlaut, "quoted"', "text": "a b"}]
@@ -125,9 +129,79 @@ def test_all_rows_of_one_text_are_on_one_side():
     assert sorted(again["row"]) == sorted(held_out["row"])
 
 
-def test_too_few_rows_to_hold_some_out():
-    with pytest.raises(ValueError, match="3 rows are too few to hold some out.*--validation"):
-        hold_out(Dataset.from_dict({"name": ["app_config"] * 3}), "name")
+def test_the_split_by_texts_is_that_of_earlier_runs():
+    """Also with vectors, and with some texts that are there twice: an interrupted run resumes with the same rows."""
+    names = [f"name_{number}" for number in range(100)] + [f" NAME_{number} " for number in range(50)]
+    held_out = [n for n, name in enumerate(names) if int(md5(name.strip().lower().encode()).hexdigest(), 16) % 10 == 0]
+    rows = Dataset.from_dict({"name": names, "v": [[float(n)] for n in range(150)], "row": list(range(150))})
+    for vectors in ({}, {"vector_column": "v"}):
+        training, validating = hold_out(rows, "name", **vectors)
+        assert validating["row"][:] == held_out
+        assert training["row"][:] == sorted(set(range(150)) - set(held_out))
+
+
+@pytest.mark.parametrize("prompts", [1, 3, 20])
+@pytest.mark.parametrize("kind", ["vector_column", "lexical_column"])
+def test_rows_that_share_a_prompt_are_told_apart_by_their_vectors(prompts, kind, capsys):
+    others = [[float(n), 0.5] if kind == "vector_column" else f"item {n}" for n in range(200)]
+    names = [f"describe it {n % prompts}" for n in range(200)]
+    rows = Dataset.from_dict({"name": names * 2, "other": others * 2, "row": list(range(400))})  # each of them twice
+    training, held_out = hold_out(rows, "name", **{kind: "other"})
+    assert 20 <= len(held_out) <= 80 and len(training) + len(held_out) == 400
+    assert set(training["name"]) == set(names)  # each prompt trains
+    sides = [
+        {(name, str(other)) for name, other in zip(p["name"], p["other"], strict=True)} for p in (training, held_out)
+    ]
+    assert not sides[0] & sides[1] and len(sides[0]) + len(sides[1]) == len(
+        set(zip(names, map(str, others), strict=True))
+    )
+    again = hold_out(rows.shuffle(seed=0), "name", **{kind: "other"})[1]
+    assert sorted(again["row"]) == sorted(held_out["row"])
+    assert f"400 rows have {prompts} different text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "cause"),
+    [
+        ({"name": ["app_config"] * 3}, {}, "all 3 rows have the same text: none can be held out to validate with"),
+        ({"name": ["a"] * 60}, {}, "all 60 rows have the same text: none can be"),
+        ({"name": ["a"] * 60, "v": [[1.0]] * 60}, {"vector_column": "v"}, "have the same text and vector: none can"),
+        ({"name": ["a"] * 60, "v": ["b"] * 60}, {"lexical_column": "v"}, "have the same text and 'v': none can"),
+        ({"name": ["a", "b", "c"] * 20}, {}, "60 rows have 3 different texts, too few to hold some out"),
+        ({"name": ["app"] * 9 + ["b"]}, {}, "10 rows have 2 different texts, too few"),
+        ({"name": ["b", "c"]}, {}, "2 rows are too few to hold some out"),
+    ],
+)
+def test_why_none_can_be_held_out(rows, columns, cause):
+    with pytest.raises(ValueError, match=f"{cause}.*--validation"):
+        hold_out(Dataset.from_dict(rows), "name", **columns)
+
+
+def test_a_bad_vector_is_named_before_rows_are_split_by_it():
+    rows = Dataset.from_dict({"name": ["a"] * 3, "v": [[1.0], [2.0], [1.0, 2.0]]})
+    with pytest.raises(ValueError, match="row 2, column 'v': 2 numbers; expected one vector of 1"):
+        hold_out(rows, "name", vector_column="v")
+
+
+def test_columns_of_vectors_are_known_by_their_type(tmp_path):
+    table = pa.table(
+        {
+            "text": ["a"],
+            "ids": [[1, 2]],
+            "words": [["a", "b"]],
+            "number": [1.5],
+            "list": pa.array([[1.5, 2.0]]),
+            "half": pa.array([np.ones(2, dtype=np.float16)], pa.list_(pa.float16())),
+            "large": pa.array([[1.5]], pa.large_list(pa.float32())),
+            "fixed": pa.array([[1.5, 2.0]], pa.list_(pa.float32(), 2)),
+            "several": [[[1.5], [2.0]]],
+        }
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    rows = load_rows(str(tmp_path / "rows.parquet"))
+    assert vector_columns(rows) == ["list", "half", "large", "fixed", "several"]
+    for column in ("list", "half", "large", "fixed"):
+        assert given_vectors(rows, column)[0].dtype == torch.float32
 
 
 def test_prepared_rows_are_the_tokenizers_own(processor, encoder):
