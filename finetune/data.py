@@ -1,7 +1,6 @@
 """From a file or a data set of the Hub to the rows that train: token ids, labels and lexical vectors."""
 
 import hashlib
-import json
 import os
 import sys
 from collections import Counter
@@ -15,19 +14,17 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from datasets import Dataset, load_dataset
-from filelock import FileLock
-from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
 from ..configuration_t5fusion import LEXICAL_TOKEN
 from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 from .harvest import is_held_out
+from .kept_vectors import encode_kept
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 HELD_OUT_ONE_IN = 10
 MAX_SOURCE, MAX_TARGET = 128, 64  # tokens
-SAID_EVERY = 10**9  # bytes of kept vectors
 
 
 def is_first_process() -> bool:
@@ -234,8 +231,8 @@ def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch
 
 
 def encode_cached(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
-    """`encode_distinct`, and kept on disk for the next run. Each time that what is kept grows by a GB, it says so."""
-    return _each_once(texts, lambda distinct: _encode_kept(distinct, processor))
+    """`encode_distinct`, and kept on disk for the next run, as `kept_vectors.encode_kept` says."""
+    return _each_once(texts, lambda distinct: encode_kept(distinct, processor, say))
 
 
 def _each_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
@@ -243,35 +240,6 @@ def _each_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]
     vectors = encode(distinct)
     place = {text: index for index, text in enumerate(distinct)}
     return vectors[[place[text] for text in texts]]
-
-
-def _encode_kept(texts: list[str], processor: T5FusionProcessor) -> torch.Tensor:
-    recipe = [processor.lexical_encoder, processor.lexical_encoder_revision, processor.normalize]
-    recipe += [processor.lexical_dtype, processor.lexical_max_tokens, processor.lexical_dim]
-    folder = Path(processor.lexical_encoder or "")
-    if processor.lexical_encoder and folder.is_dir():  # it may hold another encoder tomorrow
-        stats = [(file, file.stat()) for file in sorted(folder.rglob("*"))]
-        recipe += [[str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
-    key = hashlib.sha256(json.dumps([recipe, texts]).encode()).hexdigest()[:32]
-    file = cache_folder() / f"{key}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_folder().with_suffix(".lock")):  # of several processes one encodes, the others find it done
-        if file.exists():
-            return torch.from_numpy(load_file(file)["vectors"])
-        vectors = processor.encode(texts, show_progress_bar=True)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        save_file({"vectors": vectors.numpy()}, unfinished)
-        unfinished.replace(file)
-    kept = sum(item.stat().st_size for item in file.parent.glob("*.safetensors"))
-    if kept // SAID_EVERY > (kept - file.stat().st_size) // SAID_EVERY:
-        say(f"{kept / 1e9:.1f} GB of vectors are kept in {file.parent}; the folder may be emptied at any time.")
-    return vectors
-
-
-def cache_folder() -> Path:
-    """Where vectors are kept between runs: `$T5FUSION_CACHE`, else `t5fusion` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    return Path(os.environ.get("T5FUSION_CACHE", Path(base) / "t5fusion")) / "vectors"
 
 
 def given_vectors(

@@ -388,4 +388,4 @@ def test_the_demonstration_from_end_to_end(room):
     assert kept["worth_of_vectors"]["shuffled"] == found["worth_of_vectors"] and len(kept["samples"]) == 3
     assert "reloaded in a new process: the same losses, to the bit" in out
     assert "t5fusion train my.jsonl" in out.splitlines()[-1]
-    assert list((room / "cache" / "vectors").glob("*.safetensors"))
+    assert list((room / "cache" / "vectors").glob("*/*.safetensors"))

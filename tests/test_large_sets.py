@@ -15,14 +15,12 @@ import time
 import numpy as np
 import portalocker
 import pytest
-import torch
 from datasets import Dataset
 from forks import COMMAND, Forks
 
 from t5fusion import T5WithFusion
-from t5fusion.finetune import chunks, data
+from t5fusion.finetune import chunks
 from t5fusion.finetune.chunks import CHUNK, Output, chunks_of_texts, read_chunks, spread
-from t5fusion.finetune.data import encode_cached, encode_distinct
 from t5fusion.finetune.generate import generate_lines
 from t5fusion.finetune.train import make_processor
 
@@ -309,25 +307,3 @@ def test_rows_without_vectors_are_evaluated_beside_the_others(room, commands):
     assert "146 of 149 rows have no vector; they are read by text alone." in err
     losses = [json.loads(out)[kind]["loss"] for kind in ("true", "shuffled", "none")]
     assert len(set(losses)) == 3 and max(losses) - min(losses) < 1
-
-
-def test_what_is_kept_of_vectors_is_said_and_generating_keeps_none(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("T5FUSION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "SAID_EVERY", 3000)
-    asked = []
-
-    class Recipe:
-        lexical_encoder = lexical_encoder_revision = lexical_dtype = lexical_max_tokens = None
-        normalize, lexical_dim = True, 256
-
-        def encode(self, texts, **_):
-            asked.append(texts)
-            return torch.ones(len(texts), 256)
-
-    assert encode_distinct(["a", "b", "a"], Recipe()).shape == (3, 256) and asked == [["a", "b"]]
-    assert not (tmp_path / "cache").exists()
-    for text in "abcdefgh":
-        encode_cached([text], Recipe())
-    said = capsys.readouterr().err
-    kept = sum(file.stat().st_size for file in data.cache_folder().iterdir())
-    assert said.count("GB of vectors are kept in") == kept // 3000 == 2 and "the folder may be emptied" in said
