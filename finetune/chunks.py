@@ -8,13 +8,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import pandas as pd
 import portalocker
 import pyarrow as pa
 import torch
@@ -23,7 +21,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.environment import parse_flag_from_env
 from datasets import Dataset, load_dataset
 
-from .data import FILE_KINDS, check_columns, reading
+from .data import check_columns, check_texts
+from .files import FILE_KINDS, file_tables, kind_of, lines_of, opened, reading
 
 CHUNK = 512  # rows: eight batches to sort by length, and the work that a process loses when it is killed
 MADE_WITH = ".made-with"  # ends the name of the file beside an output that tells what its lines depend on
@@ -56,45 +55,37 @@ def shared(chunks: Iterable[Work], work: Callable[[Work], Result]) -> Iterator[t
         yield from zip(turn, gather_object([work(chunk) for chunk in mine]), strict=True)
 
 
-def read_chunks(data: str, split: str = "train", text_column: str = "text") -> Iterator[Chunk]:
-    """The rows of `data.load_rows`, in their order; or of a .txt file, a row a line, in column `text_column`.
+def read_chunks(
+    data: str, split: str = "train", text_column: str = "text", encoding: str | None = None
+) -> Iterator[Chunk]:
+    """The rows of `files.load_rows`, in their order; or of a .txt file, a row a line, in column `text_column`.
 
     Only some thousands of rows are in memory at a time, and nothing is kept on disk. (A .json that is one array is read
     whole.) What is wrong with a row is found when it is reached.
 
+    Args:
+        encoding: of a .txt or CSV file; None for UTF-8.
+
     Raises:
-        ValueError: the file is of another kind, or damaged.
+        ValueError: the file is of another kind, or damaged, or in another encoding.
         OSError: there is neither such a file nor such a data set.
     """
-    path = Path(data)
-    if path.suffix == ".txt":
-        if not path.exists():
-            raise OSError(f"there is no file {data}.")
-        with path.open(encoding="utf-8") as file:
-            yield from chunks_of_texts(file, text_column)
-    else:
-        with reading(data):
-            yield from _numbered(_tables(data, split))
+    with reading(data, encoding, [*FILE_KINDS, ".txt"]):
+        if not Path(data).is_file():
+            streamed = load_dataset(data, split=split, streaming=True)
+            yield from _numbered(map(Dataset, streamed.with_format("arrow").iter(batch_size=CHUNK)))
+        elif kind_of(data) == ".txt":
+            with opened(data) as file:
+                yield from chunks_of_texts(lines_of(file, encoding), text_column)
+        else:
+            yield from _numbered(map(Dataset, file_tables(data, CHUNK, encoding)))
 
 
-def chunks_of_texts(lines: Iterable[str], text_column: str) -> Iterator[Chunk]:
-    """Texts as rows of one column; of `lines`, no more are taken than a chunk needs."""
-    texts = (line.rstrip("\n") for line in lines)
+def chunks_of_texts(texts: Iterable[str], text_column: str) -> Iterator[Chunk]:
+    """Texts as rows of one column; no more of them are taken than a chunk needs."""
+    texts = iter(texts)
     rows = iter(lambda: list(islice(texts, CHUNK)), [])
     return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in rows)
-
-
-def _tables(data: str, split: str) -> Iterator[Dataset]:
-    path = Path(data)
-    if path.is_file() and path.suffix == ".csv":  # as `load_rows` reads it
-        with pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CHUNK) as frames:
-            yield from (Dataset.from_pandas(frame, preserve_index=False) for frame in frames)
-        return
-    if path.is_file():
-        rows = load_dataset(FILE_KINDS[path.suffix], data_files=escape(data), split="train", streaming=True)
-    else:
-        rows = load_dataset(data, split=split, streaming=True)
-    yield from (Dataset(table) for table in rows.with_format("arrow").iter(batch_size=CHUNK))
 
 
 def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
@@ -236,14 +227,15 @@ def unfinished(
     """The chunks that have not all of their lines in the output, and how many they have.
 
     Args:
-        columns: that the rows must have.
+        columns: that the rows must have: of the text, the target, the vector's text and the vector, or None.
         output: of the first process; None in all others, which it tells.
 
     Raises:
-        ValueError: a column is missing, or a line of the output is not of its row.
+        ValueError: a column is missing or holds no text, or a line of the output is not of its row.
     """
     for chunk in chunks:
         check_columns(chunk.rows, columns)
+        check_texts(chunk.rows, [column for column in columns[:3] if column])
         there = [output.already(chunk.rows[output.text_column]) if output else 0]
         broadcast_object_list(there)
         if there[0] < len(chunk.rows):

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +63,9 @@ LexicalColumn = Annotated[
     str | None, typer.Option(help="Column with the text that the vector is made of. Default: the input text.")
 ]
 VectorColumn = Annotated[str | None, typer.Option(help="Column that holds the vectors themselves, one in each row.")]
+Encoding = Annotated[
+    str | None, typer.Option(help="Of a CSV or .txt file or standard input, such as latin-1. Default: UTF-8.")
+]
 Limit = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first.")]
 
@@ -135,6 +139,7 @@ def train(
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     seed: int = 42,
     limit: Limit = None,
+    encoding: Encoding = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
     overwrite: Overwrite = False,
 ):
@@ -144,7 +149,8 @@ def train(
     """
     quiet()
     from ..processing_t5fusion import MINILM
-    from .data import hold_out, is_first_process, load_rows, say_counted, vector_columns
+    from .data import hold_out, is_first_process, say_counted, vector_columns
+    from .files import load_rows
     from .train import Interrupted, TrainingOptions, check_launch, make_processor
     from .train import train as run
 
@@ -158,7 +164,7 @@ def train(
         max_source=max_source, max_target=max_target, seed=seed,
     )  # fmt: skip
     columns = (text_column, target_column, lexical_column, vector_column)
-    rows = _tidy(load_rows(data), columns)
+    rows = _tidy(load_rows(data, encoding=encoding), columns)
     unread = [] if lexical_column or vector_column or encoder else vector_columns(rows)
     if unread:
         raise ValueError(
@@ -167,7 +173,7 @@ def train(
             "vectors of the text."
         )
     if validation:
-        held_out = _tidy(load_rows(validation, split="validation"), columns)
+        held_out = _tidy(load_rows(validation, "validation", encoding), columns)
     else:
         rows, held_out = hold_out(rows, text_column, lexical_column, vector_column)
     if limit:
@@ -218,6 +224,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     split: Annotated[str, typer.Option(help="Of a data set on the Hub.")] = "train",
+    encoding: Encoding = None,
     output: Annotated[
         Path | None, typer.Option(help="File for the lines; what an interrupted run left there is gone on with.")
     ] = None,
@@ -241,7 +248,10 @@ def generate(
     state = processes()
     if state.num_processes > 1 and not (texts or file):
         raise ValueError("several processes cannot share standard input. Give --file.")
-    chunks = read_chunks(file, split, text_column) if file else chunks_of_texts(texts or sys.stdin, text_column)
+    if file:
+        chunks = read_chunks(file, split, text_column, encoding)
+    else:
+        chunks = chunks_of_texts(texts or _typed(encoding), text_column)
     columns = (text_column, None, lexical_column, vector_column)
     model, processor = load_trained(folder)
     model, limits = model.to(state.device), trained_limits(folder)
@@ -266,6 +276,16 @@ def generate(
         _say_written(lines, counted, limits)
         if vector_column and not no_vectors and 0 < counted["inputs"] == counted["without vectors"] and not lines.found:
             raise ValueError(f"column {vector_column!r} holds no vector in any row; all lines are of the text alone.")
+
+
+def _typed(encoding: str | None) -> Iterator[str]:
+    """The lines of standard input."""
+    from .files import lines_of
+
+    try:
+        yield from lines_of(sys.stdin.buffer, encoding)
+    except ValueError as error:
+        raise ValueError(f"standard input cannot be read: {error}.") from error
 
 
 def _say_written(lines, counted: Counter, limits: tuple[int, int]) -> None:
@@ -296,6 +316,7 @@ def evaluate(
         VectorKind, typer.Option(help="The rows' own, other rows', none; or all, compared.")
     ] = VectorKind.true,
     limit: Limit = None,
+    encoding: Encoding = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ):
     """Measure loss, ROUGE and chrF on rows that have a target.
@@ -306,7 +327,7 @@ def evaluate(
     """
     quiet()
     from .chunks import processes
-    from .data import load_rows, say_counted
+    from .data import say_counted
     from .evaluate import (
         EVALUATION,
         SAMPLES,
@@ -317,11 +338,12 @@ def evaluate(
         paired_bootstrap,
         save_evaluation,
     )
+    from .files import load_rows
     from .loading import load_trained, trained_limits
 
     state = processes()
     columns = (text_column, target_column, lexical_column, vector_column)
-    rows = _tidy(load_rows(data, split), columns)
+    rows = _tidy(load_rows(data, split, encoding), columns)
     rows = rows.select(range(min(limit or len(rows), len(rows))))
     model, processor = load_trained(folder)
     model, limits = model.to(state.device), trained_limits(folder)
@@ -483,9 +505,10 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if not sys.stderr.isatty():  # in a log or a pipe, an error is one line
-        import datasets
+    import datasets
 
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong with a file is said in one line, by us
+    if not sys.stderr.isatty():  # in a log or a pipe, an error is one line
         datasets.disable_progress_bars()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 

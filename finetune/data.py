@@ -5,15 +5,11 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from glob import escape
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
@@ -22,7 +18,6 @@ from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 from .harvest import is_held_out
 from .kept_vectors import encode_kept
 
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 HELD_OUT_ONE_IN = 10
 MAX_SOURCE, MAX_TARGET = 128, 64  # tokens
 
@@ -38,45 +33,6 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def load_rows(data: str, split: str = "train") -> Dataset:
-    """The rows of a JSONL, JSON, CSV or Parquet file, or of a data set of the Hub.
-
-    Raises:
-        ValueError: the file is of another kind.
-        OSError: there is neither such a file nor such a data set.
-    """
-    path = Path(data)
-    with reading(data):
-        if not path.is_file():
-            return load_dataset(data, split=split)
-        if path.suffix == ".csv":  # all of it text: else a name such as "None", "NA" or "007" is another, or lost
-            return Dataset.from_pandas(pd.read_csv(path, dtype=str, keep_default_na=False), preserve_index=False)
-        return load_dataset(FILE_KINDS[path.suffix], data_files=escape(str(path)), split="train")  # no pattern
-
-
-@contextmanager
-def reading(data: str) -> Iterator[None]:
-    """Puts into words what is wrong with `data`, a file or the id of a data set: raises as `load_rows` says."""
-    path = Path(data)
-    is_file = path.is_file()
-    if is_file and path.suffix not in FILE_KINDS:
-        raise ValueError(f"{data} is a {path.suffix or 'nameless'} file; expected one of {', '.join(FILE_KINDS)}.")
-    if not is_file and path.suffix in FILE_KINDS:
-        raise OSError(f"there is no file {data}.")
-    if is_file and path.stat().st_size == 0:
-        raise ValueError(f"{data} is empty; expected rows.")
-    try:
-        yield
-    except Exception as error:  # of many kinds: of pyarrow, pandas, json; of the network, the Hub
-        if is_file:
-            raise ValueError(f"{data} cannot be read as {FILE_KINDS[path.suffix]}: {_cause(error)}.") from error
-        raise OSError(f"{data} is no file, and no data set that could be fetched: {_cause(error)}.") from error
-
-
-def _cause(error: BaseException) -> str:
-    return (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
 def check_columns(rows: Dataset, columns: Sequence[str | None]) -> None:
     """ValueError, with the columns there are, unless all of `columns` (None aside) are among them."""
     for column in columns:
@@ -84,16 +40,21 @@ def check_columns(rows: Dataset, columns: Sequence[str | None]) -> None:
             raise ValueError(f"there is no column {column!r}; the columns are {', '.join(rows.column_names)}.")
 
 
-def rows_with_text(rows: Dataset, columns: Sequence[str]) -> list[int]:
-    """The numbers of the rows whose `columns` all hold text.
-
-    Raises:
-        ValueError: a column holds something else than text, numbers say.
-    """
+def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
+    """ValueError if one of `columns` holds something else than text, numbers say."""
     for column in columns:
         kind = getattr(rows.features[column], "dtype", "list")
-        if kind not in ("string", "large_string", "null"):
+        if kind not in ("string", "large_string", "string_view", "null"):
             raise ValueError(f"column {column!r} holds values of type {kind}; expected text.")
+
+
+def rows_with_text(rows: Dataset, columns: Sequence[str]) -> list[int]:
+    """The numbers of the rows whose `columns` all hold text, which is not white space alone.
+
+    Raises:
+        ValueError: as `check_texts` says.
+    """
+    check_texts(rows, columns)
     held = zip(*(rows[column] for column in columns), strict=True)
     return [row for row, texts in enumerate(held) if all(text and text.strip() for text in texts)]
 

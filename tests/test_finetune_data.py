@@ -20,10 +20,10 @@ from t5fusion.finetune.data import (
     encode_cached,
     given_vectors,
     hold_out,
-    load_rows,
     prepare,
     vector_columns,
 )
+from t5fusion.finetune.files import load_rows
 from t5fusion.finetune.kept_vectors import cache_folder
 
 ROWS = [{"name": "app_config", "text": "settings of an app"}, {"name": 'ümlaut, "quoted"', "text": "a b"}]
