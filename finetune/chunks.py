@@ -137,8 +137,13 @@ class Output:
         if path is None:
             self.file = sys.stdout.buffer
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("a+b")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no regular file. Name another --output, or none for standard output.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("a+b")
+        except OSError as error:
+            raise OSError(f"{path} cannot be written ({error.strerror}). Name another --output.") from error
         try:  # the processes of a run whose launcher was killed may be at work still
             portalocker.lock(self.file, portalocker.LOCK_EX | portalocker.LOCK_NB)
         except portalocker.LockException as error:
@@ -194,14 +199,30 @@ class Output:
         return there
 
     def append(self, texts: Sequence[str | None], made: Sequence[str | None]) -> None:
-        """Writes the lines of rows, for good: a machine that fails now does not lose them."""
-        if self.path is not None:
+        """Writes the lines of rows, for good: a machine that fails now does not lose them.
+
+        Raises:
+            OSError: they cannot be written; the disk is full, say. A part of them may be there, as after a kill.
+        """
+        lines = b"".join(_line(self.text_column, *row) for row in zip(texts, made, strict=True))
+        if self.path is None:
+            self.file.write(lines)
+            self.file.flush()
+            self.made += len(made)
+            return
+        try:
             self._mark()
-        self.file.write(b"".join(_line(self.text_column, *row) for row in zip(texts, made, strict=True)))
-        self.file.flush()
-        self.made += len(made)  # before the wait for the disk, in which Ctrl-C may come
-        if self.path is not None:
+            self.file.write(lines)
+            self.file.flush()
+            self.made += len(made)  # before the wait for the disk, in which Ctrl-C may come
             os.fsync(self.file.fileno())
+        except OSError as error:
+            self.file.raw.close()  # with what is left in the buffer, which else would be tried again at the end
+            rows = f"{self.found + self.made} rows are in it"
+            raise OSError(
+                f"{self.path} cannot be written ({error.strerror}): {rows}. To go on, make room and give the same "
+                "command."
+            ) from error
 
     def finish(self) -> None:
         """All rows have their line.

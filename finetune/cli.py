@@ -18,7 +18,10 @@ from typer.core import TyperCommand
 
 
 class OneValueEach(TyperCommand):
-    """A command that refuses an option which is given twice; click would take the last and say nothing."""
+    """A command that refuses an option which is given twice; click would take the last and say nothing.
+
+    Ctrl-C ends it with a sentence and exit code 130.
+    """
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(list(args))
@@ -27,6 +30,13 @@ class OneValueEach(TyperCommand):
                 often = "twice" if times == 2 else f"{times} times"
                 raise ValueError(f"{option.opts[0]} was given {often}. Give it once: only one value would be used.")
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # of which typer says nothing, or "Aborted.", depending on its release
+            print("t5fusion: stopped.", file=sys.stderr)
+            raise typer.Exit(130) from None
 
 
 class Commands(typer.Typer):
@@ -180,7 +190,7 @@ def train(
         rows, held_out = rows.select(range(min(limit, len(rows)))), held_out.select(range(min(limit, len(held_out))))
     if vector_column:
         lexical_dim = _width(rows, text_column, vector_column)
-    output = output or Path("runs") / Path(data).stem
+    output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
     if not resume and is_first_process():
         _clear(output, overwrite)
     recipe: dict[str, str | None] = {"lexical_encoder": encoder} if encoder else {}
@@ -517,12 +527,25 @@ def main() -> None:
     """The console entry: what the user can mend ends in one sentence and exit code 1; `T5FUSION_DEBUG=1` shows all."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a full disk is an error like others
     except (ValueError, OSError, ImportError, RuntimeError) as error:
+        _drop_output()
         if os.environ.get("T5FUSION_DEBUG"):
             raise
-        print(f"t5fusion: {' '.join(str(error).split())}", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # whoever read standard output has had enough
+            print(f"t5fusion: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("t5fusion: stopped.", file=sys.stderr)
         sys.exit(130)
+
+
+def _drop_output() -> None:
+    """Python writes what is left of standard output once more as it ends; where that fails, it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -168,6 +169,10 @@ BAD_INPUT = {
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "base", "--output", "new", "--resume"],
         "there is no checkpoint in new/checkpoints to resume from.",
     ),
+    "a demo of too few names": (
+        ["demo", "--base", "base", "--limit", "5", "--output", "small"],
+        "the first 5 names are 4 to train on and 1 held out; expected two or more of each. Give a --limit of 100",
+    ),
     "folder without adapter": (["generate", "full", "app"], "full holds neither an adapter nor a model."),
 }
 
@@ -236,6 +241,18 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_step(room, tr
         json.loads((folder / "training.json").read_text())["history"][-1] for folder in (trained[0], room / "stopped")
     ]
     assert ends[0]["step"] == ends[1]["step"]
+
+
+@pytest.mark.parametrize("library", ["libtorch_cpu", "libarrow."])
+def test_ctrl_c_while_libraries_load_is_one_sentence(room, library):
+    """Of the libraries that `train` loads: the first when the package is imported, the last by the command itself."""
+    process = start(room, *train_words("loading"))
+    while process.poll() is None and library not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (130, "", "t5fusion: stopped.\n")
+    assert not (room / "loading").exists()
 
 
 def test_overwrite_empties_a_folder_that_train_wrote(room, trained):
