@@ -148,7 +148,10 @@ def lines_of(file: BinaryIO, encoding: str | None = None, keep_ends: bool = Fals
             guess = "It looks like utf-16"
         else:
             guess = "It looks like utf-16-le" if b"\0" in error.object else "It may be latin-1 or cp1252"
-        raise ValueError(f"after line {number} it is not {name}. {guess}: name its encoding with --encoding") from None
+        before = error.object[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")  # of this block
+        raise ValueError(
+            f"line {number + before + 1} is not {name}. {guess}: name its encoding with --encoding"
+        ) from None
 
 
 def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table]:

@@ -150,7 +150,17 @@ def test_another_encoding_is_told_or_refused(place, encoding):
     with pytest.raises(ValueError, match="x.txt cannot be read as text: ") as caught:
         list(read_chunks("x.txt"))
     for sentence in (refused("x.csv"), str(caught.value)):
-        assert hint.get(encoding, "it is not utf-8. It may be latin-1 or cp1252: name its encoding with") in sentence
+        assert hint.get(encoding, "is not utf-8. It may be latin-1 or cp1252: name its encoding with") in sentence
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("line", [1, 2, 1000, 5000])
+def test_the_line_that_is_in_another_encoding_is_named(place, line, end):
+    lines = [b"some words"] * 6000
+    lines[line - 1] = "some wörds".encode("latin-1")
+    (place / "x.txt").write_bytes(end.encode().join(lines))
+    with pytest.raises(ValueError, match=f": line {line} is not utf-8"):
+        list(read_chunks("x.txt"))
 
 
 def test_a_text_of_nul_characters_is_no_utf_8(place):

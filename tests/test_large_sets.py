@@ -331,7 +331,7 @@ def test_texts_of_standard_input_in_another_encoding(room, commands):
     options = {"cwd": room, "env": commands.environment, "input": "app\rü\r".encode("latin-1"), "capture_output": True}
     done = subprocess.run(line, **options)
     assert done.returncode == 1 and done.stdout == b""
-    sentence = "standard input cannot be read: after line 1 it is not utf-8. It may be latin-1 or cp1252: name its "
+    sentence = "standard input cannot be read: line 2 is not utf-8. It may be latin-1 or cp1252: name its "
     assert done.stderr.decode() == f"t5fusion: {sentence}encoding with --encoding.\n"
     done = subprocess.run([*line, "--encoding", "latin-1"], **options)
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["app", "ü"], done.stderr
