@@ -8,13 +8,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import pandas as pd
 import portalocker
 import pyarrow as pa
 import torch
@@ -23,7 +21,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.environment import parse_flag_from_env
 from datasets import Dataset, load_dataset
 
-from .data import FILE_KINDS, check_columns, reading
+from .data import check_columns, check_texts
+from .files import FILE_KINDS, file_tables, kind_of, lines_of, opened, reading
 
 CHUNK = 512  # rows: eight batches to sort by length, and the work that a process loses when it is killed
 MADE_WITH = ".made-with"  # ends the name of the file beside an output that tells what its lines depend on
@@ -56,45 +55,37 @@ def shared(chunks: Iterable[Work], work: Callable[[Work], Result]) -> Iterator[t
         yield from zip(turn, gather_object([work(chunk) for chunk in mine]), strict=True)
 
 
-def read_chunks(data: str, split: str = "train", text_column: str = "text") -> Iterator[Chunk]:
-    """The rows of `data.load_rows`, in their order; or of a .txt file, a row a line, in column `text_column`.
+def read_chunks(
+    data: str, split: str = "train", text_column: str = "text", encoding: str | None = None
+) -> Iterator[Chunk]:
+    """The rows of `files.load_rows`, in their order; or of a .txt file, a row a line, in column `text_column`.
 
     Only some thousands of rows are in memory at a time, and nothing is kept on disk. (A .json that is one array is read
     whole.) What is wrong with a row is found when it is reached.
 
+    Args:
+        encoding: of a .txt or CSV file; None for UTF-8.
+
     Raises:
-        ValueError: the file is of another kind, or damaged.
+        ValueError: the file is of another kind, or damaged, or in another encoding.
         OSError: there is neither such a file nor such a data set.
     """
-    path = Path(data)
-    if path.suffix == ".txt":
-        if not path.exists():
-            raise OSError(f"there is no file {data}.")
-        with path.open(encoding="utf-8") as file:
-            yield from chunks_of_texts(file, text_column)
-    else:
-        with reading(data):
-            yield from _numbered(_tables(data, split))
+    with reading(data, encoding, [*FILE_KINDS, ".txt"]):
+        if not Path(data).is_file():
+            streamed = load_dataset(data, split=split, streaming=True)
+            yield from _numbered(map(Dataset, streamed.with_format("arrow").iter(batch_size=CHUNK)))
+        elif kind_of(data) == ".txt":
+            with opened(data) as file:
+                yield from chunks_of_texts(lines_of(file, encoding), text_column)
+        else:
+            yield from _numbered(map(Dataset, file_tables(data, CHUNK, encoding)))
 
 
-def chunks_of_texts(lines: Iterable[str], text_column: str) -> Iterator[Chunk]:
-    """Texts as rows of one column; of `lines`, no more are taken than a chunk needs."""
-    texts = (line.rstrip("\n") for line in lines)
+def chunks_of_texts(texts: Iterable[str], text_column: str) -> Iterator[Chunk]:
+    """Texts as rows of one column; no more of them are taken than a chunk needs."""
+    texts = iter(texts)
     rows = iter(lambda: list(islice(texts, CHUNK)), [])
     return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in rows)
-
-
-def _tables(data: str, split: str) -> Iterator[Dataset]:
-    path = Path(data)
-    if path.is_file() and path.suffix == ".csv":  # as `load_rows` reads it
-        with pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CHUNK) as frames:
-            yield from (Dataset.from_pandas(frame, preserve_index=False) for frame in frames)
-        return
-    if path.is_file():
-        rows = load_dataset(FILE_KINDS[path.suffix], data_files=escape(data), split="train", streaming=True)
-    else:
-        rows = load_dataset(data, split=split, streaming=True)
-    yield from (Dataset(table) for table in rows.with_format("arrow").iter(batch_size=CHUNK))
 
 
 def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
@@ -104,13 +95,23 @@ def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
         first += len(rows)
 
 
-def spread(rows: int) -> list[np.ndarray]:
+def spread(rows: int, having: np.ndarray | None = None) -> list[np.ndarray]:
     """All row numbers, int64, in parts of like size and at most CHUNK, each drawn from everywhere and then sorted.
 
     Vectors that are shuffled within a part come from the whole set then, however it is sorted.
+
+    Args:
+        having: bool (rows,), which rows have a vector; None for all. No part has a single one of them then, unless
+            there is but one: it could not be shuffled.
     """
-    parts = np.array_split(np.random.default_rng(0).permutation(rows), -(-rows // CHUNK))
-    return [np.sort(part) for part in parts]
+    drawn, number = np.random.default_rng(0).permutation(rows), -(-rows // CHUNK)
+    if having is None or having.all():
+        return [np.sort(part) for part in np.array_split(drawn, number)]
+    with_vector, without = drawn[having[drawn]], drawn[~having[drawn]]
+    shares = max(1, min(number, len(with_vector) // 2))
+    parts = [with_vector[share::shares] for share in range(shares)] + [drawn[:0]] * (number - shares)
+    room = np.cumsum([-(-rows // number) - len(part) for part in parts])[:-1]
+    return [np.sort(np.concatenate(pair)) for pair in zip(parts, np.split(without, room), strict=True)]
 
 
 class Output:
@@ -136,8 +137,13 @@ class Output:
         if path is None:
             self.file = sys.stdout.buffer
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("a+b")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no regular file. Name another --output, or none for standard output.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("a+b")
+        except OSError as error:
+            raise OSError(f"{path} cannot be written ({error.strerror}). Name another --output.") from error
         try:  # the processes of a run whose launcher was killed may be at work still
             portalocker.lock(self.file, portalocker.LOCK_EX | portalocker.LOCK_NB)
         except portalocker.LockException as error:
@@ -193,14 +199,30 @@ class Output:
         return there
 
     def append(self, texts: Sequence[str | None], made: Sequence[str | None]) -> None:
-        """Writes the lines of rows, for good: a machine that fails now does not lose them."""
-        if self.path is not None:
+        """Writes the lines of rows, for good: a machine that fails now does not lose them.
+
+        Raises:
+            OSError: they cannot be written; the disk is full, say. A part of them may be there, as after a kill.
+        """
+        lines = b"".join(_line(self.text_column, *row) for row in zip(texts, made, strict=True))
+        if self.path is None:
+            self.file.write(lines)
+            self.file.flush()
+            self.made += len(made)
+            return
+        try:
             self._mark()
-        self.file.write(b"".join(_line(self.text_column, *row) for row in zip(texts, made, strict=True)))
-        self.file.flush()
-        self.made += len(made)  # before the wait for the disk, in which Ctrl-C may come
-        if self.path is not None:
+            self.file.write(lines)
+            self.file.flush()
+            self.made += len(made)  # before the wait for the disk, in which Ctrl-C may come
             os.fsync(self.file.fileno())
+        except OSError as error:
+            self.file.raw.close()  # with what is left in the buffer, which else would be tried again at the end
+            rows = f"{self.found + self.made} rows are in it"
+            raise OSError(
+                f"{self.path} cannot be written ({error.strerror}): {rows}. To go on, make room and give the same "
+                "command."
+            ) from error
 
     def finish(self) -> None:
         """All rows have their line.
@@ -226,14 +248,15 @@ def unfinished(
     """The chunks that have not all of their lines in the output, and how many they have.
 
     Args:
-        columns: that the rows must have.
+        columns: that the rows must have: of the text, the target, the vector's text and the vector, or None.
         output: of the first process; None in all others, which it tells.
 
     Raises:
-        ValueError: a column is missing, or a line of the output is not of its row.
+        ValueError: a column is missing or holds no text, or a line of the output is not of its row.
     """
     for chunk in chunks:
         check_columns(chunk.rows, columns)
+        check_texts(chunk.rows, [column for column in columns[:3] if column])
         there = [output.already(chunk.rows[output.text_column]) if output else 0]
         broadcast_object_list(there)
         if there[0] < len(chunk.rows):

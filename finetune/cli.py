@@ -7,14 +7,46 @@ import shlex
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
-app = typer.Typer(
+
+class OneValueEach(TyperCommand):
+    """A command that refuses an option which is given twice; click would take the last and say nothing.
+
+    Ctrl-C ends it with a sentence and exit code 130.
+    """
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for option, times in Counter(each for each in given if each.param_type_name == "option").items():
+            if times > 1 and not (option.multiple or option.is_flag):
+                often = "twice" if times == 2 else f"{times} times"
+                raise ValueError(f"{option.opts[0]} was given {often}. Give it once: only one value would be used.")
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # of which typer says nothing, or "Aborted.", depending on its release
+            print("t5fusion: stopped.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+class Commands(typer.Typer):
+    """A Typer all of whose commands are `OneValueEach`."""
+
+    def command(self, name: str | None = None, **options):
+        return super().command(name, **{"cls": OneValueEach, **options})
+
+
+app = Commands(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -41,6 +73,9 @@ LexicalColumn = Annotated[
     str | None, typer.Option(help="Column with the text that the vector is made of. Default: the input text.")
 ]
 VectorColumn = Annotated[str | None, typer.Option(help="Column that holds the vectors themselves, one in each row.")]
+Encoding = Annotated[
+    str | None, typer.Option(help="Of a CSV or .txt file or standard input, such as latin-1. Default: UTF-8.")
+]
 Limit = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first.")]
 
@@ -114,6 +149,7 @@ def train(
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     seed: int = 42,
     limit: Limit = None,
+    encoding: Encoding = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
     overwrite: Overwrite = False,
 ):
@@ -122,7 +158,9 @@ def train(
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
     quiet()
-    from .data import given_vectors, hold_out, is_first_process, load_rows
+    from ..processing_t5fusion import MINILM
+    from .data import hold_out, is_first_process, say_counted, vector_columns
+    from .files import load_rows
     from .train import Interrupted, TrainingOptions, check_launch, make_processor
     from .train import train as run
 
@@ -136,26 +174,35 @@ def train(
         max_source=max_source, max_target=max_target, seed=seed,
     )  # fmt: skip
     columns = (text_column, target_column, lexical_column, vector_column)
-    rows = _tidy(load_rows(data), columns)
+    rows = _tidy(load_rows(data, encoding=encoding), columns)
+    unread = [] if lexical_column or vector_column or encoder else vector_columns(rows)
+    if unread:
+        raise ValueError(
+            f"{data} holds vectors in {'column' if len(unread) == 1 else 'columns'} {', '.join(map(repr, unread))}, "
+            f"which nothing reads. Give --vector-column {shlex.quote(unread[0])}; or --encoder {MINILM} to make the "
+            "vectors of the text."
+        )
     if validation:
-        held_out = _tidy(load_rows(validation, split="validation"), columns)
+        held_out = _tidy(load_rows(validation, "validation", encoding), columns)
     else:
-        rows, held_out = hold_out(rows, text_column)
+        rows, held_out = hold_out(rows, text_column, lexical_column, vector_column)
     if limit:
         rows, held_out = rows.select(range(min(limit, len(rows)))), held_out.select(range(min(limit, len(held_out))))
-    output = output or Path("runs") / Path(data).stem
+    if vector_column:
+        lexical_dim = _width(rows, text_column, vector_column)
+    output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
     if not resume and is_first_process():
         _clear(output, overwrite)
     recipe: dict[str, str | None] = {"lexical_encoder": encoder} if encoder else {}
     if vector_column:
         recipe = {"lexical_encoder": None}
-        first = f"the row of {rows[0][text_column]!r}"
-        lexical_dim = given_vectors(rows.select([0]), vector_column, lambda _: first).shape[1]
     source = "given" if lexical_column or vector_column else "text"
     processor = make_processor(base, template=template, lexical_source=source, lexical_dim=lexical_dim, **recipe)
     limits = (max_source, max_target)
-    training = _inputs(rows, columns, processor, limits)
-    validating = _inputs(held_out, columns, processor, limits)
+    counted: Counter = Counter()
+    training = _inputs(rows, columns, processor, limits, cut=counted)
+    validating = _inputs(held_out, columns, processor, limits, cut=counted)
+    say_counted(counted, *limits)
     try:
         run(training, validating, processor, options, output, resume, _on_hub(data), columns)
     except Interrupted:
@@ -187,6 +234,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     split: Annotated[str, typer.Option(help="Of a data set on the Hub.")] = "train",
+    encoding: Encoding = None,
     output: Annotated[
         Path | None, typer.Option(help="File for the lines; what an interrupted run left there is gone on with.")
     ] = None,
@@ -210,7 +258,10 @@ def generate(
     state = processes()
     if state.num_processes > 1 and not (texts or file):
         raise ValueError("several processes cannot share standard input. Give --file.")
-    chunks = read_chunks(file, split, text_column) if file else chunks_of_texts(texts or sys.stdin, text_column)
+    if file:
+        chunks = read_chunks(file, split, text_column, encoding)
+    else:
+        chunks = chunks_of_texts(texts or _typed(encoding), text_column)
     columns = (text_column, None, lexical_column, vector_column)
     model, processor = load_trained(folder)
     model, limits = model.to(state.device), trained_limits(folder)
@@ -233,14 +284,26 @@ def generate(
         raise typer.Exit(130) from None
     if lines:
         _say_written(lines, counted, limits)
+        if vector_column and not no_vectors and 0 < counted["inputs"] == counted["without vectors"] and not lines.found:
+            raise ValueError(f"column {vector_column!r} holds no vector in any row; all lines are of the text alone.")
+
+
+def _typed(encoding: str | None) -> Iterator[str]:
+    """The lines of standard input."""
+    from .files import lines_of
+
+    try:
+        yield from lines_of(sys.stdin.buffer, encoding)
+    except ValueError as error:
+        raise ValueError(f"standard input cannot be read: {error}.") from error
 
 
 def _say_written(lines, counted: Counter, limits: tuple[int, int]) -> None:
-    from .data import say_cut
+    from .data import say_counted
 
     if lines.found + lines.made == 0:
         raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
-    say_cut(counted, *limits)
+    say_counted(counted, *limits)
     if counted["empty"]:
         say(f"{counted['empty']} rows with an empty text; what is written for them is null.")
     if lines.path and not lines.made:
@@ -263,6 +326,7 @@ def evaluate(
         VectorKind, typer.Option(help="The rows' own, other rows', none; or all, compared.")
     ] = VectorKind.true,
     limit: Limit = None,
+    encoding: Encoding = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ):
     """Measure loss, ROUGE and chrF on rows that have a target.
@@ -273,7 +337,7 @@ def evaluate(
     """
     quiet()
     from .chunks import processes
-    from .data import load_rows, say_cut
+    from .data import say_counted
     from .evaluate import (
         EVALUATION,
         SAMPLES,
@@ -284,11 +348,12 @@ def evaluate(
         paired_bootstrap,
         save_evaluation,
     )
+    from .files import load_rows
     from .loading import load_trained, trained_limits
 
     state = processes()
     columns = (text_column, target_column, lexical_column, vector_column)
-    rows = _tidy(load_rows(data, split), columns)
+    rows = _tidy(load_rows(data, split, encoding), columns)
     rows = rows.select(range(min(limit or len(rows), len(rows))))
     model, processor = load_trained(folder)
     model, limits = model.to(state.device), trained_limits(folder)
@@ -299,10 +364,12 @@ def evaluate(
 
     every: tuple[Vectors, ...] = ("true", "shuffled", "none")
     kinds = [kind for kind in every if vectors.value in (kind, "all")]
-    made, counted = evaluate_large(model, processor, len(rows), inputs, kinds, progress=state.is_main_process)
+    having = _having(rows, text_column, vector_column) if vector_column and kinds != ["none"] else None
+    made, counted = evaluate_large(model, processor, len(rows), inputs, kinds, state.is_main_process, having)
     if not state.is_main_process:
         return
-    say_cut(counted, *limits)
+    say_counted(counted, *limits)
+    # the scores do not see white space, but the samples of the model card are shown on one line
     references = [" ".join(target.split()) for target in rows[target_column]]
     found: dict[str, dict] = {kind: measures_of(*made[kind], references) for kind in kinds}
     worth: dict[str, dict] = {
@@ -367,6 +434,29 @@ def _tidy(rows, columns):
     return rows
 
 
+def _vectors(rows, text: str, vector: str):
+    """The vectors of column `vector`, row by row; a row is named by its text."""
+    from .data import read_vectors
+
+    return read_vectors(rows, vector, lambda index: f"the row of {rows[index][text]!r}")
+
+
+def _width(rows, text: str, vector: str) -> int:
+    """The width of the vectors in column `vector`: that of the first row which has one."""
+    width = next((len(each) for each in _vectors(rows, text, vector) if each is not None), None)
+    if width is None:
+        raise ValueError(f"column {vector!r} holds no vector in any of {len(rows)} rows.")
+    return width
+
+
+def _having(rows, text: str, vector: str):
+    """Which rows have a vector in column `vector`, bool (rows,)."""
+    import numpy as np
+
+    _width(rows, text, vector)
+    return np.array([each is not None for each in _vectors(rows, text, vector)])
+
+
 def _inputs(
     rows, columns, processor, limits, vectors: bool = True, keep: bool = True, numbers=None, cut: Counter | None = None
 ) -> list[dict]:
@@ -382,13 +472,14 @@ def _inputs(
 
     if vectors and vector:
         made = given_vectors(rows, vector, called)
-        if made.shape[1] != processor.lexical_dim:
+        width = next((len(each) for each in made if each is not None), processor.lexical_dim)
+        if width != processor.lexical_dim:
             expected = f"expected {processor.lexical_dim}, as in training"
-            raise ValueError(f"column {vector!r} holds vectors of {made.shape[1]} numbers; {expected}.")
+            raise ValueError(f"column {vector!r} holds vectors of {width} numbers; {expected}.")
     elif vectors and lexical:
         made = encode(rows[lexical], processor)
     elif vectors and processor.lexical_source == "text":
-        made = encode([" ".join(item.split()) for item in rows[text]], processor)
+        made = encode(rows[text], processor)
     elif vectors and processor.lexical_source == "given":
         raise ValueError(
             "this model's vectors are not made of the text itself. Give rows of a file with --lexical-column or "
@@ -424,9 +515,10 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if not sys.stderr.isatty():  # in a log or a pipe, an error is one line
-        import datasets
+    import datasets
 
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong with a file is said in one line, by us
+    if not sys.stderr.isatty():  # in a log or a pipe, an error is one line
         datasets.disable_progress_bars()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 
@@ -435,12 +527,25 @@ def main() -> None:
     """The console entry: what the user can mend ends in one sentence and exit code 1; `T5FUSION_DEBUG=1` shows all."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a full disk is an error like others
     except (ValueError, OSError, ImportError, RuntimeError) as error:
+        _drop_output()
         if os.environ.get("T5FUSION_DEBUG"):
             raise
-        print(f"t5fusion: {' '.join(str(error).split())}", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # whoever read standard output has had enough
+            print(f"t5fusion: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("t5fusion: stopped.", file=sys.stderr)
         sys.exit(130)
+
+
+def _drop_output() -> None:
+    """Python writes what is left of standard output once more as it ends; where that fails, it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

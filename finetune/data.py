@@ -1,32 +1,25 @@
 """From a file or a data set of the Hub to the rows that train: token ids, labels and lexical vectors."""
 
 import hashlib
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from glob import escape
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
-from datasets import Dataset, load_dataset
-from filelock import FileLock
-from safetensors.numpy import load_file, save_file
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
 from ..configuration_t5fusion import LEXICAL_TOKEN
 from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 from .harvest import is_held_out
+from .kept_vectors import encode_kept
 
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 HELD_OUT_ONE_IN = 10
 MAX_SOURCE, MAX_TARGET = 128, 64  # tokens
-SAID_EVERY = 10**9  # bytes of kept vectors
 
 
 def is_first_process() -> bool:
@@ -40,45 +33,6 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def load_rows(data: str, split: str = "train") -> Dataset:
-    """The rows of a JSONL, JSON, CSV or Parquet file, or of a data set of the Hub.
-
-    Raises:
-        ValueError: the file is of another kind.
-        OSError: there is neither such a file nor such a data set.
-    """
-    path = Path(data)
-    with reading(data):
-        if not path.is_file():
-            return load_dataset(data, split=split)
-        if path.suffix == ".csv":  # all of it text: else a name such as "None", "NA" or "007" is another, or lost
-            return Dataset.from_pandas(pd.read_csv(path, dtype=str, keep_default_na=False), preserve_index=False)
-        return load_dataset(FILE_KINDS[path.suffix], data_files=escape(str(path)), split="train")  # no pattern
-
-
-@contextmanager
-def reading(data: str) -> Iterator[None]:
-    """Puts into words what is wrong with `data`, a file or the id of a data set: raises as `load_rows` says."""
-    path = Path(data)
-    is_file = path.is_file()
-    if is_file and path.suffix not in FILE_KINDS:
-        raise ValueError(f"{data} is a {path.suffix or 'nameless'} file; expected one of {', '.join(FILE_KINDS)}.")
-    if not is_file and path.suffix in FILE_KINDS:
-        raise OSError(f"there is no file {data}.")
-    if is_file and path.stat().st_size == 0:
-        raise ValueError(f"{data} is empty; expected rows.")
-    try:
-        yield
-    except Exception as error:  # of many kinds: of pyarrow, pandas, json; of the network, the Hub
-        if is_file:
-            raise ValueError(f"{data} cannot be read as {FILE_KINDS[path.suffix]}: {_cause(error)}.") from error
-        raise OSError(f"{data} is no file, and no data set that could be fetched: {_cause(error)}.") from error
-
-
-def _cause(error: BaseException) -> str:
-    return (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
 def check_columns(rows: Dataset, columns: Sequence[str | None]) -> None:
     """ValueError, with the columns there are, unless all of `columns` (None aside) are among them."""
     for column in columns:
@@ -86,16 +40,21 @@ def check_columns(rows: Dataset, columns: Sequence[str | None]) -> None:
             raise ValueError(f"there is no column {column!r}; the columns are {', '.join(rows.column_names)}.")
 
 
-def rows_with_text(rows: Dataset, columns: Sequence[str]) -> list[int]:
-    """The numbers of the rows whose `columns` all hold text.
-
-    Raises:
-        ValueError: a column holds something else than text, numbers say.
-    """
+def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
+    """ValueError if one of `columns` holds something else than text, numbers say."""
     for column in columns:
         kind = getattr(rows.features[column], "dtype", "list")
-        if kind not in ("string", "large_string", "null"):
+        if kind not in ("string", "large_string", "string_view", "null"):
             raise ValueError(f"column {column!r} holds values of type {kind}; expected text.")
+
+
+def rows_with_text(rows: Dataset, columns: Sequence[str]) -> list[int]:
+    """The numbers of the rows whose `columns` all hold text, which is not white space alone.
+
+    Raises:
+        ValueError: as `check_texts` says.
+    """
+    check_texts(rows, columns)
     held = zip(*(rows[column] for column in columns), strict=True)
     return [row for row, texts in enumerate(held) if all(text and text.strip() for text in texts)]
 
@@ -106,20 +65,69 @@ def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
     return rows.select(kept), len(rows) - len(kept)
 
 
-def hold_out(rows: Dataset, text_column: str) -> tuple[Dataset, Dataset]:
-    """About nine tenths to train on and one to validate with; all rows of one text are on the same side."""
-    held_out = np.array([is_held_out(str(text).strip(), HELD_OUT_ONE_IN) for text in rows[text_column]], dtype=bool)
-    if held_out.all() or not held_out.any():
-        raise ValueError(
-            f"{len(rows)} rows are too few to hold some out for validation. Name a file with --validation."
-        )
+def vector_columns(rows: Dataset) -> list[str]:
+    """The columns that hold lists of floating point numbers, by their type; lists of integers may be anything."""
+
+    def is_vector(kind: pa.DataType) -> bool:
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            return False
+        return pa.types.is_floating(kind.value_type) or is_vector(kind.value_type)
+
+    return [field.name for field in rows.features.arrow_schema if is_vector(field.type)]
+
+
+def hold_out(
+    rows: Dataset, text_column: str, lexical_column: str | None = None, vector_column: str | None = None
+) -> tuple[Dataset, Dataset]:
+    """About nine tenths to train on and one to validate with; all rows of one text are on the same side.
+
+    Where vectors come from a column of their own, texts may be prompts that many rows share. If there are more than
+    twice as many pairs of a text and a vector (or the text that it is made of) as there are texts, a pair takes the
+    place of the text: all rows of one pair are on the same side, and it is said. In all other cases the split depends
+    on the texts alone, so that it is the same with and without vectors.
+
+    Raises:
+        ValueError: there are too few different texts or pairs; or a vector is none, as `given_vectors` says.
+    """
+    texts = [str(text).strip() for text in rows[text_column]]
+    keys, told_by = texts, "text"
+    if lexical_column or vector_column:
+        others = rows[lexical_column] if lexical_column else _vector_keys(rows, vector_column)
+        pairs = [f"{text}\n{other}" for text, other in zip(texts, others, strict=True)]
+        if _distinct(pairs) > 2 * _distinct(texts) or _distinct(pairs) == 1:
+            keys, told_by = pairs, f"text and {repr(lexical_column) if lexical_column else 'vector'}"
+    sides = {key: is_held_out(key, HELD_OUT_ONE_IN) for key in keys}
+    if len(set(sides.values())) < 2 or _distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
+        raise ValueError(f"{_why_not_split(keys, told_by)}. Name a file with --validation.")
+    if keys is not texts:
+        kinds, word = _distinct(texts), "text" if _distinct(texts) == 1 else "texts"
+        say(f"{len(rows)} rows have {kinds} different {word}; those to validate with are chosen by {told_by}.")
+    held_out = np.array([sides[key] for key in keys], dtype=bool)
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
+
+
+def _vector_keys(rows: Dataset, column: str | None) -> list[str]:
+    """For each row what is the same where its vector is the same."""
+    return ["" if vector is None else hashlib.md5(vector.numpy()).hexdigest() for vector in read_vectors(rows, column)]
+
+
+def _distinct(keys: Sequence[str]) -> int:
+    return len({key.lower() for key in keys})  # `is_held_out` does not see case
+
+
+def _why_not_split(keys: Sequence[str], told_by: str) -> str:
+    if (kinds := _distinct(keys)) == len(keys):
+        return f"{kinds} rows are too few to hold some out for validation"
+    if kinds == 1:
+        return f"all {len(keys)} rows have the same {told_by}: none can be held out to validate with"
+    kind = "texts" if told_by == "text" else f"pairs of {told_by}"
+    return f"{len(keys)} rows have {kinds} different {kind}, too few to hold some out for validation"
 
 
 def prepare(
     texts: Sequence[str],
     targets: Sequence[str] | None,
-    vectors: torch.Tensor | None,
+    vectors: torch.Tensor | Sequence[torch.Tensor | None] | None,
     processor: T5FusionProcessor,
     max_source: int = MAX_SOURCE,
     max_target: int = MAX_TARGET,
@@ -127,17 +135,21 @@ def prepare(
 ) -> list[dict]:
     """Rows for `DataCollatorWithFusion`, which places `<lexical>`.
 
+    A row trains on what the processor makes of its text at inference: the text reaches the tokenizer (and the lexical
+    encoder) as it is, and what becomes of newlines and other white space is the tokenizer's choice.
+
     Args:
-        texts, targets: one each per row; white space at their ends and doubled within is dropped.
-        vectors: float32 (rows, dim), or (rows, vectors, dim), or None.
+        texts, targets: one each per row.
+        vectors: float32 (rows, dim), or (rows, vectors, dim), or one tensor a row, None for a row without; None where
+            no row has one.
         max_source, max_target: most tokens of a text (its template included) and of a target.
-        cut: how many are cut is counted here, for `say_cut`, where the rows are but a part; None to say it at once.
+        cut: counts the rows, those that are cut and those without a vector, for `say_counted`, where the rows are a
+            part of a set; None to say it at once.
 
     Returns:
-        A dict per row: `input_ids`, `attention_mask`, `labels`, lists of int; `lexical_embeds`, a tensor.
+        A dict per row: `input_ids`, `attention_mask`, `labels`, lists of int; `lexical_embeds`, a tensor, in the rows
+        that have a vector.
     """
-    texts = [" ".join(text.split()) for text in texts]
-    targets = None if targets is None else [" ".join(target.split()) for target in targets]
     prompts = [processor.template.replace("{text}", text) for text in texts]
     # the collator places each row's placeholders, where the text does not hold them itself
     placed = vectors is not None and any(LEXICAL_TOKEN in prompt for prompt in prompts)
@@ -149,11 +161,13 @@ def prepare(
     counted.update(inputs=len(prompts), **{"targets": len(targets)} if targets else {})
     counted["cut inputs"] += _cut(prompts, made["input_ids"], max_source, processor.tokenizer)
     counted["cut targets"] += _cut(targets or [], made.get("labels", []), max_target, processor.tokenizer)
+    counted["without vectors"] += 0 if vectors is None else sum(vector is None for vector in vectors)
     if cut is None:
-        say_cut(counted, max_source, max_target)
-    rows = [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
-    if vectors is not None:
-        for row, vector in zip(rows, vectors, strict=True):
+        say_counted(counted, max_source, max_target)
+    fields = {name: values for name, values in made.items() if name != "lexical_embeds"}
+    rows = [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+    for row, vector in zip(rows, vectors if vectors is not None else [None] * len(rows), strict=True):
+        if vector is not None:
             row["lexical_embeds"] = vector
     return rows
 
@@ -163,11 +177,13 @@ def _cut(texts: Sequence[str], ids: Sequence[list[int]], most: int, tokenizer) -
     return sum(len(row) > most for row in tokenizer(whole)["input_ids"]) if whole else 0
 
 
-def say_cut(counted: Counter, max_source: int, max_target: int) -> None:
-    """Says how many of the rows that `prepare` counted are cut."""
+def say_counted(counted: Counter, max_source: int, max_target: int) -> None:
+    """Says how many of the rows that `prepare` counted are cut, and how many have no vector where others have one."""
     for what, most in (("inputs", max_source), ("targets", max_target)):
         if counted[f"cut {what}"]:
             say(f"{counted[f'cut {what}']} of {counted[what]} {what} are longer than {most} tokens, and cut.")
+    if counted["without vectors"]:
+        say(f"{counted['without vectors']} of {counted['inputs']} rows have no vector; they are read by text alone.")
 
 
 def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
@@ -176,8 +192,8 @@ def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch
 
 
 def encode_cached(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
-    """`encode_distinct`, and kept on disk for the next run. Each time that what is kept grows by a GB, it says so."""
-    return _each_once(texts, lambda distinct: _encode_kept(distinct, processor))
+    """`encode_distinct`, and kept on disk for the next run, as `kept_vectors.encode_kept` says."""
+    return _each_once(texts, lambda distinct: encode_kept(distinct, processor, say))
 
 
 def _each_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
@@ -187,72 +203,64 @@ def _each_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]
     return vectors[[place[text] for text in texts]]
 
 
-def _encode_kept(texts: list[str], processor: T5FusionProcessor) -> torch.Tensor:
-    recipe = [processor.lexical_encoder, processor.lexical_encoder_revision, processor.normalize]
-    recipe += [processor.lexical_dtype, processor.lexical_max_tokens, processor.lexical_dim]
-    folder = Path(processor.lexical_encoder or "")
-    if processor.lexical_encoder and folder.is_dir():  # it may hold another encoder tomorrow
-        stats = [(file, file.stat()) for file in sorted(folder.rglob("*"))]
-        recipe += [[str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
-    key = hashlib.sha256(json.dumps([recipe, texts]).encode()).hexdigest()[:32]
-    file = cache_folder() / f"{key}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_folder().with_suffix(".lock")):  # of several processes one encodes, the others find it done
-        if file.exists():
-            return torch.from_numpy(load_file(file)["vectors"])
-        vectors = processor.encode(texts, show_progress_bar=True)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        save_file({"vectors": vectors.numpy()}, unfinished)
-        unfinished.replace(file)
-    kept = sum(item.stat().st_size for item in file.parent.glob("*.safetensors"))
-    if kept // SAID_EVERY > (kept - file.stat().st_size) // SAID_EVERY:
-        say(f"{kept / 1e9:.1f} GB of vectors are kept in {file.parent}; the folder may be emptied at any time.")
-    return vectors
-
-
-def cache_folder() -> Path:
-    """Where vectors are kept between runs: `$T5FUSION_CACHE`, else `t5fusion` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    return Path(os.environ.get("T5FUSION_CACHE", Path(base) / "t5fusion")) / "vectors"
-
-
-def given_vectors(rows: Dataset, column: str, called: Callable[[int], str] = "row {}".format) -> torch.Tensor:
-    """The vectors of a column, one for each row, float32 (rows, dim).
+def given_vectors(
+    rows: Dataset, column: str, called: Callable[[int], str] = "row {}".format
+) -> list[torch.Tensor | None]:
+    """The vector of each row in a column, float32 (dim,); None where it is null, missing or empty.
 
     Args:
         called: what the message calls a row, of its index in `rows`.
 
     Raises:
-        ValueError: naming the first row that holds no vector of the first one's width.
+        ValueError: naming the first row that holds no vector of the width of those before it.
     """
-    values = rows[column]
-    width = len(values[0]) if isinstance(values[0], list) and not any(isinstance(x, list) for x in values[0]) else 0
-    vectors = [_vector(value, width) for value in values]
-    for index, vector in enumerate(vectors):
-        if vector is None:
-            found, expected = _found(values[index]), f"one vector of {width or 'some'} finite numbers"
-            as_first = ", as in the first row" if index else ""
-            raise ValueError(f"{called(index)}, column {column!r}: {found}; expected {expected}{as_first}.")
-    return torch.from_numpy(np.asarray(vectors, dtype=np.float32))
+    return list(read_vectors(rows, column, called))
 
 
-def _vector(value, width: int) -> np.ndarray | None:
-    """`value` as `width` finite numbers, float32 (width,); None if it is not."""
-    array = np.asarray(value) if isinstance(value, list) and len(value) == width else np.zeros(())
-    is_vector = array.ndim == 1 and array.size and array.dtype.kind in "biuf" and np.isfinite(array).all()
-    return array.astype(np.float32) if is_vector else None
+def read_vectors(
+    rows: Dataset, column: str, called: Callable[[int], str] = "row {}".format
+) -> Iterator[torch.Tensor | None]:
+    """`given_vectors` row by row; some hundreds are in memory at a time."""
+    width = None
+    values = (value for part in rows.select_columns([column]).iter(batch_size=512) for value in part[column])
+    for index, value in enumerate(values):
+        vector = _vector(value)
+        if vector is None and value is not None and value != []:
+            raise _no_vector(called(index), column, value, width)
+        if vector is not None and vector.size != (width := width or vector.size):
+            raise _no_vector(called(index), column, value, width)
+        yield None if vector is None else torch.from_numpy(vector)
+
+
+def _vector(value) -> np.ndarray | None:
+    """`value` as finite numbers, float32 (dim,); None if it is not that."""
+    if not isinstance(value, list) or not value or any(isinstance(item, Sequence) for item in value):
+        return None
+    array = np.asarray(value)
+    if array.ndim != 1 or array.dtype.kind not in "biuf":
+        return None
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        array = array.astype(np.float32)
+    return array if np.isfinite(array).all() else None
+
+
+def _no_vector(row: str, column: str, value, width: int | None) -> ValueError:
+    expected = f"{width} finite numbers, as in the first row with one" if width else "finite numbers"
+    return ValueError(f"{row}, column {column!r}: {_found(value)}; expected one vector of {expected}.")
 
 
 def _found(value) -> str:
     """What stands in the place of a vector."""
-    if value is None or isinstance(value, str):
-        return "nothing" if value is None else "a text"
-    if not isinstance(value, Sequence):
-        return "a single number"
-    if any(isinstance(item, Sequence) and not isinstance(item, str) for item in value):
+    kinds = {str: "a text", bytes: "binary data", bool: "a single truth value", int: "a single number"}
+    if not isinstance(value, list):
+        return {**kinds, float: "a single number"}.get(type(value), f"a {type(value).__name__}")
+    if any(isinstance(item, list) for item in value):
         return f"{len(value)} vectors (several in a row go through the Python interface)"
-    numbers = all(isinstance(item, (int, float)) for item in value)
-    return f"{len(value)} numbers" + ("" if numbers and np.isfinite(value).all() else ", not all of them finite")
+    if not all(isinstance(item, (int, float)) for item in value):
+        return f"{len(value)} values, not all of them numbers"
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.asarray(value, dtype=np.float64).astype(np.float32)).all()
+    return f"{len(value)} numbers" + ("" if finite else ", not all of them finite in float32")
 
 
 def batches(

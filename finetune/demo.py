@@ -71,10 +71,16 @@ def demo(
 
     Raises:
         RuntimeError: the reloaded model does not give what the trained one gave.
+        ValueError: `limit` leaves too few names to train on, or to compare vectors with.
     """
     console = console or Console()
     start = time.monotonic()
     training, held_out = demo_rows(limit)
+    if len(training) < 2 or len(held_out) < 2:
+        raise ValueError(
+            f"the first {limit} names are {len(training)} to train on and {len(held_out)} held out; expected two or "
+            "more of each. Give a --limit of 100 or more."
+        )
     console.print(f"{len(training):,} names of the standard library to train on, {len(held_out):,} held out")
     processor = demo_processor(base, lexical)
     inputs = demo_inputs(training, processor)

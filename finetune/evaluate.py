@@ -105,6 +105,7 @@ def evaluate_large(
     inputs: Callable[[np.ndarray, Counter], list[dict]],
     kinds: Sequence[Vectors],
     progress: bool = False,
+    having: np.ndarray | None = None,
 ) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
     """Losses and texts of a set of any size; at no time more than some hundreds of its rows are inputs in memory.
 
@@ -115,6 +116,7 @@ def evaluate_large(
         rows: their number.
         inputs: the inputs, with labels, of the rows of these numbers; it counts, as `data.prepare` does.
         kinds: of vectors.
+        having: bool (rows,), which rows have a vector; None for all.
 
     Returns:
         By kind of vectors the losses and the texts, in the order of rows; and what `inputs` counted.
@@ -123,11 +125,16 @@ def evaluate_large(
     def work(part: np.ndarray) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
         counted: Counter[str] = Counter()
         made = inputs(part, counted)
-        return {kind: _losses_and_texts(model, processor, made, kind, progress=progress) for kind in kinds}, counted
+        bare = having is not None and having.sum() > 1 and not having[part].any()  # of them there is nothing to shuffle
+        changes: dict[Vectors, Vectors] = {kind: "true" if bare else kind for kind in kinds}
+        return {
+            kind: _losses_and_texts(model, processor, made, change, progress=progress)
+            for kind, change in changes.items()
+        }, counted
 
     counted: Counter[str] = Counter()
     every = {kind: (Losses(np.zeros(rows), np.zeros(rows)), [""] * rows) for kind in kinds}
-    for part, (found, counts) in shared(spread(rows), work):
+    for part, (found, counts) in shared(spread(rows, having), work):
         counted.update(counts)
         for kind, (of_part, texts) in found.items():
             whole, written = every[kind]

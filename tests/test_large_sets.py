@@ -11,18 +11,19 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 
 import numpy as np
 import portalocker
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import torch
 from datasets import Dataset
 from forks import COMMAND, Forks
 
 from t5fusion import T5WithFusion
-from t5fusion.finetune import chunks, data
+from t5fusion.finetune import chunks
 from t5fusion.finetune.chunks import CHUNK, Output, chunks_of_texts, read_chunks, spread
-from t5fusion.finetune.data import encode_cached, encode_distinct
 from t5fusion.finetune.generate import generate_lines
 from t5fusion.finetune.train import make_processor
 
@@ -277,6 +278,83 @@ def test_an_output_of_other_rows_is_refused_and_left_as_it_is(tmp_path, names, s
     assert path.read_bytes().startswith(before) and path.read_bytes().count(b"\n") == 3
 
 
+def limited(bytes_of_a_file):
+    """The command, in a process that can write no larger file: as on a disk that is full."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_of_a_file}, -1)); "
+    return limit + COMMAND
+
+
+def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(room, commands, whole):
+    file = room / "full.jsonl"
+    code, out, err = commands.run(*GENERATE, "--output", file.name, code=limited(len(whole) // 2))
+    written = file.read_bytes()
+    assert code == 1 and out == "" and 0 < len(written) <= len(whole) // 2 and whole.startswith(written)
+    rows = written.count(b"\n") // CHUNK * CHUNK
+    sentence = f"t5fusion: full.jsonl cannot be written (File too large): {rows} rows are in it. To go on, make room "
+    assert err.startswith(sentence) and len(err.splitlines()) == 1 and rows > 0
+    code, _, err = commands.run(*GENERATE, "--output", file.name)
+    assert code == 0 and file.read_bytes() == whole, err
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("/dev/full", "/dev/full is no regular file. Name another --output, or none for standard output."),
+        ("model", "model is no regular file."),
+        ("rows.jsonl/x", "rows.jsonl/x cannot be written (File exists)."),
+        ("/proc/x.jsonl", "/proc/x.jsonl cannot be written ("),
+    ],
+)
+def test_an_output_that_cannot_be_one_is_refused(room, commands, output, sentence):
+    code, out, err = commands.run("generate", "model", "app", "--no-vectors", "--output", output)
+    assert code == 1 and out == "" and err.startswith(f"t5fusion: {sentence}") and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("output", ["full", "closed"])
+def test_standard_output_that_cannot_be_written(room, commands, output):
+    words = ["generate", "model", "--file", "rows.jsonl", *WORDS, "--max-new-tokens", "2"]
+    line = [sys.executable, "-m", "t5fusion.finetune", *words]
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open("/dev/full" if output == "full" else writes, "wb") as stdout:
+        done = subprocess.run(
+            line, cwd=room, env=commands.environment, stdout=stdout, stderr=subprocess.PIPE, text=True
+        )
+    if output == "full":
+        os.close(writes)
+    assert done.returncode == 1
+    assert done.stderr == ("t5fusion: [Errno 28] No space left on device\n" if output == "full" else "")
+
+
+def test_texts_of_standard_input_in_another_encoding(room, commands):
+    line = [sys.executable, "-m", "t5fusion.finetune", "generate", "model", "--no-vectors", "--max-new-tokens", "2"]
+    options = {"cwd": room, "env": commands.environment, "input": "app\rü\r".encode("latin-1"), "capture_output": True}
+    done = subprocess.run(line, **options)
+    assert done.returncode == 1 and done.stdout == b""
+    sentence = "standard input cannot be read: line 2 is not utf-8. It may be latin-1 or cp1252: name its "
+    assert done.stderr.decode() == f"t5fusion: {sentence}encoding with --encoding.\n"
+    done = subprocess.run([*line, "--encoding", "latin-1"], **options)
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["app", "ü"], done.stderr
+
+
+def test_numbers_beyond_float_and_columns_that_hold_no_text(room, commands):
+    (room / "big.jsonl").write_text(f'{{"name": "a", "vector": [1{"0" * 40}{", 1" * 7}]}}\n' * 2)
+    (room / "bigger.jsonl").write_text(f'{{"name": "a", "vector": [1e400{", 1" * 7}]}}\n' * 2)
+    table = pa.table({"name": ["a"], "when": [datetime(2026, 1, 1)], "bytes": [b"a"]})
+    pq.write_table(table, room / "odd.parquet")
+    cases = [
+        ("big.jsonl", "name", "row 0, column 'vector': 8 numbers, not all of them finite in float32; expected one vec"),
+        ("bigger.jsonl", "name", "bigger.jsonl cannot be read as json: "),
+        ("odd.parquet", "when", "column 'when' holds values of type timestamp[us]; expected text."),
+        ("odd.parquet", "bytes", "column 'bytes' holds values of type binary; expected text."),
+    ]
+    for file, column, sentence in cases:
+        words = ["generate", "model", "--file", file, "--text-column", column]
+        words += ["--vector-column", "vector"] if column == "name" else ["--no-vectors"]
+        code, out, err = commands.run(*words)
+        assert code == 1 and out == "" and err.startswith(f"t5fusion: {sentence}") and len(err.splitlines()) == 1, err
+
+
 def test_parts_of_a_set_are_drawn_from_all_of_it():
     assert [part.tolist() for part in spread(5)] == [[0, 1, 2, 3, 4]]
     parts = spread(3 * CHUNK + 1)
@@ -285,23 +363,27 @@ def test_parts_of_a_set_are_drawn_from_all_of_it():
     assert all(part[0] < 100 and part[-1] > 3 * CHUNK - 100 and (np.diff(part) > 0).all() for part in parts)
 
 
-def test_what_is_kept_of_vectors_is_said_and_generating_keeps_none(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("T5FUSION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "SAID_EVERY", 3000)
-    asked = []
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 5, 40, 3 * CHUNK])
+def test_no_part_has_a_vector_that_could_not_be_shuffled(number):
+    rows = 3 * CHUNK + 1
+    having = np.zeros(rows, dtype=bool)
+    having[np.random.default_rng(1).permutation(rows)[:number]] = True
+    parts = spread(rows, having)
+    assert sorted(np.concatenate(parts)) == list(range(rows))
+    assert len(parts) == 4 and all(0 < len(part) <= CHUNK and (np.diff(part) > 0).all() for part in parts)
+    shares = [having[part].sum() for part in parts]
+    assert sum(shares) == number and (number == 1 or 1 not in shares)
 
-    class Recipe:
-        lexical_encoder = lexical_encoder_revision = lexical_dtype = lexical_max_tokens = None
-        normalize, lexical_dim = True, 256
 
-        def encode(self, texts, **_):
-            asked.append(texts)
-            return torch.ones(len(texts), 256)
-
-    assert encode_distinct(["a", "b", "a"], Recipe()).shape == (3, 256) and asked == [["a", "b"]]
-    assert not (tmp_path / "cache").exists()
-    for text in "abcdefgh":
-        encode_cached([text], Recipe())
-    said = capsys.readouterr().err
-    kept = sum(file.stat().st_size for file in data.cache_folder().iterdir())
-    assert said.count("GB of vectors are kept in") == kept // 3000 == 2 and "the folder may be emptied" in said
+def test_rows_without_vectors_are_evaluated_beside_the_others(room, commands):
+    rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()[:150]]
+    for index, row in enumerate(rows):
+        if index not in (40, 80, 120):  # 64 rows a part: in some of them there is no vector at all
+            row["vector"] = None
+    (room / "sparse.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", "model", "sparse.jsonl", *WORDS, "--target-column", "text", "--vectors", "all", "--json"]
+    code, out, err = commands.run(*words, code=IN_SMALL_CHUNKS)
+    assert code == 0, err
+    assert "146 of 149 rows have no vector; they are read by text alone." in err
+    losses = [json.loads(out)[kind]["loss"] for kind in ("true", "shuffled", "none")]
+    assert len(set(losses)) == 3 and max(losses) - min(losses) < 1
