@@ -30,6 +30,7 @@ from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 from ..tiny_t5 import PATH as TINY_T5
 from .data import MAX_SOURCE, MAX_TARGET, is_first_process
 from .fusion_start import start_from_targets
+from .modes import apply_umask
 
 RECORD = "training.json"
 RESUMED = "options.json"  # in each checkpoint: with what it must be gone on
@@ -278,6 +279,7 @@ class KeepOptions(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (folder / RESUMED).write_text(json.dumps(self.expected))
+            apply_umask(folder)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -444,6 +446,7 @@ def train(
             "python": platform.python_version(),
         }
         (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        apply_umask(output)
     return model
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from ..finetune.modes import apply_umask
 from ..finetune.train import RECORD
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
@@ -27,6 +27,7 @@ from .card import make_card
 from .code import write_code
 from .doors import NOT_ON_A_HUB, align, digest, environment, outputs
 from .onnx_export import need, write_graphs
+from .replace import replace, workplace
 
 Kind = Literal["adapter", "standalone", "merged", "base"]
 Format = Literal["safetensors", "onnx"]
@@ -79,10 +80,9 @@ def export(
         raise ValueError(f"`format` is {format!r}; expected one of {', '.join(get_args(Format))}.")
     if format == "onnx":
         need("onnx", "onnxscript")
-    previous = _check_target(bundle, overwrite)
-    bundle.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{bundle.name}-", dir=bundle.parent) as folder:
-        new = Path(folder) / bundle.name
+    with workplace(bundle) as folder:
+        previous = _check_target(bundle, overwrite)
+        new = folder / bundle.name
         new.mkdir()
         if kind == "base":
             model = write_base(Backbone.parse(str(source)), new, recipe, say)
@@ -94,10 +94,10 @@ def export(
         (new / CARD).write_text(make_card(new, Path(source), kind, previous=previous), encoding="utf-8")
         write_manifest(new, kind)
         check_nothing_local(new, [Path.home(), Path(source).resolve(), bundle])
+        apply_umask(new)
         if bundle.exists():
             keep_others(bundle, new)
-            bundle.rename(Path(folder) / "replaced")
-        new.rename(bundle)
+        replace(bundle, new)
     return bundle
 
 

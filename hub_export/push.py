@@ -21,6 +21,7 @@ from huggingface_hub.utils.sha import git_hash
 from .bundle import CARD, file_digest, json_digest, read_manifest, write_json, write_manifest
 from .card import name_repository
 from .errors import in_one_sentence
+from .replace import recover
 from .verify import verify
 
 WAITS = (1, 4, 16)  # seconds between attempts
@@ -67,6 +68,7 @@ def push(
         OSError: the Hub did not take it; the repository is as it was, or complete but for a tag, and the error says so.
     """
     bundle, api = Path(bundle), api or HfApi()
+    recover(bundle)
     manifest = read_manifest(bundle)
     try:
         validate_repo_id(repo_id)

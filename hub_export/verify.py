@@ -18,6 +18,7 @@ from . import doors
 from .bundle import CARD, REFERENCE, file_digest, read_manifest
 from .errors import in_one_sentence
 from .onnx_export import ENCODER, check_graphs
+from .replace import recover
 
 
 @dataclass
@@ -72,6 +73,7 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="t5fusion-verify-") as temporary:
         environment = clean_environment(Path(temporary), use_cache)
         folder = Path(name)
+        recover(folder)
         if not folder.is_dir():
             folder = download(str(name), revision, environment["HF_HUB_CACHE"])
         manifest = read_manifest(folder)

@@ -271,6 +271,8 @@ def test_what_train_wrote(author, hub, plain_folders, tmp_path):
     for out, options in (("lora", ["--base", BACKBONE]), ("full", ["--base", BACKBONE, "--full"])):
         author.t5fusion("train", tmp_path / "rows.jsonl", *columns, *options, "--output", tmp_path / out)
     (checkpoint,) = (tmp_path / "lora" / "checkpoints").iterdir()
+    written = [file for out in ("lora", "full") for file in (tmp_path / out).rglob("*") if file.is_file()]
+    assert {file.stat().st_mode for file in written} == {(tmp_path / "rows.jsonl").stat().st_mode}
     for source, kind in ((tmp_path / "lora", "adapter"), (checkpoint, "adapter"), (tmp_path / "full", "standalone")):
         target = tmp_path / f"bundle-{source.name}"
         _, told = author.t5fusion("export", source, target, "--kind", kind)
@@ -637,3 +639,65 @@ def test_a_backbone_that_not_all_readers_may_have(author, hub, tmp_path, save_pl
     assert "AutoModelForSeq2SeqLM: to the bit" in held
     nobody = Author(hub, tmp_path / "nobody", token=None)
     assert "no such repository" in nobody.refused("verify", "me/hidden")
+
+
+# --- what a killed export leaves
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from t5fusion.hub_export.bundle import export
+
+nth, source, bundle = sys.argv[1:]
+rename, count = Path.rename, 0
+
+
+def kills_itself(self, target):
+    global count
+    count += 1
+    if count == int(nth):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+
+Path.rename = kills_itself
+export(source, bundle, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_an_export_that_is_killed_while_it_replaces_a_bundle(author, bare, copy, tmp_path, nth):
+    """The old bundle can still be verified, and the next export keeps the user's words and leaves nothing behind."""
+    (copy / "README.md").write_text((copy / "README.md").read_text() + "\n## Thanks\n\nTo all.\n")
+    (copy / "LICENSE").write_text("mine")
+    author.python(KILLED, nth, bare, copy, expect=-9)
+    assert copy.exists() == (nth == 1) and (tmp_path / ".copy-export").exists()
+    if nth == 2:
+        held, _ = author.t5fusion("verify", copy)
+        assert "README.md was edited" in held and "\nNO" not in held
+        author.python(KILLED, nth, bare, copy, expect=-9)
+    author.t5fusion("export", bare, copy, "--overwrite")
+    assert "To all." in (copy / "README.md").read_text() and (copy / "LICENSE").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_killed_export_is_noticed_without_overwrite_as_well(author, bare, copy, tmp_path):
+    author.python(KILLED, 2, bare, copy, expect=-9)
+    assert "--overwrite" in author.refused("export", bare, copy)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"] and read_manifest(copy)["kind"] == "adapter"
+
+
+def test_two_exports_into_one_folder(author, bare, copy):
+    from t5fusion.hub_export.replace import workplace
+
+    with workplace(copy):
+        assert "another process is writing" in author.refused("export", bare, copy, "--overwrite")
+    author.t5fusion("export", bare, copy, "--overwrite")
+
+
+def test_a_colleague_can_read_a_bundle(author, bare, tmp_path):
+    """Whatever the umask says of files, it says of the weights."""
+    umask = "import os, sys; os.umask(int(sys.argv.pop(1), 8)); " + COMMAND
+    for mask, expected in (("022", 0o644), ("027", 0o640)):
+        author.python(umask, mask, "export", bare, tmp_path / mask, "--kind", "standalone")
+        assert {file.stat().st_mode & 0o777 for file in (tmp_path / mask).iterdir()} == {expected}
