@@ -62,14 +62,16 @@ def export(
             "standalone": the base weights too; "merged": LoRA folded into them, so that no PEFT is needed; "base": the
             fused model, untuned, that many adapters can name.
         backbone: `ID` or `ID@REVISION` of the T5 that readers will get; by default the one that was trained on.
-        recipe: fields of `T5FusionProcessor`, where `source` holds no processor that tells them.
+        recipe: fields of `T5FusionProcessor`, where `source` holds no processor that tells them. Without an encoder
+            (`lexical_encoder`) the vectors are given with each call.
         overwrite: replace the bundle that is there; what its card says of the user's own stays, and so do other files.
         say: is told, a line each, what was taken for granted.
         format: "onnx": the bundle carries ONNX graphs as well, with the adapter folded in (see `onnx_export`).
 
     Raises:
         ValueError: the source is none of these, or readers would not get the model that was trained, or the folder is
-            not empty; or the adapter is none that can be folded into ONNX graphs.
+            not empty; or the encoder's vectors are of another width than the model's; or the adapter is none that can
+            be folded into ONNX graphs.
         OSError: a base or a tokenizer cannot be loaded.
         ImportError: what writes ONNX graphs is not installed.
     """
@@ -256,11 +258,15 @@ def find_processor(
         if found is None:
             say(f"{source} holds no tokenizer: that of {trained} is taken.")
         tokenizer = AutoTokenizer.from_pretrained(found or trained.name, revision=None if found else trained.revision)
-        processor = T5FusionProcessor(tokenizer, lexical_dim=lexical_dim, **recipe or {})
-        made = f"{processor.lexical_encoder} of the text itself" if processor.lexical_source == "text" else "given"
+        recipe = complete_recipe(recipe or {})
+        processor = T5FusionProcessor(tokenizer, lexical_dim=lexical_dim, **recipe)
+        encoder, made = processor.lexical_encoder, {"text": "made of the text itself", "none": "not used"}
+        made["given"] = "given with each call" + (f" or made of its `lexical_texts` by {encoder}" if encoder else "")
+        by = f" by {encoder}" if processor.lexical_source == "text" else ""
         say(
-            f"{source} does not say how its vectors were made. Taken for granted: {made}; prompt "
-            f"{processor.template!r}. If not so, give --encoder, --template, --lexical-source."
+            f"{source} does not say how its vectors were made. Taken for granted: vectors of {lexical_dim} numbers, "
+            f"{made[processor.lexical_source]}{by}; prompt {processor.template!r}. If not so, give --encoder, "
+            "--template, --lexical-source."
         )
     for name in ("is_local", "local_files_only"):  # how it was loaded here: another machine would write other bytes
         processor.tokenizer.init_kwargs.pop(name, None)
@@ -270,7 +276,40 @@ def find_processor(
             f"the lexical encoder is a folder of this machine, {encoder}, which readers have not. Put its Hub id into "
             "`lexical_encoder` of processor_config.json."
         )
+    check_encoder(processor, say)
     return processor
+
+
+def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a processor that were given, and the encoder and the source that follow from them.
+
+    An encoder is in the recipe only if it was named ("none" names none); with one, vectors are made of the text.
+    """
+    encoder = recipe.get("lexical_encoder")
+    encoder = None if encoder == "none" else encoder
+    source = "text" if encoder else "given"
+    return {"lexical_source": source} | recipe | {"lexical_encoder": encoder}
+
+
+def check_encoder(processor: T5FusionProcessor, say: Say) -> None:
+    """Encodes a text, if the recipe names an encoder; says so where the encoder cannot be loaded here.
+
+    Raises:
+        ValueError: the encoder's vectors are of another width than the model's; or vectors are to be made of the text
+            and no encoder is named.
+    """
+    if processor.lexical_encoder is None:
+        if processor.lexical_source == "text":
+            raise ValueError(
+                "the vectors are to be made of the text (`lexical_source` is 'text'), and no encoder is named. Name it "
+                "with --encoder ID, or in processor_config.json; or set `lexical_source` to 'given' there."
+            )
+        return
+    try:
+        processor.encode(TEXTS[:1])
+    except (ImportError, OSError) as error:
+        wanted = f"vectors of {processor.lexical_dim} numbers"
+        say(f"whether {processor.lexical_encoder} makes {wanted} was not tried: {error}")
 
 
 def write_reference(new: Path, model: torch.nn.Module, processor: T5FusionProcessor) -> None:

@@ -156,7 +156,7 @@ def read_facts(bundle: Path, source: Path, kind: str) -> dict[str, Any]:
         "title": f"{'tiny_t5' if embedded else (backbone or 'T5').rpartition('/')[2]} with lexical vectors",
         "revision": config.get("backbone_revision"),
         "recipe": recipe,
-        "encoder": hub_id(recipe["lexical_encoder"], source),
+        "encoder": hub_id(encoder_id(recipe["lexical_encoder"]), source),
         "prompt": json.dumps(recipe["template"], ensure_ascii=False),
         "has_adapter": (bundle / "adapter_config.json").exists(),
         "has_graphs": (bundle / ENCODER).exists(),
@@ -166,6 +166,11 @@ def read_facts(bundle: Path, source: Path, kind: str) -> dict[str, Any]:
         "evaluation": evaluation,
         "evaluated_on": hub_id(evaluation.get("data"), source),
     }
+
+
+def encoder_id(name: str | None) -> str | None:
+    """The encoder's id as sentence-transformers completes it: a bare name is one of its own models."""
+    return name if name is None or "/" in name else f"sentence-transformers/{name}"
 
 
 def make_metadata(facts: dict[str, Any]) -> ModelCardData:

