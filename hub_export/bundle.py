@@ -14,10 +14,18 @@ import torch
 from huggingface_hub.utils.sha import sha_fileobj
 from peft import PeftModel
 from peft.utils import load_peft_weights
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from ..finetune.loading import (
+    check_files,
+    load_adapter,
+    load_processor,
+    read_json,
+    read_weights,
+    told,
+    weights_in,
+)
 from ..finetune.modes import apply_umask
 from ..finetune.train import RECORD
 from ..modeling_t5fusion import T5WithFusion
@@ -143,6 +151,7 @@ def write_trained(
     source: Path, new: Path, kind: Kind, backbone: str | None, recipe: dict | None, say: Say
 ) -> torch.nn.Module:
     """What was trained, in `source`: an adapter, or all weights; returns the model as readers will have it."""
+    check_files(source)
     has_adapter = (source / "adapter_config.json").exists()
     if has_adapter:
         trained, published = choose(source, backbone, needed=kind == "adapter", say=say)
@@ -181,14 +190,13 @@ def trained_as(source: Path) -> dict[str, Any]:
     if find_beside(source, RECORD):
         options["dtype"] = torch.float32
     saved = find_beside(source, "processor_config.json")
-    weights = source / "adapter_model.safetensors"
+    weights = next((file for file in weights_in(source) if file.name.startswith("adapter_model")), None)
     if saved:
-        options["lexical_dim"] = T5FusionProcessor.from_pretrained(saved).lexical_dim
-    elif weights.exists():
-        with safe_open(weights, "pt") as opened:
-            projections = [name for name in opened.keys() if name.endswith(PROJECTION)]  # noqa: SIM118, no dict
-            if projections:
-                options["lexical_dim"] = opened.get_slice(projections[0]).get_shape()[-1]
+        options["lexical_dim"] = load_processor(saved).lexical_dim
+    elif weights is not None:
+        shapes = [tensor.shape for name, tensor in read_weights(weights) if name.endswith(PROJECTION)]
+        if shapes:
+            options["lexical_dim"] = shapes[0][-1]
     return options
 
 
@@ -224,7 +232,7 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
     save_file(
         load_peft_weights(str(source), device="cpu"), new / "adapter_model.safetensors", metadata={"format": "pt"}
     )
-    adapter_config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    adapter_config = read_json(source / "adapter_config.json")
     adapter_config |= {"base_model_name_or_path": NOT_ON_A_HUB, "revision": None}  # `push` names the repository
     write_json(new / "adapter_config.json", adapter_config)
     return model
@@ -233,15 +241,10 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
 def load_peft(base: T5WithFusion, source: Path) -> PeftModel:
     """The adapter on its base; ValueError where its weights do not fit."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(base, str(source))
-    except (RuntimeError, KeyError, UserWarning) as error:
-        cause = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(
-            f"the adapter in {source} does not fit {base.config.backbone or 'its base'} ({cause}). Name the base that "
-            "it was trained on with --backbone ID."
-        ) from error
+        return load_adapter(base, source)
+    except ValueError as error:
+        hint = " Name the base that it was trained on with --backbone ID." if "does not fit" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from error
 
 
 def find_processor(
@@ -252,12 +255,14 @@ def find_processor(
     if saved is not None:
         if recipe:
             raise ValueError(f"{saved} holds a processor with a recipe of its own. Leave out {', '.join(recipe)}.")
-        processor = T5FusionProcessor.from_pretrained(saved)
+        processor = load_processor(saved)
     else:
         found = find_beside(source, "tokenizer_config.json")
         if found is None:
             say(f"{source} holds no tokenizer: that of {trained} is taken.")
-        tokenizer = AutoTokenizer.from_pretrained(found or trained.name, revision=None if found else trained.revision)
+        place = (trained.name, trained.revision) if found is None else (found, None)
+        with told(f"the tokenizer of {place[0]}"):
+            tokenizer = AutoTokenizer.from_pretrained(place[0], revision=place[1])
         recipe = complete_recipe(recipe or {})
         processor = T5FusionProcessor(tokenizer, lexical_dim=lexical_dim, **recipe)
         encoder, made = processor.lexical_encoder, {"text": "made of the text itself", "none": "not used"}
@@ -355,13 +360,14 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
     if not file.exists():
         raise ValueError(f"{bundle} is no bundle: it holds no {MANIFEST}. Make one with `t5fusion export`.")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        found = manifest.pop("digest")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{MANIFEST} is damaged. Export the bundle again.") from error
-    if found != json_digest(manifest):
-        raise ValueError(f"{MANIFEST} is damaged: it is not what was written. Export the bundle again.")
-    if manifest["format"] > FORMAT:
+        manifest = read_json(file)
+        found, digests = manifest.pop("digest"), [*manifest["files"].values()]
+        later = manifest["format"] > FORMAT
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: it is no manifest. Export the bundle again.") from error
+    if found != json_digest(manifest) or not all(isinstance(digest, str) for digest in digests):
+        raise ValueError(f"{file} is damaged: it is not what was written. Export the bundle again.")
+    if later:
         raise ValueError(
             f"the bundle was written by t5fusion {manifest['t5fusion']}, later than this. Update t5fusion."
         )

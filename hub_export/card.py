@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..finetune.data import FILE_KINDS
 from ..finetune.evaluate import EVALUATION
+from ..finetune.loading import read_json
 from ..finetune.train import RECORD
 from ..loading_t5fusion import plain_t5
 from ..tiny_t5 import PATH as TINY_T5
@@ -218,4 +219,4 @@ def _digest(value: Any) -> str:
 
 
 def _read(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}

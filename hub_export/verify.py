@@ -14,6 +14,8 @@ from huggingface_hub import constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ..configuration_t5fusion import T5FusionConfig
+from ..finetune.loading import check_files as check_contents
+from ..finetune.loading import read_json, told
 from . import doors
 from .bundle import CARD, REFERENCE, file_digest, read_manifest
 from .errors import in_one_sentence
@@ -81,9 +83,11 @@ def verify(
             add(mark, what)
         if not report.ok:
             return report
+        check_contents(folder)
         if not trust_code:
             check_code(folder)
-        config = T5FusionConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        with told(f"{folder / 'config.json'}"):
+            config = T5FusionConfig.from_dict(read_json(folder / "config.json"))
         spec = {
             "name": str(folder.resolve()) if Path(name).is_dir() else str(name),
             "adapter": (folder / "adapter_config.json").exists(),
@@ -136,7 +140,12 @@ def check_code(folder: Path) -> None:
     ours = {file.name: file.read_bytes() for file in Path(__file__).parents[1].glob("*_t5fusion.py")}
     strange = [file.name for file in sorted(folder.glob("*.py")) if file.read_bytes() != ours.get(file.name)]
     for file in sorted(folder.glob("*config.json")):
-        classes = json.loads(file.read_text(encoding="utf-8")).get("auto_map", {}).values()
+        classes = read_json(file).get("auto_map") or {}
+        if not isinstance(classes, dict):
+            raise ValueError(
+                f"`auto_map` of {file} is a {type(classes).__name__}; expected an object. Export it again."
+            )
+        classes = classes.values()
         named = [name for entry in classes for name in ([entry] if isinstance(entry, str) else entry) if name]
         strange += [f"{file.name} ({name})" for name in named if f"{name.partition('.')[0]}.py" not in ours]
     if strange:
