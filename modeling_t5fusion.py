@@ -337,6 +337,10 @@ class T5WithFusion(FusedLoadingMixin, StartsAsT5, T5ForConditionalGeneration, Ge
 
     def resize_token_embeddings(self, *args, **kwargs):
         rows = self.shared.num_embeddings
+        wanted = args[0] if args else kwargs.get("new_num_tokens")
+        if wanted == rows + 1 == self.config.lexical_token_id + 1:
+            # AutoPeftModel makes a row for each token of the tokenizer; the placeholder, the only new one, needs none
+            return self.get_input_embeddings()
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if embeddings.num_embeddings != rows:
             # PEFT finds out by this name whether to save the table too; its shape then keeps it out of a plain T5

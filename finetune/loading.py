@@ -6,12 +6,18 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import sha_fileobj
 from peft import PeftModel
 from safetensors import safe_open
 
+from ..hub_export.errors import in_one_sentence
+from ..hub_export.replace import recover
 from ..loading_t5fusion import base_in
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
@@ -21,6 +27,41 @@ from .train import RECORD, align, base_error, base_folder
 CONFIGS = ("adapter_config.json", "config.json", "processor_config.json", "tokenizer_config.json")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # peft reads the first of these that is there
 MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # so does transformers
+
+
+def find_folder(name: str, revision: str | None = None, **download: Any) -> Path:
+    """The folder of this name; or the files of the Hub's repository of this id, in the cache.
+
+    Args:
+        revision: branch, tag or commit of the repository.
+        **download: arguments of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        ValueError: `revision`, and it is a folder. OSError: there is neither a folder nor such a repository.
+    """
+    folder = Path(name)
+    recover(folder)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"--revision is of a repository on the Hub, and {name} is a folder. Leave it out.")
+        return folder
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        found = "is a file" if folder.exists() else "is no folder"
+        raise OSError(
+            f"{name} {found}; expected a folder, or the id of a repository on the Hub, OWNER/NAME."
+        ) from error
+    try:
+        return Path(snapshot_download(name, revision=revision, **download))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise OSError(f"there is no folder {name}, and as an id: {in_one_sentence(error, name)}") from error
+
+
+def find_trained(name: str, revision: str | None = None) -> Path:
+    """The folder of this name, or what of a repository it takes to load a model."""
+    others = ["*/*", "*.py", "*.md", "*.onnx*", "onnx_*", "reference.safetensors", "training_args.bin"]
+    return find_folder(name, revision, ignore_patterns=others)
 
 
 def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:

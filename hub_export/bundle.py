@@ -17,6 +17,7 @@ from peft.utils import load_peft_weights
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from ..finetune.evaluate import EVALUATION
 from ..finetune.loading import (
     check_files,
     load_adapter,
@@ -31,7 +32,7 @@ from ..finetune.train import RECORD
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .backbone import Backbone, check_same, choose
-from .card import make_card
+from .card import CARD, make_card, with_evaluation
 from .code import write_code
 from .doors import NOT_ON_A_HUB, align, digest, environment, outputs
 from .onnx_export import need, write_graphs
@@ -43,7 +44,6 @@ Say = Callable[[str], None]
 
 MANIFEST = "t5fusion.json"
 REFERENCE = "reference.safetensors"
-CARD = "README.md"
 FORMAT = 1  # of the manifest
 TEXTS = ["app_config", "read_settings of the user", "a"]
 PROJECTION = "fusion.projection.weight"
@@ -101,24 +101,66 @@ def export(
         if format == "onnx":
             with one_thread():
                 write_graphs(new, model, new / REFERENCE)
-        (new / CARD).write_text(make_card(new, Path(source), kind, previous=previous), encoding="utf-8")
+        evaluated = bundle if still_evaluated(bundle, new, Path(source), say) else None
+        card = make_card(new, Path(source), kind, previous=previous, evaluated=evaluated)
+        (new / CARD).write_text(card, encoding="utf-8")
         write_manifest(new, kind)
         check_nothing_local(new, [Path.home(), Path(source).resolve(), bundle])
         apply_umask(new)
         if bundle.exists():
-            keep_others(bundle, new)
+            keep_others(bundle, new, but=[] if evaluated else [EVALUATION])
         replace(bundle, new)
     return bundle
 
 
-def keep_others(bundle: Path, new: Path) -> None:
-    """What the user put beside the files of the bundle that is replaced stays; none of it is pushed."""
+def still_evaluated(bundle: Path, new: Path, source: Path, say: Say) -> bool:
+    """Whether the evaluation that lies beside the bundle which is replaced is the one for the card of the new one.
+
+    So it is where the weights are the same, and training brought no evaluation of its own.
+    """
+    if not (bundle / EVALUATION).exists() or (source / EVALUATION).exists():
+        return False
+    try:
+        before = {name: value for name, value in read_manifest(bundle)["files"].items() if is_weights(name)}
+    except ValueError:  # damaged: there is no way to know of what
+        before = {}
+    same = before == {file.name: file_digest(file) for file in new.iterdir() if is_weights(file.name)}
+    if not same:
+        say(f"{bundle / EVALUATION} was of the weights that are replaced, and is removed. Evaluate the new ones.")
+    return same
+
+
+def is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and not name.endswith(REFERENCE)
+
+
+def keep_evaluation(bundle: Path) -> None:
+    """Fills the card of a bundle in with the evaluation.json beside it, so that `push` sends it.
+
+    Raises:
+        ValueError: the card has a broken marker or unreadable metadata; the bundle is as it was.
+    """
+    manifest = read_manifest(bundle)
+    write_whole(bundle / CARD, with_evaluation(bundle, manifest["kind"]))
+    manifest["files"][CARD] = file_digest(bundle / CARD)
+    write_whole(bundle / MANIFEST, as_json(manifest | {"digest": json_digest(manifest)}))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file so that it is the old one or the new one at any moment."""
+    new = file.with_name(f".{file.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
+
+
+def keep_others(bundle: Path, new: Path, but: list[str]) -> None:
+    """What the user put beside the files of the bundle that is replaced stays, but for these; none of it is pushed."""
     try:
         ours = {*read_manifest(bundle)["files"], MANIFEST}
     except ValueError:  # damaged: no telling
         ours = {MANIFEST}
     for item in bundle.iterdir():
-        if item.name not in ours and not (new / item.name).exists():
+        if item.name not in {*ours, *but} and not (new / item.name).exists():
             (shutil.copytree if item.is_dir() else shutil.copy2)(item, new / item.name)
 
 
@@ -234,6 +276,8 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
     )
     adapter_config = read_json(source / "adapter_config.json")
     adapter_config |= {"base_model_name_or_path": NOT_ON_A_HUB, "revision": None}  # `push` names the repository
+    if adapter_config.get("task_type") is None:  # then PEFT has named a class of this package, which readers lack
+        adapter_config |= {"task_type": "SEQ_2_SEQ_LM", "auto_mapping": None}
     write_json(new / "adapter_config.json", adapter_config)
     return model
 
@@ -384,7 +428,11 @@ def json_digest(value: dict) -> str:
 
 
 def write_json(file: Path, value: dict) -> None:
-    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    file.write_text(as_json(value), encoding="utf-8")
+
+
+def as_json(value: dict) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
 def check_nothing_local(bundle: Path, paths: list[Path]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 CALLED = "the processor, called as in the card"
+ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
 
 # What stands for an adapter's base until `push` names its repository: no id, so that nobody loads a wrong one
 NOT_ON_A_HUB = "not on a Hub yet; push it, or load this folder with AutoModelForSeq2SeqLM of transformers 5.5 or later"
@@ -93,6 +94,7 @@ class Doors:
         self.dtype = {"dtype": getattr(torch, spec["dtype"])} if spec.get("dtype") else {}
         self.backbone, self.backbone_revision = spec.get("backbone"), spec.get("backbone_revision")
         self.base, self.other = spec.get("base"), spec.get("other") or self.name
+        self.pushed = spec.get("pushed")
 
     def load(self, auto, name=None, **place):
         options = self.dtype if "Model" in auto.__name__ else {}
@@ -153,6 +155,12 @@ class Doors:
 
         return self.load(AutoPeftModelForSeq2SeqLM)
 
+    def auto_peft_once_pushed(self):
+        """By a copy that names itself as its base, as `push` makes the repository do."""
+        from peft import AutoPeftModelForSeq2SeqLM
+
+        return self.load(AutoPeftModelForSeq2SeqLM, self.pushed)
+
     def peft_over(self, model):
         from peft import PeftModel
 
@@ -193,6 +201,8 @@ class Doors:
         }
         if self.has_adapter:
             doors["AutoPeftModelForSeq2SeqLM"] = self.auto_peft
+            if self.pushed:
+                doors[ONCE_PUSHED] = self.auto_peft_once_pushed
             doors["PeftModel over AutoModelForSeq2SeqLM"] = self.peft_over_one_line
             if self.backbone:
                 doors["PeftModel over T5WithFusion(backbone)"] = self.peft_over_plain
@@ -284,7 +294,8 @@ def one_sentence(error: BaseException) -> str:
 def main() -> None:
     """SPEC: name, adapter (whether it holds one), reference.
 
-    And perhaps: revision, dtype, backbone, backbone_revision, base, other, hide.
+    And perhaps: revision, dtype, backbone, backbone_revision, base, other, hide; pushed, which is a copy that names
+    itself as its base.
     """
     spec = json.loads(Path(sys.argv[1]).read_text())
     if spec.get("hide", True):

@@ -2,25 +2,23 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_token, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import constants, get_token
 
 from ..configuration_t5fusion import T5FusionConfig
 from ..finetune.loading import check_files as check_contents
-from ..finetune.loading import read_json, told
+from ..finetune.loading import find_folder, read_json, told
 from . import doors
-from .bundle import CARD, REFERENCE, file_digest, read_manifest
-from .errors import in_one_sentence
+from .bundle import CARD, REFERENCE, file_digest, read_manifest, write_json
 from .onnx_export import ENCODER, check_graphs
-from .replace import recover
 
 
 @dataclass
@@ -63,8 +61,8 @@ def verify(
         say: is told each line of the report as it comes.
 
     Raises:
-        ValueError: `name` is no bundle, or carries code that is not this package's. OSError: it cannot be had from the
-            Hub.
+        ValueError: `name` is no bundle, or carries code that is not this package's, or weights that are not numbers.
+        OSError: it cannot be had from the Hub.
     """
     report = Report()
 
@@ -74,10 +72,7 @@ def verify(
 
     with tempfile.TemporaryDirectory(prefix="t5fusion-verify-") as temporary:
         environment = clean_environment(Path(temporary), use_cache)
-        folder = Path(name)
-        recover(folder)
-        if not folder.is_dir():
-            folder = download(str(name), revision, environment["HF_HUB_CACHE"])
+        folder = find_folder(str(name), revision, cache_dir=environment["HF_HUB_CACHE"])
         manifest = read_manifest(folder)
         for mark, what in check_files(folder, manifest["files"]):
             add(mark, what)
@@ -98,6 +93,8 @@ def verify(
             "base": base,
             "dtype": dtype,
         }
+        if spec["adapter"] and Path(name).is_dir():
+            spec["pushed"] = str(copy_as_pushed(folder, manifest["files"], Path(temporary) / "pushed"))
         for found in open_doors(spec, Path(temporary), environment):
             shut = found.get("refused")
             add("ok" if found["held"] else "--" if shut else "NO", f"{found['door']}: {shut or found['how']}")
@@ -115,14 +112,6 @@ def clean_environment(temporary: Path, use_cache: bool) -> dict[str, str]:
     return kept | ({"HF_TOKEN": token} if (token := get_token()) else {})
 
 
-def download(repo_id: str, revision: str | None, cache: str) -> Path:
-    """The repository's files, in the cache; OSError, in one sentence, where they cannot be had."""
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, cache_dir=cache))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise OSError(in_one_sentence(error, repo_id)) from error
-
-
 def check_files(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]:
     """Mark and sentence for each file that is missing, or is not what was written; the card may be edited."""
     found = []
@@ -133,6 +122,20 @@ def check_files(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]
             edited = ("ok", f"{CARD} was edited since the export, as it may be")
             found.append(edited if name == CARD else ("NO", f"{name} is damaged: it is not what was written"))
     return found or [("ok", f"{len(expected)} files, as they were written")]
+
+
+def copy_as_pushed(folder: Path, names: Iterable[str], copy: Path) -> Path:
+    """A bundle whose adapter names the bundle itself as its base, as in the repository that `push` makes."""
+    copy.mkdir()
+    for name in names:
+        try:
+            (copy / name).symlink_to((folder / name).resolve())
+        except OSError:  # Windows lets not everyone make links
+            shutil.copy2(folder / name, copy / name)
+    config = read_json(folder / "adapter_config.json") | {"base_model_name_or_path": str(copy), "revision": None}
+    (copy / "adapter_config.json").unlink()
+    write_json(copy / "adapter_config.json", config)
+    return copy
 
 
 def check_code(folder: Path) -> None:

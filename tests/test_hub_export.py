@@ -19,7 +19,8 @@ from hub_server import HubServer, User
 from safetensors.torch import load_file, save_file
 
 from t5fusion.hub_export import doors
-from t5fusion.hub_export.bundle import MANIFEST, REFERENCE, json_digest, read_manifest
+from t5fusion.hub_export.bundle import MANIFEST, REFERENCE, file_digest, json_digest, read_manifest
+from t5fusion.hub_export.card import find_sections
 
 CODE = ("configuration_t5fusion.py", "loading_t5fusion.py", "modeling_t5fusion.py", "processing_t5fusion.py")
 BACKBONE = "google/flan-tiny"
@@ -30,12 +31,12 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoTokenizer
 from t5fusion import DataCollatorWithFusion, T5WithFusion
 
-base, out, recommended, *width = sys.argv[1:]
-width = int(*width or [384])
+base, out, recommended, *others = sys.argv[1:]
+width, task = int([*others, 384][0]), None if "no task" in others else TaskType.SEQ_2_SEQ_LM
 model = T5WithFusion(base, lexical_dim=width)
 tokenizer = AutoTokenizer.from_pretrained(base)
 lora = LoraConfig(r=4, lora_alpha=4, target_modules=["q", "v"], lora_dropout=0.05, bias="none",
-                  task_type=TaskType.SEQ_2_SEQ_LM)
+                  task_type=task)
 torch.manual_seed(0)
 peft_model = get_peft_model(model, model.lora_config(r=4) if recommended == "yes" else lora)
 row = {**tokenizer("Filename: app_config"), "labels": tokenizer("settings").input_ids, "lexical_embeds": [0.05] * width}
@@ -492,8 +493,6 @@ def test_a_model_other_than_was_trained_is_told(author, copy):
     weights = load_file(copy / "adapter_model.safetensors")
     key = next(key for key in weights if "lora_B" in key)
     save_file(weights | {key: -weights[key]}, copy / "adapter_model.safetensors", metadata={"format": "pt"})
-    from t5fusion.hub_export.bundle import file_digest
-
     reseal(copy, files=read_manifest(copy)["files"] | {
         "adapter_model.safetensors": file_digest(copy / "adapter_model.safetensors")})  # fmt: skip
     held, _ = author.t5fusion("verify", copy, expect=1)
@@ -504,8 +503,6 @@ def test_a_bundle_of_an_older_or_a_later_package(author, copy):
     """The older one's code travels with it, and is what verifies; a later format is not guessed at."""
     code = copy / "modeling_t5fusion.py"
     code.write_text(code.read_text().replace('"""T5 that reads', '"""An older T5 that reads'))
-    from t5fusion.hub_export.bundle import file_digest
-
     files = read_manifest(copy)["files"] | {code.name: file_digest(code)}
     reseal(copy, files=files, t5fusion="0.0.1")
     assert "modeling_t5fusion.py of copy is not the code of this t5fusion" in author.refused("verify", copy)
@@ -761,3 +758,147 @@ def test_a_colleague_can_read_a_bundle(author, bare, tmp_path):
     for mask, expected in (("022", 0o644), ("027", 0o640)):
         author.python(umask, mask, "export", bare, tmp_path / mask, "--kind", "standalone")
         assert {file.stat().st_mode & 0o777 for file in (tmp_path / mask).iterdir()} == {expected}
+
+
+# --- evaluating a bundle, and commands on what is on a Hub
+
+
+@pytest.fixture(scope="module")
+def rows(author):
+    """A file of rows with vectors, and the options that name its columns."""
+    names = [f"app_{a}{b}" for a in "abc" for b in "abc"]
+    rows = [{"name": name, "text": f"settings {name[-1]}", "vector": [0.05] * 384} for name in names]
+    (author.home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--text-column", "name", "--vector-column", "vector"]
+    return author.home / "rows.jsonl", columns, [*columns, "--target-column", "text"]
+
+
+def test_what_is_measured_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
+    """In its card, beside the user's own words; verify holds, and the next export of the same weights keeps it."""
+    file, _, tuned = rows
+    card = (copy / "README.md").read_text()
+    mine = card.replace("tags:\n", "license: mit\ntags:\n- mine\n").replace("inference: false\n", "")
+    (copy / "README.md").write_text(mine + "\n## Thanks\n\nTo all.\n")
+    _, told = author.t5fusion("evaluate", copy, file, *tuned)
+    assert "in the bundle's card, which `t5fusion push` sends" in told
+    loss = json.loads((copy / "evaluation.json").read_text())["measures"]["true"]["loss"]
+    line = f"| with each row's own vectors | {loss:.3f} |"
+    measured = (copy / "README.md").read_text()
+    for words in (line, "license: mit", "- mine", "To all.", "widget:\n- text: app_aa", "metrics:\n- rouge"):
+        assert words in measured, words
+    assert "inference:" not in measured and "No evaluation of it is recorded" not in measured
+    assert "| rank | 4 |" in measured and f"base_model: {BACKBONE}" in measured
+    held = check_only_files(author, copy)[0]
+    assert held == f"ok {len(read_manifest(copy)['files'])} files, as they were written"
+    deliver(author, copy, {"repo_id": "me/measured"})
+    files = hub.repo("me/measured").files()
+    assert line in files["README.md"].decode() and "To all." in files["README.md"].decode()
+    assert "evaluation.json" not in files
+    author.t5fusion("export", bare, copy, "--overwrite")
+    assert (copy / "README.md").read_text() == measured
+    _, told = author.t5fusion("evaluate", copy, file, *tuned, "--limit", 2)
+    assert "Not kept" in told and (copy / "README.md").read_text() == measured
+
+
+def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tmp_path):
+    """It is in the card and not in the bundle. New weights take away what was measured of the old ones."""
+    file, _, tuned = rows
+    for seed in (1, 2):
+        options = ["--base", BACKBONE, "--epochs", 0.5, "--seed", seed, "--output", tmp_path / f"run-{seed}"]
+        author.t5fusion("train", file, *tuned, "--validation", file, *options)
+    author.t5fusion("export", tmp_path / "run-1", tmp_path / "bundle")
+    before = (tmp_path / "bundle" / "README.md").read_text()
+    author.t5fusion("evaluate", tmp_path / "bundle", file, *tuned)
+    after = (tmp_path / "bundle" / "README.md").read_text()
+    for name in ("about", "load", "training", "environment", "citation"):
+        assert after[find_sections(after)[name]] == before[find_sections(before)[name]] != "\n"
+    _, told = author.t5fusion("export", tmp_path / "run-2", tmp_path / "bundle", "--overwrite")
+    assert "evaluation.json was of the weights that are replaced" in told
+    assert not (tmp_path / "bundle" / "evaluation.json").exists()
+    assert "with each row's own vectors" not in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_an_id_wherever_a_folder_is_taken(author, hub, bundle, rows, tmp_path):
+    """By generate, evaluate and verify, at any revision; nothing is written into the cache."""
+    file, columns, tuned = rows
+    (pushed,) = deliver(author, bundle, {"repo_id": "me/taken"})
+    words = ["--file", file, *columns, "--max-new-tokens", 4]
+    expected, _ = author.t5fusion("generate", bundle, *words)
+    repo = hub.repo("me/taken")
+    for revision in ([], ["--revision", pushed["commit"]]):
+        made, _ = author.t5fusion("generate", "me/taken", *words, *revision)
+        assert made == expected
+        if not revision:  # main moves on to a model of other weights
+            weights = load_file(bundle / "adapter_model.safetensors")
+            changed = {name: -value if "lora_B" in name else value for name, value in weights.items()}
+            save_file(changed, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+            repo.commit({"adapter_model.safetensors": (tmp_path / "adapter_model.safetensors").read_bytes()})
+    measured, told = author.t5fusion("evaluate", "me/taken", file, *tuned, "--json", "--revision", pushed["commit"])
+    assert "Not kept: me/taken is a repository" in told
+    assert not [*(author.home / "cache").rglob("evaluation.json")]
+    assert json.loads(measured) == json.loads(author.t5fusion("evaluate", bundle, file, *tuned, "--json")[0])
+    (bundle / "evaluation.json").unlink()
+    author.t5fusion("generate", "me/taken", *words, "--revision", pushed["commit"], HF_HUB_OFFLINE="1")
+
+
+def test_neither_a_folder_nor_an_id(author, bundle, rows, tmp_path):
+    (tmp_path / "file").touch()
+    cases = {
+        "runs/mine": "there is no folder runs/mine, and as an id: there is no repository",
+        "./mine": "./mine is no folder; expected a folder, or the id",
+        tmp_path / "file": "is a file; expected a folder",
+    }
+    for name, expected in cases.items():
+        for command in (["generate", name, "app"], ["evaluate", name, rows[0], *rows[2]], ["verify", name]):
+            assert expected in author.refused(*command)
+    for command in (["generate", bundle, "app"], ["verify", bundle]):
+        assert "Leave it out" in author.refused(*command, "--revision", "v1")
+    author.hub.add_repo("me/neither", {"notes.json": b"{}"})
+    assert "neither an adapter nor a model" in author.refused("generate", "me/neither", "app")
+    assert "no such revision" in author.refused("generate", "me/neither", "app", "--revision", "v9")
+
+
+# --- doors that shut only after a push
+
+
+def test_a_base_without_a_spare_row(author, hub, save_plain_t5, tmp_path):
+    """As ByT5: the table ends with the tokenizer, and PEFT would add a row for `<lexical>`, which needs none."""
+    tokens = 135
+    hub.add_folder("google/no-spare", save_plain_t5(tmp_path / "plain", vocab_size=tokens, **FLAN))
+    author.python(TRAIN, "google/no-spare", tmp_path / "bare", "yes")
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle")
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {ONCE_PUSHED}: to the bit" in held
+    deliver(author, tmp_path / "bundle", {"repo_id": "me/no-spare"})
+    held, _ = author.t5fusion("verify", "me/no-spare")
+    assert held.count("to the bit") == 7 and "\nNO" not in held and "\n--" not in held
+
+
+def test_a_config_without_a_task(author, hub, tmp_path):
+    """PEFT writes the class of this package into it, which no reader can import."""
+    author.python(TRAIN, BACKBONE, tmp_path / "bare", "no", 384, "no task")
+    saved = json.loads((tmp_path / "bare" / "adapter_config.json").read_text())
+    assert saved["task_type"] is None and saved["auto_mapping"]["parent_library"] == "t5fusion.modeling_t5fusion"
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle")
+    bundled = json.loads((tmp_path / "bundle" / "adapter_config.json").read_text())
+    assert bundled["task_type"] == "SEQ_2_SEQ_LM" and bundled["auto_mapping"] is None
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {ONCE_PUSHED}: to the bit" in held
+    deliver(author, tmp_path / "bundle", {"repo_id": "me/no-task"})
+    held, _ = author.t5fusion("verify", "me/no-task")
+    assert held.count("to the bit") == 7 and "\nNO" not in held and "\n--" not in held
+
+
+ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
+
+
+def test_a_door_that_shuts_once_pushed_is_found_before(author, copy):
+    config = json.loads((copy / "adapter_config.json").read_text())
+    config |= {"task_type": None, "auto_mapping": {"base_model_class": "T5WithFusion", "parent_library": "t5fusion"}}
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    reseal(
+        copy, files=read_manifest(copy)["files"] | {"adapter_config.json": file_digest(copy / "adapter_config.json")}
+    )
+    held, _ = author.t5fusion("verify", copy, expect=1)
+    assert f"NO {ONCE_PUSHED}: ValueError: The auto mapping wants to import" in held
+    assert "nothing was pushed" in author.refused("push", copy, "me/shut")
