@@ -260,13 +260,14 @@ class T5WithFusion(FusedLoadingMixin, StartsAsT5, T5ForConditionalGeneration, Ge
             inputs_embeds = self.encoder.embed(input_ids, inputs_embeds, lexical_embeds)
             input_ids = None
         tokens_of_step = kwargs.pop("num_items_in_batch", None)
+        if past_key_values is not None:  # transformers 5.24 calls it `cache`, and warns where it is given by this name
+            kwargs["past_key_values"] = past_key_values
         output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             labels=labels,
@@ -322,6 +323,11 @@ class T5WithFusion(FusedLoadingMixin, StartsAsT5, T5ForConditionalGeneration, Ge
             "modules_to_save": ["fusion"],
         }
         return LoraConfig(**recommended | overrides)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        # PEFT asks by this name, at which transformers warns from 5.23 on
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     def get_expanded_tied_weights_keys(self, *args, **kwargs):
         tied = super().get_expanded_tied_weights_keys(*args, **kwargs)
