@@ -20,7 +20,11 @@ CALLED = "the processor, called as in the card"
 ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
 
 # What stands for an adapter's base until `push` names its repository: no id, so that nobody loads a wrong one
-NOT_ON_A_HUB = "not on a Hub yet; push it, or load this folder with AutoModelForSeq2SeqLM of transformers 5.5 or later"
+NOT_YET = "not on a Hub yet"
+NOT_ON_A_HUB = (
+    f"{NOT_YET}; push it, or type AutoModelForSeq2SeqLM.from_pretrained(FOLDER, trust_remote_code=True), with "
+    "transformers 5.5 or later"
+)
 
 
 class Untried(Exception):
@@ -312,7 +316,7 @@ def main() -> None:
             found = {"held": True, "how": reference.check(open_door())}
         except Exception as error:  # whatever a library raises is what a reader would see
             found = {"held": False, "how": one_sentence(error)}
-            if NOT_ON_A_HUB in str(error):
+            if NOT_YET in str(error):
                 found["refused"] = NOT_ON_A_HUB
             elif isinstance(error, Untried):
                 found["refused"] = str(error)

@@ -13,13 +13,15 @@ from pathlib import Path
 from huggingface_hub import ModelCard, whoami
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from peft.auto import _BaseAutoPeftModel
 from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..loading_t5fusion import plain_t5
 from ..modeling_t5fusion import T5WithFusion
 from .code import write_code
+from .doors import NOT_ON_A_HUB, NOT_YET
 
 OF_BASE = "base_model:"  # begins the tags by which the Hub knows what a model is based on
 
@@ -142,10 +144,40 @@ def is_hub_id(name: str) -> bool:
     return not Path(name).is_dir()
 
 
+def with_a_hint(load: Callable) -> Callable:
+    """`from_pretrained` of PEFT's Auto classes, whose error over an adapter that was not pushed says what to type."""
+
+    @wraps(load)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        try:
+            return load(cls, pretrained_model_name_or_path, *args, **kwargs)
+        except (OSError, ValueError) as error:
+            folder = Path(pretrained_model_name_or_path)
+            if not is_unpushed(folder):
+                raise
+            raise OSError(
+                f"{cls.__name__} loads an adapter's base from the Hub by its name, and the adapter in {folder} is "
+                f'{NOT_YET}. Type T5WithFusion.from_pretrained("{folder}") for base and adapter in one; to go on training, '
+                f'PeftModel.from_pretrained(T5WithFusion(BASE), "{folder}", is_trainable=True), BASE being the T5 that '
+                "it was trained on; or push it first."
+            ) from error
+
+    return from_pretrained
+
+
+def is_unpushed(folder: Path) -> bool:
+    """Whether a folder holds an adapter of ours whose base no Auto class can find by its name."""
+    if not (folder / "adapter_config.json").is_file():
+        return False
+    name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    return name == NOT_ON_A_HUB or plain_t5(name)[0] != name
+
+
 def register_pushes() -> None:
     """Every Trainer that is made from now on has the callback; PEFT, which asks nobody when it pushes, is wrapped."""
     if OwnBaseCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(OwnBaseCallback)
+        _BaseAutoPeftModel.from_pretrained = classmethod(with_a_hint(_BaseAutoPeftModel.from_pretrained.__func__))
         PeftModel.create_or_update_model_card = with_its_base_named(PeftModel.create_or_update_model_card)
         for kind in (PeftModel, T5WithFusion):
             kind.push_to_hub = with_its_base(kind.push_to_hub)

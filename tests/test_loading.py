@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import AutoPeftModelForSeq2SeqLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from t5fusion import T5FusionProcessor, T5WithFusion
@@ -226,3 +227,17 @@ def test_the_command_line_says_it_in_one_line(copy, monkeypatch, capsys):
 def test_a_saved_processor_is_what_it_was(saved):
     _, processor = load_trained(saved / "run")
     assert isinstance(processor, T5FusionProcessor) and processor.lexical_source == "given"
+
+
+def test_peft_alone_on_a_folder_that_was_not_pushed(saved, tmp_path):
+    """It looks for the base on a Hub; the error says what to type instead, and what it says to type works."""
+    for folder in (saved / "run", saved / "bundle"):
+        with pytest.raises(OSError, match="is not on a Hub yet") as caught:
+            AutoPeftModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
+        (typed,) = re.findall(r"T5WithFusion.from_pretrained\(.*?\)", str(caught.value))
+        assert isinstance(eval(typed), T5WithFusion) and str(folder) in typed
+    config = json.loads((saved / "run" / "adapter_config.json").read_text()) | {"base_model_name_or_path": "me/none"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(OSError) as caught:  # whatever else is missing is told as before
+        AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert "not on a Hub yet" not in str(caught.value)
