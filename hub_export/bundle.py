@@ -32,13 +32,12 @@ from ..finetune.train import RECORD
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .backbone import Backbone, check_same, choose
-from .card import CARD, make_card, with_evaluation
+from .card import CARD, Kind, make_card, with_evaluation
 from .code import write_code
 from .doors import NOT_ON_A_HUB, align, digest, environment, outputs
 from .onnx_export import need, write_graphs
 from .replace import replace, workplace
 
-Kind = Literal["adapter", "standalone", "merged", "base"]
 Format = Literal["safetensors", "onnx"]
 Say = Callable[[str], None]
 

@@ -33,11 +33,13 @@ DIGEST = re.compile(r"([\w-]+)=([0-9a-f]{8})\b")
 TASK = "text-generation"  # where the Hub has put text2text-generation, once a task of its own
 SCORES = {"loss": "loss", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "chrf": "chrF"}
 
+Kind = Literal["adapter", "standalone", "merged", "base"]
+
 
 def make_card(
     bundle: Path,
     source: Path,
-    kind: Literal["adapter", "standalone", "merged", "base"],
+    kind: Kind,
     repo_id: str | None = None,
     previous: str | None = None,
     evaluated: Path | None = None,
@@ -85,7 +87,7 @@ def name_repository(card: str, repo_id: str, revision: str = REVISION) -> str:
     return card[: place.start] + text + card[place.stop :]
 
 
-def with_evaluation(bundle: Path, kind: str) -> str:
+def with_evaluation(bundle: Path, kind: Kind) -> str:
     """The card of a bundle, filled in with the evaluation.json that lies beside it; all else in the card stays.
 
     What training recorded is not in a bundle, so the other sections cannot be written again from it.

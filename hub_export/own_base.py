@@ -157,9 +157,9 @@ def with_a_hint(load: Callable) -> Callable:
                 raise
             raise OSError(
                 f"{cls.__name__} loads an adapter's base from the Hub by its name, and the adapter in {folder} is "
-                f'{NOT_YET}. Type T5WithFusion.from_pretrained("{folder}") for base and adapter in one; to go on training, '
-                f'PeftModel.from_pretrained(T5WithFusion(BASE), "{folder}", is_trainable=True), BASE being the T5 that '
-                "it was trained on; or push it first."
+                f'{NOT_YET}. Type T5WithFusion.from_pretrained("{folder}") for base and adapter in one; to go on '
+                f'training, PeftModel.from_pretrained(T5WithFusion(BASE), "{folder}", is_trainable=True), BASE being '
+                "the T5 that it was trained on; or push it first."
             ) from error
 
     return from_pretrained
