@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
@@ -95,6 +96,8 @@ class FusedLoadingMixin:
             model.loaded_commit = found.commit
         model.remember_loaded_weights()
         if found.adapter is not None:
+            # so warns PEFT where its own classes load the same adapter on top (AutoPeftModel does), which is right
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute in the model")
             model.load_adapter(found.adapter, adapter_name, adapter_kwargs=found.adapter_hub)
         return (model, info) if wants_info else model
 

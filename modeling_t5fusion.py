@@ -304,13 +304,14 @@ class T5WithFusion(
             inputs_embeds = self.encoder.embed(input_ids, inputs_embeds, lexical_embeds)
             input_ids = None
         tokens_of_step = kwargs.pop("num_items_in_batch", None)
+        if past_key_values is not None:  # transformers 5.24 calls it `cache`, and warns where it is given by this name
+            kwargs["past_key_values"] = past_key_values
         output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             labels=labels,
@@ -378,6 +379,11 @@ class T5WithFusion(
         }
         return LoraConfig(**recommended | overrides)
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        # PEFT asks by this name, at which transformers warns from 5.23 on
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     def get_expanded_tied_weights_keys(self, *args, **kwargs):
         tied = super().get_expanded_tied_weights_keys(*args, **kwargs)
         if not self.config.scale_decoder_outputs:  # a head of its own, which T5's config has no other word for
@@ -392,6 +398,10 @@ class T5WithFusion(
 
     def resize_token_embeddings(self, *args, **kwargs):
         rows = self.shared.num_embeddings
+        wanted = args[0] if args else kwargs.get("new_num_tokens")
+        if wanted == rows + 1 == self.config.lexical_token_id + 1:
+            # AutoPeftModel makes a row for each token of the tokenizer; the placeholder, the only new one, needs none
+            return self.get_input_embeddings()
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if embeddings.num_embeddings != rows:
             # PEFT finds out by this name whether to save the table too; its shape then keeps it out of a plain T5

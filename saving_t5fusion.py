@@ -80,10 +80,15 @@ class SavingMixin:
                 changed.append(WRAPPED.sub("", name))
         return changed
 
+    @property
+    def loaded_rows(self) -> int:
+        """How many rows the embedding table had when the base model was loaded."""
+        then = getattr(self, "_loaded_samples", {}).get("shared.weight")
+        return self.config.vocab_size if then is None else int(then[-1])
+
     def is_resized(self) -> bool:
         """Whether the embedding table has another number of rows than the base model was loaded with."""
-        then = getattr(self, "_loaded_samples", {}).get("shared.weight")
-        return then is not None and int(then[-1]) != self.get_input_embeddings().weight.shape[0]
+        return self.loaded_rows != self.config.vocab_size
 
     def save_pretrained(self, *args, **kwargs):
         """Save as transformers does: the config, the code, and all weights, or those of the active adapter alone.

@@ -76,6 +76,10 @@ VectorColumn = Annotated[str | None, typer.Option(help="Column that holds the ve
 Encoding = Annotated[
     str | None, typer.Option(help="Of a CSV or .txt file or standard input, such as latin-1. Default: UTF-8.")
 ]
+Trained = Annotated[
+    str, typer.Argument(metavar="FOLDER", help="What `t5fusion train` saved, or a bundle, or a repository's id.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, where FOLDER is the id of a repository.")]
 Limit = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first.")]
 
@@ -221,7 +225,7 @@ def train(
 
 @app.command()
 def generate(
-    folder: Annotated[Path, typer.Argument(help="What `t5fusion train` saved.")],
+    name: Trained,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts. Default: lines of standard input.")] = None,
     file: Annotated[
         str | None, typer.Option(help="File of rows (JSONL, CSV, Parquet), or a .txt, a text a line.")
@@ -235,6 +239,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     split: Annotated[str, typer.Option(help="Of a data set on the Hub.")] = "train",
     encoding: Encoding = None,
+    revision: Revision = None,
     output: Annotated[
         Path | None, typer.Option(help="File for the lines; what an interrupted run left there is gone on with.")
     ] = None,
@@ -249,7 +254,7 @@ def generate(
     quiet()
     from .chunks import Output, chunks_of_texts, processes, read_chunks
     from .generate import generate_lines, generate_texts
-    from .loading import load_trained, trained_digest, trained_limits
+    from .loading import find_trained, load_trained, trained_digest, trained_limits
 
     if texts and file:
         raise ValueError("texts and --file were both given; give one of them.")
@@ -263,6 +268,7 @@ def generate(
     else:
         chunks = chunks_of_texts(texts or _typed(encoding), text_column)
     columns = (text_column, None, lexical_column, vector_column)
+    folder = find_trained(name, revision)
     model, processor = load_trained(folder)
     model, limits = model.to(state.device), trained_limits(folder)
     options: dict = {"num_beams": beams, "max_new_tokens": max_new_tokens}
@@ -315,7 +321,7 @@ def _say_written(lines, counted: Counter, limits: tuple[int, int]) -> None:
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="What `t5fusion train` saved.")],
+    name: Trained,
     data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")],
     text_column: TextColumn,
     target_column: TargetColumn,
@@ -325,17 +331,20 @@ def evaluate(
     vectors: Annotated[
         VectorKind, typer.Option(help="The rows' own, other rows', none; or all, compared.")
     ] = VectorKind.true,
+    revision: Revision = None,
     limit: Limit = None,
     encoding: Encoding = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ):
     """Measure loss, ROUGE and chrF on rows that have a target.
 
-    It is kept for the model card, in FOLDER/evaluation.json, unless that is of more rows or more kinds of vectors.
+    It is kept for the model card, in FOLDER/evaluation.json, unless that is of more rows or more kinds of vectors; a
+    bundle's card is filled in with it at once. Nothing is kept where FOLDER is the id of a repository.
 
     Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc[/bold]
     """
     quiet()
+    from ..hub_export.bundle import MANIFEST, keep_evaluation
     from .chunks import processes
     from .data import say_counted
     from .evaluate import (
@@ -349,12 +358,13 @@ def evaluate(
         save_evaluation,
     )
     from .files import load_rows
-    from .loading import load_trained, trained_limits
+    from .loading import find_trained, load_trained, trained_limits
 
     state = processes()
     columns = (text_column, target_column, lexical_column, vector_column)
     rows = _tidy(load_rows(data, split, encoding), columns)
     rows = rows.select(range(min(limit or len(rows), len(rows))))
+    folder = find_trained(name, revision)
     model, processor = load_trained(folder)
     model, limits = model.to(state.device), trained_limits(folder)
 
@@ -393,10 +403,15 @@ def evaluate(
         samples=[dict(zip(("text", "reference", "output"), row, strict=True)) for row in written],
         **({"data": data, "split": split} if _on_hub(data) else {}),
     )
-    if save_evaluation(folder, record):
-        say(f"Kept in {folder / EVALUATION}, for the model card.")
-    else:
+    if not Path(name).is_dir():
+        say(f"Not kept: {name} is a repository. To have it in a card, evaluate the folder that was pushed from.")
+    elif not save_evaluation(folder, record):
         say(f"Not kept: {folder / EVALUATION} is of more rows or kinds of vectors. To replace it, delete it first.")
+    elif (folder / MANIFEST).exists():
+        keep_evaluation(folder)
+        say(f"Kept in {folder / EVALUATION}, and in the bundle's card, which `t5fusion push` sends.")
+    else:
+        say(f"Kept in {folder / EVALUATION}, for the model card.")
 
 
 def _print_measures(found: dict[str, dict], worth: dict[str, dict]) -> None:

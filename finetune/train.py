@@ -29,6 +29,7 @@ from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 from ..tiny_t5 import PATH as TINY_T5
 from .data import MAX_SOURCE, MAX_TARGET, is_first_process
+from .modes import apply_umask
 from .trainer_callback import FusionCallback
 
 RECORD = "training.json"
@@ -272,6 +273,7 @@ class KeepOptions(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (folder / RESUMED).write_text(json.dumps(self.expected))
+            apply_umask(folder)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -440,6 +442,7 @@ def train(
             "python": platform.python_version(),
         }
         (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        apply_umask(output)
     return model
 
 

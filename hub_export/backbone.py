@@ -1,6 +1,5 @@
 """The T5 beneath an adapter: what it was trained on, what its readers will get, and whether they are the same."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import find_adapter_config_file
 
-from ..finetune.loading import read_record
+from ..finetune.loading import check_numbers, read_json, read_record, told
 from ..finetune.train import base_error, base_folder
 from ..loading_t5fusion import base_in, commit_of
 from ..modeling_t5fusion import T5WithFusion
@@ -46,13 +45,19 @@ class Backbone:
         return Path(self.name).is_dir()
 
     def load(self, **options) -> T5WithFusion:
-        """The fused model on it, untuned; OSError where it cannot be had, ValueError where it holds an adapter."""
+        """The fused model on it, untuned.
+
+        Raises:
+            OSError: it cannot be had. ValueError: it holds an adapter, or weights that are not numbers.
+        """
         try:
-            model = T5WithFusion(self.name, revision=self.revision or "main", **options)
+            with told(f"the base {self}"):
+                model = T5WithFusion(self.name, revision=self.revision or "main", **options)
         except OSError as error:
             raise base_error(str(self), error) from error
         if getattr(model, "peft_config", None):
             raise ValueError(f"{self} holds an adapter of its own. Name the T5 beneath it with --backbone ID.")
+        check_numbers(model.state_dict().items(), str(self))
         return model
 
     def beneath(self) -> "Backbone":
@@ -80,12 +85,13 @@ def trained_on(source: Path) -> Backbone | None:
     """What the adapter in `source` was trained on, as far as it says."""
     record = read_record(source)
     if (source / "config.json").exists():  # saved beside the adapter, as in a bundle
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        config = read_json(source / "config.json")
         if config.get("backbone"):
             return Backbone(config["backbone"], config.get("backbone_revision"))
     if record.get("options", {}).get("base") == "tiny_t5":  # wherever it is now
         return Backbone(base_folder("tiny_t5"))
-    base = base_in(json.loads((source / "adapter_config.json").read_text(encoding="utf-8")))
+    with told(f"the adapter in {source}"):
+        base = base_in(read_json(source / "adapter_config.json"))
     return Backbone(base_folder(base.plain), base.commit) if base.plain else None
 
 

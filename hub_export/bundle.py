@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,26 +14,35 @@ import torch
 from huggingface_hub.utils.sha import sha_fileobj
 from peft import PeftModel
 from peft.utils import load_peft_weights
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from ..finetune.evaluate import EVALUATION
+from ..finetune.loading import (
+    check_files,
+    load_adapter,
+    load_processor,
+    read_json,
+    read_weights,
+    told,
+    weights_in,
+)
+from ..finetune.modes import apply_umask
 from ..finetune.train import RECORD
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .backbone import Backbone, check_same, choose
-from .card import make_card
+from .card import CARD, Kind, make_card, with_evaluation
 from .code import write_code
 from .doors import NOT_ON_A_HUB, align, digest, environment, outputs
 from .onnx_export import need, write_graphs
+from .replace import replace, workplace
 
-Kind = Literal["adapter", "standalone", "merged", "base"]
 Format = Literal["safetensors", "onnx"]
 Say = Callable[[str], None]
 
 MANIFEST = "t5fusion.json"
 REFERENCE = "reference.safetensors"
-CARD = "README.md"
 FORMAT = 1  # of the manifest
 TEXTS = ["app_config", "read_settings of the user", "a"]
 PROJECTION = "fusion.projection.weight"
@@ -61,14 +69,16 @@ def export(
             "standalone": the base weights too; "merged": LoRA folded into them, so that no PEFT is needed; "base": the
             fused model, untuned, that many adapters can name.
         backbone: `ID` or `ID@REVISION` of the T5 that readers will get; by default the one that was trained on.
-        recipe: fields of `T5FusionProcessor`, where `source` holds no processor that tells them.
+        recipe: fields of `T5FusionProcessor`, where `source` holds no processor that tells them. Without an encoder
+            (`lexical_encoder`) the vectors are given with each call.
         overwrite: replace the bundle that is there; what its card says of the user's own stays, and so do other files.
         say: is told, a line each, what was taken for granted.
         format: "onnx": the bundle carries ONNX graphs as well, with the adapter folded in (see `onnx_export`).
 
     Raises:
         ValueError: the source is none of these, or readers would not get the model that was trained, or the folder is
-            not empty; or the adapter is none that can be folded into ONNX graphs.
+            not empty; or the encoder's vectors are of another width than the model's; or the adapter is none that can
+            be folded into ONNX graphs.
         OSError: a base or a tokenizer cannot be loaded.
         ImportError: what writes ONNX graphs is not installed.
     """
@@ -79,10 +89,9 @@ def export(
         raise ValueError(f"`format` is {format!r}; expected one of {', '.join(get_args(Format))}.")
     if format == "onnx":
         need("onnx", "onnxscript")
-    previous = _check_target(bundle, overwrite)
-    bundle.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{bundle.name}-", dir=bundle.parent) as folder:
-        new = Path(folder) / bundle.name
+    with workplace(bundle) as folder:
+        previous = _check_target(bundle, overwrite)
+        new = folder / bundle.name
         new.mkdir()
         if kind == "base":
             model = write_base(Backbone.parse(str(source)), new, recipe, say)
@@ -91,24 +100,66 @@ def export(
         if format == "onnx":
             with one_thread():
                 write_graphs(new, model, new / REFERENCE)
-        (new / CARD).write_text(make_card(new, Path(source), kind, previous=previous), encoding="utf-8")
+        evaluated = bundle if still_evaluated(bundle, new, Path(source), say) else None
+        card = make_card(new, Path(source), kind, previous=previous, evaluated=evaluated)
+        (new / CARD).write_text(card, encoding="utf-8")
         write_manifest(new, kind)
         check_nothing_local(new, [Path.home(), Path(source).resolve(), bundle])
+        apply_umask(new)
         if bundle.exists():
-            keep_others(bundle, new)
-            bundle.rename(Path(folder) / "replaced")
-        new.rename(bundle)
+            keep_others(bundle, new, but=[] if evaluated else [EVALUATION])
+        replace(bundle, new)
     return bundle
 
 
-def keep_others(bundle: Path, new: Path) -> None:
-    """What the user put beside the files of the bundle that is replaced stays; none of it is pushed."""
+def still_evaluated(bundle: Path, new: Path, source: Path, say: Say) -> bool:
+    """Whether the evaluation that lies beside the bundle which is replaced is the one for the card of the new one.
+
+    So it is where the weights are the same, and training brought no evaluation of its own.
+    """
+    if not (bundle / EVALUATION).exists() or (source / EVALUATION).exists():
+        return False
+    try:
+        before = {name: value for name, value in read_manifest(bundle)["files"].items() if is_weights(name)}
+    except ValueError:  # damaged: there is no way to know of what
+        before = {}
+    same = before == {file.name: file_digest(file) for file in new.iterdir() if is_weights(file.name)}
+    if not same:
+        say(f"{bundle / EVALUATION} was of the weights that are replaced, and is removed. Evaluate the new ones.")
+    return same
+
+
+def is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and not name.endswith(REFERENCE)
+
+
+def keep_evaluation(bundle: Path) -> None:
+    """Fills the card of a bundle in with the evaluation.json beside it, so that `push` sends it.
+
+    Raises:
+        ValueError: the card has a broken marker or unreadable metadata; the bundle is as it was.
+    """
+    manifest = read_manifest(bundle)
+    write_whole(bundle / CARD, with_evaluation(bundle, manifest["kind"]))
+    manifest["files"][CARD] = file_digest(bundle / CARD)
+    write_whole(bundle / MANIFEST, as_json(manifest | {"digest": json_digest(manifest)}))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file so that it is the old one or the new one at any moment."""
+    new = file.with_name(f".{file.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
+
+
+def keep_others(bundle: Path, new: Path, but: list[str]) -> None:
+    """What the user put beside the files of the bundle that is replaced stays, but for these; none of it is pushed."""
     try:
         ours = {*read_manifest(bundle)["files"], MANIFEST}
     except ValueError:  # damaged: no telling
         ours = {MANIFEST}
     for item in bundle.iterdir():
-        if item.name not in ours and not (new / item.name).exists():
+        if item.name not in {*ours, *but} and not (new / item.name).exists():
             (shutil.copytree if item.is_dir() else shutil.copy2)(item, new / item.name)
 
 
@@ -141,6 +192,7 @@ def write_trained(
     source: Path, new: Path, kind: Kind, backbone: str | None, recipe: dict | None, say: Say
 ) -> torch.nn.Module:
     """What was trained, in `source`: an adapter, or all weights; returns the model as readers will have it."""
+    check_files(source)
     has_adapter = (source / "adapter_config.json").exists()
     if has_adapter:
         trained, published = choose(source, backbone, needed=kind == "adapter", say=say)
@@ -179,14 +231,13 @@ def trained_as(source: Path) -> dict[str, Any]:
     if find_beside(source, RECORD):
         options["dtype"] = torch.float32
     saved = find_beside(source, "processor_config.json")
-    weights = source / "adapter_model.safetensors"
+    weights = next((file for file in weights_in(source) if file.name.startswith("adapter_model")), None)
     if saved:
-        options["lexical_dim"] = T5FusionProcessor.from_pretrained(saved).lexical_dim
-    elif weights.exists():
-        with safe_open(weights, "pt") as opened:
-            projections = [name for name in opened.keys() if name.endswith(PROJECTION)]  # noqa: SIM118, no dict
-            if projections:
-                options["lexical_dim"] = opened.get_slice(projections[0]).get_shape()[-1]
+        options["lexical_dim"] = load_processor(saved).lexical_dim
+    elif weights is not None:
+        shapes = [tensor.shape for name, tensor in read_weights(weights) if name.endswith(PROJECTION)]
+        if shapes:
+            options["lexical_dim"] = shapes[0][-1]
     return options
 
 
@@ -222,8 +273,10 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
     save_file(
         load_peft_weights(str(source), device="cpu"), new / "adapter_model.safetensors", metadata={"format": "pt"}
     )
-    adapter_config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    adapter_config = read_json(source / "adapter_config.json")
     adapter_config |= {"base_model_name_or_path": NOT_ON_A_HUB, "revision": None}  # `push` names the repository
+    if adapter_config.get("task_type") is None:  # then PEFT has named a class of this package, which readers lack
+        adapter_config |= {"task_type": "SEQ_2_SEQ_LM", "auto_mapping": None}
     write_json(new / "adapter_config.json", adapter_config)
     return model
 
@@ -231,15 +284,10 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
 def load_peft(base: T5WithFusion, source: Path) -> PeftModel:
     """The adapter on its base; ValueError where its weights do not fit."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(base, str(source))
-    except (RuntimeError, KeyError, UserWarning) as error:
-        cause = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(
-            f"the adapter in {source} does not fit {base.config.backbone or 'its base'} ({cause}). Name the base that "
-            "it was trained on with --backbone ID."
-        ) from error
+        return load_adapter(base, source)
+    except ValueError as error:
+        hint = " Name the base that it was trained on with --backbone ID." if "does not fit" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from error
 
 
 def find_processor(
@@ -250,17 +298,23 @@ def find_processor(
     if saved is not None:
         if recipe:
             raise ValueError(f"{saved} holds a processor with a recipe of its own. Leave out {', '.join(recipe)}.")
-        processor = T5FusionProcessor.from_pretrained(saved)
+        processor = load_processor(saved)
     else:
         found = find_beside(source, "tokenizer_config.json")
         if found is None:
             say(f"{source} holds no tokenizer: that of {trained} is taken.")
-        tokenizer = AutoTokenizer.from_pretrained(found or trained.name, revision=None if found else trained.revision)
-        processor = T5FusionProcessor(tokenizer, lexical_dim=lexical_dim, **recipe or {})
-        made = f"{processor.lexical_encoder} of the text itself" if processor.lexical_source == "text" else "given"
+        place = (trained.name, trained.revision) if found is None else (found, None)
+        with told(f"the tokenizer of {place[0]}"):
+            tokenizer = AutoTokenizer.from_pretrained(place[0], revision=place[1])
+        recipe = complete_recipe(recipe or {})
+        processor = T5FusionProcessor(tokenizer, lexical_dim=lexical_dim, **recipe)
+        encoder, made = processor.lexical_encoder, {"text": "made of the text itself", "none": "not used"}
+        made["given"] = "given with each call" + (f" or made of its `lexical_texts` by {encoder}" if encoder else "")
+        by = f" by {encoder}" if processor.lexical_source == "text" else ""
         say(
-            f"{source} does not say how its vectors were made. Taken for granted: {made}; prompt "
-            f"{processor.template!r}. If not so, give --encoder, --template, --lexical-source."
+            f"{source} does not say how its vectors were made. Taken for granted: vectors of {lexical_dim} numbers, "
+            f"{made[processor.lexical_source]}{by}; prompt {processor.template!r}. If not so, give --encoder, "
+            "--template, --lexical-source."
         )
     for name in ("is_local", "local_files_only"):  # how it was loaded here: another machine would write other bytes
         processor.tokenizer.init_kwargs.pop(name, None)
@@ -270,7 +324,40 @@ def find_processor(
             f"the lexical encoder is a folder of this machine, {encoder}, which readers have not. Put its Hub id into "
             "`lexical_encoder` of processor_config.json."
         )
+    check_encoder(processor, say)
     return processor
+
+
+def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a processor that were given, and the encoder and the source that follow from them.
+
+    An encoder is in the recipe only if it was named ("none" names none); with one, vectors are made of the text.
+    """
+    encoder = recipe.get("lexical_encoder")
+    encoder = None if encoder == "none" else encoder
+    source = "text" if encoder else "given"
+    return {"lexical_source": source} | recipe | {"lexical_encoder": encoder}
+
+
+def check_encoder(processor: T5FusionProcessor, say: Say) -> None:
+    """Encodes a text, if the recipe names an encoder; says so where the encoder cannot be loaded here.
+
+    Raises:
+        ValueError: the encoder's vectors are of another width than the model's; or vectors are to be made of the text
+            and no encoder is named.
+    """
+    if processor.lexical_encoder is None:
+        if processor.lexical_source == "text":
+            raise ValueError(
+                "the vectors are to be made of the text (`lexical_source` is 'text'), and no encoder is named. Name it "
+                "with --encoder ID, or in processor_config.json; or set `lexical_source` to 'given' there."
+            )
+        return
+    try:
+        processor.encode(TEXTS[:1])
+    except (ImportError, OSError) as error:
+        wanted = f"vectors of {processor.lexical_dim} numbers"
+        say(f"whether {processor.lexical_encoder} makes {wanted} was not tried: {error}")
 
 
 def write_reference(new: Path, model: torch.nn.Module, processor: T5FusionProcessor) -> None:
@@ -316,13 +403,14 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
     if not file.exists():
         raise ValueError(f"{bundle} is no bundle: it holds no {MANIFEST}. Make one with `t5fusion export`.")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        found = manifest.pop("digest")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{MANIFEST} is damaged. Export the bundle again.") from error
-    if found != json_digest(manifest):
-        raise ValueError(f"{MANIFEST} is damaged: it is not what was written. Export the bundle again.")
-    if manifest["format"] > FORMAT:
+        manifest = read_json(file)
+        found, digests = manifest.pop("digest"), [*manifest["files"].values()]
+        later = manifest["format"] > FORMAT
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: it is no manifest. Export the bundle again.") from error
+    if found != json_digest(manifest) or not all(isinstance(digest, str) for digest in digests):
+        raise ValueError(f"{file} is damaged: it is not what was written. Export the bundle again.")
+    if later:
         raise ValueError(
             f"the bundle was written by t5fusion {manifest['t5fusion']}, later than this. Update t5fusion."
         )
@@ -339,7 +427,11 @@ def json_digest(value: dict) -> str:
 
 
 def write_json(file: Path, value: dict) -> None:
-    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    file.write_text(as_json(value), encoding="utf-8")
+
+
+def as_json(value: dict) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
 def check_nothing_local(bundle: Path, paths: list[Path]) -> None:

@@ -17,25 +17,32 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..finetune.evaluate import EVALUATION
 from ..finetune.files import FILE_KINDS
+from ..finetune.loading import read_json
 from ..finetune.train import RECORD
 from ..loading_t5fusion import FusedName
 from ..tiny_t5 import PATH as TINY_T5
 from .onnx_export import ENCODER
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
+CARD = "README.md"
+# what of a card depends on the evaluation alone
+OF_EVALUATION = {"sections": ("results", "limits"), "fields": ("metrics", "widget", "model-index")}
 PLACEHOLDER, REVISION = "REPO_ID", "COMMIT"  # stand for the repository's id, and what to pin, until `name_repository`
 MARKER = re.compile(r"<!--\s*(/?)t5fusion:([a-z]+)\s*-->")
 DIGEST = re.compile(r"([\w-]+)=([0-9a-f]{8})\b")
 TASK = "text-generation"  # where the Hub has put text2text-generation, once a task of its own
 SCORES = {"loss": "loss", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "chrf": "chrF"}
 
+Kind = Literal["adapter", "standalone", "merged", "base"]
+
 
 def make_card(
     bundle: Path,
     source: Path,
-    kind: Literal["adapter", "standalone", "merged", "base"],
+    kind: Kind,
     repo_id: str | None = None,
     previous: str | None = None,
+    evaluated: Path | None = None,
 ) -> str:
     """The whole text of the bundle's README.md.
 
@@ -45,11 +52,12 @@ def make_card(
         repo_id: what the load lines name; None for a placeholder, which the card explains.
         previous: the card of an earlier export. Its sections are written anew and those deleted stay deleted; all else
             in it stays, and so does metadata that the user added, changed or took out.
+        evaluated: the folder of evaluation.json; None for `source`.
 
     Raises:
         ValueError: `previous` has a broken marker or unreadable metadata, or `repo_id` is no id.
     """
-    facts = read_facts(bundle, source, kind)
+    facts = read_facts(bundle, source, kind, evaluated or source)
     data = make_metadata(facts)
     digests = " ".join(f"{name}={_digest(value)}" for name, value in data.to_dict().items())
     card = ModelCard.from_template(data, template_path=str(TEMPLATE), placeholder=PLACEHOLDER, digests=digests, **facts)
@@ -79,18 +87,58 @@ def name_repository(card: str, repo_id: str, revision: str = REVISION) -> str:
     return card[: place.start] + text + card[place.stop :]
 
 
-def keep_changes(card: str, previous: str) -> str:
-    """`previous` with the sections of `card`, and with its metadata where the user has not changed them."""
-    new = RepoCard(card)
+def with_evaluation(bundle: Path, kind: Kind) -> str:
+    """The card of a bundle, filled in with the evaluation.json that lies beside it; all else in the card stays.
+
+    What training recorded is not in a bundle, so the other sections cannot be written again from it.
+
+    Raises:
+        ValueError: the card has a broken marker or unreadable metadata.
+    """
+    card = make_card(bundle, bundle, kind)
+    if not (bundle / CARD).exists():
+        return card
+    previous = (bundle / CARD).read_text(encoding="utf-8")
+    new, old = RepoCard(card), read_card(previous)
+    for name, place in reversed(find_sections(new.text).items()):
+        if name not in (*OF_EVALUATION["sections"], "metadata"):
+            kept = old.text[find_sections(old.text).get(name, slice(0, 0))]
+            new.text = new.text[: place.start] + kept + new.text[place.stop :]
+    fields = {name: value for name, value in old.data.to_dict().items() if name not in OF_EVALUATION["fields"]}
+    digests = {name: value for name, value in digests_of(old.text).items() if name not in OF_EVALUATION["fields"]}
+    for name, value in new.data.to_dict().items():
+        if name in OF_EVALUATION["fields"]:
+            fields[name], digests[name] = value, _digest(value)
+    place = find_sections(new.text)["metadata"]
+    names = dict.fromkeys([*new.data.to_dict(), *digests])  # in the order in which an export writes them
+    listed = " ".join(f"{name}={digests[name]}" for name in names if name in digests)
+    told = re.sub(rf"({DIGEST.pattern}\s*)+", f"{listed} ", new.text[place])
+    new.text = new.text[: place.start] + told + new.text[place.stop :]
+    new.data = CardData(**fields)
+    return keep_changes(str(new), previous)
+
+
+def read_card(text: str) -> RepoCard:
+    """A card; ValueError where its metadata cannot be read."""
     try:
-        old = RepoCard(previous.replace("\r\n", "\n"))
+        return RepoCard(text.replace("\r\n", "\n"))
     except Exception as error:  # of many kinds: of the YAML's scanner, parser and constructor
         cause = " ".join(str(error).split())
         raise ValueError(
             f"the card's metadata cannot be read ({cause}). Mend it, between the two lines ---."
         ) from error
+
+
+def digests_of(text: str) -> dict[str, str]:
+    """The digest of each field of the metadata as it was generated, by the field's name."""
+    return dict(DIGEST.findall(text[find_sections(text).get("metadata", slice(0, 0))]))
+
+
+def keep_changes(card: str, previous: str) -> str:
+    """`previous` with the sections of `card`, and with its metadata where the user has not changed them."""
+    new, old = RepoCard(card), read_card(previous)
     sections, fresh = find_sections(old.text), find_sections(new.text)
-    digests = dict(DIGEST.findall(old.text[sections.get("metadata", slice(0, 0))]))
+    digests = digests_of(old.text)
     for name in reversed(sections):  # from the end, so that the places before it stay right
         if name in fresh:
             old.text = old.text[: sections[name].start] + new.text[fresh[name]] + old.text[sections[name].stop :]
@@ -138,11 +186,12 @@ def hub_id(name: str | None, source: Path) -> str | None:
     return None if any((folder / name).exists() for folder in (Path(), *source.resolve().parents)) else name
 
 
-def read_facts(bundle: Path, source: Path, kind: str) -> dict[str, Any]:
+def read_facts(bundle: Path, source: Path, kind: str, evaluated: Path) -> dict[str, Any]:
     """What the template is filled in with; None or empty where nothing is recorded."""
     config, recipe = _read(bundle / "config.json"), _read(bundle / "processor_config.json")
     record, evaluation, adapter = (
-        {} if kind == "base" else _read(source / name) for name in (RECORD, EVALUATION, "adapter_config.json")
+        {} if kind == "base" else _read(folder / name)
+        for folder, name in ((source, RECORD), (evaluated, EVALUATION), (source, "adapter_config.json"))
     )
     named = FusedName.parse(adapter.get("base_model_name_or_path")).plain
     bases = {record.get("options", {}).get("base"), config.get("backbone"), named}
@@ -156,7 +205,7 @@ def read_facts(bundle: Path, source: Path, kind: str) -> dict[str, Any]:
         "title": f"{'tiny_t5' if embedded else (backbone or 'T5').rpartition('/')[2]} with lexical vectors",
         "revision": config.get("backbone_revision"),
         "recipe": recipe,
-        "encoder": hub_id(recipe["lexical_encoder"], source),
+        "encoder": hub_id(encoder_id(recipe["lexical_encoder"]), source),
         "prompt": json.dumps(recipe["template"], ensure_ascii=False),
         "has_adapter": (bundle / "adapter_config.json").exists(),
         "has_graphs": (bundle / ENCODER).exists(),
@@ -166,6 +215,11 @@ def read_facts(bundle: Path, source: Path, kind: str) -> dict[str, Any]:
         "evaluation": evaluation,
         "evaluated_on": hub_id(evaluation.get("data"), source),
     }
+
+
+def encoder_id(name: str | None) -> str | None:
+    """The encoder's id as sentence-transformers completes it: a bare name is one of its own models."""
+    return name if name is None or "/" in name else f"sentence-transformers/{name}"
 
 
 def make_metadata(facts: dict[str, Any]) -> ModelCardData:
@@ -213,4 +267,4 @@ def _digest(value: Any) -> str:
 
 
 def _read(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}

@@ -36,9 +36,17 @@ def export(
     kind: Annotated[KindOption, typer.Option(help="What travels.")] = KindOption.adapter,
     backbone: Annotated[str | None, typer.Option(help="ID or ID@REVISION of the T5 that readers get.")] = None,
     template: Annotated[str | None, typer.Option(help="The prompt, where no processor was saved.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="What made the vectors, where no processor was saved.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Sentence-transformers model that made the vectors, where no processor was saved. Default: none"
+        ),
+    ] = None,
     lexical_source: Annotated[
-        str | None, typer.Option(help="text, given or none, where no processor was saved.")
+        str | None,
+        typer.Option(
+            help="text, given or none, where no processor was saved. Default: text with --encoder, else given"
+        ),
     ] = None,
     format: Annotated[
         FormatOption, typer.Option(help="onnx: graphs for onnxruntime as well, with the adapter folded in.")

@@ -13,6 +13,7 @@ def write_code(model: T5WithFusion, folder: Path) -> None:
     """As `model.save_pretrained(folder)` does, without the weights, which then are those of `config.backbone`."""
     config = copy.deepcopy(model.config)
     config.weights_from_backbone = config.adapter_beside = True
+    config.vocab_size = model.loaded_rows  # a table that was resized since lies beside it, in the adapter
     config.architectures = [T5WithFusion.__name__]
     config.auto_map = dict.fromkeys(ALSO_OPENED_BY, f"modeling_t5fusion.{T5WithFusion.__name__}")
     if hasattr(config, "quantization_config"):  # of how it was loaded here, not of the backbone

@@ -10,13 +10,25 @@ import json
 import platform
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+CALLED = "the processor, called as in the card"
+ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
+
 # What stands for an adapter's base until `push` names its repository: no id, so that nobody loads a wrong one
-NOT_ON_A_HUB = "not on a Hub yet; push it, or load this folder with AutoModelForSeq2SeqLM of transformers 5.5 or later"
+NOT_YET = "not on a Hub yet"
+NOT_ON_A_HUB = (
+    f"{NOT_YET}; push it, or type AutoModelForSeq2SeqLM.from_pretrained(FOLDER, trust_remote_code=True), with "
+    "transformers 5.5 or later"
+)
+
+
+class Untried(Exception):
+    """A door needs what this machine has not, or cannot reach; nothing is known of the model."""
 
 
 class Hidden:
@@ -86,6 +98,7 @@ class Doors:
         self.dtype = {"dtype": getattr(torch, spec["dtype"])} if spec.get("dtype") else {}
         self.backbone, self.backbone_revision = spec.get("backbone"), spec.get("backbone_revision")
         self.base, self.other = spec.get("base"), spec.get("other") or self.name
+        self.pushed = spec.get("pushed")
 
     def load(self, auto, name=None, **place):
         options = self.dtype if "Model" in auto.__name__ else {}
@@ -114,6 +127,23 @@ class Doors:
 
         return self.load(AutoProcessor)
 
+    def called(self):
+        """The inputs that the card's example makes, with vectors of a text where the recipe says how they are made."""
+        processor = self.processor()
+        brought = {}
+        if processor.lexical_source != "none" and not processor.lexical_encoder:
+            brought = {"lexical_embeds": torch.randn(1, processor.lexical_dim)}
+        elif processor.lexical_source == "given":
+            brought = {"lexical_texts": ["what the vector is made of"]}
+        try:
+            return processor(["app_config"], **brought)
+        except ImportError as error:
+            raise Untried(f"not tried: {error}") from error
+        except OSError as error:
+            if is_not_on_the_hub(error):
+                raise
+            raise Untried(f"not tried: {error}") from error
+
     def auto_model(self):
         from transformers import AutoModel
 
@@ -128,6 +158,12 @@ class Doors:
         from peft import AutoPeftModelForSeq2SeqLM
 
         return self.load(AutoPeftModelForSeq2SeqLM)
+
+    def auto_peft_once_pushed(self):
+        """By a copy that names itself as its base, as `push` makes the repository do."""
+        from peft import AutoPeftModelForSeq2SeqLM
+
+        return self.load(AutoPeftModelForSeq2SeqLM, self.pushed)
 
     def peft_over(self, model):
         from peft import PeftModel
@@ -163,11 +199,14 @@ class Doors:
             "AutoConfig": self.config,
             "AutoTokenizer": self.tokenizer,
             "AutoProcessor": self.processor,
+            CALLED: self.called,
             "AutoModel": self.auto_model,
             "AutoModelForSeq2SeqLM": self.one_line,
         }
         if self.has_adapter:
             doors["AutoPeftModelForSeq2SeqLM"] = self.auto_peft
+            if self.pushed:
+                doors[ONCE_PUSHED] = self.auto_peft_once_pushed
             doors["PeftModel over AutoModelForSeq2SeqLM"] = self.peft_over_one_line
             if self.backbone:
                 doors["PeftModel over T5WithFusion(backbone)"] = self.peft_over_plain
@@ -194,6 +233,8 @@ class Reference:
 
     def check(self, opened) -> str:
         """In what way it holds; ValueError where it does not."""
+        if isinstance(opened, Mapping):
+            return self._check_call(opened)
         if isinstance(opened, torch.nn.Module):
             return self._check_model(align(opened))
         if hasattr(opened, "lexical_token_id") and hasattr(opened, "model_type"):
@@ -205,6 +246,15 @@ class Reference:
         return self._agree(
             "texts", opened.batch_decode(self.tensors["written"], skip_special_tokens=True), self.facts["written"]
         )
+
+    def _check_call(self, inputs) -> str:
+        """Whether vectors that a call made are like those of the reference."""
+        if "lexical_embeds" not in inputs:
+            return "no vectors, as its `lexical_source` says"
+        vectors, width = inputs["lexical_embeds"], self.inputs["lexical_embeds"].shape[-1]
+        self._agree("shape of the vectors", tuple(vectors.shape), (1, width))
+        self._agree("vectors that are not numbers", int((~torch.isfinite(vectors)).sum()), 0)
+        return f"makes inputs with a vector of {width} numbers"
 
     def _agree(self, what, found, expected) -> str:
         if found != expected:
@@ -231,6 +281,15 @@ class Reference:
         return f"within {bound:.2g} ({apart:.2g}; the reference was made elsewhere: {elsewhere})"
 
 
+def is_not_on_the_hub(error: BaseException | None) -> bool:
+    """Whether it was caused by the Hub's word that there is no such repository."""
+    while error is not None:
+        if type(error).__name__ == "RepositoryNotFoundError":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def one_sentence(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
@@ -239,7 +298,8 @@ def one_sentence(error: BaseException) -> str:
 def main() -> None:
     """SPEC: name, adapter (whether it holds one), reference.
 
-    And perhaps: revision, dtype, backbone, backbone_revision, base, other, hide.
+    And perhaps: revision, dtype, backbone, backbone_revision, base, other, hide; pushed, which is a copy that names
+    itself as its base.
     """
     spec = json.loads(Path(sys.argv[1]).read_text())
     if spec.get("hide", True):
@@ -256,8 +316,10 @@ def main() -> None:
             found = {"held": True, "how": reference.check(open_door())}
         except Exception as error:  # whatever a library raises is what a reader would see
             found = {"held": False, "how": one_sentence(error)}
-            if NOT_ON_A_HUB in str(error):
+            if NOT_YET in str(error):
                 found["refused"] = NOT_ON_A_HUB
+            elif isinstance(error, Untried):
+                found["refused"] = str(error)
         print(json.dumps({"door": name, **found}), flush=True)
 
 

@@ -10,14 +10,20 @@ from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
 
-from huggingface_hub import whoami
-from peft import PeftModel
+from huggingface_hub import ModelCard, whoami
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from peft import PeftConfig, PeftModel
+from peft.auto import _BaseAutoPeftModel
 from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..loading_t5fusion import FusedName
 from ..modeling_t5fusion import T5WithFusion
 from .code import write_code
+from .doors import NOT_ON_A_HUB, NOT_YET
+
+OF_BASE = "base_model:"  # begins the tags by which the Hub knows what a model is based on
 
 
 def fused_beneath(model) -> T5WithFusion | None:
@@ -97,9 +103,80 @@ def saved_with_its_base(model, base: T5WithFusion, repository: str) -> Iterator[
             adapter.base_model_name_or_path = names[name]
 
 
+def with_its_base_named(write: Callable) -> Callable:
+    """`create_or_update_model_card` of PEFT, which the Trainer calls as well, for cards that the Hub takes."""
+
+    @wraps(write)
+    def create_or_update_model_card(self, output_dir, *args, **kwargs):
+        file = Path(output_dir) / "README.md"
+        earlier = ModelCard.load(file).data.base_model if file.exists() else None
+        write(self, output_dir, *args, **kwargs)
+        if isinstance(self.get_base_model(), T5WithFusion):
+            name_base(file, self.get_base_model(), earlier)
+
+    return create_or_update_model_card
+
+
+def name_base(file: Path, model: T5WithFusion, earlier: str | list[str] | None) -> None:
+    """Names in a card, which PEFT has written, the T5 beneath the adapter by its id on the Hub, or else nothing.
+
+    PEFT writes what its base was built from: a path, or "T5WithFusion(ID@COMMIT)". The Hub refuses a card with either.
+
+    Args:
+        earlier: the base that the card named before, which stays where there is no id.
+    """
+    card = ModelCard.load(file)
+    name = FusedName.parse(model.name_or_path).plain
+    is_id = is_hub_id(name)
+    card.data.base_model = name if is_id else earlier if isinstance(earlier, str) and is_hub_id(earlier) else None
+    tags = [tag for tag in card.data.tags or [] if not tag.startswith(OF_BASE)]
+    card.data.tags = sorted([*tags, f"{OF_BASE}adapter:{name}"] if is_id else tags) or None
+    card.save(file)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a repository, and is no folder here."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).is_dir()
+
+
+def with_a_hint(load: Callable) -> Callable:
+    """`from_pretrained` of PEFT's Auto classes, whose error over an adapter that was not pushed says what to type."""
+
+    @wraps(load)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        try:
+            return load(cls, pretrained_model_name_or_path, *args, **kwargs)
+        except (OSError, ValueError) as error:
+            folder = Path(pretrained_model_name_or_path)
+            if not is_unpushed(folder):
+                raise
+            raise OSError(
+                f"{cls.__name__} loads an adapter's base from the Hub by its name, and the adapter in {folder} is "
+                f'{NOT_YET}. Type T5WithFusion.from_pretrained("{folder}") for base and adapter in one; to go on '
+                f'training, PeftModel.from_pretrained(T5WithFusion(BASE), "{folder}", is_trainable=True), BASE being '
+                "the T5 that it was trained on; or push it first."
+            ) from error
+
+    return from_pretrained
+
+
+def is_unpushed(folder: Path) -> bool:
+    """Whether a folder holds an adapter of ours whose base no Auto class can find by its name."""
+    if not (folder / "adapter_config.json").is_file():
+        return False
+    name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    return name == NOT_ON_A_HUB or FusedName.parse(name).plain != name
+
+
 def register_pushes() -> None:
     """Every Trainer that is made from now on has the callback; PEFT, which asks nobody when it pushes, is wrapped."""
     if OwnBaseCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(OwnBaseCallback)
+        _BaseAutoPeftModel.from_pretrained = classmethod(with_a_hint(_BaseAutoPeftModel.from_pretrained.__func__))
+        PeftModel.create_or_update_model_card = with_its_base_named(PeftModel.create_or_update_model_card)
         for kind in (PeftModel, T5WithFusion):
             kind.push_to_hub = with_its_base(kind.push_to_hub)

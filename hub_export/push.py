@@ -1,6 +1,5 @@
 """Send a bundle that verified to the Hub, in one commit."""
 
-import json
 import shutil
 import tempfile
 import time
@@ -18,9 +17,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
+from ..finetune.loading import read_json
 from .bundle import CARD, file_digest, json_digest, read_manifest, write_json, write_manifest
 from .card import name_repository
 from .errors import in_one_sentence
+from .replace import recover
 from .verify import verify
 
 WAITS = (1, 4, 16)  # seconds between attempts
@@ -67,6 +68,7 @@ def push(
         OSError: the Hub did not take it; the repository is as it was, or complete but for a tag, and the error says so.
     """
     bundle, api = Path(bundle), api or HfApi()
+    recover(bundle)
     manifest = read_manifest(bundle)
     try:
         validate_repo_id(repo_id)
@@ -74,7 +76,7 @@ def push(
     except Exception as error:
         raise _told(error, repo_id) from error
     if manifest["kind"] == "adapter" and not private:
-        check_readers_can_have(json.loads((bundle / "config.json").read_text(encoding="utf-8")), api.endpoint)
+        check_readers_can_have(read_json(bundle / "config.json"), api.endpoint)
     report = verify(bundle, use_cache=use_cache, trust_code=trust_code, say=say)
     if not report.ok:
         raise ValueError(f"nothing was pushed, since {bundle} does not verify: {report.failures[0]}.")
@@ -158,7 +160,7 @@ def stage(bundle: Path, folder: Path, repo_id: str, tag: str | None) -> list[Pat
     adapter_config = folder / "adapter_config.json"
     if adapter_config.exists():
         # a Hub's repository is always loaded over this name; its own config.json then says what lies beneath
-        fields = json.loads(adapter_config.read_text(encoding="utf-8"))
+        fields = read_json(adapter_config)
         write_json(adapter_config, fields | {"base_model_name_or_path": repo_id, "revision": tag})
     card = folder / CARD
     named = name_repository(card.read_text(encoding="utf-8"), repo_id, *([tag] if tag else []))

@@ -2,21 +2,22 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_token, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import constants, get_token
 
 from ..configuration_t5fusion import T5FusionConfig
+from ..finetune.loading import check_files as check_contents
+from ..finetune.loading import find_folder, read_json, told
 from . import doors
-from .bundle import CARD, REFERENCE, file_digest, read_manifest
-from .errors import in_one_sentence
+from .bundle import CARD, REFERENCE, file_digest, read_manifest, write_json
 from .onnx_export import ENCODER, check_graphs
 
 
@@ -60,8 +61,8 @@ def verify(
         say: is told each line of the report as it comes.
 
     Raises:
-        ValueError: `name` is no bundle, or carries code that is not this package's. OSError: it cannot be had from the
-            Hub.
+        ValueError: `name` is no bundle, or carries code that is not this package's, or weights that are not numbers.
+        OSError: it cannot be had from the Hub.
     """
     report = Report()
 
@@ -71,17 +72,17 @@ def verify(
 
     with tempfile.TemporaryDirectory(prefix="t5fusion-verify-") as temporary:
         environment = clean_environment(Path(temporary), use_cache)
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = download(str(name), revision, environment["HF_HUB_CACHE"])
+        folder = find_folder(str(name), revision, cache_dir=environment["HF_HUB_CACHE"])
         manifest = read_manifest(folder)
         for mark, what in check_files(folder, manifest["files"]):
             add(mark, what)
         if not report.ok:
             return report
+        check_contents(folder)
         if not trust_code:
             check_code(folder)
-        config = T5FusionConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        with told(f"{folder / 'config.json'}"):
+            config = T5FusionConfig.from_dict(read_json(folder / "config.json"))
         spec = {
             "name": str(folder.resolve()) if Path(name).is_dir() else str(name),
             "adapter": (folder / "adapter_config.json").exists(),
@@ -92,6 +93,8 @@ def verify(
             "base": base,
             "dtype": dtype,
         }
+        if spec["adapter"] and Path(name).is_dir():
+            spec["pushed"] = str(copy_as_pushed(folder, manifest["files"], Path(temporary) / "pushed"))
         for found in open_doors(spec, Path(temporary), environment):
             shut = found.get("refused")
             add("ok" if found["held"] else "--" if shut else "NO", f"{found['door']}: {shut or found['how']}")
@@ -109,14 +112,6 @@ def clean_environment(temporary: Path, use_cache: bool) -> dict[str, str]:
     return kept | ({"HF_TOKEN": token} if (token := get_token()) else {})
 
 
-def download(repo_id: str, revision: str | None, cache: str) -> Path:
-    """The repository's files, in the cache; OSError, in one sentence, where they cannot be had."""
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, cache_dir=cache))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise OSError(in_one_sentence(error, repo_id)) from error
-
-
 def check_files(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]:
     """Mark and sentence for each file that is missing, or is not what was written; the card may be edited."""
     found = []
@@ -129,12 +124,31 @@ def check_files(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]
     return found or [("ok", f"{len(expected)} files, as they were written")]
 
 
+def copy_as_pushed(folder: Path, names: Iterable[str], copy: Path) -> Path:
+    """A bundle whose adapter names the bundle itself as its base, as in the repository that `push` makes."""
+    copy.mkdir()
+    for name in names:
+        try:
+            (copy / name).symlink_to((folder / name).resolve())
+        except OSError:  # Windows lets not everyone make links
+            shutil.copy2(folder / name, copy / name)
+    config = read_json(folder / "adapter_config.json") | {"base_model_name_or_path": str(copy), "revision": None}
+    (copy / "adapter_config.json").unlink()
+    write_json(copy / "adapter_config.json", config)
+    return copy
+
+
 def check_code(folder: Path) -> None:
     """ValueError, naming the file, if loading the bundle would run code that is not this package's own."""
     ours = {file.name: file.read_bytes() for file in Path(__file__).parents[1].glob("*_t5fusion.py")}
     strange = [file.name for file in sorted(folder.glob("*.py")) if file.read_bytes() != ours.get(file.name)]
     for file in sorted(folder.glob("*config.json")):
-        classes = json.loads(file.read_text(encoding="utf-8")).get("auto_map", {}).values()
+        classes = read_json(file).get("auto_map") or {}
+        if not isinstance(classes, dict):
+            raise ValueError(
+                f"`auto_map` of {file} is a {type(classes).__name__}; expected an object. Export it again."
+            )
+        classes = classes.values()
         named = [name for entry in classes for name in ([entry] if isinstance(entry, str) else entry) if name]
         strange += [f"{file.name} ({name})" for name in named if f"{name.partition('.')[0]}.py" not in ours]
     if strange:

@@ -143,14 +143,19 @@ def served(data: bytes, etag: str, request: Request, **headers) -> Response:
 
 
 def card_errors(card: str) -> list[dict]:
-    """What is wrong with the shape of a card's metadata: each line must be `key: value`, or go on with the one before.
+    """What is wrong with a card's metadata: each line must be `key: value`, or go on with the one before; and a base
+    model, be it the field or a tag, must be an id.
 
-    The Hub parses the YAML and knows the keys; without a YAML parser, this only tells a mapping from anything else.
+    The Hub parses the YAML and knows more keys; without a YAML parser, this only tells a mapping from anything else.
     """
     metadata = re.match(r"---\s*\n(.*?)^---\s*$", card, re.DOTALL | re.MULTILINE)
     lines = metadata[1].splitlines() if metadata else []
     wrong = [line for line in lines if line.strip() and not re.match(r"[\s#-]|[\w.\"'-]+:(\s|$)", line)]
-    return [{"message": f'"metadata" must be a mapping: {line!r}'} for line in wrong]
+    named = re.findall(r"^(?:base_model:|- base_model:(?:\w+:)?)[ \t]*(\S.*)$", "\n".join(lines), re.MULTILINE)
+    no_ids = [name for name in named if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", name.strip("\"'"))]
+    return [{"message": f'"metadata" must be a mapping: {line!r}'} for line in wrong] + [
+        {"message": f'"base_model" with value {name!r} is not valid. Use a model id.'} for name in no_ids
+    ]
 
 
 def full_ref(revision: str) -> str:

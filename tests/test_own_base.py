@@ -12,7 +12,8 @@ import sys
 
 import pytest
 from conftest import HIDE_THE_PACKAGE
-from hub_server import HubServer
+from hub_server import HubServer, card_errors
+from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 
 BACKBONE = "google/flan-tiny"
@@ -279,3 +280,53 @@ def test_base_that_is_on_no_hub_stays_named(hub, author, plain_folders):
     files = hub.repo("me/local").files()
     base = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
     assert base == f"T5WithFusion({plain_folders['flan']})" and "config.json" not in files
+
+
+CARD = """
+import sys
+from peft import LoraConfig, get_peft_model
+from t5fusion import T5WithFusion
+
+base, out = sys.argv[1:]
+model = get_peft_model(T5WithFusion(base), LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM"))
+model.save_pretrained(out)
+"""
+
+
+def card_of(text):
+    """The metadata, which the Hub must take, and the text beneath."""
+    assert card_errors(text) == []
+    card = ModelCard(text)
+    based_on = [tag for tag in card.data.tags or [] if tag.startswith("base_model:")]
+    return card.data.base_model, based_on, card.text
+
+
+def test_cards_name_the_t5_or_nothing(hub, author, pushed_by_themselves, plain_folders):
+    """Those that PEFT and the Trainer write, where they are saved and where they are pushed."""
+    author.python(CARD, BACKBONE, "card-of-hub")
+    author.python(CARD, plain_folders["flan"], "card-of-folder")
+    for repository in ("local", "natively"):
+        if f"me/{repository}" not in hub.repos:
+            kind = {"local": "fused", "natively": "adapter of transformers"}[repository]
+            author.python(PUSH, kind, plain_folders["flan"] if repository == "local" else BACKBONE, repository)
+    tags = [f"base_model:adapter:{BACKBONE}"]
+    cards = {name: (author.folder / name / "README.md").read_text() for name in ("card-of-hub", "card-of-folder")}
+    for name in ("pushed", "by_peft", "local", "natively", "plain_by_peft"):
+        cards[name] = hub.repo(f"me/{name}").files()["README.md"].decode()
+    found = {name: card_of(text) for name, text in cards.items()}
+    for name in ("card-of-hub", "pushed"):
+        assert found[name][:2] == (BACKBONE, tags), name
+    for name in ("card-of-folder", "local", "by_peft", "plain_by_peft"):  # transformers pushes a card without names
+        assert found[name][:2] == (None, []), name
+    assert found["natively"][:2] == (BACKBONE, [])
+    for name, text in cards.items():
+        assert "T5WithFusion(" not in text and str(plain_folders["flan"]) not in text, name
+
+
+def test_a_card_of_the_users_keeps_its_words(author, plain_folders):
+    folder = author.folder / "worded"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\nbase_model: google/flan-t5-small\n---\n# Mine\n")
+    author.python(CARD, plain_folders["flan"], folder)
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.license, card.data.base_model) == ("mit", "google/flan-t5-small") and "# Mine" in card.text

@@ -1,0 +1,19 @@
+"""The permissions of what is saved."""
+
+import stat
+from pathlib import Path
+
+
+def apply_umask(folder: Path) -> None:
+    """Gives every file in `folder` the permissions that the user's umask asks for.
+
+    safetensors and tempfile write files that only their owner can read, so that nobody else could load a model from a
+    shared folder.
+    """
+    probe = folder / ".permissions"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
