@@ -496,7 +496,7 @@ def test_a_model_other_than_was_trained_is_told(author, copy):
     reseal(copy, files=read_manifest(copy)["files"] | {
         "adapter_model.safetensors": file_digest(copy / "adapter_model.safetensors")})  # fmt: skip
     held, _ = author.t5fusion("verify", copy, expect=1)
-    assert held.count("NO") == 6 and "another model" in held
+    assert held.count("NO") == 7 and "another model" in held
 
 
 def test_a_bundle_of_an_older_or_a_later_package(author, copy):
