@@ -4,8 +4,8 @@ import stat
 from pathlib import Path
 
 
-def apply_umask(folder: Path) -> None:
-    """Gives every file in `folder` the permissions that the user's umask asks for.
+def apply_umask(folder: Path, pattern: str = "*") -> None:
+    """Gives every file below `folder` whose name matches `pattern` the permissions that the user's umask asks for.
 
     safetensors and tempfile write files that only their owner can read, so that nobody else could load a model from a
     shared folder.
@@ -14,6 +14,6 @@ def apply_umask(folder: Path) -> None:
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
-    for file in folder.rglob("*"):
+    for file in folder.rglob(pattern):
         if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
             file.chmod(mode)

@@ -17,6 +17,7 @@ import copy
 import os
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 
 from peft import PeftConfig, PeftModel
 from peft.config import PeftConfigMixin
@@ -26,6 +27,7 @@ from torch import nn
 from ..configuration_t5fusion import T5FusionConfig
 from ..loading_t5fusion import FusedName
 from ..modeling_t5fusion import T5WithFusion
+from .modes import apply_umask
 
 FUSION = "fusion"
 SWITCH = "T5FUSION_PEFT_HOOK"
@@ -106,7 +108,11 @@ def _wrap_save(save: Callable) -> Callable:
                 base.check_reloadable(adapter, self.peft_config[adapter])
             if base.is_resized() and not args:  # PEFT asks the Hub whether it was, and offline takes it that it was not
                 kwargs.setdefault("save_embedding_layers", True)
-        return save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
+        save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
+        if isinstance(base, T5WithFusion):
+            apply_umask(
+                Path(save_directory), "adapter_model.safetensors"
+            )  # safetensors writes files that only their owner can read
 
     return save_pretrained
 

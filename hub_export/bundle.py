@@ -29,6 +29,7 @@ from ..finetune.loading import (
 )
 from ..finetune.modes import apply_umask
 from ..finetune.train import RECORD
+from ..loading_t5fusion import base_in
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .backbone import Backbone, check_same, choose
@@ -203,6 +204,11 @@ def write_trained(
     else:
         trained, published = Backbone(str(source)), None
     options = trained_as(source)
+    if kind == "adapter" and "subfolder" in options:
+        raise ValueError(
+            f"the adapter was trained on the subfolder {options['subfolder']} of {trained}, and readers of a bundle "
+            "get a base from the root of its repository. Use --kind standalone or merged."
+        )
     base = trained.load(**options)
     if published is not None and published != trained:
         check_same(base, published.load(**options), (trained, published))
@@ -238,6 +244,9 @@ def trained_as(source: Path) -> dict[str, Any]:
         shapes = [tensor.shape for name, tensor in read_weights(weights) if name.endswith(PROJECTION)]
         if shapes:
             options["lexical_dim"] = shapes[0][-1]
+    if (source / "adapter_config.json").exists():  # and with what else was chosen when the model was built
+        base = base_in(read_json(source / "adapter_config.json"))
+        options |= {name: value for name, value in base.keywords.items() if name != "revision"}
     return options
 
 
