@@ -85,8 +85,28 @@ def demo(
     run(output, lexical=lexical.value, base=base, epochs=epochs, limit=limit, seed=seed)
 
 
+IDLE = {  # options of `train`, and those that have no effect beside them
+    "full": ("rank", "alpha", "dropout", "target_modules"),
+    "freeze_fusion": ("fusion_lr", "fusion_start"),
+    "vector_column": ("encoder", "lexical_dim"),
+    "resume": ("overwrite",),
+}
+
+
+def refuse_idle(context: typer.Context) -> None:
+    """ValueError if an option was given that another one, given too, leaves without effect."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    for option, idle in IDLE.items():
+        for other in idle:
+            if {option, other} <= given:
+                names = [f"--{name.replace('_', '-')}" for name in (other, option)]
+                raise ValueError(f"{names[0]} has no effect with {names[1]}. Leave one of them out.")
+
+
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")],
     text_column: TextColumn,
     target_column: TargetColumn,
@@ -121,6 +141,7 @@ def train(
 
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
+    refuse_idle(context)
     quiet()
     from .data import given_vectors, hold_out, is_first_process, load_rows
     from .train import Interrupted, TrainingOptions, check_launch, make_processor
@@ -131,7 +152,7 @@ def train(
         raise ValueError("--lexical-column and --vector-column were both given; give one of them.")
     options = TrainingOptions(
         base=base, full=full, train_fusion=not freeze_fusion, fusion_start=fusion_start, epochs=epochs,
-        target_modules=None if target_modules == "all" else tuple(target_modules.split(",")),
+        target_modules=None if target_modules == "all" else tuple(name.strip() for name in target_modules.split(",")),
         batch_size=batch_size, lr=lr, fusion_lr=fusion_lr, rank=rank, alpha=alpha, dropout=dropout, precision=precision,
         max_source=max_source, max_target=max_target, seed=seed,
     )  # fmt: skip

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -34,6 +36,21 @@ from .fusion_start import start_from_targets
 RECORD = "training.json"
 RESUMED = "options.json"  # in each checkpoint: with what it must be gone on
 STARTS = ("targets", "random")
+LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options that have no effect where all weights train
+NUMBERS: dict[
+    str, tuple[type, Callable[[float], bool], str]
+] = {  # kind, check and words for each number of the options
+    "epochs": (Real, lambda value: value > 0, "a number above 0"),
+    "batch_size": (Integral, lambda value: value >= 1, "a whole number from 1"),
+    "lr": (Real, lambda value: value > 0, "a number above 0"),
+    "fusion_lr": (Real, lambda value: value >= 0, "0 or a number above it"),
+    "rank": (Integral, lambda value: value >= 1, "a whole number from 1"),
+    "alpha": (Real, lambda value: value > 0, "a number above 0"),
+    "dropout": (Real, lambda value: 0 <= value < 1, "a number from 0 to less than 1"),
+    "max_source": (Integral, lambda value: value >= 2, "a whole number from 2"),
+    "max_target": (Integral, lambda value: value >= 2, "a whole number from 2"),
+    "seed": (Integral, lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,10 +66,14 @@ class TrainingOptions:
         fusion_start: "targets" (closed-form, see `fusion_start`) or "random".
         train_fusion: whether the adapter trains and holds the fusion layer; if not, it stays at its random start, which
             every machine makes alike.
-        target_modules: what LoRA is put on, by the modules' names; None for each matrix of the blocks. ("q", "v") with
-            `train_fusion=False` is the first user's own LoraConfig.
+        target_modules: what LoRA is put on, by the modules' names or the ends of their paths, each of which must be in
+            the model; None for each matrix of the blocks. ("q", "v") with `train_fusion=False` is the first user's own
+            LoraConfig.
         max_source, max_target: what `data.prepare` cut the rows to, kept for whoever evaluates.
         precision: "fp32", "bf16", or "auto": bf16 where the processor is fast at it.
+
+    Raises:
+        ValueError: a value is out of its range or not a number, or an option has no effect beside another.
     """
 
     base: str = "tiny_t5"
@@ -77,8 +98,23 @@ class TrainingOptions:
             raise ValueError(f"`fusion_start` is {self.fusion_start!r}; expected one of {', '.join(STARTS)}.")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"`precision` is {self.precision!r}; expected auto, fp32 or bf16.")
-        if self.lr is not None and self.lr <= 0:
-            raise ValueError(f"`lr` is {self.lr}; expected a rate above 0.")
+        for name, (kind, fits, expected) in NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name in ("lr", "fusion_lr"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not fits(value):
+                raise ValueError(f"`{name}` is {value!r}; expected {expected}.")
+        modules = self.target_modules
+        if modules is not None and (isinstance(modules, str) or not modules or not all(modules)):
+            # a string would be taken for its letters
+            raise ValueError(f"`target_modules` is {modules!r}; expected names such as ('q', 'v'), or None for all.")
+        defaults = {field.name: field.default for field in fields(self)}
+        idle = [f"`{name}`" for name in LORA_ONLY if self.full and getattr(self, name) != defaults[name]]
+        if idle:
+            have, are = ("have", "they are") if len(idle) > 1 else ("has", "it is")
+            raise ValueError(f"{' and '.join(idle)} {have} no effect with `full`: {are} LoRA's. Leave one out.")
+        if self.fusion_lr is not None and not self.train_fusion:
+            raise ValueError("`fusion_lr` has no effect with `train_fusion=False`. Leave one out.")
 
     @property
     def peak_lr(self) -> float:
@@ -159,7 +195,8 @@ def build_model(
         commit: of the base; None for its main.
 
     Raises:
-        ValueError: model and tokenizer do not mean the same token by `<lexical>`, or the base is no T5.
+        ValueError: model and tokenizer do not mean the same token by `<lexical>`, or the base is no T5, or it lacks one
+            of `options.target_modules`.
         OSError: the base cannot be loaded.
     """
     try:
@@ -190,7 +227,9 @@ def build_model(
         told = f"explain {explained:.1%} of their words' variance" if explained > 0 else "tell nothing of their words"
         _print(f"fusion layer: started from the targets; the vectors {told}")
     if options.full:
+        model.encoder.fusion.requires_grad_(options.train_fusion)
         return model
+    check_target_modules(model, options)
     lora: dict[str, object] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
     if not (options.train_fusion and with_vectors):
         lora["modules_to_save"] = None
@@ -199,6 +238,32 @@ def build_model(
     torch.manual_seed(options.seed)
     is_fused = plain_t5(model.name_or_path)[0] == model.name_or_path  # else the name tells the commit
     return get_peft_model(model, model.lora_config(**lora), revision=commit if is_fused else None)
+
+
+def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
+    """ValueError unless each of `options.target_modules` is a module that LoRA can be put on.
+
+    PEFT itself is content if one of them is.
+    """
+    if options.target_modules is None:
+        return
+    fit = {
+        name
+        for name, module in model.named_modules()
+        # The table is left out since T5 reads it by another of its names, past an adapter on this one. The fusion layer
+        # is left out since PEFT puts no adapter on what trains as a whole.
+        if isinstance(module, (nn.Linear, nn.Embedding))
+        and module is not model.shared
+        and not (options.train_fusion and ".fusion." in name)
+    }
+    unknown = [
+        wanted for wanted in options.target_modules if not any(f".{name}".endswith(f".{wanted}") for name in fit)
+    ]
+    if unknown:
+        raise ValueError(
+            f"{options.base} has no module {', '.join(map(repr, unknown))} that LoRA can be put on; expected any of "
+            f"{', '.join(sorted({name.rpartition('.')[2] for name in fit}))}."
+        )
 
 
 def trainable_share(model: nn.Module) -> tuple[int, int]:
