@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import sys
 from collections import Counter
 from enum import Enum
@@ -42,7 +41,9 @@ LexicalColumn = Annotated[
 ]
 VectorColumn = Annotated[str | None, typer.Option(help="Column that holds the vectors themselves, one in each row.")]
 Limit = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is in the output folder, once there is a checkpoint.")
+]
 
 
 def show_version(wanted: bool) -> None:
@@ -76,13 +77,17 @@ def demo(
     quiet()
     from .demo import DEMO
     from .demo import demo as run
+    from .run_folder import check_output, is_unused
+    from .train import Interrupted
 
-    if output.is_dir() and any(output.iterdir()) and not (output / DEMO).exists():
+    if not is_unused(output) and not (output / DEMO).exists():
         raise ValueError(f"{output} holds something else than a demo, and is left alone. Choose another --output.")
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
-    (output / DEMO).write_text("{}\n")  # an interrupted one is known by it, too
-    run(output, lexical=lexical.value, base=base, epochs=epochs, limit=limit, seed=seed)
+    check_output(output, overwrite=True, mark=DEMO)
+    try:
+        run(output, lexical=lexical.value, base=base, epochs=epochs, limit=limit, seed=seed)
+    except Interrupted as stop:
+        say("Stopped. The next demo starts over.")
+        raise typer.Exit(stop.exit_code) from None
 
 
 IDLE = {  # options of `train`, and those that have no effect beside them
@@ -144,6 +149,7 @@ def train(
     refuse_idle(context)
     quiet()
     from .data import given_vectors, hold_out, is_first_process, load_rows
+    from .run_folder import check_output
     from .train import Interrupted, TrainingOptions, check_launch, make_processor
     from .train import train as run
 
@@ -165,8 +171,8 @@ def train(
     if limit:
         rows, held_out = rows.select(range(min(limit, len(rows)))), held_out.select(range(min(limit, len(held_out))))
     output = output or Path("runs") / Path(data).stem
-    if not resume and is_first_process():
-        _clear(output, overwrite)
+    if is_first_process():  # before the vectors are made, which can take hours
+        check_output(output, resume, overwrite)
     recipe: dict[str, str | None] = {"lexical_encoder": encoder} if encoder else {}
     if vector_column:
         recipe = {"lexical_encoder": None}
@@ -178,10 +184,10 @@ def train(
     training = _inputs(rows, columns, processor, limits)
     validating = _inputs(held_out, columns, processor, limits)
     try:
-        run(training, validating, processor, options, output, resume, _on_hub(data), columns)
-    except Interrupted:
+        run(training, validating, processor, options, output, resume, _on_hub(data), columns, overwrite)
+    except Interrupted as stop:
         say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(stop.exit_code) from None
     text = rows[0][text_column]
     words = [text if len(text) < 80 and text.isprintable() else "TEXT"]
     if source == "given":
@@ -416,18 +422,6 @@ def _inputs(
             "--vector-column, as in training, or --no-vectors."
         )
     return prepare(rows[text], rows[target] if target else None, made, processor, limits[0], limits[1], cut)
-
-
-def _clear(output: Path, overwrite: bool) -> None:
-    """An empty folder, or an error. What is emptied is a folder that `train` wrote, and no other."""
-    if output.is_dir() and any(output.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{output} is not empty. Choose another --output, or give --overwrite, or --resume.")
-        names = {item.name for item in output.iterdir()}
-        if "training.json" not in names and names != {"checkpoints"}:  # many a folder of others has checkpoints
-            raise ValueError(f"{output} holds what t5fusion did not write, and is left alone. Choose another --output.")
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
 
 
 def say(line: str) -> None:

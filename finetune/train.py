@@ -7,23 +7,33 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, disable_fsdp_ram_efficient_loading
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    disable_fsdp_ram_efficient_loading,
+    gather_object,
+)
 from huggingface_hub import try_to_load_from_cache
 from peft import get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.hub import extract_commit_hash
 
 from ..loading_t5fusion import commit_of, plain_t5
@@ -32,10 +42,11 @@ from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 from ..tiny_t5 import PATH as TINY_T5
 from .data import MAX_SOURCE, MAX_TARGET, is_first_process
 from .fusion_start import start_from_targets
+from .run_folder import CHECKPOINTS, RECORD, RESUMED, RunFolder
 
-RECORD = "training.json"
-RESUMED = "options.json"  # in each checkpoint: with what it must be gone on
 STARTS = ("targets", "random")
+SAME_SIGNAL = 1.0  # seconds within which a rank gets a signal twice: from a cluster, say, and from its launcher
+DAMAGED = (SafetensorError, UnpicklingError, EOFError)  # what a file of weights that is torn or foreign raises
 LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options that have no effect where all weights train
 NUMBERS: dict[
     str, tuple[type, Callable[[float], bool], str]
@@ -126,7 +137,11 @@ class TrainingOptions:
 
 
 class Interrupted(Exception):
-    """Training was stopped by Ctrl-C; a checkpoint holds what was learnt."""
+    """Training was stopped by a signal, SIGINT (Ctrl-C) or SIGTERM; a checkpoint holds what was learnt."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number  # as of a shell's command that the signal killed
 
 
 def fast_bf16() -> bool:
@@ -206,7 +221,7 @@ def build_model(
             lexical_dim=processor.lexical_dim,
             dtype=torch.float32,
         )
-    except OSError as error:
+    except (OSError, *DAMAGED) as error:
         raise base_error(options.base, error) from error
     if getattr(model, "peft_config", None):
         raise ValueError(
@@ -284,9 +299,15 @@ def align(model: nn.Module) -> nn.Module:
 
 
 class FusionTrainer(Seq2SeqTrainer):
-    """The Trainer with a learning rate of its own for the fusion layer, and right with several processes."""
+    """The Trainer with a learning rate of its own for the fusion layer, and right with several processes.
+
+    Each checkpoint holds `begun_with`, what a resumed training must agree with. Before the first one, the folder is
+    emptied of what it replaces.
+    """
 
     fusion_lr: float
+    folder: RunFolder
+    begun_with: dict
 
     def create_accelerator_and_postprocess(self):
         """The Trainer's. And `accelerate launch --use_fsdp` shards on CPUs too, where accelerate takes DDP unasked."""
@@ -312,6 +333,16 @@ class FusionTrainer(Seq2SeqTrainer):
                     optimizer.add_param_group({**group, "params": moved, "lr": self.fusion_lr})
         return optimizer
 
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        if self.is_world_process_zero():
+            self.folder.begin()
+            checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            # first of all, since the Trainer ends by deleting the checkpoint before
+            (checkpoint / RESUMED).write_text(json.dumps(self.begun_with))
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(*args, **kwargs)
+
     def _shard_embeddings(self) -> None:
         """One FSDP group for the table that encoder and decoder share: accelerate knows of one input embedding."""
         table = self.model.get_input_embeddings().weight
@@ -331,18 +362,6 @@ class ShowProgress(ProgressCallback):
         if state.is_world_process_zero and "eval_loss" in logs and self.training_bar is not None:
             line = f"epoch {logs['epoch']:g}: loss {self.loss:.3f} in training, {logs['eval_loss']:.3f} held out"
             self.training_bar.write(line, file=sys.stderr)
-
-
-class KeepOptions(TrainerCallback):
-    """Writes into each checkpoint what it must be gone on with."""
-
-    def __init__(self, expected: dict):
-        self.expected = expected
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / RESUMED).write_text(json.dumps(self.expected))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -388,31 +407,53 @@ def recipe_of(processor: T5FusionProcessor) -> dict:
     return {name: getattr(processor, name) for name in names}
 
 
-class StopOnInterrupt(TrainerCallback):
-    """Turns Ctrl-C into a checkpoint and an end at the next step, the same one in all processes."""
+class StopOnSignal(TrainerCallback):
+    """Turns Ctrl-C or SIGTERM into a checkpoint and an end at the next step, the same one in all processes.
+
+    A second signal does at once what it does by default.
+    """
 
     accelerator: Accelerator
 
     def __init__(self):
-        self.pressed = self.interrupted = False
+        self.received = 0  # number of the first signal
+        self.stopped = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        self.previous = signal.signal(signal.SIGINT, self._remember)
+        if threading.current_thread() is not threading.main_thread():  # Python lets no other thread listen
+            yield
+            return
+        self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, self.previous)
+            self._stop_listening()
 
-    def _remember(self, *_):
-        self.pressed = True
-        signal.signal(signal.SIGINT, self.previous)  # a second Ctrl-C stops at once
+    def _stop_listening(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def _receive(self, number, frame) -> None:
+        is_first = not self.received
+        if is_first:
+            self.received, self.since = number, time.monotonic()
+        if self.accelerator.num_processes > 1 and time.monotonic() - self.since < SAME_SIGNAL:
+            return
+        self._stop_listening()
+        if not is_first:
+            signal.raise_signal(number)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.pressed:
+        if self.received:
             self.accelerator.set_trigger()
         if self.accelerator.check_trigger():  # set in any process
-            self.interrupted = control.should_save = control.should_training_stop = True
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def raise_if_stopped(self) -> None:
+        """Raises `Interrupted` in all processes if any of them was to stop."""
+        if self.stopped:
+            raise Interrupted(max(gather_object([int(self.received)])))
 
 
 def train(
@@ -424,38 +465,68 @@ def train(
     resume: bool = False,
     data: str | None = None,
     columns: Sequence[str | None] = (),
+    overwrite: bool = False,
+    mark: str | None = None,
 ) -> nn.Module:
     """Trains and saves into `output`: adapter (or all weights), tokenizer, processor, and `training.json`.
+
+    Until the first checkpoint is saved, after the first epoch, nothing in `output` changes.
 
     Args:
         rows, held_out: as `data.prepare` makes them, to train on and to evaluate with after each epoch.
         resume: go on from the last checkpoint in `output/checkpoints`.
         data: id of the data set on the Hub that the rows are from, for the record.
         columns: that the rows were made of; to resume, they must be the same.
+        overwrite: replace what an earlier training saved in `output`, which else must be empty, or not exist.
+        mark: name of a file to put into `output` with the first checkpoint; only a folder that has it is overwritten.
 
     Returns:
         The trained model: a `PeftModel`, or a `T5WithFusion` if `options.full`. Under FSDP its weights are shards; what
         is saved is whole.
 
     Raises:
-        Interrupted: Ctrl-C was pressed; the checkpoint is saved.
-        ValueError: `resume`, and there is no checkpoint, or it was begun with other options or rows.
+        Interrupted: Ctrl-C was pressed, or SIGTERM received; the checkpoint is saved.
+        ValueError: `resume`, and there is no checkpoint, or it was begun with other options or rows; or `output` is not
+            empty, or another training is writing there.
     """
-    checkpoints = output / "checkpoints"
-    last = last_checkpoint(checkpoints) if resume else None
-    if resume and last is None:
+    arguments = _arguments(options, output / CHECKPOINTS)
+    folder = RunFolder(output, resume, overwrite, mark)
+    with _held(folder, arguments):
+        return _train(rows, held_out, processor, options, arguments, folder, data, columns)
+
+
+@contextmanager
+def _held(folder: RunFolder, arguments: Seq2SeqTrainingArguments) -> Iterator[None]:
+    """Holds the folder in the first process, and raises in all of them what is raised there."""
+    with ExitStack() as stack:
+        refusal: list[Exception | None] = [None]
+        if arguments.process_index == 0:
+            try:
+                stack.enter_context(folder.held())
+            except (OSError, ValueError) as error:
+                refusal = [error]
+        if arguments.world_size > 1:
+            broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise refusal[0]
+        yield
+
+
+def _train(
+    rows: list[dict],
+    held_out: list[dict],
+    processor: T5FusionProcessor,
+    options: TrainingOptions,
+    arguments: Seq2SeqTrainingArguments,
+    folder: RunFolder,
+    data: str | None,
+    columns: Sequence[str | None],
+) -> nn.Module:
+    output, checkpoints = folder.path, Path(arguments.output_dir)
+    last = last_checkpoint(checkpoints) if folder.resume else None
+    if folder.resume and last is None:
         raise ValueError(f"there is no checkpoint in {checkpoints} to resume from. Leave --resume out to start anew.")
-    arguments = _arguments(options, checkpoints)
-    begun_with = asdict(options) | {
-        "base": base_folder(options.base),
-        "rows": len(rows),
-        "held_out_rows": len(held_out),
-        "digest of the rows": rows_digest(rows),
-        "columns": list(columns),
-        **recipe_of(processor),
-    }
-    # how many processes share it may change
-    begun_with["batch size of all processes"] = begun_with.pop("batch_size") * arguments.world_size
+    begun_with = _begun_with(rows, held_out, processor, options, columns, arguments.world_size)
     if last is not None:
         check_resumed(last, begun_with)
     commit = read_begun(last, {}).get("commit") if last is not None else None
@@ -465,32 +536,33 @@ def train(
     trains, total = trainable_share(model)
     how = "full fine-tuning" if options.full else f"LoRA, r={options.rank}, alpha={options.alpha}"
     _print(f"{how}: {trains:,} of {total:,} weights train ({trains / total:.1%})")
-    stopper = StopOnInterrupt()
+    stopper = StopOnSignal()
     trainer = FusionTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,
         data_collator=DataCollatorWithFusion(processor.tokenizer),
-        callbacks=[stopper, KeepOptions(begun_with | {"commit": commit})],
+        callbacks=[stopper],
     )
     for theirs in (PrinterCallback, ProgressCallback):  # which of the two is there depends on the log level
         trainer.remove_callback(theirs)
     trainer.add_callback(ShowProgress())
     trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
+    trainer.folder, trainer.begun_with = folder, begun_with | {"commit": commit}
     stopper.accelerator = trainer.accelerator
     finished = output / RECORD  # of which nothing may be left to do
     earlier = json.loads(finished.read_text())["seconds"] if last is not None and finished.exists() else 0.0
     start = time.monotonic()
     with stopper.listening():
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    if stopper.interrupted:
-        raise Interrupted
+    stopper.raise_if_stopped()
     whole = _gather(trainer) if trainer.is_fsdp_enabled else None
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # leaves bf16 autocast behind
     if whole is None:
         align(model)
     if trainer.is_world_process_zero():
+        folder.begin()
         model.save_pretrained(output, state_dict=whole)
         pin_encoder(processor)
         processor.save_pretrained(output)
@@ -505,11 +577,33 @@ def train(
             "weights": total,
             "seconds": round(earlier + time.monotonic() - start, 1),
             "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry],
-            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "datasets")},
+            "versions": {name: version(name) for name in ("t5fusion", "torch", "transformers", "peft", "datasets")},
             "python": platform.python_version(),
         }
         (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     return model
+
+
+def _begun_with(
+    rows: list[dict],
+    held_out: list[dict],
+    processor: T5FusionProcessor,
+    options: TrainingOptions,
+    columns: Sequence[str | None],
+    processes: int,
+) -> dict:
+    """What a resumed training must agree with, by name."""
+    begun_with = asdict(options) | {
+        "base": base_folder(options.base),
+        "rows": len(rows),
+        "held_out_rows": len(held_out),
+        "digest of the rows": rows_digest(rows),
+        "columns": list(columns),
+        **recipe_of(processor),
+    }
+    # how many processes share it may change
+    begun_with["batch size of all processes"] = begun_with.pop("batch_size") * processes
+    return begun_with
 
 
 def _gather(trainer: FusionTrainer) -> dict[str, torch.Tensor]:

@@ -191,16 +191,20 @@ def wait_for(checkpoints, running):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_ctrl_c_in_one_rank_stops_all_at_one_step(room, forks, long_alone, kind):
-    launch, output = (DDP if kind == "ddp" else FSDP), f"stopped-{kind}"
+STOPS = {"ddp": signal.SIGINT, "fsdp": signal.SIGINT, "ddp-term": signal.SIGTERM}
+
+
+@pytest.mark.parametrize("kind", STOPS)
+def test_a_signal_in_one_rank_stops_all_at_one_step(room, forks, long_alone, kind):
+    launch, output, number = (FSDP if kind == "fsdp" else DDP), f"stopped-{kind}", STOPS[kind]
     words = [*LONG, *TWO, "--output", output]
     started = start_two(forks, launch, *words)
     checkpoints = room / output / "checkpoints"
     wait_for(checkpoints, lambda: Path(f"/proc/{started[0][0]}").exists())
-    os.kill(started[1][0], signal.SIGINT)  # a terminal sends it to all, one a moment after the other
+    os.kill(started[1][0], number)  # a terminal sends it to all, one a moment after the other
+    os.kill(started[1][0], number)  # a cluster sends it to all as well, and the launcher passes it on
     ended = [forks.end(each) for each in started]
-    assert [code for code, _, _ in ended] == [130, 130], ended[0][2] + ended[1][2]
+    assert [code for code, _, _ in ended] == [128 + number] * 2, ended[0][2] + ended[1][2]
     assert f"Stopped; a checkpoint is in {output}." in ended[0][2] and "Stopped" not in ended[1][2]
     (checkpoint,) = checkpoints.iterdir()
     assert (checkpoint / "rng_state_0.pth").exists() and (checkpoint / "rng_state_1.pth").exists()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+import t5fusion
 from t5fusion import T5FusionProcessor, T5WithFusion
 from t5fusion.finetune import train as training
 from t5fusion.finetune.data import prepare
@@ -101,7 +102,8 @@ def test_what_is_recorded(trained, base):
     assert (record["trainable_weights"], record["weights"]) == trainable_share(model)
     assert [entry["epoch"] for entry in record["history"] if "eval_loss" in entry] == [1, 2]
     assert [entry["epoch"] for entry in record["history"] if "loss" in entry] == [1, 2]
-    assert set(record["versions"]) == {"torch", "transformers", "peft", "datasets"} and record["seconds"] > 0
+    assert set(record["versions"]) == {"t5fusion", "torch", "transformers", "peft", "datasets"}
+    assert record["versions"]["t5fusion"] == t5fusion.__version__ and record["seconds"] > 0
 
 
 def test_the_trainable_share(trained):

@@ -4,6 +4,10 @@ The commands run in forks of a process that has imported torch already.
 """
 
 import json
+import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,3 +76,237 @@ def test_target_modules_may_be_listed_with_spaces(room, forks):
     assert code == 0, err
     config = json.loads((room / "spaces" / "adapter_config.json").read_text())
     assert sorted(config["target_modules"]) == ["q", "v"]
+
+
+def content(folder):
+    """Every file of a folder, and what is in it; None where there is no folder."""
+    if not folder.exists():
+        return None
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(room, forks):
+    """A folder that `train` wrote."""
+    code, _, err = forks.run(*TRAIN, *SHORT, "--output", "trained")
+    assert code == 0, err
+    return room / "trained"
+
+
+# what is only found when the folder is known already, and even when the first batch is made
+BAD_STARTS = {
+    "a rate that is no number": (["--lr", "nan"], "`lr` is nan"),
+    "a base that is not there": (["--base", "./nope"], "the base ./nope cannot be loaded"),
+    "a misspelt module": (["--target-modules", "q,vv"], "has no module 'vv'"),
+    "a damaged base": (["--base", "damaged"], "damaged cannot be loaded"),
+    "vectors of the wrong kind": (["--vector-column", "text"], "column 'text'"),
+    "a bad file": (["--validation", "bad.jsonl"], "bad.jsonl is empty"),
+}
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a run"])
+@pytest.mark.parametrize("case", BAD_STARTS)
+def test_a_start_that_fails_leaves_the_folder_as_it_was(room, forks, trained, case, there):
+    (room / "bad.jsonl").write_text("")
+    if not (room / "damaged").exists():
+        (room / "damaged").mkdir()
+        for file in (room / "base").iterdir():
+            (room / "damaged" / file.name).write_bytes(file.read_bytes()[: 2000 if "model" in file.name else None])
+    folder = trained if there == "a run" else room / "started" / "here"
+    if there == "an empty folder":
+        folder.mkdir(parents=True)
+    before = content(folder)
+    words, sentence = BAD_STARTS[case]
+    more = ["--overwrite"] if there == "a run" else []
+    assert sentence in refused(forks, *TRAIN, *SHORT, *words, *more, "--output", folder)
+    assert content(folder) == before
+    assert (room / "started").exists() == (there == "an empty folder")
+    if there == "an empty folder":
+        folder.rmdir()
+        folder.parent.rmdir()
+
+
+FIRST_BATCH_FAILS = """
+import sys
+from pathlib import Path
+from t5fusion.finetune.data import prepare
+from t5fusion.finetune.train import TrainingOptions, make_processor, train
+import torch
+
+processor = make_processor("base", lexical_encoder=None, lexical_dim=8, lexical_source="given")
+rows = prepare(["app_a"] * 8, ["a b"] * 8, torch.ones(8, 8), processor)
+rows[3]["input_ids"] = [1]
+try:
+    train(rows, rows[:2], processor, TrainingOptions(base="base", epochs=1), Path(sys.argv[1]), overwrite=True)
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("there", ["nothing", "a run"])
+def test_a_first_step_that_fails_leaves_the_folder_as_it_was(room, forks, trained, there):
+    folder = trained if there == "a run" else room / "stepped" / "here"
+    before = content(folder)
+    code, _, _ = forks.run(folder, code=FIRST_BATCH_FAILS)
+    assert code != 0 and content(folder) == before
+    assert not (room / "stepped").exists()
+
+
+def test_what_a_killed_start_leaves_is_no_content(room, forks):
+    left = room / "left"
+    (left / "checkpoints").mkdir(parents=True)
+    (left / ".training.lock").write_text("process 1 on nowhere\n")
+    code, _, err = forks.run(*TRAIN, *SHORT, "--output", "left")
+    assert code == 0, err
+    assert not (left / ".training.lock").exists() and (left / "training.json").exists()
+
+
+def test_overwrite_replaces_a_run_that_died_while_it_was_saved(room, forks):
+    code, _, err = forks.run(*TRAIN, *SHORT, "--output", "died")
+    assert code == 0, err
+    (room / "died" / "training.json").unlink()  # what is written last
+    (room / "died" / ".training.lock").write_text("process 1 on nowhere\n")
+    assert "died is not empty." in refused(forks, *TRAIN, *SHORT, "--output", "died")
+    code, _, err = forks.run(*TRAIN, *SHORT, "--full", "--overwrite", "--output", "died")
+    assert code == 0, err
+    names = {item.name for item in (room / "died").iterdir()}
+    assert "model.safetensors" in names and not names & {"adapter_model.safetensors", ".training.lock"}
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_vectors_are_made(room, forks):
+    assert refused(forks, *TRAIN, *SHORT, "--output", "rows.jsonl").startswith(
+        "rows.jsonl is a file; expected a folder"
+    )
+
+
+def test_the_python_function_mixes_no_two_runs_in_one_folder(room, forks, trained):
+    before = content(trained)
+    code, _, _ = forks.run(trained, code=FIRST_BATCH_FAILS.replace(", overwrite=True", ""))
+    assert code != 0 and content(trained) == before
+
+
+@pytest.mark.parametrize("there", ["nothing", "a demo"])
+def test_a_demo_that_fails_to_start_leaves_the_folder_as_it_was(room, forks, there):
+    folder = room / "demo"
+    if there == "a demo":
+        folder.mkdir()
+        (folder / "demo.json").write_text('{"mine": 1}')
+    before = content(folder)
+    assert "there is no such folder" in refused(forks, "demo", "--base", "./nope", "--output", folder)
+    assert content(folder) == before
+
+
+LONG = [*SHORT[:-3], "300", *SHORT[-2:]]
+
+
+def start_long(room, forks, output, *words):
+    """A training of many epochs, and its folder; there is a checkpoint already."""
+    started = forks.start(*TRAIN, *LONG, *words, "--output", output)
+    wait_for_checkpoint(room / output, started)
+    return started, room / output
+
+
+def wait_for_checkpoint(folder, started):
+    until = time.monotonic() + 60
+    while not list(folder.glob("checkpoints/checkpoint-*/trainer_state.json")):
+        assert Path(f"/proc/{started[0]}").exists() and time.monotonic() < until
+        time.sleep(0.02)
+
+
+def stop(forks, started, number=signal.SIGINT):
+    os.kill(started[0], number)
+    return forks.end(started)
+
+
+@pytest.mark.parametrize("words", [[], ["--overwrite"], ["--resume"]])
+def test_a_second_training_into_one_folder_is_refused(room, forks, words):
+    output = f"twice{''.join(words)}"
+    started, folder = start_long(room, forks, output)
+    try:
+        said = refused(forks, *TRAIN, *SHORT, *words, "--output", output)
+        assert f"another training, process {started[0]} on " in said
+        assert f"is writing into {output}. Wait for it, or end it, or choose another --output." in said
+        assert Path(f"/proc/{started[0]}").exists() and (folder / "checkpoints").is_dir()
+    finally:
+        code, _, err = stop(forks, started)
+    assert code == 130 and "Stopped; a checkpoint is in" in err
+    assert [item.name for item in folder.iterdir()] == ["checkpoints"]
+
+
+def test_a_second_training_is_refused_while_the_first_has_saved_nothing(room, forks):
+    started = forks.start(*TRAIN, *LONG, "--output", "early")
+    until = time.monotonic() + 60
+    while not (room / "early" / ".training.lock").exists():
+        assert Path(f"/proc/{started[0]}").exists() and time.monotonic() < until
+    try:
+        assert "is writing into early" in refused(forks, *TRAIN, *SHORT, "--output", "early")
+    finally:
+        wait_for_checkpoint(room / "early", started)
+        assert stop(forks, started)[0] == 130
+
+
+def test_a_killed_training_holds_its_folder_no_longer(room, forks):
+    started, folder = start_long(room, forks, "killed")
+    assert stop(forks, started, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert (folder / ".training.lock").exists()  # the file, with no lock on it
+    started = forks.start(*TRAIN, *LONG, "--output", "killed", "--resume")
+    until = time.monotonic() + 60
+    while f"process {started[0]} on" not in (folder / ".training.lock").read_text():
+        assert Path(f"/proc/{started[0]}").exists() and time.monotonic() < until
+        time.sleep(0.02)
+    assert "is writing into killed" in refused(forks, *TRAIN, *LONG, "--output", "killed", "--resume")
+    assert stop(forks, started)[0] in (-signal.SIGINT, 1, 130)
+    assert not (folder / ".training.lock").exists()
+
+
+def test_a_lock_that_was_left_does_not_travel(room, forks, trained):
+    (trained / ".training.lock").write_text("process 1 on nowhere\n")
+    try:
+        code, _, err = forks.run("export", "trained", "bundle", "--kind", "standalone")
+        assert code == 0, err
+        assert ".training.lock" not in {file.name for file in (room / "bundle").iterdir()}
+    finally:
+        (trained / ".training.lock").unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_and_a_second_one_stops_at_once(room, forks, number):
+    started, folder = start_long(room, forks, f"stopped-{number}")
+    code, _, err = stop(forks, started, number)
+    assert code == 128 + number, err
+    assert f"Stopped; a checkpoint is in stopped-{number}. To go on, give the same command with --resume." in err
+    assert [item.name for item in folder.iterdir()] == ["checkpoints"]
+    (checkpoint,) = folder.glob("checkpoints/*")
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    code, _, err = forks.run(*TRAIN, *LONG, "--resume", "--output", folder.name, int(number), code=TWO_SIGNALS)
+    assert code == (130 if number == signal.SIGINT else -number), err
+    assert f"step {step + 2}" in err and "Stopped; a checkpoint" not in err
+    assert [item.name for item in folder.glob("checkpoints/*")] == [checkpoint.name]
+
+
+# sends itself the signal twice within a step, the third after it was resumed
+TWO_SIGNALS = """
+import signal, sys
+from transformers import TrainerCallback
+from t5fusion.finetune import train
+from t5fusion.hub_export.cli import main
+
+number = int(sys.argv.pop())
+
+class Send(TrainerCallback):
+    steps = 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.steps += 1
+        if self.steps == 3:
+            print("step", state.global_step, file=sys.stderr, flush=True)
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+
+class Sent(train.FusionTrainer):
+    def __init__(self, *args, callbacks, **kwargs):
+        super().__init__(*args, callbacks=[*callbacks, Send()], **kwargs)
+
+train.FusionTrainer = Sent
+main()
+"""
