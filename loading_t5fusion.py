@@ -9,6 +9,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 from transformers import AutoTokenizer, MT5Config
@@ -24,6 +25,7 @@ NOTHING_LOADED: dict = {"missing_keys": set(), "unexpected_keys": set(), "mismat
 PLAIN = ("t5", "mt5")  # the kinds of backbone: an mT5 is a T5 whose head is never scaled
 WRAPPED = r"\.(base_layer|original_module)\b"  # what PEFT puts into the names of the weights beneath
 FUSED = re.compile(r"T5WithFusion\((.+?)(?:@([0-9a-f]{40}))?\)")  # see `fused_name`
+EMBEDDED = "tiny_t5"  # names the T5 that the package t5fusion carries, wherever that is installed
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
 
 
@@ -84,7 +86,7 @@ class FusedLoadingMixin:
                 )
             model.encoder.fusion.reset_parameters(model.shared.weight)
         if found.is_plain:
-            model.name_or_path = fused_name(found.source, found.commit)
+            model.name_or_path = fused_name(name_of_embedded(found.source), found.commit)
         if found.adapter is not None:
             model.load_adapter(found.adapter, adapter_name, adapter_kwargs=found.adapter_hub)
         return (model, info) if wants_info else model
@@ -180,12 +182,14 @@ def locate(name, config, kwargs: dict) -> Found:
     Raises:
         OSError: a config cannot be had, or an adapter of which one tells.
     """
-    name, commit = plain_t5(name)
+    named, (name, commit) = name, plain_t5(name)
+    if name != named or not os.path.isdir(name):  # a folder of that name is taken, unless an adapter names its base
+        name = resolve_embedded(name)
     hub = ({"revision": commit} if commit else {}) | {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
     adapter, adapter_hub = find_adapter(name, hub, kwargs.pop("adapter_kwargs", None))
     source = name
     if adapter == name and (base := base_of(adapter, adapter_hub)) is not None:  # an adapter by itself
-        source, hub = base[0], elsewhere(hub) | ({"revision": base[1]} if base[1] else {})
+        source, hub = resolve_embedded(base[0]), elsewhere(hub) | ({"revision": base[1]} if base[1] else {})
     commit = commit_of(source, hub)
     hub |= {"revision": commit} if commit else {}  # the rest is of the same commit, whoever pushes meanwhile
     saved, _ = PretrainedConfig.get_config_dict(source, **hub)
@@ -193,7 +197,7 @@ def locate(name, config, kwargs: dict) -> Found:
         raise OSError(f"{source} holds an adapter, whose adapter_config.json cannot be had. Try again, with a network.")
     config, kwargs = fused_config(source, hub, saved, config, kwargs)
     if saved.get("weights_from_backbone"):
-        source, commit = config.backbone, config.backbone_revision
+        source, commit = resolve_embedded(config.backbone), config.backbone_revision
         hub = elsewhere(hub) | {"revision": commit}
         saved, _ = PretrainedConfig.get_config_dict(source, **hub)
     kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KEYWORDS} | hub
@@ -225,7 +229,15 @@ def base_of(adapter, hub: dict) -> tuple[str, str | None] | None:
     if cached_file(adapter, "config.json", **hub, **missing) is not None:
         return None
     with open(cached_file(adapter, "adapter_config.json", **hub), encoding="utf-8") as file:
-        return base_in(json.load(file))
+        base, revision = base_in(json.load(file))
+    if was_embedded(base, adapter):
+        return EMBEDDED, None
+    if base and os.path.isabs(base) and not os.path.exists(base):
+        raise OSError(
+            f"the adapter {adapter} was trained on {base}, a folder that is not there. Put it back, or name where it "
+            "is now in `base_model_name_or_path` of adapter_config.json."
+        )
+    return base, revision
 
 
 def base_in(adapter_config: dict) -> tuple[str, str | None]:
@@ -245,6 +257,62 @@ def plain_t5(name) -> tuple:
     return (found[1], found[2]) if found else (name, None)
 
 
+def embedded_folder() -> str | None:
+    """Where the T5 is that the package t5fusion carries; None where that package is not installed."""
+    try:
+        package = find_spec("t5fusion")
+    except (ImportError, ValueError):
+        package = None
+    places = (package and package.submodule_search_locations) or ()
+    folders = [os.path.join(place, EMBEDDED) for place in places]
+    return next((folder for folder in folders if os.path.isfile(os.path.join(folder, "config.json"))), None)
+
+
+def resolve_embedded(name):
+    """The folder of the T5 that the package t5fusion carries, for its name "tiny_t5"; any other name as it is.
+
+    Raises:
+        OSError: that package is not installed.
+    """
+    if name != EMBEDDED:
+        return name
+    folder = embedded_folder()
+    if folder is None:
+        raise OSError(
+            f"{EMBEDDED} is the T5 that the package t5fusion carries, which is not installed here. Install t5fusion, "
+            "or use a bundle that `t5fusion export --kind standalone` made: it needs neither."
+        )
+    return folder
+
+
+def name_of_embedded(folder):
+    """ "tiny_t5" for the folder of the T5 that the package t5fusion carries; any other name as it is."""
+    if not os.path.isdir(folder):
+        return folder
+    embedded = embedded_folder()
+    if embedded is not None and os.path.samefile(folder, embedded):
+        return EMBEDDED
+    return os.path.abspath(folder) if str(folder) == EMBEDDED else folder  # by its name it would be the other
+
+
+def was_embedded(base, adapter) -> bool:
+    """Whether `base`, named by an adapter's folder, is where t5fusion was installed when an earlier release of it
+    trained the adapter: those releases wrote the path.
+    """
+    path = str(base).replace("\\", "/")
+    if "/" not in path or os.path.exists(base) or path.rpartition("/")[2] != EMBEDDED:
+        return False
+    if path.split("/")[-2] == "t5fusion":
+        return True
+    for folder in (adapter, os.path.join(adapter, "..", "..")):  # a run, or a checkpoint of one
+        try:
+            with open(os.path.join(folder, "training.json"), encoding="utf-8") as file:
+                return json.load(file)["options"]["base"] == EMBEDDED
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return False
+
+
 def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5FusionConfig, dict]:
     """The config to load `name` with, whose own says `saved`; and the keywords that are not fields of it."""
     kind = saved.get("model_type")
@@ -259,7 +327,7 @@ def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5
         if kind == "mt5":  # what its config leaves out is not what T5's would
             saved = MT5Config.from_dict(saved).to_dict()
         if kind in PLAIN:
-            saved["backbone"] = str(name)
+            saved["backbone"] = str(name_of_embedded(name))
             saved["backbone_revision"] = commit_of(name, hub)
             if "lexical_token_id" not in kwargs:
                 saved["lexical_token_id"] = free_token_id(name, hub)
@@ -271,7 +339,7 @@ def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5
     config = copy.deepcopy(config)
     config.weights_from_backbone = config.adapter_beside = False  # of what is saved, not of a model in memory
     if kind in PLAIN and getattr(config, "backbone", None) is None:
-        config.backbone, config.backbone_revision = str(name), commit_of(name, hub)
+        config.backbone, config.backbone_revision = str(name_of_embedded(name)), commit_of(name, hub)
     if kind == "mt5":
         config.scale_decoder_outputs = False  # whatever was said of its head
     return config, kwargs

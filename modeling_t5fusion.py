@@ -15,7 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
-from .loading_t5fusion import FusedLoadingMixin, plain_t5
+from .loading_t5fusion import FusedLoadingMixin, plain_t5, resolve_embedded
 
 logger = logging.get_logger(__name__)
 
@@ -340,7 +340,8 @@ class T5WithFusion(FusedLoadingMixin, StartsAsT5, T5ForConditionalGeneration, Ge
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if embeddings.num_embeddings != rows:
             # PEFT finds out by this name whether to save the table too; its shape then keeps it out of a plain T5
-            self.name_or_path, commit = plain_t5(self.name_or_path)
+            plain, commit = plain_t5(self.name_or_path)
+            self.name_or_path = resolve_embedded(plain)
             for adapter in getattr(self, "peft_config", {}).values():
                 adapter.base_model_name_or_path, adapter.revision = self.name_or_path, commit or adapter.revision
         return embeddings

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.utils.sha import sha_fileobj
 from peft import PeftModel
 
-from ..loading_t5fusion import base_in
+from ..loading_t5fusion import EMBEDDED, base_in, was_embedded
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .data import MAX_SOURCE, MAX_TARGET
@@ -50,7 +50,9 @@ def _base_of(folder: Path) -> tuple[str, str | None]:
     """The base that the adapter was trained on, and its commit; the embedded one is known by name, wherever it is."""
     if read_record(folder).get("options", {}).get("base") == "tiny_t5":
         return base_folder("tiny_t5"), None
-    return base_in(json.loads((folder / "adapter_config.json").read_text()))
+    base, revision = base_in(json.loads((folder / "adapter_config.json").read_text()))
+    is_embedded = base == EMBEDDED or was_embedded(base, folder)
+    return (base_folder(EMBEDDED), None) if is_embedded else (base, revision)
 
 
 def trained_digest(folder: Path) -> str:

@@ -36,10 +36,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.hub import extract_commit_hash
 
-from ..loading_t5fusion import commit_of, plain_t5
+from ..loading_t5fusion import EMBEDDED, commit_of, name_of_embedded, plain_t5, resolve_embedded, was_embedded
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
-from ..tiny_t5 import PATH as TINY_T5
 from .data import MAX_SOURCE, MAX_TARGET, is_first_process
 from .fusion_start import start_from_targets
 from .run_folder import CHECKPOINTS, RECORD, RESUMED, RunFolder
@@ -153,9 +152,14 @@ def fast_bf16() -> bool:
 
 def base_folder(base: str) -> str:
     """Where the base is: the embedded one's folder for "tiny_t5", else `base`, a folder by its full path."""
-    if base == "tiny_t5":
-        return TINY_T5
+    if base == EMBEDDED:
+        return resolve_embedded(base)
     return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def base_name(base: str) -> str:
+    """As `base_folder`, but "tiny_t5" for the embedded base, which elsewhere lies in another folder."""
+    return name_of_embedded(base_folder(base))
 
 
 def base_error(base: str, error: Exception) -> OSError:
@@ -382,7 +386,10 @@ def check_resumed(checkpoint: Path, expected: dict) -> None:
 def read_begun(checkpoint: Path, default: dict) -> dict:
     """What a checkpoint must be gone on with."""
     file = checkpoint / RESUMED
-    return json.loads(file.read_text()) if file.exists() else default
+    begun = json.loads(file.read_text()) if file.exists() else default
+    if was_embedded(begun.get("base"), checkpoint) or name_of_embedded(begun.get("base", "")) == EMBEDDED:
+        begun = begun | {"base": EMBEDDED}
+    return begun
 
 
 def pin_encoder(processor: T5FusionProcessor) -> None:
@@ -564,10 +571,11 @@ def _train(
     if trainer.is_world_process_zero():
         folder.begin()
         model.save_pretrained(output, state_dict=whole)
+        is_embedded = base_name(options.base) == EMBEDDED
         pin_encoder(processor)
         processor.save_pretrained(output)
         record = {
-            "options": asdict(options) | {"lr": options.peak_lr},
+            "options": asdict(options) | {"lr": options.peak_lr} | ({"base": EMBEDDED} if is_embedded else {}),
             "base_revision": commit,
             "data": data,
             "rows": len(rows),
@@ -594,7 +602,7 @@ def _begun_with(
 ) -> dict:
     """What a resumed training must agree with, by name."""
     begun_with = asdict(options) | {
-        "base": base_folder(options.base),
+        "base": base_name(options.base),
         "rows": len(rows),
         "held_out_rows": len(held_out),
         "digest of the rows": rows_digest(rows),

@@ -14,7 +14,7 @@ from transformers.utils import find_adapter_config_file
 
 from ..finetune.loading import read_record
 from ..finetune.train import base_error, base_folder
-from ..loading_t5fusion import base_in, commit_of
+from ..loading_t5fusion import EMBEDDED, base_in, commit_of, was_embedded
 from ..modeling_t5fusion import T5WithFusion
 
 
@@ -82,10 +82,12 @@ def trained_on(source: Path) -> Backbone | None:
     if (source / "config.json").exists():  # saved beside the adapter, as in a bundle
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         if config.get("backbone"):
-            return Backbone(config["backbone"], config.get("backbone_revision"))
+            return Backbone(base_folder(config["backbone"]), config.get("backbone_revision"))
     if record.get("options", {}).get("base") == "tiny_t5":  # wherever it is now
         return Backbone(base_folder("tiny_t5"))
     name, revision = base_in(json.loads((source / "adapter_config.json").read_text(encoding="utf-8")))
+    if name and was_embedded(name, source):
+        return Backbone(base_folder(EMBEDDED))
     return Backbone(base_folder(name), revision) if name else None
 
 
