@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -36,13 +38,15 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.hub import extract_commit_hash
 
-from ..loading_t5fusion import EMBEDDED, commit_of, name_of_embedded, plain_t5, resolve_embedded, was_embedded
+from ..loading_t5fusion import EMBEDDED, commit_of, name_of_embedded, plain_t5, resolve_embedded
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
-from .data import MAX_SOURCE, MAX_TARGET, is_first_process
+from .checkpoints import check_resumed, check_weights, last_checkpoint, loading, problem_of, read_begun, saving
+from .data import MAX_SOURCE, MAX_TARGET, is_first_process, say
 from .fusion_start import start_from_targets
 from .run_folder import CHECKPOINTS, RECORD, RESUMED, RunFolder
 
+Result = TypeVar("Result")
 STARTS = ("targets", "random")
 SAME_SIGNAL = 1.0  # seconds within which a rank gets a signal twice: from a cluster, say, and from its launcher
 DAMAGED = (SafetensorError, UnpicklingError, EOFError)  # what a file of weights that is torn or foreign raises
@@ -312,6 +316,7 @@ class FusionTrainer(Seq2SeqTrainer):
     fusion_lr: float
     folder: RunFolder
     begun_with: dict
+    damaged: Sequence[Path] = ()  # checkpoints newer than the resumed one, which rotation would take for the latest
 
     def create_accelerator_and_postprocess(self):
         """The Trainer's. And `accelerate launch --use_fsdp` shards on CPUs too, where accelerate takes DDP unasked."""
@@ -338,14 +343,47 @@ class FusionTrainer(Seq2SeqTrainer):
         return optimizer
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
+        checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.is_world_process_zero():
             self.folder.begin()
-            checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            checkpoint.mkdir(parents=True, exist_ok=True)
-            # first of all, since the Trainer ends by deleting the checkpoint before
-            (checkpoint / RESUMED).write_text(json.dumps(self.begun_with))
+            for damaged in self.damaged:
+                shutil.rmtree(damaged, ignore_errors=True)
+        self.damaged = ()
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(*args, **kwargs)
+        try:
+            with saving(checkpoint, checkpoint.parent):
+                if self.is_world_process_zero():
+                    checkpoint.mkdir(parents=True, exist_ok=True)
+                    # first of all, since the Trainer ends by deleting the checkpoint before
+                    (checkpoint / RESUMED).write_text(json.dumps(self.begun_with))
+                super()._save_checkpoint(*args, **kwargs)
+        except OSError:
+            if self.is_world_process_zero() and problem_of(checkpoint) is not None:
+                shutil.rmtree(checkpoint, ignore_errors=True)  # a part of one is of no use, and takes the room
+            raise
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        is_sharded = any(Path(resume_from_checkpoint).glob("pytorch_model_fsdp*"))
+        if is_sharded != self.is_fsdp_enabled:
+            how = "with" if is_sharded else "without"
+            raise ValueError(f"{resume_from_checkpoint} was saved {how} FSDP. Resume {how} it.")
+        with loading(resume_from_checkpoint, "its weights"):
+            if not is_sharded:
+                whole = self.accelerator.unwrap_model(self.model if model is None else model)
+                check_weights(Path(resume_from_checkpoint), whole)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        with loading(checkpoint, "the state of its optimizer or of its rates"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            for parameter, state in self.optimizer.state.items():
+                for name, value in state.items():
+                    if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:  # torch takes any
+                        raise ValueError(f"{name} is {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+
+    def _load_rng_state(self, checkpoint) -> None:
+        with loading(checkpoint, "its random numbers"):
+            super()._load_rng_state(checkpoint)
 
     def _shard_embeddings(self) -> None:
         """One FSDP group for the table that encoder and decoder share: accelerate knows of one input embedding."""
@@ -361,35 +399,21 @@ class ShowProgress(ProgressCallback):
 
     loss = float("nan")
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Ends the bars, also where an error does, so that what is said of it has a line of its own."""
+        try:
+            yield
+        finally:
+            for bar in (self.training_bar, self.prediction_bar):
+                if bar is not None:
+                    bar.close()
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = logs.get("loss", self.loss)
         if state.is_world_process_zero and "eval_loss" in logs and self.training_bar is not None:
             line = f"epoch {logs['epoch']:g}: loss {self.loss:.3f} in training, {logs['eval_loss']:.3f} held out"
             self.training_bar.write(line, file=sys.stderr)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole: one that a process died over lacks what the Trainer writes last."""
-    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
-
-
-def check_resumed(checkpoint: Path, expected: dict) -> None:
-    """ValueError if a checkpoint was begun with other options, rows or vectors."""
-    begun = read_begun(checkpoint, expected)
-    now = json.loads(json.dumps(expected))  # as what was begun with was kept
-    other = [f"{name} was {begun.get(name)}, now {value}" for name, value in now.items() if begun.get(name) != value]
-    if other:
-        raise ValueError(f"{checkpoint} was begun otherwise: {'; '.join(other)}. Resume with the same, or start anew.")
-
-
-def read_begun(checkpoint: Path, default: dict) -> dict:
-    """What a checkpoint must be gone on with."""
-    file = checkpoint / RESUMED
-    begun = json.loads(file.read_text()) if file.exists() else default
-    if was_embedded(begun.get("base"), checkpoint) or name_of_embedded(begun.get("base", "")) == EMBEDDED:
-        begun = begun | {"base": EMBEDDED}
-    return begun
 
 
 def pin_encoder(processor: T5FusionProcessor) -> None:
@@ -506,17 +530,23 @@ def train(
 def _held(folder: RunFolder, arguments: Seq2SeqTrainingArguments) -> Iterator[None]:
     """Holds the folder in the first process, and raises in all of them what is raised there."""
     with ExitStack() as stack:
-        refusal: list[Exception | None] = [None]
-        if arguments.process_index == 0:
-            try:
-                stack.enter_context(folder.held())
-            except (OSError, ValueError) as error:
-                refusal = [error]
-        if arguments.world_size > 1:
-            broadcast_object_list(refusal)
-        if refusal[0] is not None:
-            raise refusal[0]
+        _from_first(arguments, lambda: stack.enter_context(folder.held()))
         yield
+
+
+def _from_first(arguments: Seq2SeqTrainingArguments, work: Callable[[], Result]) -> Result:
+    """What `work` returns or raises (OSError or ValueError) in the first process, in all of them."""
+    outcome: list = [None, None]
+    if arguments.process_index == 0:
+        try:
+            outcome[0] = work()
+        except (OSError, ValueError) as error:
+            outcome[1] = error
+    if arguments.world_size > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def _train(
@@ -529,10 +559,10 @@ def _train(
     data: str | None,
     columns: Sequence[str | None],
 ) -> nn.Module:
-    output, checkpoints = folder.path, Path(arguments.output_dir)
-    last = last_checkpoint(checkpoints) if folder.resume else None
-    if folder.resume and last is None:
-        raise ValueError(f"there is no checkpoint in {checkpoints} to resume from. Leave --resume out to start anew.")
+    output = folder.path
+    last, damaged = None, []
+    if folder.resume:
+        last, damaged = _from_first(arguments, lambda: _resumable(Path(arguments.output_dir)))
     begun_with = _begun_with(rows, held_out, processor, options, columns, arguments.world_size)
     if last is not None:
         check_resumed(last, begun_with)
@@ -554,14 +584,15 @@ def _train(
     )
     for theirs in (PrinterCallback, ProgressCallback):  # which of the two is there depends on the log level
         trainer.remove_callback(theirs)
-    trainer.add_callback(ShowProgress())
+    progress = ShowProgress()
+    trainer.add_callback(progress)
     trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
     trainer.folder, trainer.begun_with = folder, begun_with | {"commit": commit}
     stopper.accelerator = trainer.accelerator
-    finished = output / RECORD  # of which nothing may be left to do
-    earlier = json.loads(finished.read_text())["seconds"] if last is not None and finished.exists() else 0.0
+    trainer.damaged = damaged
+    earlier = _from_first(arguments, lambda: _seconds_before(output / RECORD)) if folder.resume else 0.0
     start = time.monotonic()
-    with stopper.listening():
+    with stopper.listening(), progress.closed():
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     stopper.raise_if_stopped()
     whole = _gather(trainer) if trainer.is_fsdp_enabled else None
@@ -570,10 +601,7 @@ def _train(
         align(model)
     if trainer.is_world_process_zero():
         folder.begin()
-        model.save_pretrained(output, state_dict=whole)
         is_embedded = base_name(options.base) == EMBEDDED
-        pin_encoder(processor)
-        processor.save_pretrained(output)
         record = {
             "options": asdict(options) | {"lr": options.peak_lr} | ({"base": EMBEDDED} if is_embedded else {}),
             "base_revision": commit,
@@ -588,8 +616,39 @@ def _train(
             "versions": {name: version(name) for name in ("t5fusion", "torch", "transformers", "peft", "datasets")},
             "python": platform.python_version(),
         }
-        (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        with saving(output, Path(arguments.output_dir)):
+            model.save_pretrained(output, state_dict=whole)
+            pin_encoder(processor)
+            processor.save_pretrained(output)
+            (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     return model
+
+
+def _resumable(checkpoints: Path) -> tuple[Path, list[Path]]:
+    """The checkpoint to go on from, and the damaged ones that are newer; ValueError if there is none."""
+    last, damaged = last_checkpoint(checkpoints)
+    problems = "; ".join(f"{name}: {problem}" for name, problem in damaged.items())
+    if last is None and damaged:
+        raise ValueError(
+            f"no checkpoint in {checkpoints} is whole ({problems}). To start over, give --overwrite in place of "
+            "--resume."
+        )
+    if last is None:
+        raise ValueError(f"there is no checkpoint in {checkpoints} to resume from. Leave --resume out to start anew.")
+    if damaged:
+        say(f"Not whole, and deleted at the next checkpoint: {problems}. Going on from {last.name}.")
+    return last, [checkpoints / name for name in damaged]
+
+
+def _seconds_before(record: Path) -> float:
+    """What the training took until it was resumed, where it had been finished: all that is left is to save."""
+    if not record.exists():
+        return 0.0
+    try:
+        return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
+    except (ValueError, LookupError, TypeError):
+        say(f"{record} is damaged, and written anew: its seconds are those from here on.")
+        return 0.0
 
 
 def _begun_with(

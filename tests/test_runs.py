@@ -5,6 +5,7 @@ The commands run in forks of a process that has imported torch already.
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from forks import Forks
+from safetensors.torch import load_file, save_file
+
+from t5fusion.finetune.checkpoints import last_checkpoint
 
 COLUMNS = ["--text-column", "name", "--target-column", "text"]
 TRAIN = ["train", "rows.jsonl", "--validation", "held_out.jsonl", "--base", "base", *COLUMNS]
@@ -46,7 +50,8 @@ def refused(forks, *words):
     """The one sentence with which a command is refused."""
     code, _, err = forks.run(*words)
     assert code == 1, err
-    (line,) = err.splitlines()
+    *bars, line = err.splitlines()
+    assert all("%|" in bar or not bar for bar in bars), err
     assert line.startswith("t5fusion: ")
     return line.removeprefix("t5fusion: ")
 
@@ -310,3 +315,206 @@ class Sent(train.FusionTrainer):
 train.FusionTrainer = Sent
 main()
 """
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(room, forks):
+    """A stopped run with two checkpoints that are whole, and their names."""
+    started, folder = start_long(room, forks, "kept")
+    code, _, _ = stop(forks, started)
+    assert code == 130
+    (second,) = folder.glob("checkpoints/checkpoint-*")
+    state = json.loads((second / "trainer_state.json").read_text())
+    # an earlier one, as `save_total_limit` would have left it had the save of the later one been interrupted
+    earlier = second.with_name(f"checkpoint-{state['global_step'] - 1}")
+    shutil.copytree(second, earlier)
+    (earlier / "trainer_state.json").write_text(json.dumps(state | {"global_step": state["global_step"] - 1}))
+    return folder, earlier.name, second.name
+
+
+def foreign(file):
+    torch.save({"state": {}, "param_groups": []}, file)
+
+
+DAMAGE = {
+    "empty optimizer": ("optimizer.pt", lambda file: file.write_bytes(b""), "optimizer.pt is empty"),
+    "torn optimizer": (
+        "optimizer.pt",
+        lambda file: file.write_bytes(file.read_bytes()[:-500]),
+        "optimizer.pt is damaged",
+    ),
+    "changed optimizer": ("optimizer.pt", lambda file: flip(file), "optimizer.pt is damaged"),
+    "no optimizer": ("optimizer.pt", lambda file: file.unlink(), "there is no optimizer.pt"),
+    "empty rng": ("rng_state.pth", lambda file: file.write_bytes(b""), "rng_state.pth is empty"),
+    "other rng": ("rng_state.pth", lambda file: file.write_text("mine"), "rng_state.pth is damaged"),
+    "empty scheduler": ("scheduler.pt", lambda file: file.write_bytes(b""), "scheduler.pt is empty"),
+    "empty weights": (
+        "adapter_model.safetensors",
+        lambda file: file.write_bytes(b""),
+        "adapter_model.safetensors is damaged",
+    ),
+    "torn weights": (
+        "adapter_model.safetensors",
+        lambda file: file.write_bytes(file.read_bytes()[:-500]),
+        "adapter_model.safetensors is damaged",
+    ),
+    "no weights": ("adapter_model.safetensors", lambda file: file.unlink(), "there is no adapter_model.safetensors"),
+    "empty options": ("options.json", lambda file: file.write_text(""), "options.json is damaged"),
+    "options of another type": ("options.json", lambda file: file.write_text("[1]"), "options.json is damaged"),
+    "options of another program": ("options.json", lambda file: file.write_text("{}"), "options.json is not what t5f"),
+    "empty state": ("trainer_state.json", lambda file: file.write_text(""), "trainer_state.json is damaged"),
+    "state of another type": ("trainer_state.json", lambda file: file.write_text("3"), "trainer_state.json is damaged"),
+    "state of another program": (
+        "trainer_state.json",
+        lambda file: file.write_text('{"mine": 1}'),
+        "trainer_state.json is not of this checkpoint",
+    ),
+    "no state": ("trainer_state.json", lambda file: file.unlink(), "its saving was not finished"),
+}
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_for_one_that_is_whole(room, two_checkpoints, case):
+    folder, earlier, later = two_checkpoints
+    name, damage, problem = DAMAGE[case]
+    checkpoints = room / f"damaged {case}"
+    shutil.copytree(folder / "checkpoints", checkpoints)
+    damage(checkpoints / later / name)
+    found, damaged = last_checkpoint(checkpoints)
+    assert found == checkpoints / earlier and list(damaged) == [later] and damaged[later].startswith(problem)
+    damage(checkpoints / earlier / name)
+    assert last_checkpoint(checkpoints)[0] is None
+
+
+def test_resume_says_which_checkpoint_it_passes_over_and_keeps_none_that_is_damaged(room, forks, two_checkpoints):
+    folder, earlier, later = two_checkpoints
+    shutil.copytree(folder, room / "over")
+    (room / "over" / "checkpoints" / later / "optimizer.pt").write_bytes(b"")
+    started = forks.start(*TRAIN, *LONG, "--resume", "--output", "over")
+    until = time.monotonic() + 60
+    while (room / "over" / "checkpoints" / later / "adapter_config.json").exists():
+        assert Path(f"/proc/{started[0]}").exists() and time.monotonic() < until
+        time.sleep(0.02)
+    code, _, err = stop(forks, started)
+    assert code == 130, err
+    assert f"{later}: optimizer.pt is empty. Going on from {earlier}." in err
+    (left,) = (room / "over" / "checkpoints").iterdir()
+    assert int(left.name.rpartition("-")[2]) >= int(later.rpartition("-")[2])
+    assert last_checkpoint(room / "over" / "checkpoints") == (left, {})
+
+
+def change(file, **tensors):
+    save_file(load_file(file) | tensors, file)
+
+
+NAME = "base_model.model.decoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
+FOREIGN = {  # files that are whole, but of another training
+    "optimizer": ("optimizer.pt", foreign, "the state of its optimizer or of its rates cannot be loaded"),
+    "optimizer of other shapes": (
+        "optimizer.pt",
+        lambda file: reshape(file),
+        "the state of its optimizer or of its rates cannot be loaded (exp_avg is (3, 5) for a weight of",
+    ),
+    "scheduler": ("scheduler.pt", lambda file: torch.save([1], file), "the state of its optimizer or of its rates"),
+    "random numbers": ("rng_state.pth", foreign, "its random numbers cannot be loaded"),
+    "weights": (
+        "adapter_model.safetensors",
+        lambda file: save_file({"mine": torch.ones(1)}, file),
+        "its weights cannot be loaded",
+    ),
+    "weights of another shape": (
+        "adapter_model.safetensors",
+        lambda file: change(file, **{NAME: torch.ones(3, 5)}),
+        f"its weights cannot be loaded (1 weights are absent, unknown or of another shape, {NAME} is one)",
+    ),
+}
+
+
+def reshape(file):
+    content = torch.load(file, weights_only=True)
+    content["state"][0]["exp_avg"] = torch.zeros(3, 5)
+    torch.save(content, file)
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_file_of_another_training_is_named(room, forks, two_checkpoints, case):
+    folder, _, later = two_checkpoints
+    name, replace, sentence = FOREIGN[case]
+    run = room / f"foreign-{case.replace(' ', '-')}"
+    shutil.copytree(folder, run)
+    replace(run / "checkpoints" / later / name)
+    before = content(run)
+    said = refused(forks, *TRAIN, *LONG, "--resume", "--output", run.name)
+    assert said.startswith(f"{run.name}/checkpoints/{later} cannot be resumed from: {sentence}")
+    assert "Delete that checkpoint and resume from an earlier one, if there is one, or start over" in said
+    assert content(run) == before
+
+
+def test_no_checkpoint_that_is_whole(room, forks, two_checkpoints):
+    folder, earlier, later = two_checkpoints
+    shutil.copytree(folder, room / "none")
+    for file in (room / "none").rglob("scheduler.pt"):
+        file.write_bytes(b"")
+    said = refused(forks, *TRAIN, *LONG, "--resume", "--output", "none")
+    problems = "; ".join(f"{name}: scheduler.pt is empty" for name in (later, earlier))
+    assert said.startswith(f"no checkpoint in none/checkpoints is whole ({problems}).")
+    assert said.endswith("To start over, give --overwrite in place of --resume.")
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"seconds": "long"}'])
+def test_a_damaged_record_does_not_keep_a_finished_run_from_being_resumed(room, forks, trained, damage):
+    if not (room / "finished").exists():
+        shutil.copytree(trained, room / "finished")
+    (room / "finished" / "training.json").write_text(damage)
+    code, _, err = forks.run(*TRAIN, *SHORT, "--resume", "--output", "finished")
+    assert code == 0, err
+    assert "finished/training.json is damaged, and written anew" in err
+    assert json.loads((room / "finished" / "training.json").read_text())["rows"] == 32
+
+
+# lets files grow only so far from the second checkpoint on, as a full disk or a quota would
+NO_ROOM = """
+import resource, sys
+from t5fusion.finetune import train
+from t5fusion.hub_export.cli import main
+
+most, last = int(sys.argv.pop()), int(sys.argv.pop())
+
+class Full(train.FusionTrainer):
+    def _save_checkpoint(self, *args, **kwargs):
+        if self.state.epoch >= 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+        super()._save_checkpoint(*args, **kwargs)
+
+class FullAtTheEnd(train.FusionTrainer):
+    def train(self, *args, **kwargs):
+        super().train(*args, **kwargs)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+train.FusionTrainer = FullAtTheEnd if last else Full
+main()
+"""
+
+
+@pytest.mark.parametrize(("where", "most"), [("weights", 50_000), ("optimizer", 200_000), ("the end", 50_000)])
+def test_a_full_disk_while_saving_leaves_the_checkpoint_before(room, forks, where, most):
+    output = f"full-{where.replace(' ', '-')}"
+    words = [*TRAIN, *SHORT, "--epochs", "3", "--output", output]
+    last = int(where == "the end")
+    code, _, err = forks.run(*words, last, most, code=NO_ROOM)
+    assert code == 1 and "Traceback" not in err, err
+    said = err.splitlines()[-1]
+    (checkpoint,) = (room / output / "checkpoints").iterdir()
+    assert checkpoint.name == ("checkpoint-12" if last else "checkpoint-4")
+    failed = output if last else f"{output}/checkpoints/checkpoint-8"
+    assert f"t5fusion: {failed} could not be written: " in said
+    assert said.endswith(f"Make room, and give the same command with --resume: {checkpoint.name} is whole.")
+    code, _, err = forks.run(*words, "--resume")
+    assert code == 0, err
+    assert json.loads((room / output / "training.json").read_text())["history"][-1]["step"] == 12
