@@ -9,10 +9,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, SimpleNamespace
-from typing import NamedTuple
+from types import SimpleNamespace
 
 from transformers import AutoTokenizer, MT5Config
 from transformers.configuration_utils import PretrainedConfig
@@ -20,13 +18,13 @@ from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
+from .naming_t5fusion import EMBEDDED, FusedName, name_of_embedded, resolve_embedded, was_embedded
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 NO_ADAPTER = {"subfolder": "no-adapter-here"}  # keeps transformers from loading an adapter itself
 NOTHING_LOADED: dict = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 PLAIN = ("t5", "mt5")  # the kinds of backbone: an mT5 is a T5 whose head is never scaled
 WRAPPED = r"\.(base_layer|original_module)\b"  # what PEFT puts into the names of the weights beneath
-FUSED = re.compile(r"T5WithFusion\((.+?)(?:@([0-9a-f]{40}))?(?:, (\{.*\}))?\)")  # see `FusedName`
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
 NOT_CHOICES = {  # fields of a config that say where it is from, or how it is loaded, and not what the model computes
     "_name_or_path", "adapter_beside", "architectures", "auto_map", "backbone", "backbone_revision", "dtype",
@@ -91,7 +89,7 @@ class FusedLoadingMixin:
                 )
             model.encoder.fusion.reset_parameters(model.shared.weight)
         if found.is_plain or found.choices:
-            model.name_or_path = str(FusedName(found.source, found.commit, found.choices))
+            model.name_or_path = str(FusedName(name_of_embedded(found.source), found.commit, found.choices))
         else:
             model.loaded_commit = found.commit
         model.remember_loaded_weights()
@@ -194,10 +192,12 @@ def locate(name, config, kwargs: dict) -> Found:
         OSError: a config cannot be had, or an adapter of which one tells.
     """
     named = FusedName.parse(name)
+    if named.plain != name or not os.path.isdir(name):  # a folder of that name is taken, unless an adapter names it
+        named = named._replace(plain=resolve_embedded(named.plain))
     hub = named.hub | {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
     adapter, adapter_hub = find_adapter(named.plain, hub, kwargs.pop("adapter_kwargs", None))
     if adapter == named.plain and (base := base_of(adapter, adapter_hub)) is not None:  # an adapter by itself
-        named, hub = base, elsewhere(hub) | base.hub
+        named, hub = base._replace(plain=resolve_embedded(base.plain)), elsewhere(hub) | base.hub
     source = named.plain
     kwargs = named.fields | kwargs
     commit = commit_of(source, hub)
@@ -209,7 +209,7 @@ def locate(name, config, kwargs: dict) -> Found:
     config, kwargs = fused_config(source, hub, saved, config, kwargs)
     choices = choices_of(config, source, hub, as_saved, token_chosen)
     if saved.get("weights_from_backbone"):
-        source, commit = config.backbone, config.backbone_revision
+        source, commit = resolve_embedded(config.backbone), config.backbone_revision
         hub = elsewhere(hub) | {"revision": commit}
         saved, _ = PretrainedConfig.get_config_dict(source, **hub)
     kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KEYWORDS} | hub
@@ -250,60 +250,27 @@ def find_adapter(name, hub: dict, passed: dict | None) -> tuple[str | None, dict
     return adapter, {key: value for key, value in passed.items() if key in HUB_KEYWORDS}
 
 
-def base_of(adapter, hub: dict) -> "FusedName | None":
+def base_of(adapter, hub: dict) -> FusedName | None:
     """The base that an adapter names; None where a config.json beside the adapter makes it a model itself."""
     missing = {"_raise_exceptions_for_missing_entries": False}
     if cached_file(adapter, "config.json", **hub, **missing) is not None:
         return None
     with open(cached_file(adapter, "adapter_config.json", **hub), encoding="utf-8") as file:
-        return base_in(json.load(file))
+        base = base_in(json.load(file))
+    if was_embedded(base.plain, adapter):
+        return base._replace(plain=EMBEDDED, commit=None)
+    if base.plain and os.path.isabs(base.plain) and not os.path.exists(base.plain):
+        raise OSError(
+            f"the adapter {adapter} was trained on {base.plain}, a folder that is not there. Put it back, or name "
+            "where it is now in `base_model_name_or_path` of adapter_config.json."
+        )
+    return base
 
 
-def base_in(adapter_config: dict) -> "FusedName":
+def base_in(adapter_config: dict) -> FusedName:
     """The base that an adapter's config names, with its revision where the config has one."""
     base = FusedName.parse(adapter_config["base_model_name_or_path"])
     return base if base.commit else base._replace(commit=adapter_config.get("revision"))
-
-
-class FusedName(NamedTuple):
-    """What adapters call their base: `T5WithFusion(ID@COMMIT, {"lexical_dim": 512})`.
-
-    It is not the plain T5's own name, under which other classes would load the plain T5. It records the commit, and the
-    choices that were made when the fused model was built, so that a reload needs nothing but the adapter's folder.
-    """
-
-    plain: str | os.PathLike  # Hub id or folder of the checkpoint that the fused model was built from
-    commit: str | None = None  # or another revision
-    choices: Mapping = MappingProxyType(
-        {}
-    )  # fields of the config that differ from the checkpoint's, and perhaps its "subfolder"
-
-    @classmethod
-    def parse(cls, name) -> "FusedName":
-        """The parts of such a name; any other name is the checkpoint's own."""
-        parts = FUSED.fullmatch(name) if isinstance(name, str) else None
-        return cls(parts[1], parts[2], json.loads(parts[3] or "{}")) if parts else cls(name)
-
-    def __str__(self) -> str:
-        commit = f"@{self.commit}" if self.commit else ""
-        choices = f", {json.dumps(dict(self.choices), sort_keys=True)}" if self.choices else ""
-        return f"T5WithFusion({self.plain}{commit}{choices})"
-
-    @property
-    def hub(self) -> dict:
-        """The Hub keywords that the name stands for."""
-        place = {"revision": self.commit, "subfolder": self.choices.get("subfolder")}
-        return {key: value for key, value in place.items() if value}
-
-    @property
-    def fields(self) -> dict:
-        """The fields of the config that the name stands for."""
-        return {key: value for key, value in self.choices.items() if key != "subfolder"}
-
-    @property
-    def keywords(self) -> dict:
-        """What `T5WithFusion(plain, **keywords)` takes to build the same model."""
-        return self.fields | self.hub
 
 
 def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5FusionConfig, dict]:
@@ -320,7 +287,7 @@ def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5
         if kind == "mt5":  # what its config leaves out is not what T5's would
             saved = MT5Config.from_dict(saved).to_dict()
         if kind in PLAIN:
-            saved["backbone"] = str(name)
+            saved["backbone"] = str(name_of_embedded(name))
             saved["backbone_revision"] = commit_of(name, hub)
             if "lexical_token_id" not in kwargs:
                 saved["lexical_token_id"] = free_token_id(name, hub)
@@ -332,7 +299,7 @@ def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5
     config = copy.deepcopy(config)
     config.weights_from_backbone = config.adapter_beside = False  # of what is saved, not of a model in memory
     if kind in PLAIN and getattr(config, "backbone", None) is None:
-        config.backbone, config.backbone_revision = str(name), commit_of(name, hub)
+        config.backbone, config.backbone_revision = str(name_of_embedded(name)), commit_of(name, hub)
     if kind == "mt5":
         config.scale_decoder_outputs = False  # whatever was said of its head
     return config, kwargs

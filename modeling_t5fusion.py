@@ -16,7 +16,8 @@ from transformers.utils import TransformersKwargs, logging
 
 from .configuration_t5fusion import LEXICAL_TOKEN, PLACED_TOKEN_IDS, T5FusionConfig
 from .fitting_t5fusion import FittingMixin
-from .loading_t5fusion import FusedLoadingMixin, FusedName
+from .loading_t5fusion import FusedLoadingMixin
+from .naming_t5fusion import FusedName, resolve_embedded
 from .saving_t5fusion import SavingMixin
 
 logger = logging.get_logger(__name__)
@@ -407,9 +408,10 @@ class T5WithFusion(
             # PEFT finds out by this name whether to save the table too; its shape then keeps it out of a plain T5
             named = FusedName.parse(self.name_or_path)
             if not named.choices:
-                self.name_or_path = named.plain
+                self.name_or_path = resolve_embedded(named.plain)
                 for adapter in getattr(self, "peft_config", {}).values():
-                    adapter.base_model_name_or_path, adapter.revision = named.plain, named.commit or adapter.revision
+                    adapter.base_model_name_or_path = self.name_or_path
+                    adapter.revision = named.commit or adapter.revision
         return embeddings
 
 

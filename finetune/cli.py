@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -81,7 +80,9 @@ Trained = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, where FOLDER is the id of a repository.")]
 Limit = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is in the output folder, once there is a checkpoint.")
+]
 
 
 def show_version(wanted: bool) -> None:
@@ -115,17 +116,41 @@ def demo(
     quiet()
     from .demo import DEMO
     from .demo import demo as run
+    from .run_folder import check_output, is_unused
+    from .train import Interrupted
 
-    if output.is_dir() and any(output.iterdir()) and not (output / DEMO).exists():
+    if not is_unused(output) and not (output / DEMO).exists():
         raise ValueError(f"{output} holds something else than a demo, and is left alone. Choose another --output.")
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
-    (output / DEMO).write_text("{}\n")  # an interrupted one is known by it, too
-    run(output, lexical=lexical.value, base=base, epochs=epochs, limit=limit, seed=seed)
+    check_output(output, overwrite=True, mark=DEMO)
+    try:
+        run(output, lexical=lexical.value, base=base, epochs=epochs, limit=limit, seed=seed)
+    except Interrupted as stop:
+        say("Stopped. The next demo starts over.")
+        raise typer.Exit(stop.exit_code) from None
+
+
+IDLE = {  # options of `train`, and those that have no effect beside them
+    "full": ("rank", "alpha", "dropout", "target_modules"),
+    "freeze_fusion": ("fusion_lr", "fusion_start"),
+    "vector_column": ("encoder", "lexical_dim"),
+    "resume": ("overwrite",),
+}
+
+
+def refuse_idle(context: typer.Context) -> None:
+    """ValueError if an option was given that another one, given too, leaves without effect."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    for option, idle in IDLE.items():
+        for other in idle:
+            if {option, other} <= given:
+                names = [f"--{name.replace('_', '-')}" for name in (other, option)]
+                raise ValueError(f"{names[0]} has no effect with {names[1]}. Leave one of them out.")
 
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")],
     text_column: TextColumn,
     target_column: TargetColumn,
@@ -161,10 +186,12 @@ def train(
 
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
+    refuse_idle(context)
     quiet()
     from ..processing_t5fusion import MINILM
     from .data import hold_out, is_first_process, say_counted, vector_columns
     from .files import load_rows
+    from .run_folder import check_output
     from .train import Interrupted, TrainingOptions, check_launch, make_processor
     from .train import train as run
 
@@ -173,7 +200,7 @@ def train(
         raise ValueError("--lexical-column and --vector-column were both given; give one of them.")
     options = TrainingOptions(
         base=base, full=full, train_fusion=not freeze_fusion, fusion_start=fusion_start, epochs=epochs,
-        target_modules=None if target_modules == "all" else tuple(target_modules.split(",")),
+        target_modules=None if target_modules == "all" else tuple(name.strip() for name in target_modules.split(",")),
         batch_size=batch_size, lr=lr, fusion_lr=fusion_lr, rank=rank, alpha=alpha, dropout=dropout, precision=precision,
         max_source=max_source, max_target=max_target, seed=seed,
     )  # fmt: skip
@@ -195,8 +222,8 @@ def train(
     if vector_column:
         lexical_dim = _width(rows, text_column, vector_column)
     output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
-    if not resume and is_first_process():
-        _clear(output, overwrite)
+    if is_first_process():  # before the vectors are made, which can take hours
+        check_output(output, resume, overwrite)
     recipe: dict[str, str | None] = {"lexical_encoder": encoder} if encoder else {}
     if vector_column:
         recipe = {"lexical_encoder": None}
@@ -208,10 +235,10 @@ def train(
     validating = _inputs(held_out, columns, processor, limits, cut=counted)
     say_counted(counted, *limits)
     try:
-        run(training, validating, processor, options, output, resume, _on_hub(data), columns)
-    except Interrupted:
+        run(training, validating, processor, options, output, resume, _on_hub(data), columns, overwrite)
+    except Interrupted as stop:
         say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(stop.exit_code) from None
     text = rows[0][text_column]
     words = [text if len(text) < 80 and text.isprintable() else "TEXT"]
     if source == "given":
@@ -501,18 +528,6 @@ def _inputs(
             "--vector-column, as in training, or --no-vectors."
         )
     return prepare(rows[text], rows[target] if target else None, made, processor, limits[0], limits[1], cut)
-
-
-def _clear(output: Path, overwrite: bool) -> None:
-    """An empty folder, or an error. What is emptied is a folder that `train` wrote, and no other."""
-    if output.is_dir() and any(output.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{output} is not empty. Choose another --output, or give --overwrite, or --resume.")
-        names = {item.name for item in output.iterdir()}
-        if "training.json" not in names and names != {"checkpoints"}:  # many a folder of others has checkpoints
-            raise ValueError(f"{output} holds what t5fusion did not write, and is left alone. Choose another --output.")
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
 
 
 def say(line: str) -> None:

@@ -88,7 +88,7 @@ def demo(
     options = TrainingOptions(base=base, epochs=epochs, seed=seed, batch_size=BATCH, lr=RATE, dropout=DROPOUT)
     with torch.random.fork_rng():
         untuned = build_model(TrainingOptions(base=base, fusion_start="random", full=True), processor, inputs)
-    model = train(inputs, test, processor, options, output)
+    model = train(inputs, test, processor, options, output, overwrite=True, mark=DEMO)
     results, evaluation = _compare(untuned, model, test, held_out, processor, console)
     save_evaluation(output, evaluation)
     _prove_reload(output, model, test[:SHOWN], processor)

@@ -18,8 +18,9 @@ from safetensors import safe_open
 
 from ..hub_export.errors import in_one_sentence
 from ..hub_export.replace import recover
-from ..loading_t5fusion import FusedName, base_in
+from ..loading_t5fusion import base_in
 from ..modeling_t5fusion import T5WithFusion
+from ..naming_t5fusion import EMBEDDED, FusedName, was_embedded
 from ..processing_t5fusion import T5FusionProcessor
 from .data import MAX_SOURCE, MAX_TARGET
 from .train import RECORD, align, base_error, base_folder
@@ -234,8 +235,9 @@ def _base_of(folder: Path) -> FusedName:
     with told(f"the adapter in {folder}"):
         base = base_in(read_json(folder / "adapter_config.json"))
     if read_record(folder).get("options", {}).get("base") == "tiny_t5":
-        return base._replace(plain=base_folder("tiny_t5"), commit=None)
-    return base
+        return base._replace(plain=base_folder(EMBEDDED), commit=None)
+    is_embedded = base.plain == EMBEDDED or was_embedded(base.plain, folder)
+    return base._replace(plain=base_folder(EMBEDDED), commit=None) if is_embedded else base
 
 
 def trained_digest(folder: Path) -> str:

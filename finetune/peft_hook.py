@@ -25,8 +25,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ..configuration_t5fusion import T5FusionConfig
-from ..loading_t5fusion import FusedName
 from ..modeling_t5fusion import T5WithFusion
+from ..naming_t5fusion import FusedName
 from .modes import apply_umask
 
 FUSION = "fusion"

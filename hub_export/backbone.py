@@ -15,6 +15,7 @@ from ..finetune.loading import check_numbers, read_json, read_record, told
 from ..finetune.train import base_error, base_folder
 from ..loading_t5fusion import base_in, commit_of
 from ..modeling_t5fusion import T5WithFusion
+from ..naming_t5fusion import EMBEDDED, was_embedded
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,13 @@ def trained_on(source: Path) -> Backbone | None:
     if (source / "config.json").exists():  # saved beside the adapter, as in a bundle
         config = read_json(source / "config.json")
         if config.get("backbone"):
-            return Backbone(config["backbone"], config.get("backbone_revision"))
+            return Backbone(base_folder(config["backbone"]), config.get("backbone_revision"))
     if record.get("options", {}).get("base") == "tiny_t5":  # wherever it is now
         return Backbone(base_folder("tiny_t5"))
     with told(f"the adapter in {source}"):
         base = base_in(read_json(source / "adapter_config.json"))
+    if base.plain and was_embedded(base.plain, source):
+        return Backbone(base_folder(EMBEDDED))
     return Backbone(base_folder(base.plain), base.commit) if base.plain else None
 
 

@@ -19,7 +19,7 @@ from ..finetune.evaluate import EVALUATION
 from ..finetune.files import FILE_KINDS
 from ..finetune.loading import read_json
 from ..finetune.train import RECORD
-from ..loading_t5fusion import FusedName
+from ..naming_t5fusion import FusedName
 from ..tiny_t5 import PATH as TINY_T5
 from .onnx_export import ENCODER
 

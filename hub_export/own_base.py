@@ -18,8 +18,8 @@ from peft.auto import _BaseAutoPeftModel
 from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..loading_t5fusion import FusedName
 from ..modeling_t5fusion import T5WithFusion
+from ..naming_t5fusion import FusedName
 from .code import write_code
 from .doors import NOT_ON_A_HUB, NOT_YET
 

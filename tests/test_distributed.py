@@ -20,8 +20,9 @@ from forks import Forks, free_port
 from safetensors.torch import load_file
 
 COLUMNS = ["--text-column", "name", "--target-column", "text", "--vector-column", "vector"]
-EXACT = ["--dropout", "0", "--precision", "fp32"]  # the base has no dropout either: it would draw other numbers
-TRAIN = ["train", "rows.jsonl", "--validation", "held_out.jsonl", "--base", "base", *COLUMNS, *EXACT]
+# without dropout, of the base or of LoRA, which would draw other numbers
+FULL = ["train", "rows.jsonl", "--validation", "held_out.jsonl", "--base", "base", *COLUMNS, "--precision", "fp32"]
+TRAIN = [*FULL, "--dropout", "0"]
 LONG = [*TRAIN, "--epochs", "12"]
 ALONE, TWO = ["--batch-size", "8"], ["--batch-size", "4"]  # eight rows a step: of one process, or of two
 LAUNCH = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -127,12 +128,12 @@ def test_two_processes_give_the_losses_of_one(room, forks, alone):
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_sharded_weights_are_saved_whole(room, forks, alone, kind):
-    more, expected = [], alone
+    words, expected = TRAIN, alone
     if kind == "full":
-        more, expected = ["--full", "--fusion-lr", "1e-3"], room / "full-alone"
-        succeed(forks, *TRAIN, *ALONE, *more, "--epochs", "2", "--output", "full-alone")
+        words, expected = [*FULL, "--full", "--fusion-lr", "1e-3"], room / "full-alone"
+        succeed(forks, *words, *ALONE, "--epochs", "2", "--output", "full-alone")
     launch = FSDP if kind == "lora" else [*FSDP, "--fsdp_state_dict_type", "FULL_STATE_DICT"]
-    succeed_in_two(forks, launch, *TRAIN, *TWO, *more, "--epochs", "2", "--output", f"fsdp-{kind}")
+    succeed_in_two(forks, launch, *words, *TWO, "--epochs", "2", "--output", f"fsdp-{kind}")
     folder = room / f"fsdp-{kind}"
     check_same(folder, expected)
     shards = {path.name for path in (folder / "checkpoints" / "checkpoint-8").iterdir()}
@@ -190,16 +191,20 @@ def wait_for(checkpoints, running):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_ctrl_c_in_one_rank_stops_all_at_one_step(room, forks, long_alone, kind):
-    launch, output = (DDP if kind == "ddp" else FSDP), f"stopped-{kind}"
+STOPS = {"ddp": signal.SIGINT, "fsdp": signal.SIGINT, "ddp-term": signal.SIGTERM}
+
+
+@pytest.mark.parametrize("kind", STOPS)
+def test_a_signal_in_one_rank_stops_all_at_one_step(room, forks, long_alone, kind):
+    launch, output, number = (FSDP if kind == "fsdp" else DDP), f"stopped-{kind}", STOPS[kind]
     words = [*LONG, *TWO, "--output", output]
     started = start_two(forks, launch, *words)
     checkpoints = room / output / "checkpoints"
     wait_for(checkpoints, lambda: Path(f"/proc/{started[0][0]}").exists())
-    os.kill(started[1][0], signal.SIGINT)  # a terminal sends it to all, one a moment after the other
+    os.kill(started[1][0], number)  # a terminal sends it to all, one a moment after the other
+    os.kill(started[1][0], number)  # a cluster sends it to all as well, and the launcher passes it on
     ended = [forks.end(each) for each in started]
-    assert [code for code, _, _ in ended] == [130, 130], ended[0][2] + ended[1][2]
+    assert [code for code, _, _ in ended] == [128 + number] * 2, ended[0][2] + ended[1][2]
     assert f"Stopped; a checkpoint is in {output}." in ended[0][2] and "Stopped" not in ended[1][2]
     (checkpoint,) = checkpoints.iterdir()
     assert (checkpoint / "rng_state_0.pth").exists() and (checkpoint / "rng_state_1.pth").exists()

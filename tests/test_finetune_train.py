@@ -1,6 +1,7 @@
 """Training, saving and reloading, on a random T5 of one layer."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+import t5fusion
 from t5fusion import T5FusionProcessor, T5WithFusion
 from t5fusion.finetune import train as training
 from t5fusion.finetune.data import prepare
@@ -100,7 +102,8 @@ def test_what_is_recorded(trained, base):
     assert (record["trainable_weights"], record["weights"]) == trainable_share(model)
     assert [entry["epoch"] for entry in record["history"] if "eval_loss" in entry] == [1, 2]
     assert [entry["epoch"] for entry in record["history"] if "loss" in entry] == [1, 2]
-    assert set(record["versions"]) == {"torch", "transformers", "peft", "datasets"} and record["seconds"] > 0
+    assert set(record["versions"]) == {"t5fusion", "torch", "transformers", "peft", "datasets"}
+    assert record["versions"]["t5fusion"] == t5fusion.__version__ and record["seconds"] > 0
 
 
 def test_the_trainable_share(trained):
@@ -292,12 +295,96 @@ def test_a_tokenizer_of_another_model_is_refused(rows, tokenizer, options):
     [
         ("fusion_start", "zero", "`fusion_start` is 'zero'; expected one of targets, random"),
         ("precision", "int8", "`precision` is 'int8'; expected auto, fp32 or bf16"),
-        ("lr", -1.0, "`lr` is -1.0; expected a rate above 0"),
+        ("lr", -1.0, "`lr` is -1.0; expected a number above 0"),
+        ("lr", float("nan"), "`lr` is nan; expected a number above 0"),
+        ("lr", float("inf"), "`lr` is inf; expected a number above 0"),
+        ("lr", "1e-3", "`lr` is '1e-3'; expected a number above 0"),
+        ("fusion_lr", float("nan"), "`fusion_lr` is nan; expected 0 or a number above it"),
+        ("fusion_lr", -1e-3, "`fusion_lr` is -0.001; expected 0 or a number above it"),
+        ("epochs", float("nan"), "`epochs` is nan; expected a number above 0"),
+        ("epochs", 0, "`epochs` is 0; expected a number above 0"),
+        ("dropout", 1.0, "`dropout` is 1.0; expected a number from 0 to less than 1"),
+        ("dropout", -0.1, "`dropout` is -0.1; expected a number from 0 to less than 1"),
+        ("dropout", float("nan"), "`dropout` is nan; expected a number from 0 to less than 1"),
+        ("rank", 0, "`rank` is 0; expected a whole number from 1"),
+        ("rank", 8.5, "`rank` is 8.5; expected a whole number from 1"),
+        ("rank", True, "`rank` is True; expected a whole number from 1"),
+        ("alpha", 0, "`alpha` is 0; expected a number above 0"),
+        ("alpha", float("inf"), "`alpha` is inf; expected a number above 0"),
+        ("batch_size", 0, "`batch_size` is 0; expected a whole number from 1"),
+        ("max_source", 1, "`max_source` is 1; expected a whole number from 2"),
+        ("max_target", 0, "`max_target` is 0; expected a whole number from 2"),
+        ("seed", -1, "`seed` is -1; expected a whole number from 0 to 4294967295"),
+        ("seed", 2**32, "`seed` is 4294967296; expected a whole number from 0 to 4294967295"),
+        ("target_modules", "qv", r"`target_modules` is 'qv'; expected names such as \('q', 'v'\), or None"),
+        ("target_modules", (), r"`target_modules` is \(\); expected names such as \('q', 'v'\), or None"),
+        ("target_modules", ("q", ""), r"`target_modules` is \('q', ''\); expected names such as \('q', 'v'\), or None"),
     ],
 )
 def test_options_are_checked(field, value, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainingOptions(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"full": True, "rank": 8}, "`rank` has no effect with `full`: it is LoRA's"),
+        ({"full": True, "target_modules": ("q",)}, "`target_modules` has no effect with `full`: it is LoRA's"),
+        (
+            {"full": True, "alpha": 8, "dropout": 0.1},
+            "`alpha` and `dropout` have no effect with `full`: they are LoRA's",
+        ),
+        ({"train_fusion": False, "fusion_lr": 1e-3}, "`fusion_lr` has no effect with `train_fusion=False`"),
+    ],
+)
+def test_options_without_effect_are_refused(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TrainingOptions(**fields)
+
+
+def test_the_least_and_most_that_options_can_be_is_accepted():
+    TrainingOptions(epochs=1, lr=1e-9, fusion_lr=0, rank=1, alpha=0.5, dropout=0, seed=0, max_source=2, max_target=2)
+    TrainingOptions(seed=2**32 - 1, target_modules=["q"], dropout=0.99)
+
+
+@pytest.mark.parametrize(
+    ("names", "unknown"),
+    [
+        (("q", "vv"), "'vv'"),
+        (("q", "v "), "'v '"),
+        (("x", "y"), "'x', 'y'"),
+        (("q", "SelfAttention"), "'SelfAttention'"),  # it holds what LoRA can be put on, but is no such thing itself
+        (("q", "shared"), "'shared'"),  # encoder and decoder would read the table beneath LoRA
+        (("q", "projection"), "'projection'"),  # it trains as a whole already
+        (("q", "DenseReluDense.wi_9"), "'DenseReluDense.wi_9'"),
+    ],
+)
+def test_each_target_module_must_be_in_the_model(rows, processor, options, tmp_path, names, unknown):
+    with pytest.raises(
+        ValueError, match=f"has no module {unknown} that LoRA can be put on; expected any of "
+    ) as refused:
+        train(rows[:16], rows[16:], processor, options(target_modules=names), tmp_path / "run")
+    listed = re.search(r"any of (.+?)\.", str(refused.value))[1].split(", ")
+    assert listed == ["embed_tokens", "k", "lm_head", "o", "q", "relative_attention_bias", "v", "wi", "wo"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_target_modules_may_be_named_by_a_part_of_their_path(rows, processor, options):
+    names = ("EncDecAttention.q", "decoder.block.0.layer.0.SelfAttention.v", "relative_attention_bias")
+    model = build_model(options(target_modules=names), processor, rows)
+    assert {
+        name.partition(".lora_A")[0].partition(".model.")[2] for name, _ in model.named_parameters() if "lora_A" in name
+    } == {
+        "decoder.block.0.layer.1.EncDecAttention.q",
+        "decoder.block.0.layer.0.SelfAttention.v",
+    }
+
+
+def test_all_weights_train_but_those_of_a_frozen_fusion_layer(rows, processor, options):
+    model = build_model(options(full=True, train_fusion=False), processor, rows)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if ".fusion." in name} and frozen
 
 
 @pytest.mark.parametrize(
