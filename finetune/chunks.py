@@ -217,7 +217,8 @@ class Output:
             self.made += len(made)  # before the wait for the disk, in which Ctrl-C may come
             os.fsync(self.file.fileno())
         except OSError as error:
-            self.file.raw.close()  # with what is left in the buffer, which else would be tried again at the end
+            # with what is left in the buffer, which else would be tried again at the end
+            self.file.raw.close()  # type: ignore[union-attr]
             rows = f"{self.found + self.made} rows are in it"
             raise OSError(
                 f"{self.path} cannot be written ({error.strerror}): {rows}. To go on, make room and give the same "

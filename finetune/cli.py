@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -25,7 +25,7 @@ class OneValueEach(TyperCommand):
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(list(args))
         for option, times in Counter(each for each in given if each.param_type_name == "option").items():
-            if times > 1 and not (option.multiple or option.is_flag):
+            if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
                 often = "twice" if times == 2 else f"{times} times"
                 raise ValueError(f"{option.opts[0]} was given {often}. Give it once: only one value would be used.")
         return super().parse_args(ctx, args)
@@ -507,7 +507,7 @@ def _inputs(
 
     text, target, lexical, vector = columns
     encode = encode_cached if keep else encode_distinct
-    made = None
+    made: Any = None
 
     def called(index: int) -> str:  # by its number in the file, where that is still known
         return f"row {numbers[index]}" if numbers is not None else f"the row of {rows[index][text]!r}"

@@ -92,7 +92,7 @@ def hold_out(
     texts = [str(text).strip() for text in rows[text_column]]
     keys, told_by = texts, "text"
     if lexical_column or vector_column:
-        others = rows[lexical_column] if lexical_column else _vector_keys(rows, vector_column)
+        others = _vector_keys(rows, vector_column) if vector_column else rows[lexical_column]
         pairs = [f"{text}\n{other}" for text, other in zip(texts, others, strict=True)]
         if _distinct(pairs) > 2 * _distinct(texts) or _distinct(pairs) == 1:
             keys, told_by = pairs, f"text and {repr(lexical_column) if lexical_column else 'vector'}"
@@ -106,9 +106,10 @@ def hold_out(
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
 
-def _vector_keys(rows: Dataset, column: str | None) -> list[str]:
+def _vector_keys(rows: Dataset, column: str) -> list[str]:
     """For each row what is the same where its vector is the same."""
-    return ["" if vector is None else hashlib.md5(vector.numpy()).hexdigest() for vector in read_vectors(rows, column)]
+    vectors = read_vectors(rows, column)
+    return ["" if vector is None else hashlib.md5(vector.numpy().tobytes()).hexdigest() for vector in vectors]
 
 
 def _distinct(keys: Sequence[str]) -> int:

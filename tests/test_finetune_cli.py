@@ -77,18 +77,9 @@ def commands(room):
 
 
 def train_words(output, *more):
-    options = [
-        "--base",
-        "base",
-        "--vector-column",
-        "vector",
-        "--batch-size",
-        "2",
-        "--epochs",
-        "4",
-        "--precision",
-        "fp32",
-    ]
+    """The command with its usual options, but for those that are in `more`."""
+    usual = {"--base": "base", "--vector-column": "vector", "--batch-size": "2", "--epochs": "4", "--precision": "fp32"}
+    options = [word for option in usual.items() if option[0] not in more for word in option]
     return ["train", "rows.jsonl", *COLUMNS, *options, "--output", output, *more]
 
 
