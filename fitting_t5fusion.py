@@ -7,17 +7,23 @@ embedding of its target's words, so that the token reads, from the first step, l
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .processing_t5fusion import read_vectors
+
+if TYPE_CHECKING:  # a mixin of models: a checker may know what they have
+    from transformers import PreTrainedModel as Model
+else:
+    Model = object
 
 STRENGTHS = torch.logspace(-5, 1, 13, dtype=torch.float64, device="cpu")
 FIRST_WORD = 2  # ids below it are <pad> and </s>; padding that the loss skips is negative
 
 
-class FittingMixin:
+class FittingMixin(Model):
     """`fit_fusion` for a model that has `encoder.fusion` and `shared`."""
 
     @torch.no_grad()
@@ -55,7 +61,7 @@ class FittingMixin:
             )
         return explained
 
-    def fusion_to_fit(self) -> nn.Module:
+    def fusion_to_fit(self) -> Any:
         """The fusion layer that the next training step trains: the active adapter's copy where there is an adapter."""
         fusion = self.encoder.fusion
         copies = getattr(fusion, "modules_to_save", None)

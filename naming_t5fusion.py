@@ -19,7 +19,7 @@ class FusedName(NamedTuple):
     choices that were made when the fused model was built, so that a reload needs nothing but the adapter's folder.
     """
 
-    plain: str | os.PathLike  # Hub id or folder of the checkpoint that the fused model was built from
+    plain: str  # Hub id or folder of the checkpoint that the fused model was built from
     commit: str | None = None  # or another revision
     # fields of the config that differ from the checkpoint's, and perhaps its "subfolder"
     choices: Mapping = MappingProxyType({})

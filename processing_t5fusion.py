@@ -81,8 +81,8 @@ def tokenize(tokenizer, texts: list[str], max_length: int | None = None, as_targ
         truncation = {"truncation": max_length is not None, "max_length": max_length}
         return tokenizer(**{argument: texts}, verbose=False, **truncation)["input_ids"]
     whole = tokenizer(**{argument: texts}, verbose=False)["input_ids"]
-    long = [row for row, ids in enumerate(whole) if max_length is not None and len(ids) > max_length]
-    if long:
+    long = [] if max_length is None else [row for row, ids in enumerate(whole) if len(ids) > max_length]
+    if max_length is not None and long:
         chosen = {argument: [texts[row] for row in long]}
         bare = tokenizer(**chosen, add_special_tokens=False, verbose=False)["input_ids"]
         for row, text_ids in zip(long, bare, strict=True):
@@ -324,8 +324,8 @@ class T5FusionProcessor(ProcessorMixin):
                 found = f"no room for it and </s> beside {count} placeholders in `max_length`={max_length}"
                 raise _bad_row(indices[0], "text", f"{found}; expected a `max_length` of at least {count + 2}")
             chosen = [prompts[index] for index in indices]
-            for index, ids in zip(indices, tokenize(self.tokenizer, chosen, limit), strict=True):
-                ids = np.asarray(ids, dtype=np.int64)
+            for index, row_ids in zip(indices, tokenize(self.tokenizer, chosen, limit), strict=True):
+                ids = np.asarray(row_ids, dtype=np.int64)
                 if np.count_nonzero(ids == self.lexical_token_id) < prompts[index].count(LEXICAL_TOKEN):
                     found = f"a {LEXICAL_TOKEN} of its own lies past `max_length`={max_length}"
                     raise _bad_row(index, "text", f"{found}; expected it within. Raise `max_length`, or take it out")

@@ -5,9 +5,15 @@ folder names. So a base model that was changed in memory, by training, by a merg
 """
 
 import re
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # a mixin of models: a checker may know what they have
+    from transformers import PreTrainedModel as Model
+else:
+    Model = object
 
 ALSO_OPENED_BY = ("AutoModel", "AutoModelForMultimodalLM")
 SAMPLES = 64  # numbers of each weight that are compared: training, and merging, change nearly all of them
@@ -16,7 +22,7 @@ WRAPPED = re.compile(r"\.(base_layer|original_module|token_adapter)\b")
 KEEPS_BASE = (True, False, "gaussian", "orthogonal")  # starts of LoRA that leave the weight beneath as it was
 
 
-class SavingMixin:
+class SavingMixin(Model):
     """Saving for a `PreTrainedModel` with `encoder.fusion`."""
 
     def remember_loaded_weights(self) -> None:
@@ -118,7 +124,7 @@ class SavingMixin:
             self.__class__ = kind
 
 
-def _copies(fusion: nn.Module, adapter: str | None) -> list[nn.Module]:
+def _copies(fusion: Any, adapter: str | None) -> list[nn.Module]:
     """The fusion layers that are about to be saved: the adapter's copy, or the model's own."""
     copies = getattr(fusion, "modules_to_save", None)
     if copies is None:

@@ -140,6 +140,6 @@ def register() -> None:
     for (owner, name), wrap in WRAPS.items():
         method = vars(owner)[name]
         if getattr(method, "__module__", None) != __name__:
-            wrapped = wrap(method)
+            wrapped = wrap(method)  # type: ignore[operator]
             wrapped.__module__ = __name__
             setattr(owner, name, wrapped)

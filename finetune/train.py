@@ -557,7 +557,8 @@ def _train(
     columns: Sequence[str | None],
 ) -> nn.Module:
     output = folder.path
-    last, damaged = None, []
+    last: Path | None = None
+    damaged: list[Path] = []
     if folder.resume:
         last, damaged = _from_first(arguments, lambda: _resumable(Path(arguments.output_dir)))
     begun_with = _begun_with(rows, held_out, processor, options, columns, arguments.world_size)

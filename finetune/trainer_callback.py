@@ -7,6 +7,7 @@ takes it away; the environment variable T5FUSION_TRAINER_HOOK=0 switches it off.
 import os
 import sys
 from itertools import islice
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -76,7 +77,7 @@ def rows_to_start_from(loader: DataLoader | None) -> list[dict]:
 
     Every process reads the same rows, since its `dataset` is the whole set.
     """
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         return []
     step = max(1, -(-len(dataset) // ROWS_OF_START))

@@ -127,7 +127,7 @@ def name_base(file: Path, model: T5WithFusion, earlier: str | list[str] | None) 
     """
     card = ModelCard.load(file)
     name = FusedName.parse(model.name_or_path).plain
-    is_id = is_hub_id(name)
+    is_id = is_hub_id(str(name))
     card.data.base_model = name if is_id else earlier if isinstance(earlier, str) and is_hub_id(earlier) else None
     tags = [tag for tag in card.data.tags or [] if not tag.startswith(OF_BASE)]
     card.data.tags = sorted([*tags, f"{OF_BASE}adapter:{name}"] if is_id else tags) or None

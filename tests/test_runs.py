@@ -19,7 +19,8 @@ from t5fusion.finetune.checkpoints import last_checkpoint
 
 COLUMNS = ["--text-column", "name", "--target-column", "text"]
 TRAIN = ["train", "rows.jsonl", "--validation", "held_out.jsonl", "--base", "base", *COLUMNS]
-SHORT = ["--vector-column", "vector", "--precision", "fp32", "--epochs", "1", "--batch-size", "8"]
+EXACT = ["--vector-column", "vector", "--precision", "fp32", "--batch-size", "8"]
+SHORT = [*EXACT, "--epochs", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -505,7 +506,7 @@ main()
 @pytest.mark.parametrize(("where", "most"), [("weights", 50_000), ("optimizer", 200_000), ("the end", 50_000)])
 def test_a_full_disk_while_saving_leaves_the_checkpoint_before(room, forks, where, most):
     output = f"full-{where.replace(' ', '-')}"
-    words = [*TRAIN, *SHORT, "--epochs", "3", "--output", output]
+    words = [*TRAIN, *EXACT, "--epochs", "3", "--output", output]
     last = int(where == "the end")
     code, _, err = forks.run(*words, last, most, code=NO_ROOM)
     assert code == 1 and "Traceback" not in err, err
