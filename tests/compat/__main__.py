@@ -2,11 +2,10 @@
 
 import argparse
 import importlib
+import re
 import subprocess
 import sys
 import warnings
-from datetime import date
-from importlib.metadata import version
 
 import torch
 from transformers.utils import logging
@@ -37,6 +36,12 @@ table is of that.
 """
 
 
+def sections_of(page: str) -> dict[str, str]:
+    """The sections of the page by their titles: a table that is not made anew stays as it was."""
+    parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
+    return {part.partition("\n")[0].removeprefix("## "): part.rstrip("\n") + "\n" for part in parts}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="to run anew; default: all")
@@ -53,8 +58,8 @@ def main() -> int:
     for name in options.tables or TABLES:
         subprocess.run([sys.executable, "-m", "compat", name, "--here"], check=True, stdin=subprocess.DEVNULL)
     tables = [Table.read(BUILD / f"{name}.json") for name in TABLES if (BUILD / f"{name}.json").exists()]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft", "torch", "accelerate"))
-    PAGE.write_text(ABOUT + f"Of {date.today()}: {packages}.\n\n" + "\n".join(table.markdown() for table in tables))
+    sections = sections_of(PAGE.read_text()) | {table.title: table.markdown() for table in tables}
+    PAGE.write_text(ABOUT + "\n".join(sections.values()))
     worse = [line for table in tables for line in table.worse()]
     print("\n".join([f"{PAGE.relative_to(ROOT)}: {len(worse)} cells worse than the plain T5", *worse]))
     return int(bool(worse))

@@ -5,6 +5,8 @@ import json
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +54,7 @@ class Table:
     title: str
     about: str
     columns: list[str]
+    made: str = ""  # when, and with which releases
     cells: dict[str, dict[str, dict[str, Outcome]]] = field(default_factory=dict)
 
     def add(self, row: str, column: str, check: Callable, *arguments, models: Iterable[str] = MODELS) -> None:
@@ -81,7 +84,7 @@ class Table:
         lines = [
             f"## {self.title}",
             "",
-            self.about,
+            f"{self.about} {self.made}".rstrip(),
             "",
             _line(["", *self.columns]),
             _line(["---"] * (len(self.columns) + 1)),
@@ -91,6 +94,8 @@ class Table:
         return "\n".join([*lines, "", *(f"{number}. {said}" for said, number in notes.items()), ""])
 
     def save(self, file: Path) -> None:
+        packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft", "torch", "accelerate"))
+        self.made = f"Of {date.today()}: {packages}."
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(self), indent=1))
 
