@@ -25,9 +25,9 @@ def make() -> Table:
         "PEFT's own tests",
         "`tests/test_encoder_decoder_models.py` of the installed PEFT, its T5 being a random one of the same shape: as "
         "a plain T5, and as the fused model made of it, whose fusion layer stays frozen (`T5FUSION_PEFT_HOOK=0`). "
-        f"Numbers of tests; *skipped* by PEFT itself. *{TRAINING}*: those that fail by default, where the fusion layer trains "
-        "with the adapter. They state that nothing beside the adapter trains, or combine adapters as PEFT does only "
-        "where these share no layer that trains whole.",
+        f"Numbers of tests; *skipped* by PEFT itself. *{TRAINING}*: those that fail by default, where the fusion layer "
+        "trains with the adapter. They state that nothing beside the adapter trains, or combine adapters as PEFT does "
+        "only where these share no layer that trains whole.",
         ["passed", "skipped", "failed on both", "failed on the fused model only", TRAINING],
     )
     by_model = {"T5": run("T5"), "T5WithFusion": run("T5WithFusion", T5FUSION_PEFT_HOOK="0")}
