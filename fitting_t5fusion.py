@@ -40,8 +40,8 @@ class FittingMixin(Model):
 
         Returns:
             The share of the variance of the targets' mean embeddings that the vectors explain on rows left out, by
-            generalised cross-validation. Near zero, the vectors say nothing about the targets that a linear map could
-            carry. The fusion layer stays as it is where all targets are alike.
+            generalised cross-validation. At zero or below, the vectors say nothing about the targets that a linear map
+            could carry, or the rows are too few to tell: the fusion layer then stays as it is.
 
         Raises:
             ValueError: no row has both labels and a vector, or a vector has another width than `config.lexical_dim`;
@@ -51,14 +51,13 @@ class FittingMixin(Model):
         vectors, labels = read_rows(rows, self.config.lexical_dim)
         embeddings = self.get_input_embeddings().weight
         weight, explained = ridge(vectors, mean_target_embeddings(labels, embeddings.float().cpu()))
-        if weight.any():  # else all targets are alike, and there is nothing to start from
+        if explained > 0:
             fusion.projection.weight.copy_(weight)
             fusion.projection.bias.copy_(-weight @ vectors.double().mean(0))
         if os.environ.get("RANK", "0") == "0":
-            print(
-                f"fit_fusion: the vectors of {len(vectors):,} rows explain {max(explained, 0):.1%} of the variance of "
-                "their targets' words."
-            )
+            share = f"{explained:.1%} of" if explained > 0 else "nothing of"
+            kept = "" if explained > 0 else " The fusion layer stays as it was."
+            print(f"fit_fusion: the vectors of {len(vectors):,} rows explain {share} their targets' words.{kept}")
         return explained
 
     def fusion_to_fit(self) -> Any:

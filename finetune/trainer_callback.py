@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
 
 from ..modeling_t5fusion import T5WithFusion, initial_projection
@@ -78,7 +78,7 @@ def rows_to_start_from(loader: DataLoader | None) -> list[dict]:
     Every process reads the same rows, since its `dataset` is the whole set.
     """
     dataset: Any = getattr(loader, "dataset", None)
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         return []
     step = max(1, -(-len(dataset) // ROWS_OF_START))
     rows = (dataset[index] for index in range(0, len(dataset), step))

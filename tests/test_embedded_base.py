@@ -77,7 +77,7 @@ def test_no_file_of_a_run_names_where_the_package_was(moved):
     named = [file for file in files if str(gone.parent).encode() in file.read_bytes()]
     assert named == []
     config = json.loads((room / "there" / "run" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "T5WithFusion(tiny_t5)"
+    assert config["base_model_name_or_path"] == 'T5WithFusion(tiny_t5, {"lexical_dim": 8})'
 
 
 RELOAD = """

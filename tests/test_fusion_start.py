@@ -119,6 +119,14 @@ def test_the_projection_is_set_to_what_the_vectors_tell(model):
     torch.testing.assert_close(model.encoder.fusion.projection.weight, weight.float())
 
 
+def test_vectors_that_tell_nothing_leave_the_start_as_it_is(model, capsys):
+    vectors, labels, _ = rows_of(model, rows=20, linear=False)
+    before = model.encoder.fusion.projection.weight.detach().clone()
+    assert model.fit_fusion(as_rows(vectors, labels)) <= 0
+    assert torch.equal(model.encoder.fusion.projection.weight, before)
+    assert "explain nothing of their targets' words. The fusion layer stays as it was." in capsys.readouterr().out
+
+
 def test_vectors_that_tell_nothing_explain_nothing(model):
     vectors, labels, _ = rows_of(model, linear=False)
     assert abs(model.fit_fusion(as_rows(vectors, labels))) < 0.05

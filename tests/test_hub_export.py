@@ -22,7 +22,10 @@ from t5fusion.hub_export import doors
 from t5fusion.hub_export.bundle import MANIFEST, REFERENCE, file_digest, json_digest, read_manifest
 from t5fusion.hub_export.card import find_sections
 
-CODE = ("configuration_t5fusion.py", "loading_t5fusion.py", "modeling_t5fusion.py", "processing_t5fusion.py")
+CODE = tuple(
+    f"{name}_t5fusion.py"
+    for name in ("configuration", "fitting", "loading", "modeling", "naming", "processing", "saving")
+)
 BACKBONE = "google/flan-tiny"
 TRAIN = """
 import sys

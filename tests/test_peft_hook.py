@@ -124,9 +124,12 @@ def change_projection(model):
 
 
 def rows_for(model, count=40):
+    """Rows whose vectors say which of four targets is theirs."""
     numbers = torch.Generator().manual_seed(0)
-    labels = [[*torch.randint(3, 35, (3,), generator=numbers).tolist(), 1] for _ in range(count)]
-    vectors = torch.randn(count, model.config.lexical_dim, generator=numbers)
+    kinds = torch.randint(4, (count,), generator=numbers)
+    labels = [[5 + 3 * kind, 6 + 3 * kind, 1] for kind in kinds.tolist()]
+    noise = 0.1 * torch.randn(count, model.config.lexical_dim, generator=numbers)
+    vectors = torch.nn.functional.one_hot(kinds, model.config.lexical_dim) + noise
     pairs = zip(labels, vectors.tolist(), strict=True)
     return [{"input_ids": [5, 6, 1], "labels": ids, "lexical_embeds": vector} for ids, vector in pairs]
 
@@ -321,7 +324,8 @@ def test_training_leaves_alone_a_fusion_layer_that(base, tmp_path, monkeypatch, 
 
 def test_vectors_that_bring_nothing_are_told_of_once_at_the_end(base, tmp_path, capsys):
     model = T5WithFusion(base)
-    trainer_for(get_peft_model(model, LoraConfig(**QV)), rows_for(model), tmp_path, eval_strategy="epoch").train()
+    rows = [row | {"labels": [7, 8, 1]} for row in rows_for(model)]
+    trainer_for(get_peft_model(model, LoraConfig(**QV)), rows, tmp_path, eval_strategy="epoch").train()
     told = capsys.readouterr().err
     assert told.count("The vectors bring nothing: on 20 held-out rows the loss is") == 1
 
