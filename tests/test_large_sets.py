@@ -252,7 +252,7 @@ def test_an_output_that_was_cut_at_any_byte_becomes_whole(tmp_path, monkeypatch)
     path = tmp_path / "made.jsonl"
     write_again(path, names)
     whole = path.read_bytes()
-    assert [json.loads(line)["output"] for line in whole.splitlines()][:4] == ["a ü 0", 'b" ü 1', None, "ü ü 3"]
+    assert [json.loads(line)["output"] for line in whole.splitlines()][:4] == ["a ü 0", 'b"\n ü 1', None, "ü ü 3"]
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         output = write_again(path, names)
