@@ -223,6 +223,8 @@ def choices_of(config: T5FusionConfig, source, hub: dict, saved: dict, token_cho
         token_chosen: whether `lexical_token_id` was given. Of a plain T5 it then counts as a choice: what the T5's own
             tokenizer would give need not be known.
     """
+    if not hasattr(config, "lexical_token_id"):  # no fused model's config, which the model itself refuses
+        return {}
     token = {} if "lexical_token_id" in saved else {"lexical_token_id": config.lexical_token_id}
     default, _ = fused_config(source, hub, saved, None, dict(token))
     usual = json.loads(default.to_json_string(use_diff=False))
