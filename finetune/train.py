@@ -584,8 +584,8 @@ def _train(
         trainer.remove_callback(theirs)
     progress = ShowProgress()
     trainer.add_callback(progress)
-    if options.fusion_start == "random":
-        trainer.remove_callback(FusionCallback)
+    trainer.remove_callback(FusionCallback)
+    trainer.add_callback(FusionCallback(start=False))  # `build_model` has seen to the start
     trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
     trainer.folder, trainer.begun_with = folder, begun_with | {"commit": commit}
     stopper.accelerator = trainer.accelerator

@@ -25,10 +25,17 @@ IGNORED = -100
 
 
 class FusionCallback(TrainerCallback):
-    """Starts a fusion layer that nobody has started, and says so where training made nothing of the vectors."""
+    """Starts a fusion layer that nobody has started, and says so where training made nothing of the vectors.
+
+    Args:
+        start: whether it starts the fusion layer; `t5fusion train` has done that, or left it, as it was asked to.
+    """
+
+    def __init__(self, start: bool = True):
+        self.start = start
 
     def on_train_begin(self, args: TrainingArguments, state, control, model=None, train_dataloader=None, **kwargs):
-        fused = fused_model(model)
+        fused = fused_model(model) if self.start else None
         if fused is not None and os.environ.get(SWITCH) != "0" and is_unstarted(fused):
             rows = rows_to_start_from(train_dataloader)
             if rows:

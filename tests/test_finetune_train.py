@@ -86,7 +86,7 @@ def test_what_is_saved(trained, base):
     assert len(fusion) == (0 if kind == "frozen fusion" else 3)
     if not made.full:
         config = json.loads((folder / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == f"T5WithFusion({base})"
+        assert config["base_model_name_or_path"] == f'T5WithFusion({base}, {{"lexical_dim": 8}})'
         assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (32, 32, 0.05)
         expected = ["q", "v"] if kind == "frozen fusion" else ["k", "o", "q", "v", "wi", "wo"]
         assert sorted(config["target_modules"]) == expected
@@ -261,8 +261,12 @@ def test_nothing_to_resume_from(rows, processor, options, tmp_path):
 
 
 def test_the_start_from_the_targets_is_said_and_used(rows, processor, options, capsys):
+    rows = [
+        row | {"labels": [5 + 3 * (index % 4), 1], "lexical_embeds": torch.eye(8)[index % 4]}
+        for index, row in enumerate(rows)
+    ]
     started = build_model(options(), processor, rows).base_model.model.encoder.fusion
-    assert "fusion layer: started from the targets; the vectors tell nothing of their words" in capsys.readouterr().out
+    assert re.search("fit_fusion: the vectors of 20 rows explain .*% of their targets' words", capsys.readouterr().out)
     plain = build_model(options(fusion_start="random"), processor, rows).base_model.model.encoder.fusion
     frozen = build_model(options(train_fusion=False), processor, rows).base_model.model.encoder.fusion
     assert capsys.readouterr().out == ""

@@ -23,6 +23,7 @@ from t5fusion.hub_export import onnx_export
 from t5fusion.hub_export.bundle import REFERENCE, export, write_reference
 from t5fusion.hub_export.onnx_export import DATA, DECODER, ENCODER, LOGITS, OnnxT5WithFusion, check_graphs, write_graphs
 from t5fusion.hub_export.verify import run_graphs
+from t5fusion.processing_t5fusion import MINILM
 
 LINES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "onnx.md").read_text(), re.DOTALL)
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
@@ -65,7 +66,8 @@ def bundle(tmp_path_factory):
     room = tmp_path_factory.mktemp("tiny")
     T5WithFusion(tiny_t5.PATH, dtype=torch.float32).save_pretrained(room / "base")
     AutoTokenizer.from_pretrained(tiny_t5.PATH).save_pretrained(room / "base")
-    return export(save_tuned(room / "base", room / "bare"), room / "bundle", "standalone", format="onnx")
+    bare, recipe = save_tuned(room / "base", room / "bare"), {"lexical_encoder": MINILM}
+    return export(bare, room / "bundle", "standalone", recipe=recipe, format="onnx")
 
 
 @pytest.fixture(scope="module")

@@ -210,7 +210,8 @@ def test_no_other_class_loads_the_plain_t5_beneath_an_adapter(plain_folders, tra
     folder, _, _ = trained
     name = f"T5WithFusion({plain_folders['flan']})"
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == name
-    with pytest.raises(OSError, match=re.escape(name)):
+    told = "is not on a Hub yet. Type T5WithFusion.from_pretrained" if "Peft" in loader.__name__ else re.escape(name)
+    with pytest.raises(OSError, match=told):
         loader.from_pretrained(folder)
     assert T5WithFusion.from_pretrained(name).config.backbone == str(plain_folders["flan"])
 
