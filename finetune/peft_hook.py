@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.config import PeftConfigMixin
@@ -49,11 +50,16 @@ def with_fusion(config: PeftConfig, model: nn.Module) -> PeftConfig:
     if os.environ.get(SWITCH) == "0" or not has_fusion(model):
         return config
     check_same_model(config, model)
-    config = copy.copy(config)
-    if config.revision is None:  # else a reload takes the base model's main branch, whatever that is by then
-        config.revision = getattr(model, "loaded_commit", None)
+    changes: dict[str, Any] = {}
+    if config.revision is None and getattr(model, "loaded_commit", None):
+        changes["revision"] = model.loaded_commit  # a reload else takes the main branch, whatever that is by then
     if not _decided(config):
-        config.modules_to_save = [*(config.modules_to_save or ()), FUSION]
+        changes["modules_to_save"] = [*(config.modules_to_save or ()), FUSION]
+    if not changes:
+        return config
+    config = copy.copy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
     return config
 
 
