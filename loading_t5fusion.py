@@ -7,7 +7,6 @@ A name may stand for a plain T5, for a fused model with or without weights of it
 import copy
 import json
 import os
-import re
 import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,12 +18,12 @@ from transformers.utils.hub import extract_commit_hash
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 from .naming_t5fusion import EMBEDDED, FusedName, name_of_embedded, resolve_embedded, was_embedded
+from .saving_t5fusion import WRAPPED
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 NO_ADAPTER = {"subfolder": "no-adapter-here"}  # keeps transformers from loading an adapter itself
 NOTHING_LOADED: dict = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 PLAIN = ("t5", "mt5")  # the kinds of backbone: an mT5 is a T5 whose head is never scaled
-WRAPPED = r"\.(base_layer|original_module)\b"  # what PEFT puts into the names of the weights beneath
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
 NOT_CHOICES = {  # fields of a config that say where it is from, or how it is loaded, and not what the model computes
     "_name_or_path", "adapter_beside", "architectures", "auto_map", "backbone", "backbone_revision", "dtype",
@@ -144,7 +143,7 @@ class FusedLoadingMixin:
         cast_adapter_dtype(self, name)  # to fp32, as PeftModel does, before the weights could lose digits
         try:
             loaded = set_peft_model_state_dict(self, weights, name)
-            of_before = {key for key in loaded.missing_keys if before & {key, re.sub(WRAPPED, "", key)}}
+            of_before = {key for key in loaded.missing_keys if before & {key, WRAPPED.sub("", key)}}
             absent = [key for key in loaded.missing_keys if f".{name}." in key and key not in of_before]
             if absent or loaded.unexpected_keys:
                 raise KeyError(", ".join([*absent, *loaded.unexpected_keys][:3]))

@@ -18,7 +18,7 @@ else:
 ALSO_OPENED_BY = ("AutoModel", "AutoModelForMultimodalLM")
 SAMPLES = 64  # numbers of each weight that are compared: training, and merging, change nearly all of them
 UNDER_TUNER, UNDER_COPY = ".base_layer.", ".original_module."  # what PEFT puts into the names of weights it wraps
-WRAPPED = re.compile(r"\.(base_layer|original_module|token_adapter)\b")
+WRAPPED = re.compile(r"\.(base_layer|original_module|token_adapter)\b")  # the same, to take out
 KEEPS_BASE = (True, False, "gaussian", "orthogonal")  # starts of LoRA that leave the weight beneath as it was
 
 

@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from ..processing_t5fusion import T5FusionProcessor
 from .chunks import shared, spread
 from .data import batches
 from .generate import generate_texts
-from .measures import Interval, Losses, paired_bootstrap
+from .measures import Interval, Losses, losses_of, paired_bootstrap
 
 Vectors = Literal["true", "shuffled", "none"]
 
@@ -52,11 +51,7 @@ def losses(model, rows: list[dict], processor: T5FusionProcessor, batch_size: in
     model.eval()
     sums, tokens = np.zeros(len(rows)), np.zeros(len(rows))
     for indices, batch in batches(rows, processor, batch_size, "labels", progress):
-        batch = batch.to(model.device)
-        logits = model(**batch).logits.float()
-        each = cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=-100)
-        sums[indices] = each.double().sum(1).cpu()
-        tokens[indices] = (batch["labels"] != -100).sum(1).cpu()
+        sums[indices], tokens[indices] = losses_of(model, batch.to(model.device))
     return Losses(sums, tokens)
 
 

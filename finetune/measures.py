@@ -1,9 +1,13 @@
 """Losses of rows, and how sure a difference between two models, or two inputs, is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from ..processing_t5fusion import IGNORED
 
 
 class Losses(NamedTuple):
@@ -30,6 +34,13 @@ class Interval(NamedTuple):
     difference: float
     low: float
     high: float
+
+
+def losses_of(model, batch: Mapping[str, torch.Tensor]) -> Losses:
+    """The loss of each row of a collated batch with labels, on the model's device."""
+    logits = model(**batch).logits.float()
+    each = cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=IGNORED)
+    return Losses(each.double().sum(1).cpu().numpy(), (batch["labels"] != IGNORED).sum(1).double().cpu().numpy())
 
 
 def paired_bootstrap(a: Losses, b: Losses, samples: int = 10_000, seed: int = 0) -> Interval:

@@ -116,9 +116,8 @@ def _wrap_save(save: Callable) -> Callable:
                 kwargs.setdefault("save_embedding_layers", True)
         save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
         if isinstance(base, T5WithFusion):
-            apply_umask(
-                Path(save_directory), "adapter_model.safetensors"
-            )  # safetensors writes files that only their owner can read
+            # safetensors writes files that only their owner can read
+            apply_umask(Path(save_directory), "adapter_model.safetensors")
 
     return save_pretrained
 

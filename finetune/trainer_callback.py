@@ -11,17 +11,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
 
 from ..modeling_t5fusion import T5WithFusion, initial_projection
-from .measures import Losses, paired_bootstrap
+from .measures import Losses, losses_of, paired_bootstrap
 
 SWITCH = "T5FUSION_TRAINER_HOOK"
 ROWS_OF_START = 20_000  # rows that are read for the start: more of them change little, and take long
 BATCHES_OF_END = 64  # held-out batches that are measured at the end
-IGNORED = -100
 
 
 class FusionCallback(TrainerCallback):
@@ -115,13 +113,6 @@ def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
         other.append(losses_of(model, batch | {"lexical_embeds": vectors.roll(1, 0)}))
     model.train(was_training)
     return Losses.of_batches(own), Losses.of_batches(other)
-
-
-def losses_of(model, batch: dict[str, torch.Tensor]) -> Losses:
-    """The loss of each row of a batch with labels."""
-    logits = model(**batch).logits.float()
-    each = cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=IGNORED)
-    return Losses(each.double().sum(1).cpu().numpy(), (batch["labels"] != IGNORED).sum(1).double().cpu().numpy())
 
 
 def register() -> None:
