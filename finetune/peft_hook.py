@@ -1,12 +1,14 @@
 """What t5fusion does inside PEFT, on fused models only: the fusion layer trains, and is saved, with every adapter.
 
 PEFT does the same for the classification heads that it knows, and has no place where a model could name layers of its
-own (docs/upstream/layers_that_train_with_an_adapter.py). So four methods of PEFT are wrapped when `t5fusion` is
-imported. The first three act on models with a fusion layer, and leave all others to PEFT:
+own (docs/upstream/layers_that_train_with_an_adapter.py). So five methods of PEFT are wrapped when `t5fusion` is
+imported. All but the last act on models with a fusion layer, and leave all others to PEFT:
 
 - `BaseTuner.inject_adapter` and `PeftModel.add_adapter` (prompt tuning and its like) put "fusion" into a new adapter's
   `modules_to_save`.
 - `PeftModel.save_pretrained` refuses to save an adapter that a reload would put on another model.
+- `BaseTuner._replace_module` puts the trained layer in its place when adapters are merged or unloaded: PEFT itself looks
+  for a `weight` on it, and the fusion layer has several.
 - `PeftConfig.from_pretrained` marks the config: what a saved adapter holds is decided already.
 
 `modules_to_save=[]` in an adapter's config leaves the fusion layer frozen for that adapter. The environment variable
@@ -26,7 +28,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ..configuration_t5fusion import T5FusionConfig
-from ..modeling_t5fusion import T5WithFusion
+from ..modeling_t5fusion import LexicalFusion, T5WithFusion
 from ..naming_t5fusion import FusedName
 from .modes import apply_umask
 
@@ -122,6 +124,16 @@ def _wrap_save(save: Callable) -> Callable:
     return save_pretrained
 
 
+def _wrap_replace(replace: Callable) -> Callable:
+    @wraps(replace)
+    def _replace_module(self, parent, child_name, new_module, child):
+        if type(new_module).__name__ != LexicalFusion.__name__:  # by its name: remote code has a class of its own
+            return replace(self, parent, child_name, new_module, child)
+        setattr(parent, child_name, new_module)
+
+    return _replace_module
+
+
 def _wrap_read(read: classmethod) -> classmethod:
     @wraps(read.__func__)
     def from_pretrained(cls, *args, **kwargs):
@@ -136,6 +148,7 @@ WRAPS = {
     (BaseTuner, "inject_adapter"): _wrap_inject,
     (PeftModel, "add_adapter"): _wrap_add,
     (PeftModel, "save_pretrained"): _wrap_save,
+    (BaseTuner, "_replace_module"): _wrap_replace,
     (PeftConfigMixin, "from_pretrained"): _wrap_read,
 }
 

@@ -80,6 +80,17 @@ def test_it_is_counted_and_saved(base, tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == ["fusion"]
 
 
+@pytest.mark.parametrize("config", [LoraConfig(**QV), IA3Config(**S2S, init_ia3_weights=False)], ids=["LoRA", "IA3"])
+def test_it_stays_where_adapters_are_merged(base, inputs_for, config):
+    peft_model = get_peft_model(T5WithFusion(base), config)
+    change_projection(peft_model.get_base_model())
+    batch, fusion = inputs_for(peft_model), peft_model.get_base_model().encoder.fusion.modules_to_save["default"]
+    expected = logits(peft_model, batch)
+    merged = peft_model.merge_and_unload()
+    assert merged.encoder.fusion is fusion
+    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_other_layers_are_kept_beside_it(base):
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=["lm_head"]))
     assert peft_model.peft_config["default"].modules_to_save == ["lm_head", "fusion"] and fusion_trains(peft_model)
