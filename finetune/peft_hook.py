@@ -7,8 +7,8 @@ imported. All but the last act on models with a fusion layer, and leave all othe
 - `BaseTuner.inject_adapter` and `PeftModel.add_adapter` (prompt tuning and its like) put "fusion" into a new adapter's
   `modules_to_save`.
 - `PeftModel.save_pretrained` refuses to save an adapter that a reload would put on another model.
-- `BaseTuner._replace_module` puts the trained layer in its place when adapters are merged or unloaded: PEFT itself looks
-  for a `weight` on it, and the fusion layer has several.
+- `BaseTuner._replace_module` puts the trained layer in its place when adapters are merged or unloaded: PEFT itself
+  looks for a `weight` on it, and the fusion layer has several.
 - `PeftConfig.from_pretrained` marks the config: what a saved adapter holds is decided already.
 
 `modules_to_save=[]` in an adapter's config leaves the fusion layer frozen for that adapter. The environment variable
