@@ -15,12 +15,10 @@ imported. All but the last act on models with a fusion layer, and leave all othe
 T5FUSION_PEFT_HOOK=0 switches all of this off.
 """
 
-import copy
 import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.config import PeftConfigMixin
@@ -44,31 +42,26 @@ def has_fusion(model: nn.Module) -> bool:
     return is_fused and any(name.rpartition(".")[2] == FUSION for name, _ in model.named_modules())
 
 
-def with_fusion(config: PeftConfig, model: nn.Module) -> PeftConfig:
-    """The adapter's config with the fusion layer among `modules_to_save`; the same config where that does not apply.
+def add_fusion(config: PeftConfig, model: nn.Module) -> None:
+    """Put the fusion layer among `modules_to_save` of a new adapter's config, in place, as PEFT does with its heads.
 
-    A copy, since the user may put the same config on a plain T5 next.
+    In place, since a user who loads the adapter with this same config (`PeftModel.from_pretrained(..., config=config)`)
+    would else get a model without the trained layer.
     """
     if os.environ.get(SWITCH) == "0" or not has_fusion(model):
-        return config
+        return
     check_same_model(config, model)
-    changes: dict[str, Any] = {}
-    if config.revision is None and getattr(model, "loaded_commit", None):
-        changes["revision"] = model.loaded_commit  # a reload else takes the main branch, whatever that is by then
-    if not _decided(config):
-        changes["modules_to_save"] = [*(config.modules_to_save or ()), FUSION]
-    if not changes:
-        return config
-    config = copy.copy(config)
-    for name, value in changes.items():
-        setattr(config, name, value)
-    return config
+    if config.inference_mode or getattr(config, SAVED, False):  # what a saved adapter holds is decided
+        return
+    if hasattr(model, "loaded_commit"):  # a reload else takes the main branch, whatever that is by then
+        config.revision = model.loaded_commit
+    if not _names_fusion(config):
+        config.modules_to_save = [*(config.modules_to_save or ()), FUSION]
 
 
-def _decided(config: PeftConfig) -> bool:
+def _names_fusion(config: PeftConfig) -> bool:
     """Whether the config says already what becomes of the fusion layer, or cannot say it."""
-    saved = config.inference_mode or getattr(config, SAVED, False)
-    if saved or not hasattr(config, "modules_to_save") or config.modules_to_save == []:
+    if not hasattr(config, "modules_to_save") or config.modules_to_save == []:
         return True
     targets = getattr(config, "target_modules", None)
     named = [*(config.modules_to_save or ()), *(targets if isinstance(targets, (list, set, tuple)) else ())]
@@ -91,7 +84,7 @@ def check_same_model(config: PeftConfig, model: nn.Module) -> None:
 def _wrap_inject(inject: Callable) -> Callable:
     @wraps(inject)
     def inject_adapter(self, model, adapter_name, *args, **kwargs):
-        self.peft_config[adapter_name] = with_fusion(self.peft_config[adapter_name], model)
+        add_fusion(self.peft_config[adapter_name], model)
         return inject(self, model, adapter_name, *args, **kwargs)
 
     return inject_adapter
@@ -101,7 +94,7 @@ def _wrap_add(add: Callable) -> Callable:
     @wraps(add)
     def add_adapter(self, adapter_name, peft_config, *args, **kwargs):
         if peft_config.is_prompt_learning:  # the others come by `inject_adapter`
-            peft_config = with_fusion(peft_config, self.base_model)
+            add_fusion(peft_config, self.base_model)
         return add(self, adapter_name, peft_config, *args, **kwargs)
 
     return add_adapter

@@ -64,11 +64,19 @@ WAYS = [put_on_by_get_peft_model, put_on_by_transformers, put_on_by_injection, p
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("config", [LoraConfig(**QV), IA3Config(**S2S)], ids=["LoRA", "IA3"])
-def test_it_trains_whatever_puts_the_adapter_on(base, way, config):
-    model = way(T5WithFusion(base), config)
-    assert fusion_trains(model)
-    assert config.modules_to_save is None, "the user's own config was changed"
+@pytest.mark.parametrize("kind", [LoraConfig, IA3Config])
+def test_it_trains_whatever_puts_the_adapter_on(base, way, kind):
+    assert fusion_trains(way(T5WithFusion(base), kind(**S2S)))
+
+
+def test_the_same_config_loads_it_again(base, tmp_path, inputs_for):
+    config = LoraConfig(**QV)
+    peft_model = get_peft_model(T5WithFusion(base), config)
+    change_projection(peft_model.get_base_model())
+    batch = inputs_for(peft_model)
+    peft_model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(T5WithFusion(base), tmp_path, config=config)
+    assert again.peft_config["default"] is config and torch.equal(logits(again, batch), logits(peft_model, batch))
 
 
 def test_it_is_counted_and_saved(base, tmp_path):
@@ -116,6 +124,18 @@ def test_the_opt_out_is_kept_in_the_adapter(base, tmp_path):
 def test_the_switch(base, monkeypatch):
     monkeypatch.setenv("T5FUSION_PEFT_HOOK", "0")
     assert not fusion_trains(get_peft_model(T5WithFusion(base), LoraConfig(**QV)))
+
+
+def test_the_same_config_on_a_plain_t5_next(base, tmp_path, inputs_for):
+    config = LoraConfig(**QV)
+    get_peft_model(T5WithFusion(base), config)
+    plain = get_peft_model(T5ForConditionalGeneration.from_pretrained(base), config)
+    assert all("lora_" in name for name, parameter in plain.named_parameters() if parameter.requires_grad)
+    plain.save_pretrained(tmp_path)
+    batch = inputs_for(T5WithFusion(base), vectors=(0, 0))
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    again = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained(base), tmp_path)
+    assert torch.equal(logits(again, batch), logits(plain, batch))
 
 
 def test_other_models_are_left_alone(base):
