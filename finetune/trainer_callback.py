@@ -41,8 +41,9 @@ class FusionCallback(TrainerCallback):
 
     def on_train_end(self, args, state: TrainerState, control, model=None, eval_dataloader=None, **kwargs):
         fused = fused_model(model)
-        sharded = any(type(parameter) is not torch.nn.Parameter for parameter in model.parameters())  # FSDP
-        if fused is None or eval_dataloader is None or sharded or os.environ.get(SWITCH) == "0":
+        if fused is None or eval_dataloader is None or os.environ.get(SWITCH) == "0":
+            return
+        if any(type(parameter) is not torch.nn.Parameter for parameter in fused.parameters()):  # shards, under FSDP
             return
         own, other = measure_vectors(model, eval_dataloader)
         if len(own.sums) < 2:
