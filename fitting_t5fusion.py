@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .processing_t5fusion import read_vectors
+from .processing_t5fusion import vectors_of_row
 
 if TYPE_CHECKING:  # a mixin of models: a checker may know what they have
     from transformers import PreTrainedModel as Model
@@ -83,7 +83,7 @@ def read_rows(rows: Iterable[dict], width: int) -> tuple[Tensor, list[list[int]]
     """
     vectors, labels = [], []
     for index, row in enumerate(rows):
-        vector = read_vectors(index, row.get("lexical_embeds"))
+        vector = vectors_of_row(index, row.get("lexical_embeds"))
         if len(vector) == 0 or row.get("labels") is None:
             continue
         if vector.shape[1] != width:

@@ -287,7 +287,9 @@ class T5FusionProcessor(ProcessorMixin):
         if lexical_texts is not None and lexical_embeds is not None:
             raise ValueError("`lexical_texts` and `lexical_embeds` were both given; give one of them.")
         if lexical_embeds is not None and lexical_embeds is not False:
-            rows = [read_vectors(i, row) for i, row in enumerate(_listed("lexical_embeds", lexical_embeds, len(text)))]
+            rows = [
+                vectors_of_row(i, row) for i, row in enumerate(_listed("lexical_embeds", lexical_embeds, len(text)))
+            ]
             for index, row in enumerate(rows):
                 if len(row) and row.shape[1] != self.lexical_dim:
                     expected = f"{self.lexical_dim}, the processor's `lexical_dim`. Use the encoder of the training"
@@ -419,7 +421,7 @@ class DataCollatorWithFusion:
             raise ValueError("the batch has no rows; expected one or more.")
         if not any("lexical_embeds" in row for row in features):
             _refuse_vectors_by_another_name(features)
-        vectors = [read_vectors(index, row.get("lexical_embeds")) for index, row in enumerate(features)]
+        vectors = [vectors_of_row(index, row.get("lexical_embeds")) for index, row in enumerate(features)]
         texts = [self._read_text(index, row, len(vectors[index])) for index, row in enumerate(features)]
         keep = _joined_by_accelerate() and self.padding != "max_length"
         lengths = [length for _, _, length in texts] if keep else None
@@ -545,7 +547,7 @@ def _read_ids(index, field, value):
     return array.astype(np.int64)
 
 
-def read_vectors(index, value):
+def vectors_of_row(index, value):
     """The vectors of one row: float32 (vectors, dim), (0, 0) for none."""
     try:
         array = np.zeros((0, 0)) if value is None else _array(value)

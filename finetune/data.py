@@ -91,7 +91,8 @@ def hold_out(
     """
     texts = [str(text).strip() for text in rows[text_column]]
     keys, told_by = texts, "text"
-    if lexical_column or vector_column:
+    # where there are fewer rows than that, the pairs, for which all vectors are read, cannot be that many
+    if (lexical_column or vector_column) and (len(rows) > 2 * _distinct(texts) or _distinct(texts) == 1):
         others = _vector_keys(rows, vector_column) if vector_column else rows[lexical_column]
         pairs = [f"{text}\n{other}" for text, other in zip(texts, others, strict=True)]
         if _distinct(pairs) > 2 * _distinct(texts) or _distinct(pairs) == 1:
