@@ -36,7 +36,7 @@ test: lint ## lint, then all tests, without a network
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 matrix: $(STAMP) ## all doors, with one release of transformers after another (RELEASES="5.0.0 newest" for some of them)
-	$(BIN)/python tests/matrix.py $(if $(RELEASES),--releases $(RELEASES))
+	PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/support $(BIN)/python tests/matrix/matrix.py $(if $(RELEASES),--releases $(RELEASES))
 
 # what it tries besides is heavy, and some of it changes what peft imports: a venv of its own
 $(COMPAT)/.installed: pyproject.toml constraints.txt
@@ -44,14 +44,14 @@ $(COMPAT)/.installed: pyproject.toml constraints.txt
 
 # CHECKOUT: of a clone of transformers, whose tests of generation are in no source distribution
 compat: $(COMPAT)/.installed ## docs/compatibility.md: what of peft, transformers and others works (TABLES="peft_tuners" for one of its tables; CHECKOUT=a clone of transformers)
-	TRANSFORMERS_CHECKOUT=$(abspath $(CHECKOUT)) PYTHONPATH=tests HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m compat $(TABLES)
+	TRANSFORMERS_CHECKOUT=$(abspath $(CHECKOUT)) PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/support HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m compat $(TABLES)
 
 # mypy takes the root, which is the package, for a package named after the folder: give it a folder of links by our name
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf build/types && mkdir -p build/types/t5fusion
-	@ln -s ../../../finetune ../../../hub_export ../../../tiny_t5 ../../../py.typed build/types/t5fusion/
+	@for folder in cli common demo finetune hooks hub_export tiny_t5 py.typed; do ln -s "../../../$$folder" build/types/t5fusion/; done
 	@for file in *.py; do ln -s "../../../$$file" build/types/t5fusion/; done
 	$(BIN)/mypy
 

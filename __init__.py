@@ -6,8 +6,7 @@ from pathlib import Path
 try:
     from . import tiny_t5
     from .configuration_t5fusion import T5FusionConfig
-    from .finetune import peft_hook, trainer_callback
-    from .hub_export.own_base import register_pushes
+    from .hooks import register
     from .modeling_t5fusion import T5WithFusion
     from .processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
 except KeyboardInterrupt:
@@ -17,9 +16,7 @@ except KeyboardInterrupt:
     print("t5fusion: stopped.", file=sys.stderr)
     sys.exit(130)
 
-peft_hook.register()
-trainer_callback.register()
-register_pushes()
+register()
 
 __version__ = "0.1.0"
 __all__ = ["DataCollatorWithFusion", "T5FusionConfig", "T5FusionProcessor", "T5WithFusion", "tiny_t5"]

@@ -9,6 +9,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 EMBEDDED = "tiny_t5"  # names the T5 that the package t5fusion carries, wherever that is installed
+# What an adapter in a bundle calls its base until `push` names the repository. It is no id, so no class loads another.
+NOT_PUSHED = "not on a Hub yet"
+UNPUSHED_BASE = (
+    f"{NOT_PUSHED}; push it, or type AutoModelForSeq2SeqLM.from_pretrained(FOLDER, trust_remote_code=True), with "
+    "transformers 5.5 or later"
+)
 FUSED = re.compile(r"T5WithFusion\((.+?)(?:@([0-9a-f]{40}))?(?:, (\{.*\}))?\)")
 
 

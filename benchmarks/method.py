@@ -21,10 +21,13 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from t5fusion import DataCollatorWithFusion, T5WithFusion
-from t5fusion.finetune.demo import demo_inputs, demo_processor, demo_rows
-from t5fusion.finetune.evaluate import Losses, change_vectors, losses, paired_bootstrap
-from t5fusion.finetune.train import TrainingOptions, base_folder, train
-from t5fusion.finetune.trainer_callback import FusionCallback
+from t5fusion.common.base_models import base_folder
+from t5fusion.common.losses import Losses, paired_bootstrap
+from t5fusion.demo.demo import demo_inputs, demo_processor, demo_rows
+from t5fusion.finetune.evaluation import change_vectors, losses
+from t5fusion.finetune.options import TrainingOptions
+from t5fusion.finetune.training import train
+from t5fusion.hooks.trainer_hook import FusionCallback
 
 BATCH = 16
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 
 from ..naming_t5fusion import EMBEDDED, name_of_embedded, was_embedded
-from .run_folder import RESUMED
+from .output_folder import RESUMED
 
 STATE = "trainer_state.json"  # what the Trainer writes last
 TORCH_FILES = ("*.pt", "*.pth", "*.bin")

@@ -1,36 +1,37 @@
-"""From a file or a data set of the Hub to the rows that train: token ids, labels and lexical vectors."""
+"""The rows of a data set: their columns, which of them have text and vectors, which are held out."""
 
 import hashlib
-import os
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
-from transformers import BatchFeature
 
-from ..configuration_t5fusion import LEXICAL_TOKEN
-from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
-from .harvest import is_held_out
-from .kept_vectors import encode_kept
+from ..common.console import say
 
 HELD_OUT_ONE_IN = 10
-MAX_SOURCE, MAX_TARGET = 128, 64  # tokens
 
 
-def is_first_process() -> bool:
-    """Whether this process is the only one, or the first of those that `accelerate launch` started."""
-    return os.environ.get("RANK", "0") == "0"
+class Columns(NamedTuple):
+    """The names of a data set's columns, each None where it is not used."""
+
+    text: str  # the input text
+    target: str | None = None  # the text to write
+    lexical: str | None = None  # the text that the vector is made of
+    vector: str | None = None  # the vector itself
+
+    @property
+    def texts(self) -> list[str]:
+        """The columns that hold text."""
+        return [name for name in self[:3] if name is not None]
 
 
-def say(line: str) -> None:
-    """A line for the user, on standard error, where progress is; of several processes, the first speaks."""
-    if is_first_process():
-        print(line, file=sys.stderr, flush=True)
+def hub_data_set(data: str) -> str | None:
+    """`data` if it is the id of a data set on the Hub; None for a file or folder."""
+    return None if Path(data).exists() else data
 
 
 def check_columns(rows: Dataset, columns: Sequence[str | None]) -> None:
@@ -65,6 +66,21 @@ def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
     return rows.select(kept), len(rows) - len(kept)
 
 
+def with_all_texts(rows: Dataset, columns: Columns) -> Dataset:
+    """The rows that have text in every column of texts; a line says how many were left out.
+
+    Raises:
+        ValueError: a column is missing, or holds something else than text; or no row is left.
+    """
+    check_columns(rows, columns)
+    rows, dropped = without_empty(rows, columns.texts)
+    if dropped:
+        say(f"{dropped} {'row' if dropped == 1 else 'rows'} with an empty text left out; {len(rows)} remain.")
+    if len(rows) == 0:
+        raise ValueError("no row has text in every column that is used.")
+    return rows
+
+
 def vector_columns(rows: Dataset) -> list[str]:
     """The columns that hold lists of floating point numbers, by their type; lists of integers may be anything."""
 
@@ -76,9 +92,7 @@ def vector_columns(rows: Dataset) -> list[str]:
     return [field.name for field in rows.features.arrow_schema if is_vector(field.type)]
 
 
-def hold_out(
-    rows: Dataset, text_column: str, lexical_column: str | None = None, vector_column: str | None = None
-) -> tuple[Dataset, Dataset]:
+def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     """About nine tenths to train on and one to validate with; all rows of one text are on the same side.
 
     Where vectors come from a column of their own, texts may be prompts that many rows share. If there are more than
@@ -89,14 +103,14 @@ def hold_out(
     Raises:
         ValueError: there are too few different texts or pairs; or a vector is none, as `given_vectors` says.
     """
-    texts = [str(text).strip() for text in rows[text_column]]
+    texts = [str(text).strip() for text in rows[columns.text]]
     keys, told_by = texts, "text"
     # where there are fewer rows than that, the pairs, for which all vectors are read, cannot be that many
-    if (lexical_column or vector_column) and (len(rows) > 2 * _distinct(texts) or _distinct(texts) == 1):
-        others = _vector_keys(rows, vector_column) if vector_column else rows[lexical_column]
+    if (columns.lexical or columns.vector) and (len(rows) > 2 * _distinct(texts) or _distinct(texts) == 1):
+        others = _vector_keys(rows, columns.vector) if columns.vector else rows[columns.lexical]
         pairs = [f"{text}\n{other}" for text, other in zip(texts, others, strict=True)]
         if _distinct(pairs) > 2 * _distinct(texts) or _distinct(pairs) == 1:
-            keys, told_by = pairs, f"text and {repr(lexical_column) if lexical_column else 'vector'}"
+            keys, told_by = pairs, f"text and {repr(columns.lexical) if columns.lexical else 'vector'}"
     sides = {key: is_held_out(key, HELD_OUT_ONE_IN) for key in keys}
     if len(set(sides.values())) < 2 or _distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
         raise ValueError(f"{_why_not_split(keys, told_by)}. Name a file with --validation.")
@@ -124,85 +138,6 @@ def _why_not_split(keys: Sequence[str], told_by: str) -> str:
         return f"all {len(keys)} rows have the same {told_by}: none can be held out to validate with"
     kind = "texts" if told_by == "text" else f"pairs of {told_by}"
     return f"{len(keys)} rows have {kinds} different {kind}, too few to hold some out for validation"
-
-
-def prepare(
-    texts: Sequence[str],
-    targets: Sequence[str] | None,
-    vectors: torch.Tensor | Sequence[torch.Tensor | None] | None,
-    processor: T5FusionProcessor,
-    max_source: int = MAX_SOURCE,
-    max_target: int = MAX_TARGET,
-    cut: Counter | None = None,
-) -> list[dict]:
-    """Rows for `DataCollatorWithFusion`, which places `<lexical>`.
-
-    A row trains on what the processor makes of its text at inference: the text reaches the tokenizer (and the lexical
-    encoder) as it is, and what becomes of newlines and other white space is the tokenizer's choice.
-
-    Args:
-        texts, targets: one each per row.
-        vectors: float32 (rows, dim), or (rows, vectors, dim), or one tensor a row, None for a row without; None where
-            no row has one.
-        max_source, max_target: most tokens of a text (its template included) and of a target.
-        cut: counts the rows, those that are cut and those without a vector, for `say_counted`, where the rows are a
-            part of a set; None to say it at once.
-
-    Returns:
-        A dict per row: `input_ids`, `attention_mask`, `labels`, lists of int; `lexical_embeds`, a tensor, in the rows
-        that have a vector.
-    """
-    prompts = [processor.template.replace("{text}", text) for text in texts]
-    # the collator places each row's placeholders, where the text does not hold them itself
-    placed = vectors is not None and any(LEXICAL_TOKEN in prompt for prompt in prompts)
-    made = processor(
-        texts, lexical_embeds=vectors if placed else False, text_target=targets, return_tensors=None,
-        max_length=max_source, max_target_length=max_target,
-    )  # fmt: skip
-    counted = Counter() if cut is None else cut
-    counted.update(inputs=len(prompts), **{"targets": len(targets)} if targets else {})
-    counted["cut inputs"] += _cut(prompts, made["input_ids"], max_source, processor.tokenizer)
-    counted["cut targets"] += _cut(targets or [], made.get("labels", []), max_target, processor.tokenizer)
-    counted["without vectors"] += 0 if vectors is None else sum(vector is None for vector in vectors)
-    if cut is None:
-        say_counted(counted, max_source, max_target)
-    fields = {name: values for name, values in made.items() if name != "lexical_embeds"}
-    rows = [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
-    for row, vector in zip(rows, vectors if vectors is not None else [None] * len(rows), strict=True):
-        if vector is not None:
-            row["lexical_embeds"] = vector
-    return rows
-
-
-def _cut(texts: Sequence[str], ids: Sequence[list[int]], most: int, tokenizer) -> int:
-    whole = [text for text, row in zip(texts, ids, strict=True) if len(row) == most]  # those that may have been cut
-    return sum(len(row) > most for row in tokenizer(whole)["input_ids"]) if whole else 0
-
-
-def say_counted(counted: Counter, max_source: int, max_target: int) -> None:
-    """Says how many of the rows that `prepare` counted are cut, and how many have no vector where others have one."""
-    for what, most in (("inputs", max_source), ("targets", max_target)):
-        if counted[f"cut {what}"]:
-            say(f"{counted[f'cut {what}']} of {counted[what]} {what} are longer than {most} tokens, and cut.")
-    if counted["without vectors"]:
-        say(f"{counted['without vectors']} of {counted['inputs']} rows have no vector; they are read by text alone.")
-
-
-def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
-    """`processor.encode`, float32 (texts, dim): each distinct text once."""
-    return _each_once(texts, processor.encode)
-
-
-def encode_cached(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
-    """`encode_distinct`, and kept on disk for the next run, as `kept_vectors.encode_kept` says."""
-    return _each_once(texts, lambda distinct: encode_kept(distinct, processor, say))
-
-
-def _each_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
-    distinct = list(dict.fromkeys(texts))
-    vectors = encode(distinct)
-    place = {text: index for index, text in enumerate(distinct)}
-    return vectors[[place[text] for text in texts]]
 
 
 def given_vectors(
@@ -265,12 +200,25 @@ def _found(value) -> str:
     return f"{len(value)} numbers" + ("" if finite else ", not all of them finite in float32")
 
 
-def batches(
-    rows: list[dict], processor: T5FusionProcessor, batch_size: int, length: str, progress: str | None = None
-) -> Iterator[tuple[list[int], BatchFeature]]:
-    """Indices and collated batches of rows whose field `length` is of like length, so that there is little padding."""
-    collate = DataCollatorWithFusion(processor.tokenizer)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][length]))
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=None if progress else True, leave=False):
-        indices = order[start : start + batch_size]
-        yield indices, collate([rows[index] for index in indices])
+def is_held_out(name: str, one_in: int) -> bool:
+    """Whether every row of this name belongs to the held-out part: a pure function of the name."""
+    return int(hashlib.md5(name.lower().encode()).hexdigest(), 16) % one_in == 0
+
+
+def vectors_by_text(rows: Dataset, columns: Columns) -> Iterator[torch.Tensor | None]:
+    """`read_vectors` of the vector column; an error names a row by its text."""
+    return read_vectors(rows, str(columns.vector), lambda index: f"the row of {rows[index][columns.text]!r}")
+
+
+def vector_width(rows: Dataset, columns: Columns) -> int:
+    """The width of the vectors in the vector column: that of the first row which has one."""
+    width = next((len(each) for each in vectors_by_text(rows, columns) if each is not None), None)
+    if width is None:
+        raise ValueError(f"column {columns.vector!r} holds no vector in any of {len(rows)} rows.")
+    return width
+
+
+def rows_having_vector(rows: Dataset, columns: Columns) -> np.ndarray:
+    """Which rows have a vector in the vector column, bool (rows,); ValueError if none has."""
+    vector_width(rows, columns)
+    return np.array([each is not None for each in vectors_by_text(rows, columns)])

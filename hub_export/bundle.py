@@ -1,53 +1,47 @@
 """Write a bundle: the folder that goes to the Hub, with all that a reader needs to load the model on any machine."""
 
-import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from huggingface_hub.utils.sha import sha_fileobj
 from peft import PeftModel
 from peft.utils import load_peft_weights
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from ..finetune.evaluate import EVALUATION
-from ..finetune.loading import (
-    check_files,
-    load_adapter,
-    load_processor,
-    read_json,
-    read_weights,
-    told,
-    weights_in,
-)
-from ..finetune.modes import apply_umask
-from ..finetune.train import RECORD
+from ..common.permissions import apply_umask
+from ..common.remote_code import write_code
+from ..common.replace_folder import replace, workplace
+from ..common.run_folder import RECORD, load_adapter, load_processor
+from ..common.saved_files import check_files, read_json, read_weights, told, weights_in
+from ..finetune.evaluation import EVALUATION
 from ..loading_t5fusion import base_in
 from ..modeling_t5fusion import T5WithFusion
+from ..naming_t5fusion import UNPUSHED_BASE
 from ..processing_t5fusion import T5FusionProcessor
-from .backbone import Backbone, check_same, choose
+from .base_choice import Backbone, check_same, choose
 from .card import CARD, Kind, make_card, with_evaluation
-from .code import write_code
-from .doors import NOT_ON_A_HUB, align, digest, environment, outputs
-from .onnx_export import need, write_graphs
-from .replace import replace, workplace
+from .manifest import (
+    MANIFEST,
+    as_json,
+    file_digest,
+    is_weights,
+    json_digest,
+    read_manifest,
+    write_json,
+    write_manifest,
+    write_whole,
+)
+from .onnx_graphs import need, write_graphs
+from .reference import REFERENCE, TEXTS, one_thread, write_reference
 
 Format = Literal["safetensors", "onnx"]
 Say = Callable[[str], None]
-
-MANIFEST = "t5fusion.json"
-REFERENCE = "reference.safetensors"
-FORMAT = 1  # of the manifest
-TEXTS = ["app_config", "read_settings of the user", "a"]
 PROJECTION = "fusion.projection.weight"
-COLUMNS = 64  # of the vocabulary, whose logits the reference keeps; its digest is of all
 
 
 def export(
@@ -130,10 +124,6 @@ def still_evaluated(bundle: Path, new: Path, source: Path, say: Say) -> bool:
     return same
 
 
-def is_weights(name: str) -> bool:
-    return name.endswith(".safetensors") and not name.endswith(REFERENCE)
-
-
 def keep_evaluation(bundle: Path) -> None:
     """Fills the card of a bundle in with the evaluation.json beside it, so that `push` sends it.
 
@@ -144,13 +134,6 @@ def keep_evaluation(bundle: Path) -> None:
     write_whole(bundle / CARD, with_evaluation(bundle, manifest["kind"]))
     manifest["files"][CARD] = file_digest(bundle / CARD)
     write_whole(bundle / MANIFEST, as_json(manifest | {"digest": json_digest(manifest)}))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file so that it is the old one or the new one at any moment."""
-    new = file.with_name(f".{file.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(file)
 
 
 def keep_others(bundle: Path, new: Path, but: list[str]) -> None:
@@ -283,7 +266,7 @@ def write_weights(base: T5WithFusion, source: Path | None, new: Path, kind: Kind
         load_peft_weights(str(source), device="cpu"), new / "adapter_model.safetensors", metadata={"format": "pt"}
     )
     adapter_config = read_json(source / "adapter_config.json")
-    adapter_config |= {"base_model_name_or_path": NOT_ON_A_HUB, "revision": None}  # `push` names the repository
+    adapter_config |= {"base_model_name_or_path": UNPUSHED_BASE, "revision": None}  # `push` names the repository
     if adapter_config.get("task_type") is None:  # then PEFT has named a class of this package, which readers lack
         adapter_config |= {"task_type": "SEQ_2_SEQ_LM", "auto_mapping": None}
     write_json(new / "adapter_config.json", adapter_config)
@@ -367,80 +350,6 @@ def check_encoder(processor: T5FusionProcessor, say: Say) -> None:
     except (ImportError, OSError) as error:
         wanted = f"vectors of {processor.lexical_dim} numbers"
         say(f"whether {processor.lexical_encoder} makes {wanted} was not tried: {error}")
-
-
-def write_reference(new: Path, model: torch.nn.Module, processor: T5FusionProcessor) -> None:
-    """Inputs and what the model makes of them, for `verify` to compare with; one thread, as there."""
-    with one_thread():
-        generator = torch.Generator().manual_seed(0)
-        vectors = torch.randn(len(TEXTS), processor.lexical_dim, generator=generator)
-        inputs = processor(TEXTS, lexical_embeds=torch.nn.functional.normalize(vectors, dim=-1))
-        written, logits = outputs(align(model), dict(inputs))
-        columns = torch.linspace(0, logits.shape[-1] - 1, min(COLUMNS, logits.shape[-1])).long()
-        facts = {
-            "texts": TEXTS,
-            "written": processor.batch_decode(written, skip_special_tokens=True),
-            "digest": digest(logits),
-            "environment": environment(),
-        }
-    tensors = {f"inputs.{name}": value for name, value in inputs.items()}
-    tensors |= {"written": written, "columns": columns, "logits": logits.float()[..., columns].contiguous()}
-    save_file(tensors, new / REFERENCE, metadata={"facts": json.dumps(facts, sort_keys=True)})
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on a single thread: the last bit of a product depends on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def write_manifest(new: Path, kind: Kind) -> None:
-    """What the bundle is, and the SHA-256 of each of its files and of this list."""
-    files = {file.name: file_digest(file) for file in sorted(new.iterdir()) if file.name != MANIFEST}
-    manifest = {"format": FORMAT, "kind": kind, "t5fusion": version("t5fusion"), "files": files}
-    write_json(new / MANIFEST, manifest | {"digest": json_digest(manifest)})
-
-
-def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle; ValueError where it is none, damaged, or of a later package."""
-    file = bundle / MANIFEST
-    if not file.exists():
-        raise ValueError(f"{bundle} is no bundle: it holds no {MANIFEST}. Make one with `t5fusion export`.")
-    try:
-        manifest = read_json(file)
-        found, digests = manifest.pop("digest"), [*manifest["files"].values()]
-        later = manifest["format"] > FORMAT
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: it is no manifest. Export the bundle again.") from error
-    if found != json_digest(manifest) or not all(isinstance(digest, str) for digest in digests):
-        raise ValueError(f"{file} is damaged: it is not what was written. Export the bundle again.")
-    if later:
-        raise ValueError(
-            f"the bundle was written by t5fusion {manifest['t5fusion']}, later than this. Update t5fusion."
-        )
-    return manifest
-
-
-def file_digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return sha_fileobj(opened).hex()
-
-
-def json_digest(value: dict) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def write_json(file: Path, value: dict) -> None:
-    file.write_text(as_json(value), encoding="utf-8")
-
-
-def as_json(value: dict) -> str:
-    return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
 def check_nothing_local(bundle: Path, paths: list[Path]) -> None:

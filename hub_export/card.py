@@ -15,13 +15,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import RepoCard
 from huggingface_hub.utils import validate_repo_id
 
-from ..finetune.evaluate import EVALUATION
+from ..common.run_folder import RECORD
+from ..common.saved_files import read_json
+from ..finetune.evaluation import EVALUATION
 from ..finetune.files import FILE_KINDS
-from ..finetune.loading import read_json
-from ..finetune.train import RECORD
 from ..naming_t5fusion import FusedName
 from ..tiny_t5 import PATH as TINY_T5
-from .onnx_export import ENCODER
+from .onnx_graphs import ENCODER
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 CARD = "README.md"
@@ -32,7 +32,6 @@ MARKER = re.compile(r"<!--\s*(/?)t5fusion:([a-z]+)\s*-->")
 DIGEST = re.compile(r"([\w-]+)=([0-9a-f]{8})\b")
 TASK = "text-generation"  # where the Hub has put text2text-generation, once a task of its own
 SCORES = {"loss": "loss", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "chrf": "chrF"}
-
 Kind = Literal["adapter", "standalone", "merged", "base"]
 
 

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (".", "finetune", "hub_export", "tiny_t5")
+FOLDERS = (".", "cli", "common", "demo", "finetune", "hooks", "hub_export", "tiny_t5")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 GPU = ("cuda-", "nvidia-", "triton")  # what torch's build for a GPU brings along; the pins leave that to torch
 
@@ -73,7 +73,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(sources, wheel):
     base = {name for name in sources if re.fullmatch(r"tiny_t5/([^/]+\.(safetensors|json)|README\.md)", name)}
     data = {"py.typed", "model_card.md"} & set(sources)
     assert found == {f"t5fusion/{name}" for name in modules | base | data}
-    assert {"t5fusion/__init__.py", "t5fusion/py.typed", "t5fusion/finetune/cli.py"} <= found
+    assert {"t5fusion/__init__.py", "t5fusion/py.typed", "t5fusion/cli/app.py"} <= found
     assert f"t5fusion-{PROJECT['version']}.dist-info/licenses/LICENSE" in names
 
 
@@ -95,7 +95,7 @@ def test_the_wheel_and_its_command_work_outside_the_checkout(installed):
     )
     package, command, version = run_installed(installed, script)
     assert Path(package) == installed / "t5fusion" / "__init__.py"
-    assert Path(command) == installed / "t5fusion" / "finetune" / "cli.py"
+    assert Path(command) == installed / "t5fusion" / "cli" / "app.py"
     assert version == PROJECT["version"]
 
 

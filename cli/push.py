@@ -1,0 +1,40 @@
+"""`t5fusion push`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..common.console import say, silence_libraries
+from .arguments import TrustCode, UseCache
+
+
+def push(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `t5fusion export` wrote.")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; created where it is missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to. Default: main")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    delete_others: Annotated[
+        bool, typer.Option("--delete-others", help="Remove the files that the bundle has not.")
+    ] = False,
+    trust_code: TrustCode = False,
+    use_cache: UseCache = False,
+):
+    """Verify a bundle, then send it to the Hub in one commit.
+
+    Example: [bold]t5fusion push bundles/describer me/describer[/bold]
+    """
+    silence_libraries()
+    from ..hub_export.upload import push as send
+
+    pushed = send(
+        bundle, repo_id, private, revision, create_pr, message, delete_others, use_cache, trust_code, say=say
+    )  # fmt: skip
+    print(
+        f"{pushed.url} ({pushed.size / 1e6:.1f} MB). A reader types:\n"
+        f"  from transformers import AutoModelForSeq2SeqLM, AutoProcessor\n"
+        f'  processor = AutoProcessor.from_pretrained("{repo_id}", trust_remote_code=True)\n'
+        f'  model = AutoModelForSeq2SeqLM.from_pretrained("{repo_id}", trust_remote_code=True)'
+    )

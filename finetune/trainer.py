@@ -1,0 +1,231 @@
+"""The Trainer of `t5fusion train`: several processes, checkpoints that can be resumed, signals, progress."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..common.permissions import apply_umask
+from .checkpoints import check_weights, loading, problem_of, saving
+from .options import TrainingOptions
+from .output_folder import RESUMED, RunFolder
+
+SAME_SIGNAL = 1.0  # seconds within which a rank gets a signal twice: from a cluster, say, and from its launcher
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal, SIGINT (Ctrl-C) or SIGTERM; a checkpoint holds what was learnt."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number  # as of a shell's command that the signal killed
+
+
+def check_launch() -> None:
+    """ValueError if `accelerate launch` was asked for several processes and, on CPUs, started one that is alone.
+
+    It then names where they would meet, and gives none of them a number; nor does it say anything.
+    """
+    sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and not any(name in os.environ for name in sizes):
+        raise ValueError(
+            "accelerate started one process, not several. On CPUs give `accelerate launch` --multi_gpu in place of "
+            "--cpu: it takes them as well. For one process, --num_processes 1."
+        )
+
+
+class FusionTrainer(Seq2SeqTrainer):
+    """The Trainer with a learning rate of its own for the fusion layer, and right with several processes.
+
+    Each checkpoint holds `begun_with`, what a resumed training must agree with. Before the first one, the folder is
+    emptied of what it replaces.
+    """
+
+    fusion_lr: float
+    folder: RunFolder
+    begun_with: dict
+    damaged: Sequence[Path] = ()  # checkpoints newer than the resumed one, which rotation would take for the latest
+
+    def create_accelerator_and_postprocess(self):
+        """The Trainer's. And `accelerate launch --use_fsdp` shards on CPUs too, where accelerate takes DDP unasked."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            state.fsdp_plugin = FullyShardedDataParallelPlugin()
+            if state.mixed_precision != "no":
+                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
+    def create_optimizer(self, model=None):
+        if self.accelerator.is_fsdp2:
+            self._shard_embeddings()
+        optimizer = super().create_optimizer(model)
+        fusion = {id(p) for name, p in self.model.named_parameters() if ".fusion." in name and p.requires_grad}
+        if self.fusion_lr != self.args.learning_rate:
+            for group in list(optimizer.param_groups):
+                moved = [p for p in group["params"] if id(p) in fusion]
+                if moved:
+                    group["params"] = [p for p in group["params"] if id(p) not in fusion]
+                    optimizer.add_param_group({**group, "params": moved, "lr": self.fusion_lr})
+        return optimizer
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.is_world_process_zero():
+            self.folder.begin()
+            for damaged in self.damaged:
+                shutil.rmtree(damaged, ignore_errors=True)
+        self.damaged = ()
+        self.accelerator.wait_for_everyone()
+        try:
+            with saving(checkpoint, checkpoint.parent):
+                if self.is_world_process_zero():
+                    checkpoint.mkdir(parents=True, exist_ok=True)
+                    # first of all, since the Trainer ends by deleting the checkpoint before
+                    (checkpoint / RESUMED).write_text(json.dumps(self.begun_with))
+                    apply_umask(checkpoint)
+                super()._save_checkpoint(*args, **kwargs)
+        except OSError:
+            if self.is_world_process_zero() and problem_of(checkpoint) is not None:
+                shutil.rmtree(checkpoint, ignore_errors=True)  # a part of one is of no use, and takes the room
+            raise
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        is_sharded = any(Path(resume_from_checkpoint).glob("pytorch_model_fsdp*"))
+        if is_sharded != self.is_fsdp_enabled:
+            how = "with" if is_sharded else "without"
+            raise ValueError(f"{resume_from_checkpoint} was saved {how} FSDP. Resume {how} it.")
+        with loading(resume_from_checkpoint, "its weights"):
+            if not is_sharded:
+                whole = self.accelerator.unwrap_model(self.model if model is None else model)
+                check_weights(Path(resume_from_checkpoint), whole)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        with loading(checkpoint, "the state of its optimizer or of its rates"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            for parameter, state in self.optimizer.state.items():
+                for name, value in state.items():
+                    if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:  # torch takes any
+                        raise ValueError(f"{name} is {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+
+    def _load_rng_state(self, checkpoint) -> None:
+        with loading(checkpoint, "its random numbers"):
+            super()._load_rng_state(checkpoint)
+
+    def _shard_embeddings(self) -> None:
+        """One FSDP group for the table that encoder and decoder share: accelerate knows of one input embedding."""
+        table = self.model.get_input_embeddings().weight
+        holders = [module for module in self.model.modules() if getattr(module, "weight", None) is table]
+        plugin = self.accelerator.state.fsdp_plugin
+        policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
+        fully_shard(holders, reshard_after_forward=False, offload_policy=plugin.cpu_offload, mp_policy=policy)
+
+
+class ShowProgress(ProgressCallback):
+    """Bars as the Trainer's own, and a line per epoch instead of its dictionaries."""
+
+    loss = float("nan")
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Ends the bars, also where an error does, so that what is said of it has a line of its own."""
+        try:
+            yield
+        finally:
+            for bar in (self.training_bar, self.prediction_bar):
+                if bar is not None:
+                    bar.close()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.loss = logs.get("loss", self.loss)
+        if state.is_world_process_zero and "eval_loss" in logs and self.training_bar is not None:
+            line = f"epoch {logs['epoch']:g}: loss {self.loss:.3f} in training, {logs['eval_loss']:.3f} held out"
+            self.training_bar.write(line, file=sys.stderr)
+
+
+class StopOnSignal(TrainerCallback):
+    """Turns Ctrl-C or SIGTERM into a checkpoint and an end at the next step, the same one in all processes.
+
+    A second signal does at once what it does by default.
+    """
+
+    accelerator: Accelerator
+
+    def __init__(self):
+        self.received = 0  # number of the first signal
+        self.stopped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # Python lets no other thread listen
+            yield
+            return
+        self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def _receive(self, number, frame) -> None:
+        is_first = not self.received
+        if is_first:
+            self.received, self.since = number, time.monotonic()
+        if self.accelerator.num_processes > 1 and time.monotonic() - self.since < SAME_SIGNAL:
+            return
+        self._stop_listening()
+        if not is_first:
+            signal.raise_signal(number)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.received:
+            self.accelerator.set_trigger()
+        if self.accelerator.check_trigger():  # set in any process
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def raise_if_stopped(self) -> None:
+        """Raises `Interrupted` in all processes if any of them was to stop."""
+        if self.stopped:
+            raise Interrupted(max(gather_object([int(self.received)])))
+
+
+def _arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTrainingArguments:
+    return Seq2SeqTrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=options.peak_lr,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="epoch",
+        seed=options.seed,
+        bf16=options.bf16,
+        report_to="none",
+        log_level_replica="error",
+        remove_unused_columns=True,
+        use_cpu=not torch.accelerator.is_available(),  # else transformers refuses bf16 here
+        ddp_find_unused_parameters=False,  # there are none: without vectors the fusion layer's gradients are zero
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )

