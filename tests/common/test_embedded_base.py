@@ -17,8 +17,9 @@ PACKAGE = Path(t5fusion.__file__).parent
 TRAIN = """
 import sys, torch
 from pathlib import Path
-from t5fusion.finetune.data import prepare
-from t5fusion.finetune.training import TrainingOptions, make_processor, train
+from t5fusion.finetune.inputs import prepare
+from t5fusion.common.base_models import make_processor
+from t5fusion.finetune.training import TrainingOptions, train
 import t5fusion
 
 processor = make_processor("tiny_t5", lexical_encoder=None, lexical_dim=8, lexical_source="given")
@@ -82,7 +83,7 @@ def test_no_file_of_a_run_names_where_the_package_was(moved):
 
 RELOAD = """
 from t5fusion import T5WithFusion
-from t5fusion.finetune.loading import load_trained
+from t5fusion.common.run_folder import load_trained
 from t5fusion.hub_export.bundle import export
 from peft import PeftModel
 

@@ -154,8 +154,9 @@ import json, sys, torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from t5fusion import DataCollatorWithFusion
-from t5fusion.finetune.data import prepare
-from t5fusion.finetune.training import TrainingOptions, build_model, make_processor
+from t5fusion.finetune.inputs import prepare
+from t5fusion.common.base_models import make_processor
+from t5fusion.finetune.training import TrainingOptions, build_model
 
 dist.init_process_group("gloo")
 processor = make_processor("base", lexical_encoder=None, lexical_dim=8, lexical_source="given")
@@ -288,8 +289,8 @@ def test_one_process_where_several_were_asked_for_is_refused(forks):
 
 ENCODE_SHARED = """
 import os, sys, time, torch
-from t5fusion.finetune.data import encode_cached
-from t5fusion.finetune.training import make_processor
+from t5fusion.finetune.vector_cache import encode_cached
+from t5fusion.common.base_models import make_processor
 
 class Encoder:
     def encode(self, texts, **options):
@@ -315,7 +316,7 @@ import json, os, sys, torch
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
-from t5fusion.finetune.training import make_processor
+from t5fusion.common.base_models import make_processor
 
 rows, options, arguments = (json.loads(word) for word in sys.argv[1:])
 

@@ -145,8 +145,9 @@ def test_a_start_that_fails_leaves_the_folder_as_it_was(room, forks, trained, ca
 FIRST_BATCH_FAILS = """
 import sys
 from pathlib import Path
-from t5fusion.finetune.data import prepare
-from t5fusion.finetune.training import TrainingOptions, make_processor, train
+from t5fusion.finetune.inputs import prepare
+from t5fusion.common.base_models import make_processor
+from t5fusion.finetune.training import TrainingOptions, train
 import torch
 
 processor = make_processor("base", lexical_encoder=None, lexical_dim=8, lexical_source="given")
@@ -305,7 +306,7 @@ TWO_SIGNALS = """
 import signal, sys
 from transformers import TrainerCallback
 from t5fusion.finetune import training as train
-from t5fusion.hub_export.cli import main
+from t5fusion.cli.app import main
 
 number = int(sys.argv.pop())
 
@@ -493,7 +494,7 @@ def test_a_damaged_record_does_not_keep_a_finished_run_from_being_resumed(room, 
 NO_ROOM = """
 import resource, sys
 from t5fusion.finetune import training as train
-from t5fusion.hub_export.cli import main
+from t5fusion.cli.app import main
 
 most, last = int(sys.argv.pop()), int(sys.argv.pop())
 

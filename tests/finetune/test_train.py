@@ -135,7 +135,7 @@ def test_reloaded_in_another_process_the_logits_are_the_same_to_the_bit(trained,
         import sys
         from pathlib import Path
         import torch
-        from t5fusion.finetune.loading import load_trained
+        from t5fusion.common.run_folder import load_trained
         folder, here = map(Path, sys.argv[1:])
         model, processor = load_trained(folder)
         assert not model.training and processor.lexical_dim == 8 and processor.lexical_source == "given"

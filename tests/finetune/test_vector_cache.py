@@ -181,8 +181,8 @@ def test_a_disk_that_is_full_is_said_once_and_leaves_no_part_of_a_shard(processo
 SLOWLY = """
 import sys, time
 from t5fusion.finetune import vector_cache
-from t5fusion.finetune.data import encode_cached
-from t5fusion.finetune.training import make_processor
+from t5fusion.finetune.vector_cache import encode_cached
+from t5fusion.common.base_models import make_processor
 
 vector_cache.SHARD = 2
 base, encoder, width, *texts = sys.argv[1:]

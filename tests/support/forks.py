@@ -13,7 +13,7 @@ COMMAND = "from t5fusion.cli.app import main; main()"
 # output and error], which it answers with the process's id; or such an id, which it answers with its exit code.
 SERVER = """
 import json, os, signal, sys, traceback
-import t5fusion.cli.app, t5fusion.finetune.train, t5fusion.hub_export.push, torch.distributed.fsdp
+import t5fusion.cli.app, t5fusion.finetune.training, t5fusion.hub_export.upload, torch.distributed.fsdp
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for line in sys.stdin:
