@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..processing_t5fusion import IGNORED
+from ..rows_t5fusion import IGNORED
 
 
 class Losses(NamedTuple):

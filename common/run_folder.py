@@ -85,10 +85,10 @@ def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
         base = _base_of(folder)
         options = {"lexical_dim": processor.lexical_dim, "dtype": torch.float32} | base.keywords
         try:
-            with told(f"the base {base.plain}"):
-                model = T5WithFusion(base.plain, **options)
+            with told(f"the base {base.base_model}"):
+                model = T5WithFusion(base.base_model, **options)
         except OSError as error:
-            raise base_error(str(base.plain), error) from error
+            raise base_error(str(base.base_model), error) from error
         model = load_adapter(model, folder)
     check_numbers(model.state_dict().items(), str(folder))
     return align(model).eval(), processor
@@ -130,7 +130,7 @@ def _base_of(folder: Path) -> FusedName:
         base = base_in(read_json(folder / "adapter_config.json"))
     if read_record(folder).get("options", {}).get("base") == "tiny_t5":
         return base._replace(plain=base_folder(EMBEDDED), commit=None)
-    is_embedded = base.plain == EMBEDDED or was_embedded(base.plain, folder)
+    is_embedded = base.base_model == EMBEDDED or was_embedded(base.base_model, folder)
     return base._replace(plain=base_folder(EMBEDDED), commit=None) if is_embedded else base
 
 

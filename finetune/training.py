@@ -19,13 +19,14 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils.hub import extract_commit_hash
 
+from ..collating_t5fusion import DataCollatorWithFusion
 from ..common.base_models import base_commit, base_name
 from ..common.console import is_first_process, say
 from ..common.permissions import apply_umask
 from ..common.run_folder import RECORD, align
 from ..hooks.trainer_hook import FusionCallback
 from ..naming_t5fusion import EMBEDDED
-from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
+from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import check_resumed, last_checkpoint, read_begun, saving
 from .model import build_model, trainable_share
 from .options import TrainingOptions

@@ -125,7 +125,7 @@ def name_base(file: Path, model: T5WithFusion, earlier: str | list[str] | None) 
         earlier: the base that the card named before, which stays where there is no id.
     """
     card = ModelCard.load(file)
-    name = FusedName.parse(model.name_or_path).plain
+    name = FusedName.parse(model.name_or_path).base_model
     is_id = is_hub_id(str(name))
     card.data.base_model = name if is_id else earlier if isinstance(earlier, str) and is_hub_id(earlier) else None
     tags = [tag for tag in card.data.tags or [] if not tag.startswith(OF_BASE)]
@@ -168,7 +168,7 @@ def is_unpushed(folder: Path) -> bool:
     if not (folder / "adapter_config.json").is_file():
         return False
     name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    return name == UNPUSHED_BASE or FusedName.parse(name).plain != name
+    return name == UNPUSHED_BASE or FusedName.parse(name).base_model != name
 
 
 def register() -> None:

@@ -94,9 +94,9 @@ def trained_on(source: Path) -> Backbone | None:
         return Backbone(base_folder("tiny_t5"))
     with told(f"the adapter in {source}"):
         base = base_in(read_json(source / "adapter_config.json"))
-    if base.plain and was_embedded(base.plain, source):
+    if base.base_model and was_embedded(base.base_model, source):
         return Backbone(base_folder(EMBEDDED))
-    return Backbone(base_folder(base.plain), base.commit) if base.plain else None
+    return Backbone(base_folder(base.base_model), base.commit) if base.base_model else None
 
 
 def choose(source: Path, given: str | None, needed: bool, say) -> tuple[Backbone, Backbone | None]:

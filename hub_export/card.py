@@ -192,7 +192,7 @@ def read_facts(bundle: Path, source: Path, kind: str, evaluated: Path) -> dict[s
         {} if kind == "base" else _read(folder / name)
         for folder, name in ((source, RECORD), (evaluated, EVALUATION), (source, "adapter_config.json"))
     )
-    named = FusedName.parse(adapter.get("base_model_name_or_path")).plain
+    named = FusedName.parse(adapter.get("base_model_name_or_path")).base_model
     bases = {record.get("options", {}).get("base"), config.get("backbone"), named}
     bases |= {str(source)} if kind == "base" else set()
     embedded = not bases.isdisjoint({"tiny_t5", TINY_T5})

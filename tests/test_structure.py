@@ -63,7 +63,9 @@ def test_imports_go_down(file):
         assert package != "t5fusion", f"line {node.lineno}: import from the package by relative imports"
         if room is not None and room != here:
             assert room in HEIGHT, f"line {node.lineno}: {room} is in no storey of this test"
-            assert HEIGHT[room] < HEIGHT[here], f"line {node.lineno}: {here} imports {room}, which does not lie below it"
+            assert HEIGHT[room] < HEIGHT[here], (
+                f"line {node.lineno}: {here} imports {room}, which does not lie below it"
+            )
 
 
 def test_every_room_is_in_a_storey():

@@ -24,7 +24,10 @@ from t5fusion.naming_t5fusion import UNPUSHED_BASE
 
 CODE = tuple(
     f"{name}_t5fusion.py"
-    for name in ("configuration", "fitting", "loading", "modeling", "naming", "processing", "saving")
+    for name in (
+        *("collating", "configuration", "fitting", "loading", "modeling"),
+        *("naming", "processing", "rows", "saving"),
+    )
 )
 BACKBONE = "google/flan-tiny"
 TRAIN = """
