@@ -1,4 +1,4 @@
-"""Read large sets of rows in chunks, which several processes share and an interrupted run resumes after.
+"""Read large sets of rows in chunks, shared among processes, so that an interrupted run can resume after the last one.
 
 A chunk holds the same rows for any number of processes, and one process does all of its work. So the batches, and the
 results down to the last bit, do not depend on the number of processes.

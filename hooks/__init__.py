@@ -2,16 +2,17 @@
 
 | what is changed | why | switch |
 | --- | --- | --- |
-| `BaseTuner.inject_adapter` | a new adapter trains and saves the fusion layer | `T5FUSION_PEFT_HOOK` |
-| `PeftConfig.from_pretrained` | marks a config that was read: what a saved adapter holds stays as it is | same |
-| `PeftModel.__init__` | an adapter on a fused model gets the class in `adapter_class.py` | same and the third |
-| the Trainer's default callbacks: `FusionCallback` | starts the fusion layer, and reports | `T5FUSION_TRAINER_HOOK` |
-| the Trainer's default callbacks: `PushCallback` | a pushed adapter loads without this package | `T5FUSION_PUSH_HOOK` |
-| `AutoPeftModel*.from_pretrained` | its error for an adapter that was not pushed says what to type | same |
+| `BaseTuner.inject_adapter` | a new adapter trains and saves the fusion layer | PEFT |
+| `PeftConfig.from_pretrained` | marks a config that was read, so that nothing is added to a saved adapter | PEFT |
+| `PeftModel.__init__` | an adapter on a fused model gets the class in `adapter_class.py` | PEFT, PUSH |
+| the Trainer's default callbacks: `FusionCallback` | starts the fusion layer, and reports useless vectors | TRAINER |
+| the Trainer's default callbacks: `PushCallback` | a pushed adapter loads without this package | PUSH |
+| `AutoPeftModel*.from_pretrained` | its error for an adapter that was not pushed says what to type | PUSH |
 
-All of them act on fused models only and leave other models to PEFT and the Trainer. Set a switch to 0 in the
-environment before `import t5fusion`, and nothing in its rows is changed. Set to 0 later, it stops what the hooks do,
-except for the error of `AutoPeftModel*.from_pretrained`.
+All of them act on fused models only, and leave other models to PEFT and the Trainer. The switches are the environment
+variables T5FUSION_PEFT_HOOK, T5FUSION_TRAINER_HOOK and T5FUSION_PUSH_HOOK. With a switch at 0 before `import t5fusion`,
+nothing in its rows is changed (`PeftModel.__init__` needs both at 0). With a switch set to 0 later, the hooks do
+nothing.
 
 These entry points cannot live on the model itself. PEFT asks a model for nothing when it puts an adapter on
 (docs/upstream/layers_that_train_with_an_adapter.py), and the Trainer passes its data set to callbacks only. Everything

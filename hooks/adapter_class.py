@@ -11,6 +11,7 @@ T5FUSION_PUSH_HOOK for `push_to_hub` and `create_or_update_model_card`.
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 from peft import PeftModel
@@ -72,15 +73,15 @@ class FusedAdapter:
 
 
 @cache
-def fused_adapter_class(peft_class: type[PeftModel]) -> type:
-    """Return the subclass of one of PEFT's classes for adapters on fused models, under the same name."""
-    fields = {"__module__": peft_class.__module__, "__doc__": peft_class.__doc__, "peft_class": peft_class}
+def fused_adapter_class(peft_class: Any) -> type:
+    """Return the subclass of a `PeftModel` class for adapters on fused models. It has the same name."""
+    fields: dict[str, Any] = {"__module__": peft_class.__module__, "__doc__": peft_class.__doc__}
+    fields["peft_class"] = peft_class  # for copies and pickles
     return type(peft_class.__name__, (FusedAdapter, peft_class), fields)
 
 
-def _new_adapter(peft_class: type[PeftModel]) -> PeftModel:
-    cls = fused_adapter_class(peft_class)
-    return cls.__new__(cls)
+def _new_adapter(peft_class: Any) -> PeftModel:
+    return object.__new__(fused_adapter_class(peft_class))
 
 
 def _wrap_init(init: Callable) -> Callable:

@@ -151,7 +151,7 @@ def _wrap_auto(load: Callable) -> Callable:
             return load(cls, pretrained_model_name_or_path, *args, **kwargs)
         except (OSError, ValueError) as error:
             folder = Path(pretrained_model_name_or_path)
-            if not is_unpushed(folder):
+            if not is_on(PUSH) or not is_unpushed(folder):
                 raise
             raise OSError(
                 f"{cls.__name__} loads an adapter's base model from the Hub by its name, and the adapter in {folder} "
