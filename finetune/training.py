@@ -30,7 +30,7 @@ from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import check_resumed, last_checkpoint, read_begun, saving
 from .model import build_model, trainable_share
 from .options import TrainingOptions
-from .output_folder import CHECKPOINTS, RunFolder
+from .output_folder import CHECKPOINTS, OutputFolder
 from .trainer import FusionTrainer, ShowProgress, StopOnSignal, _arguments
 
 Result = TypeVar("Result")
@@ -92,13 +92,13 @@ def train(
             empty, or another training is writing there.
     """
     arguments = _arguments(options, output / CHECKPOINTS)
-    folder = RunFolder(output, resume, overwrite, mark)
+    folder = OutputFolder(output, resume, overwrite, mark)
     with _held(folder, arguments):
         return _train(rows, held_out, processor, options, arguments, folder, data, columns)
 
 
 @contextmanager
-def _held(folder: RunFolder, arguments: Seq2SeqTrainingArguments) -> Iterator[None]:
+def _held(folder: OutputFolder, arguments: Seq2SeqTrainingArguments) -> Iterator[None]:
     """Holds the folder in the first process, and raises in all of them what is raised there."""
     with ExitStack() as stack:
         _from_first(arguments, lambda: stack.enter_context(folder.held()))
@@ -126,7 +126,7 @@ def _train(
     processor: T5FusionProcessor,
     options: TrainingOptions,
     arguments: Seq2SeqTrainingArguments,
-    folder: RunFolder,
+    folder: OutputFolder,
     data: str | None,
     columns: Sequence[str | None],
 ) -> nn.Module:

@@ -639,7 +639,7 @@ def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
         "no right to write": {"repo_id": "them/mine"},
         "no right": {"repo_id": "you/mine", "token": "hf_reader"},
         "hf auth login": {"repo_id": "me/x", "token": "hf_wrong"},
-        "no name the Hub allows": {"repo_id": "me/no good name"},
+        "the Hub does not allow the name": {"repo_id": "me/no good name"},
         "and public": {"repo_id": "me/open", "private": True},
     }
     for expected, result in zip(cases, deliver(author, bundle, *cases.values()), strict=True):
