@@ -15,6 +15,8 @@ from typing import BinaryIO
 import pyarrow as pa
 from datasets import Dataset, load_dataset
 
+from ..common.errors import first_line
+
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 TEXT_KINDS = (".txt", ".csv")  # in any encoding; JSON is UTF-8 by its standard
 LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # of a CSV file: beyond, a quote is missing, or a line end
@@ -107,7 +109,7 @@ def reading(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_
 
 
 def _cause(error: BaseException) -> str:
-    cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    cause = first_line(error.__cause__ or error)
     if cause.startswith("Couldn't cast array of type") and cause.endswith("to null"):
         cause += (
             " (a column that is empty in the first 10 MB holds values later). Move a row with all columns to the top"

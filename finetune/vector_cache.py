@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..common.console import say
+from ..common.errors import first_line
 from ..processing_t5fusion import T5FusionProcessor
 
 SHARD = 8192  # texts: with MiniLM on two CPU cores, about a minute's work
@@ -158,7 +159,7 @@ class KeptVectors:
         self.known.add(shard)
 
     def _throw_away(self, shard: Path, error: Exception, say: Callable[[str], None]) -> None:
-        say(f"{shard} is damaged ({_first_line(error)}): it is thrown away, and its vectors are made again.")
+        say(f"{shard} is damaged ({first_line(error)}): it is thrown away, and its vectors are made again.")
         self.places = {text: place for text, place in self.places.items() if place[0] != shard}
         self.known.discard(shard)
         try:
@@ -168,7 +169,7 @@ class KeptVectors:
 
     def _cannot_keep(self, error: Exception, say: Callable[[str], None]) -> None:
         if self.writable:
-            say(f"vectors cannot be kept for the next run in {self.folder.parent} ({_first_line(error)}). Going on.")
+            say(f"vectors cannot be kept for the next run in {self.folder.parent} ({first_line(error)}). Going on.")
         self.writable = False
 
 
@@ -192,10 +193,6 @@ def _read_shard(shard: Path) -> np.ndarray:
 
 def _digest(hashes: np.ndarray, vectors: np.ndarray) -> str:
     return hashlib.sha256(hashes.tobytes() + vectors.tobytes()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:

@@ -110,7 +110,7 @@ def test_a_base_or_a_whole_model_that_holds_no_numbers(copy, base, tmp_path, cha
     plain["shared.weight"][3, 3] = math.nan
     save_file(plain, spoilt / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="1 of the .* numbers in shared.weight of"):
-        export(spoilt, tmp_path / "new", "base")
+        export(spoilt, tmp_path / "new", "fused")
 
 
 def test_types_that_know_no_nan_are_looked_through():

@@ -104,7 +104,7 @@ for run in map(Path, sys.argv[4:]):
 """
 
 
-def test_a_run_loads_in_another_environment_by_every_door(moved):
+def test_a_run_loads_in_another_environment_by_every_loading_path(moved):
     room, gone, installed = moved
     run_folder, folders = room / "there" / "run", []
     for name, base in {"new": "T5WithFusion(tiny_t5)", "old": f"T5WithFusion({gone})"}.items():

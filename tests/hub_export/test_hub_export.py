@@ -1,4 +1,4 @@
-"""From the first user's bare folder to a reader's one line: export, verify and push, run as they are typed.
+"""From an author's bare run folder to a reader's one line: export, verify and push, run as they are typed.
 
 The Hub is a server on the loopback that the real client talks to; nothing is patched, and readers cannot see t5fusion.
 """
@@ -16,6 +16,7 @@ from forks import COMMAND
 from hub_server import HubServer, User
 from safetensors.torch import load_file, save_file
 
+from t5fusion import hub_export
 from t5fusion.hub_export import reader_check
 from t5fusion.hub_export.card import find_sections
 from t5fusion.hub_export.manifest import MANIFEST, file_digest, json_digest, read_manifest
@@ -89,7 +90,7 @@ def author(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare(author):
-    """What the first user has: adapter and tokenizer of a model whose fusion layer trained, and nothing else."""
+    """A run folder with the adapter and the tokenizer of a model whose fusion layer trained, and nothing else."""
     author.python(TRAIN, BACKBONE, author.home / "bare", "yes")
     return author.home / "bare"
 
@@ -131,15 +132,28 @@ def test_the_readme_as_printed(author, hub, plain_folders, tmp_path):
     assert out.startswith("['")
 
 
+def test_export_and_push_in_two_lines_of_python(author, hub, bare, tmp_path):
+    """The lines that the docstring of `t5fusion.hub_export` shows; its public names are loaded when they are used."""
+    lines = [line.strip() for line in hub_export.__doc__.splitlines() if line.startswith("    ")]
+    assert [line.partition("(")[0] for line in lines[1:]] == ["export", "push"]
+    shutil.copytree(bare, tmp_path / "runs" / "files")
+    author.python("\n".join(lines), cwd=tmp_path)
+    named = json.loads(hub.repo("me/describer").files()["adapter_config.json"])
+    assert named["base_model_name_or_path"] == "me/describer"
+    assert all(getattr(hub_export, name).__name__ == name for name in hub_export.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'exports'"):
+        hub_export.exports  # noqa: B018
+
+
 def test_from_a_bare_folder_to_one_line(author, hub, tmp_path):
     """Three commands by the author, three lines by a reader, who gets the author's model to the bit."""
-    bare, repo_id = tmp_path / "bare", "me/of-the-first-user"
+    bare, repo_id = tmp_path / "bare", "me/of-an-author"
     author.python(TRAIN, BACKBONE, bare, "no")
     assert {file.name for file in bare.iterdir()} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"
     }  # fmt: skip
     said, told = author.t5fusion("export", bare, tmp_path / "bundle")
-    assert "adapter" in said and "Taken for granted: vectors of 384 numbers, given with each call; prompt" in told
+    assert "adapter" in said and "Assumed: vectors of 384 numbers, given with each call; prompt" in told
     held, _ = author.t5fusion("verify", tmp_path / "bundle")
     assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
     said, _ = author.t5fusion("push", tmp_path / "bundle", repo_id)
@@ -203,7 +217,7 @@ def test_a_folder_with_something_in_it_is_left_alone(author, bare, copy, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["standalone", "merged"])
-def test_other_kinds_need_no_backbone(author, bare, tmp_path, kind):
+def test_other_kinds_need_no_base_model(author, bare, tmp_path, kind):
     _, said = author.t5fusion("export", bare, tmp_path / kind, "--kind", kind)
     assert "Warning" not in said
     config = json.loads((tmp_path / kind / "config.json").read_text())
@@ -215,13 +229,13 @@ def test_other_kinds_need_no_backbone(author, bare, tmp_path, kind):
 
 
 def test_many_adapters_on_one_base(author, hub, bundle, tmp_path):
-    author.t5fusion("export", BACKBONE, tmp_path / "base", "--kind", "base")
+    author.t5fusion("export", BACKBONE, tmp_path / "base", "--kind", "fused")
     author.t5fusion("push", tmp_path / "base", "me/base")
     files = hub.repo("me/base").files()
     (pinned,) = re.findall(r'revision="(.*?)"', files["README.md"].decode())
     assert hub.repo("me/base").files(pinned) == files
-    held, _ = author.t5fusion("verify", bundle, "--base", "me/base")
-    assert "PeftModel over the base repository: to the bit" in held
+    held, _ = author.t5fusion("verify", bundle, "--fused-model", "me/base")
+    assert "PeftModel over the fused model: to the bit" in held
     author.python(TRAIN, "me/base", tmp_path / "another", "yes")
     author.t5fusion("export", tmp_path / "another", tmp_path / "on-base")
     assert json.loads((tmp_path / "on-base" / "config.json").read_text())["backbone"] == "me/base"
@@ -230,7 +244,7 @@ def test_many_adapters_on_one_base(author, hub, bundle, tmp_path):
 
 
 def test_what_train_wrote(author, hub, plain_folders, tmp_path):
-    """Its adapter, its checkpoint, and a folder of all weights; the recipe is known, and nothing taken for granted."""
+    """Its adapter, its checkpoint, and a folder of all weights; the recipe is known, and nothing is assumed."""
     rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1 * i, 1.0]} for i, (a, b) in
             enumerate((a, b) for a in "abcdef" for b in "abcdef")]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -243,7 +257,7 @@ def test_what_train_wrote(author, hub, plain_folders, tmp_path):
     for source, kind in ((tmp_path / "lora", "adapter"), (checkpoint, "adapter"), (tmp_path / "full", "standalone")):
         target = tmp_path / f"bundle-{source.name}"
         _, told = author.t5fusion("export", source, target, "--kind", kind)
-        assert "Taken for granted" not in told
+        assert "Assumed" not in told
         held, _ = author.t5fusion("verify", target)
         assert "AutoModelForSeq2SeqLM: to the bit" in held
         assert not {"training_args.bin", "optimizer.pt", "training.json"} & {file.name for file in target.iterdir()}
@@ -274,31 +288,33 @@ def test_a_data_set_of_the_hub(author, hub, tmp_path):
     assert complaint.startswith("me/no-rows is no file, and no data set that could be fetched")
 
 
-def test_a_backbone_that_readers_have_not(author, plain_folders, tmp_path, save_plain_t5):
+def test_a_base_model_that_readers_do_not_have(author, plain_folders, tmp_path, save_plain_t5):
     local, repo = plain_folders["flan"], author.hub.repo(BACKBONE)
     author.python(TRAIN, local, tmp_path / "bare", "no")
     refused = author.refused("export", tmp_path / "bare", tmp_path / "bundle")
-    assert "folder of this machine" in refused and "--backbone ID" in refused and "--kind standalone" in refused
-    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", "--backbone", f"{BACKBONE}@{repo.commits[0].oid}")
+    assert "folder of this machine" in refused and "--base-model ID" in refused and "--kind standalone" in refused
+    author.t5fusion(
+        "export", tmp_path / "bare", tmp_path / "bundle", "--base-model", f"{BACKBONE}@{repo.commits[0].oid}"
+    )
     author.hub.add_folder("google/other", save_plain_t5(tmp_path / "other", seed=1, **FLAN))
-    refused = author.refused("export", tmp_path / "bare", tmp_path / "no", "--backbone", "google/other")
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "no", "--base-model", "google/other")
     assert "another model" in refused and "weights differ" in refused
-    assert "cannot be loaded" in author.refused("export", tmp_path / "bare", tmp_path / "no", "--backbone", "me/none")
+    assert "cannot be loaded" in author.refused("export", tmp_path / "bare", tmp_path / "no", "--base-model", "me/none")
     shutil.rmtree(tmp_path / "other")
     author.python(TRAIN, local, tmp_path / "gone", "no")
     field = json.loads((tmp_path / "gone" / "adapter_config.json").read_text())
     field["base_model_name_or_path"] = "/nowhere/flan"
     (tmp_path / "gone" / "adapter_config.json").write_text(json.dumps(field))
     assert "is not there" in author.refused("export", tmp_path / "gone", tmp_path / "no")
-    _, told = author.t5fusion("export", tmp_path / "gone", tmp_path / "claimed", "--backbone", BACKBONE)
-    assert "taken for the same" in told
+    _, told = author.t5fusion("export", tmp_path / "gone", tmp_path / "claimed", "--base-model", BACKBONE)
+    assert "Assumed to be the same" in told
     assert not (tmp_path / "no").exists()
 
 
 FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
-def test_a_backbone_that_changed_behind_its_name(author, hub, tmp_path, save_plain_t5):
+def test_a_base_model_that_changed_behind_its_name(author, hub, tmp_path, save_plain_t5):
     """Adapters name the commit that they were trained on; of one that does not, the cache's several are noticed."""
     repo = hub.add_folder("google/moving", save_plain_t5(tmp_path / "then", **FLAN))
     author.python(TRAIN, "google/moving", tmp_path / "bare", "no")
@@ -307,15 +323,15 @@ def test_a_backbone_that_changed_behind_its_name(author, hub, tmp_path, save_pla
     weights = save_plain_t5(tmp_path / "now", seed=1, **FLAN) / "model.safetensors"
     now = repo.commit({"model.safetensors": weights.read_bytes()}).oid
     author.t5fusion("export", tmp_path / "bare", tmp_path / "after")
-    refused = author.refused("export", tmp_path / "bare", tmp_path / "other", "--backbone", "google/moving")
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "other", "--base-model", "google/moving")
     assert f"trained on google/moving@{then}, and google/moving@{now} is another model" in refused
     adapter_config = tmp_path / "bare" / "adapter_config.json"
     adapter_config.write_text(
         adapter_config.read_text().replace(f"T5WithFusion(google/moving@{then})", "google/moving")
     )
     refused = author.refused("export", tmp_path / "bare", tmp_path / "no")
-    assert then in refused and now in refused and "--backbone google/moving@COMMIT" in refused
-    author.t5fusion("export", tmp_path / "bare", tmp_path / "said", "--backbone", f"google/moving@{then}")
+    assert then in refused and now in refused and "--base-model google/moving@COMMIT" in refused
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "said", "--base-model", f"google/moving@{then}")
     for name in json.loads((tmp_path / "before" / MANIFEST).read_text())["files"]:
         for bundle in ("after", "said"):
             assert (tmp_path / bundle / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
@@ -366,7 +382,7 @@ def test_no_encoder_unless_it_is_named(author, tmp_path, encoder):
     """Vectors of any width are the caller's: the card says so, its lines run, and verify tries them."""
     author.python(TRAIN, BACKBONE, tmp_path / "bare", "yes", 249)
     _, told = author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", *encoder)
-    assert "Taken for granted: vectors of 249 numbers, given with each call" in told
+    assert "Assumed: vectors of 249 numbers, given with each call" in told
     recipe = json.loads((tmp_path / "bundle" / "processor_config.json").read_text())
     assert (recipe["lexical_encoder"], recipe["lexical_source"], recipe["lexical_dim"]) == (None, "given", 249)
     held, _ = author.t5fusion("verify", tmp_path / "bundle")
@@ -407,13 +423,15 @@ sys.meta_path.insert(0, Hidden())
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
     out, _ = author.python(hide, reader_check.__file__, tmp_path / "spec.json", HF_HUB_OFFLINE="1")
-    (found,) = (door for door in map(json.loads, out.splitlines()) if door["door"] == AS_IN_THE_CARD)
-    assert not found["held"] and "pip install sentence-transformers" in found["refused"]
+    (result,) = (result for result in map(json.loads, out.splitlines()) if result["path"] == AS_IN_THE_CARD)
+    assert not result["passed"] and "pip install sentence-transformers" in result["refused"]
 
 
 def test_an_encoder_that_is_not_on_the_hub(author, bare, tmp_path):
     _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", "me/no-encoder")
-    assert "was not tried: the lexical encoder 'me/no-encoder' could not be loaded" in told
+    assert (
+        "Not checked: whether me/no-encoder makes vectors of 384 numbers (the lexical encoder 'me/no-encoder'" in told
+    )
     held, _ = author.t5fusion("verify", tmp_path / "bundle", expect=1)
     assert f"NO {AS_IN_THE_CARD}: OSError: the lexical encoder 'me/no-encoder' could not be loaded" in held
 
@@ -434,11 +452,11 @@ def test_a_flipped_byte_and_a_missing_file(author, copy):
 
 
 def check_only_files(author, bundle):
-    """`check_files`, in this process: the doors stay shut for a damaged bundle in any case (see the last test)."""
-    from t5fusion.hub_export.verification import check_files
+    """`compare_digests`, in this process: a damaged bundle is not loaded in any case (see the last test)."""
+    from t5fusion.hub_export.verification import compare_digests
 
     try:
-        return "\n".join(f"{mark} {what}" for mark, what in check_files(bundle, read_manifest(bundle)["files"])), ""
+        return "\n".join(f"{mark} {what}" for mark, what in compare_digests(bundle, read_manifest(bundle)["files"])), ""
     except ValueError as error:
         return "", str(error)
 
@@ -498,15 +516,15 @@ def test_folders_of_any_name(author, bundle, tmp_path):
 
 
 def test_beside_the_package(author, bundle, tmp_path):
-    """Where t5fusion is installed its classes open the doors, and give the same bits."""
+    """Where t5fusion is installed, its classes load the bundle, and give the same bits."""
     spec = {"name": str(bundle), "adapter": True, "reference": str(bundle / "reference.safetensors"), "hide": False,
-            "backbone": BACKBONE, "backbone_revision": "main", "unpushed_base": UNPUSHED_BASE}  # fmt: skip
+            "base_model": BACKBONE, "base_revision": "main", "unpushed_base": UNPUSHED_BASE}  # fmt: skip
     (tmp_path / "spec.json").write_text(json.dumps(spec))
-    run_doors = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
-    out, _ = author.python(run_doors, reader_check.__file__, tmp_path / "spec.json")
-    found = [json.loads(line) for line in out.splitlines()]
-    assert all(door["held"] or door["door"] == "AutoPeftModelForSeq2SeqLM" for door in found)
-    assert sum(door["how"] == "to the bit" for door in found) == 6
+    run_checks = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    out, _ = author.python(run_checks, reader_check.__file__, tmp_path / "spec.json")
+    results = [json.loads(line) for line in out.splitlines()]
+    assert all(result["passed"] or result["path"] == "AutoPeftModelForSeq2SeqLM" for result in results)
+    assert sum(result["detail"] == "to the bit" for result in results) == 6
 
 
 # --- the push itself: the real client, a Hub with faults on demand, many cases in one process
@@ -526,7 +544,7 @@ for case in cases:
         pushed = push.deliver(api, bundle, say=lambda line: None, **options)
         print(json.dumps({"url": pushed.url, "commit": pushed.commit}))
     except Exception as error:
-        print(json.dumps({"error": str(push._told(error, case["repo_id"]))}))
+        print(json.dumps({"error": str(push.explained(error, case["repo_id"]))}))
 """
 
 
@@ -637,7 +655,7 @@ def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
         "no right": {"repo_id": "you/mine", "token": "hf_reader"},
         "hf auth login": {"repo_id": "me/x", "token": "hf_wrong"},
         "no name the Hub allows": {"repo_id": "me/no good name"},
-        "and public": {"repo_id": "me/open", "private": True},
+        "is public": {"repo_id": "me/open", "private": True},
     }
     for expected, result in zip(cases, deliver(author, bundle, *cases.values()), strict=True):
         assert expected in result["error"] and "\n" not in result["error"], result
@@ -649,7 +667,7 @@ def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
     assert "no such revision" in author.refused("verify", "me/open", "--revision", "v9")
 
 
-def test_a_backbone_that_not_all_readers_may_have(author, hub, tmp_path, save_plain_t5):
+def test_a_base_model_that_not_all_readers_may_have(author, hub, tmp_path, save_plain_t5):
     for name, options in (("private", {"private": True}), ("gated", {"gated": True})):
         hub.add_folder(f"me/{name}-t5", save_plain_t5(tmp_path / name, **FLAN), **options)
         author.python(TRAIN, f"me/{name}-t5", tmp_path / f"bare-{name}", "no")
@@ -751,7 +769,7 @@ def test_what_is_measured_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
     measured = (copy / "README.md").read_text()
     for words in (line, "license: mit", "- mine", "To all.", "widget:\n- text: app_aa", "metrics:\n- rouge"):
         assert words in measured, words
-    assert "inference:" not in measured and "No evaluation of it is recorded" not in measured
+    assert "inference:" not in measured and "No evaluation is recorded" not in measured
     assert "| rank | 4 |" in measured and f"base_model: {BACKBONE}" in measured
     held = check_only_files(author, copy)[0]
     assert held == f"ok {len(read_manifest(copy)['files'])} files, as they were written"
@@ -778,7 +796,7 @@ def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tm
     for name in ("about", "load", "training", "environment", "citation"):
         assert after[find_sections(after)[name]] == before[find_sections(before)[name]] != "\n"
     _, told = author.t5fusion("export", tmp_path / "run-2", tmp_path / "bundle", "--overwrite")
-    assert "evaluation.json was of the weights that are replaced" in told
+    assert "evaluation.json describes the weights that are replaced" in told
     assert not (tmp_path / "bundle" / "evaluation.json").exists()
     assert "with each row's own vectors" not in (tmp_path / "bundle" / "README.md").read_text()
 
@@ -823,7 +841,7 @@ def test_neither_a_folder_nor_an_id(author, bundle, rows, tmp_path):
     assert "no such revision" in author.refused("generate", "me/neither", "app", "--revision", "v9")
 
 
-# --- doors that shut only after a push
+# --- loading paths that fail only after a push
 
 
 def test_a_base_without_a_spare_row(author, hub, save_plain_t5, tmp_path):
@@ -857,7 +875,7 @@ def test_a_config_without_a_task(author, hub, tmp_path):
 ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
 
 
-def test_a_door_that_shuts_once_pushed_is_found_before(author, copy):
+def test_a_loading_path_that_fails_once_pushed_is_tried_before(author, copy):
     config = json.loads((copy / "adapter_config.json").read_text())
     config |= {"task_type": None, "auto_mapping": {"base_model_class": "T5WithFusion", "parent_library": "t5fusion"}}
     (copy / "adapter_config.json").write_text(json.dumps(config))

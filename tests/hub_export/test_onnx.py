@@ -32,7 +32,7 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = sys.modules['transformers'] 
 
 
 def save_tuned(base, folder):
-    """The bare folder of the first user: a random adapter, fusion layer and all, and the tokenizer."""
+    """Save a bare run folder: a random adapter, with a fusion layer, and the tokenizer."""
     model = T5WithFusion(base)
     torch.manual_seed(0)
     tuned = get_peft_model(model, model.lora_config(r=4))
