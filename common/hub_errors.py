@@ -1,4 +1,4 @@
-"""What the Hub and its client raise, in one sentence each, with what to do."""
+"""The errors of the Hub and its client, each as one sentence that says what to do."""
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -14,22 +14,22 @@ from .errors import first_line
 
 
 def in_one_sentence(error: BaseException, repo_id: str) -> str:
-    """A sentence for an error that arose with the repository `repo_id`."""
+    """Return a sentence for an error about the repository `repo_id`."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, HFValidationError):
         return (
-            f"{repo_id!r} is no name the Hub allows: expected 'name' or 'owner/name', of letters, digits, '-', '_' and "
-            "'.', at most 96."
+            f"{repo_id!r} is no name that the Hub allows; expected 'name' or 'owner/name', at most 96 letters, digits, "
+            "'-', '_' and '.'."
         )
     if isinstance(error, GatedRepoError):
         return f"{repo_id} is gated: ask for access on its page, then log in with `hf auth login`."
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return (
-            f"the Hub did not let us at {repo_id}: there is no such repository for this token, or no valid token. Log "
-            "in with `hf auth login`, or set HF_TOKEN."
+            f"the Hub refused access to {repo_id}: the repository does not exist, or the token is missing, invalid or "
+            "without access. Log in with `hf auth login`, or set HF_TOKEN."
         )
     if status == 403:
-        return f"this token has no right to write to {repo_id}. Use a token with write access, or another owner."
+        return f"this token may not write to {repo_id}. Use a token with write access, or another owner."
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no repository {repo_id} on the Hub, or it is private and this token may not see it."
     if isinstance(error, RevisionNotFoundError):

