@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def apply_umask(folder: Path, pattern: str = "*") -> None:
-    """Give the files below `folder` whose names match `pattern` the permissions that the user's umask asks for.
+    """Give files below `folder` the permissions that the user's umask asks for, if their names match `pattern`.
 
     safetensors and tempfile write files that only their owner can read, so nobody else could load a model from a shared
     folder.

@@ -26,7 +26,7 @@ from .saved_files import check_contents, check_numbers, one_sentence_errors, rea
 RECORD, EVALUATION = "training.json", "evaluation.json"
 ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG = "adapter_config.json", "config.json", "processor_config.json"
 MAX_SOURCE, MAX_TARGET = 128, 64  # tokens
-PROJECTION = "fusion.projection.weight"  # ends the name of the weight whose width is that of the vectors
+PROJECTION = "fusion.projection.weight"  # end of the name of a weight (d_model, width of the vectors)
 # Files of a repository that are not needed to load a model.
 NOT_LOADED = ["*/*", "*.py", "*.md", "*.onnx*", "onnx_*", "reference.safetensors", "training_args.bin"]
 

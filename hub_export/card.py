@@ -44,7 +44,7 @@ def make_card(
 
     Args:
         bundle: Folder with config.json, processor_config.json and, if there is an adapter, adapter_config.json.
-        run: The run folder that was exported, whose record, evaluation and adapter config the card describes.
+        run: The run folder that was exported. The card describes its record, evaluation and adapter config.
         kind: The kind of the bundle.
         repo_id: The repository that the load lines name. None gives a placeholder, which the card explains.
         previous: The card of an earlier export. Its sections are rewritten, except those that the user deleted. All

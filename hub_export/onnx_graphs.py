@@ -10,7 +10,7 @@ There are two graphs. All weights are fp32, with an adapter folded in. The sizes
   keys and values as `past_key_values.N.encoder.*`, and those of the earlier tokens as `past_key_values.N.decoder.*`,
   each (batch, heads, past, d_kv) -> `logits` (batch, new, vocabulary) and `present.N.decoder.*`, `past + new` long.
 
-The names are those of optimum. Optimum has two decoders, and here one is enough, because the encoder's graph computes
+The names follow optimum. Optimum has two decoders, and here one is enough, because the encoder's graph computes
 the keys and values that optimum's first decoder would.
 """
 
@@ -84,7 +84,7 @@ class EncoderGraph(nn.Module):
         used = ((lexical_embeds != 0).any(-1) * torch.arange(lexical_embeds.shape[1])).amax(1, keepdim=True)
         order = order.masked_fill(used > order[:, -1:], OUT_OF_BOUNDS)
         vectors = self.encoder.fusion(lexical_embeds)
-        # With take_along_dim, torch.export would fix the sizes to those of the example.
+        # With take_along_dim, torch.export would fix the sizes of the example.
         in_place = vectors.gather(1, order.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))
         return torch.where(is_placeholder.unsqueeze(-1), in_place, tokens)
 

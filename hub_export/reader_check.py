@@ -2,6 +2,8 @@
 
 This is a script, `python reader_check.py SPEC`. It needs torch, transformers and peft, but not this package. SPEC is a
 JSON file (see `main`). The script prints one line of JSON for each loading path.
+
+Functions import transformers and peft themselves, because `main` must hide this package before they are imported.
 """
 
 import contextlib
@@ -160,7 +162,7 @@ class LoadingPaths:
         return self.load(AutoPeftModelForSeq2SeqLM)
 
     def auto_peft_once_pushed(self):
-        """Load a copy whose adapter names the copy itself as its base model, as a pushed repository does."""
+        """Load a copy of the bundle that names itself as its base model, as a pushed repository does."""
         from peft import AutoPeftModelForSeq2SeqLM
 
         return self.load(AutoPeftModelForSeq2SeqLM, self.pushed)
@@ -278,7 +280,7 @@ class Reference:
         there, here = self.facts["environment"], environment()
         differing = ", ".join(f"{name} {there[name]}, here {here[name]}" for name in here if here[name] != there[name])
         if not differing:
-            raise ValueError(f"logits lie {distance:.3g} apart, where the same CPU and torch give the same bits")
+            raise ValueError(f"logits lie {distance:.3g} apart, but the same CPU and torch should give the same bits")
         return f"within {bound:.2g} ({distance:.2g}; the reference was made elsewhere: {differing})"
 
 
@@ -324,7 +326,7 @@ def main() -> None:
         base_model, base_revision: The base model beneath the adapter.
         fused_model: Repository of the untuned fused model.
         second_adapter: Folder or repository of another adapter on the same base model.
-        pushed: Copy of the bundle whose adapter names the copy itself as its base model.
+        pushed: Copy of the bundle that names itself as its base model.
         hide: Whether to hide this package (true by default).
     """
     spec = json.loads(Path(sys.argv[1]).read_text())

@@ -52,7 +52,7 @@ def choose_processor(
 
 
 def load_tokenizer(plan: ExportPlan, say: Say):
-    """Load the tokenizer of the run folder, or else that of the base model."""
+    """Load the tokenizer of the run folder, or of the base model if the run folder holds none."""
     folder = plan.run.folder_with("tokenizer_config.json")
     name, revision = (plan.trained_on.name, plan.trained_on.revision) if folder is None else (folder, None)
     if folder is None:

@@ -227,7 +227,7 @@ def test_the_embedded_base_is_named_and_is_not_on_the_hub(run, source, make_bund
 
 def test_a_fused_model_made_from_the_embedded_base_model(run, make_bundle):
     card = card_of(make_bundle(run, "fused", backbone=None), Path(tiny_t5.PATH), "fused")
-    assert "those of tiny_t5, the base model that the package t5fusion carries." in section(card, "about")
+    assert "taken from tiny_t5, the base model that the package t5fusion carries." in section(card, "about")
 
 
 def test_data_that_is_no_data_set_of_the_hub_is_not_named(run, source, make_bundle):
