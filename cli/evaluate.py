@@ -57,7 +57,7 @@ def evaluate(
     from ..finetune.inputs import make_inputs, say_counted
     from ..finetune.metrics import measures_of
     from ..finetune.parallel import processes
-    from ..hub_export.bundle import keep_evaluation
+    from ..hub_export.evaluation import keep_evaluation
     from ..hub_export.manifest import MANIFEST
 
     state = processes()

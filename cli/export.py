@@ -13,6 +13,7 @@ class KindOption(str, Enum):
     adapter = "adapter"
     standalone = "standalone"
     merged = "merged"
+    fused = "fused"
     base = "base"
 
 
@@ -25,7 +26,7 @@ def export(
     source: Annotated[str, typer.Argument(help="Folder that training saved; with --kind base, id or folder of a T5.")],
     bundle: Annotated[Path, typer.Argument(help="Folder to write.")],
     kind: Annotated[KindOption, typer.Option(help="What travels.")] = KindOption.adapter,
-    backbone: Annotated[str | None, typer.Option(help="ID or ID@REVISION of the T5 that readers get.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="ID or ID@REVISION of the T5 that readers get.")] = None,
     template: Annotated[str | None, typer.Option(help="The prompt, where no processor was saved.")] = None,
     encoder: Annotated[
         str | None,
@@ -55,7 +56,7 @@ def export(
 
     given = {"template": template, "lexical_encoder": encoder, "lexical_source": lexical_source}
     recipe = {name: value for name, value in given.items() if value is not None}
-    folder = write(source, bundle, kind.value, backbone, recipe, overwrite, say, format.value)
+    folder = write(source, bundle, kind.value, base_model, recipe, overwrite, say, format.value)
     size = sum(file.stat().st_size for file in folder.iterdir())
     carried = f"{kind.value} and ONNX graphs" if format == FormatOption.onnx else kind.value
     print(f"{bundle}: {carried}, {size / 1e6:.1f} MB. Next: t5fusion verify {bundle}")

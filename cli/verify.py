@@ -11,7 +11,7 @@ from .arguments import TrustCode, UseCache
 def verify(
     name: Annotated[str, typer.Argument(help="Folder that `t5fusion export` wrote, or id of a repository.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
-    base: Annotated[str | None, typer.Option(help="Repository of the fused base, to try the adapter on.")] = None,
+    fused_model: Annotated[str | None, typer.Option(help="Repository of a fused model, to try the adapter on.")] = None,
     trust_code: TrustCode = False,
     use_cache: UseCache = False,
 ):
@@ -22,6 +22,6 @@ def verify(
     silence_libraries()
     from ..hub_export.verification import verify as prove
 
-    report = prove(name, revision, use_cache, base, trust_code=trust_code, say=print)
+    report = prove(name, revision, use_cache, fused_model, trust_code=trust_code, say=print)
     if not report.ok:
         raise ValueError(f"{name} does not verify: {len(report.failures)} of {len(report.lines)} lines did not hold.")

@@ -10,6 +10,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from .errors import first_line
+
 
 def in_one_sentence(error: BaseException, repo_id: str) -> str:
     """Describe an error that the Hub or its client raised for the repository `repo_id`, and say what to do."""
@@ -35,8 +37,7 @@ def in_one_sentence(error: BaseException, repo_id: str) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE is set, so {repo_id} cannot be reached. Unset it."
     if isinstance(error, HfHubHTTPError) and status is not None:
-        message = (getattr(error, "server_message", None) or str(error).splitlines()[0]).rstrip(".")
+        message = (getattr(error, "server_message", None) or first_line(error)).rstrip(".")
         advice = " Try again later." if status >= 500 or status == 429 else ""
         return f"the Hub answered {status} for {repo_id}: {message}.{advice}"
-    cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return f"the Hub could not be reached for {repo_id} ({cause}). Check the network, and try again."
+    return f"the Hub could not be reached for {repo_id} ({first_line(error)}). Check the network, and try again."

@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 
+from ..common.errors import first_line
 from ..naming_t5fusion import EMBEDDED, name_of_embedded, was_embedded
 from .output_folder import RESUMED
 
@@ -148,7 +149,7 @@ def loading(checkpoint: str | os.PathLike | None, part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch, pickle, safetensors and json raise many types
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        cause = first_line(error)
         raise ValueError(
             f"{checkpoint} cannot be resumed from: {part} cannot be loaded ({cause}). Delete that checkpoint and "
             "resume from an earlier one, if there is one, or start over with --overwrite in place of --resume."
@@ -178,4 +179,4 @@ def _cause_of(error: BaseException, folder: Path) -> str:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if shutil.disk_usage(existing).free < FULL_DISK:  # torch's errors do not say so
         return os.strerror(errno.ENOSPC)
-    return str(error).strip().splitlines()[0].rstrip(".")
+    return first_line(error)

@@ -15,6 +15,8 @@ from typing import BinaryIO
 import pyarrow as pa
 from datasets import Dataset, load_dataset
 
+from ..common.errors import first_line
+
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 TEXT_KINDS = (".txt", ".csv")  # may have any encoding; JSON is always UTF-8
 LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # in a CSV file, more means that a quote or a line end is missing
@@ -119,7 +121,7 @@ def reading(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_
 
 def _cause(error: BaseException) -> str:
     """Return the first line of an error's cause, with advice where the line alone does not help."""
-    cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    cause = first_line(error.__cause__ or error)
     if cause.startswith("Couldn't cast array of type") and cause.endswith("to null"):
         cause += (
             " (a column that is empty in the first 10 MB holds values later). Move a row with all columns to the top"

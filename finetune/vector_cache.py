@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..common.console import say
+from ..common.errors import first_line
 from ..processing_t5fusion import T5FusionProcessor
 
 SHARD = 8192  # texts: about a minute's work with MiniLM on two CPU cores
@@ -170,7 +171,7 @@ class VectorCache:
         self.shards.add(shard)
 
     def _delete_damaged(self, shard: Path, error: Exception, say: Callable[[str], None]) -> None:
-        say(f"{shard} is damaged ({_first_line(error)}). It is deleted, and its vectors are computed again.")
+        say(f"{shard} is damaged ({first_line(error)}). It is deleted, and its vectors are computed again.")
         self.locations = {text: location for text, location in self.locations.items() if location[0] != shard}
         self.shards.discard(shard)
         try:
@@ -181,7 +182,7 @@ class VectorCache:
     def _stop_writing(self, error: Exception, say: Callable[[str], None]) -> None:
         if self.writable:
             say(
-                f"Vectors cannot be cached in {self.folder.parent} ({_first_line(error)}). This run continues, and the "
+                f"Vectors cannot be cached in {self.folder.parent} ({first_line(error)}). This run continues, and the "
                 "next one encodes them again."
             )
         self.writable = False
@@ -207,7 +208,3 @@ def _read_shard(shard: Path) -> np.ndarray:
 
 def _digest(hashes: np.ndarray, vectors: np.ndarray) -> str:
     return hashlib.sha256(hashes.tobytes() + vectors.tobytes()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -150,7 +150,7 @@ BAD_INPUT = {
     ),
     "no such folder": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "./nope", "--output", "new"],
-        "the base ./nope cannot be loaded (there is no such folder)",
+        "the base model ./nope cannot be loaded (there is no such folder)",
     ),
     "no vectors in the column": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--base", "base", "--output", "new"],

@@ -1,4 +1,4 @@
-"""The base that the package carries: its runs name it, and load wherever the package is installed."""
+"""The embedded base model: run folders name it, and load wherever the package is installed."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def logits(model):
 
 
 def install(folder):
-    """The package, as pip would put it into `folder`."""
+    """Copy the package into `folder`, as pip would."""
     (folder / "t5fusion").mkdir(parents=True)
     for item in PACKAGE.iterdir():
         if item.suffix in (".py", ".md", ".typed"):
@@ -60,7 +60,7 @@ def run(installed, room, code, *words):
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
-    """A folder with a run, whose base is of an environment that is gone; that base's path; another environment."""
+    """A folder with a run from an environment that is gone, the path of that base model, and another environment."""
     room = tmp_path_factory.mktemp("moved")
     first = install(room / "first")
     run(first, room, TRAIN + LOGITS + "torch.save(logits(model), 'logits.pt')", "made/run", 1)
@@ -89,7 +89,7 @@ from peft import PeftModel
 
 expected = torch.load("logits.pt")
 
-def check(model):  # the last bit depends on where weights lie in memory, which `load_trained` sees to
+def check(model):  # The last bit depends on where weights lie in memory, and only `load_trained` aligns them.
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-4)
 
 for run in map(Path, sys.argv[4:]):
@@ -104,14 +104,14 @@ for run in map(Path, sys.argv[4:]):
 """
 
 
-def test_a_run_loads_in_another_environment_by_every_door(moved):
+def test_a_run_loads_in_another_environment_by_every_loading_path(moved):
     room, gone, installed = moved
     run_folder, folders = room / "there" / "run", []
     for name, base in {"new": "T5WithFusion(tiny_t5)", "old": f"T5WithFusion({gone})"}.items():
         shutil.copytree(run_folder, room / "there" / name)
         rename_base(room / "there" / name, base)
         folders.append(room / "there" / name)
-    shutil.copytree(run_folder, room / "there" / "checkout")  # of a development install, which its record tells
+    shutil.copytree(run_folder, room / "there" / "checkout")  # Its record says that it came from a development install.
     rename_base(room / "there" / "checkout", "T5WithFusion(/gone/checkout/tiny_t5)")
     (checkpoint,) = (room / "there" / "checkout" / "checkpoints").iterdir()
     rename_base(checkpoint, "T5WithFusion(/gone/checkout/tiny_t5)")

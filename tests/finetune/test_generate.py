@@ -137,7 +137,7 @@ def test_a_base_that_is_gone_is_named(trained, tmp_path):
         (tmp_path / file).write_text((folder / file).read_text())
     gone = str(tmp_path / "gone")
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": gone}))
-    with pytest.raises(OSError, match=r"^the base .*gone cannot be loaded \(") as caught:
+    with pytest.raises(OSError, match=r"^the base model .*gone cannot be loaded \(") as caught:
         load_trained(tmp_path)
     assert "\n" not in str(caught.value)
 

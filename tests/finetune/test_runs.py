@@ -91,7 +91,7 @@ def trained(room, forks):
 # what is only found when the folder is known already, and even when the first batch is made
 BAD_STARTS = {
     "a rate that is no number": (["--lr", "nan"], "`lr` is nan"),
-    "a base that is not there": (["--base", "./nope"], "the base ./nope cannot be loaded"),
+    "a base that is not there": (["--base", "./nope"], "the base model ./nope cannot be loaded"),
     "a misspelt module": (["--target-modules", "q,vv"], "has no module 'vv'"),
     "a damaged base": (["--base", "damaged"], "damaged cannot be loaded"),
     "vectors of the wrong kind": (["--vector-column", "text"], "column 'text'"),

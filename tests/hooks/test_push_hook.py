@@ -103,9 +103,9 @@ EXPORT = """
 import json, sys
 from t5fusion.hub_export.bundle import export
 
-for source, bundle, backbone in json.loads(sys.argv[1]):
+for source, bundle, base_model in json.loads(sys.argv[1]):
     try:
-        export(source, bundle, backbone=backbone)
+        export(source, bundle, base_model=base_model)
     except ValueError as error:
         print(error)
 """
@@ -241,7 +241,7 @@ def test_the_folders_of_a_pushed_training_can_be_exported(author, tmp_path):
     for bundle in sources.values():
         assert json.loads((tmp_path / bundle / "config.json").read_text())["backbone"] == BACKBONE
     printed = re.sub("@[0-9a-f]{40}", "", printed)
-    assert printed == "me/pushed holds an adapter of its own. Name the T5 beneath it with --backbone ID.\n"
+    assert printed == "me/pushed holds an adapter of its own. Name the T5 beneath it with --base-model ID.\n"
 
 
 def test_adapter_of_transformers(hub, author, tmp_path):
