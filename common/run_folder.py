@@ -129,9 +129,9 @@ def _base_of(folder: Path) -> FusedName:
     with told(f"the adapter in {folder}"):
         base = base_in(read_json(folder / "adapter_config.json"))
     if read_record(folder).get("options", {}).get("base") == "tiny_t5":
-        return base._replace(plain=base_folder(EMBEDDED), commit=None)
+        return base._replace(base_model=base_folder(EMBEDDED), commit=None)
     is_embedded = base.base_model == EMBEDDED or was_embedded(base.base_model, folder)
-    return base._replace(plain=base_folder(EMBEDDED), commit=None) if is_embedded else base
+    return base._replace(base_model=base_folder(EMBEDDED), commit=None) if is_embedded else base
 
 
 def trained_digest(folder: Path) -> str:
