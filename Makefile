@@ -19,10 +19,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing the pinned versions into $(VENV): 3 minutes where they are at hand, else a download of some hundred MB"
 	$(call install,$(VENV),encoder,onnx,dev)
 
+# The editable install is an import hook, which type checkers cannot follow. So a .pth file also names a folder with a
+# link to the package, which they can. (`editable_mode=strict` of setuptools would do too, but hides every new file until
+# the next install. Use it elsewhere: `pip install -e . --config-settings editable_mode=strict`.)
 define install
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install -qq --disable-pip-version-check torch -c constraints.txt
 	$(1)/bin/python -m pip install -qq --disable-pip-version-check -e ".[$(2),$(3),$(4)]" -c constraints.txt
+	@mkdir -p build/editable && ln -sfn ../.. build/editable/t5fusion
+	@$(1)/bin/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "t5fusion_editable.pth").write_text("$(CURDIR)/build/editable\n")'
 	touch $@
 endef
 

@@ -46,6 +46,8 @@ NOT_CHOICES = {
 class FusedLoadingMixin(Model):
     """Loading for a `PreTrainedModel` with `encoder.fusion`, which the weights of a base model do not include."""
 
+    _hf_peft_config_loaded: bool  # transformers sets it when the first adapter is put on
+
     @overload
     @classmethod
     def from_pretrained(
@@ -438,7 +440,7 @@ def fused_config(
     name: NameOrPath,
     hub_kwargs: dict[str, Any],
     saved: dict[str, Any],
-    config: PretrainedConfig | NameOrPath | None,
+    config: Any,
     kwargs: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
     """Return the config with which to load `name`, and the keywords that are not config fields.

@@ -305,6 +305,8 @@ class T5WithFusion(
     """
 
     config_class = T5FusionConfig
+    encoder: LexicalEncoder
+    _keep_in_fp32_modules: Any
     _has_trained_on_vectors = False
 
     # `copy` and `pickle` call this without a config.
@@ -313,7 +315,7 @@ class T5WithFusion(
     ) -> FusedModel:
         if isinstance(config, (str, os.PathLike)):
             return cls.from_pretrained(config, *args, **kwargs)
-        return super().__new__(cls)
+        return super().__new__(cls)  # type: ignore[misc]
 
     def __init__(self, config: T5FusionConfig | NameOrPath, *args: Any, **kwargs: Any) -> None:
         """See the class: `config` is a Hub id, a folder or a [`T5FusionConfig`]."""

@@ -21,6 +21,8 @@ logger = logging.get_logger(__name__)
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LEXICAL_SOURCES = ("text", "given", "none")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# The slot of the loaded encoder: (recipe, model, the model's own limit). A slot is neither saved nor pickled.
+NOT_SAVED = ("_encoder",)
 LOADING = threading.Lock()  # If several threads need an encoder at once, one of them loads it.
 # A tokenizer copies these to its settings when it is loaded from a file with truncation or padding. Nothing reads them.
 CALL_STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
@@ -91,8 +93,7 @@ class T5FusionProcessor(ProcessorMixin):
         ValueError: `template` has no `{text}`, or `lexical_source` or `lexical_dtype` has another value.
     """
 
-    # The loaded encoder: (recipe, model, the model's own limit). As a slot it is neither saved nor pickled.
-    __slots__ = ("_encoder",)
+    __slots__ = NOT_SAVED
 
     # No argument is keyword-only, because `from_pretrained` would drop it.
     def __init__(

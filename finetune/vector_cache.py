@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def _read_or_encode(texts: Sequence[str], processor: T5FusionProcessor, say: Cal
 
 
 def _recipe_hash(processor: T5FusionProcessor) -> str:
-    recipe = [processor.lexical_encoder, processor.lexical_encoder_revision, processor.normalize]
+    recipe: list[Any] = [processor.lexical_encoder, processor.lexical_encoder_revision, processor.normalize]
     recipe += [processor.lexical_dtype, processor.lexical_max_tokens, processor.lexical_dim]
     folder = Path(processor.lexical_encoder or "")
     if processor.lexical_encoder and folder.is_dir():  # a local folder may hold another encoder tomorrow

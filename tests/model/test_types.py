@@ -1,0 +1,63 @@
+"""What type checkers and `help` say about the package, as users see it."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
+
+pytest.importorskip("mypy")
+ROOT = Path(__file__).parents[2]
+README = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+REVEALED = """
+reveal_type(model)
+reveal_type(T5WithFusion.from_pretrained("tiny_t5", lexical_dim=8))
+reveal_type(model.lora_config())
+"""
+
+
+def test_mypy_finds_nothing_in_the_readme(tmp_path):
+    """In an environment with the package in its site-packages, where mypy checks only the user's own code."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "t5fusion").symlink_to(ROOT)
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "readme.py").write_text(README + REVEALED, encoding="utf-8")
+    (tmp_path / "user" / "mypy.ini").write_text("[mypy]\n[mypy-t5fusion.*]\nignore_errors = True\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", "readme.py"]
+    environment = os.environ | {"MYPYPATH": str(site)}
+    done = subprocess.run(command, cwd=tmp_path / "user", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    types = re.findall(r'Revealed type is "(.*)"', done.stdout)
+    fused = "t5fusion.modeling_t5fusion.T5WithFusion"
+    assert types == [fused, fused, "peft.tuners.lora.config.LoraConfig"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        T5WithFusion.__init__,
+        T5WithFusion.__new__,
+        T5WithFusion.from_pretrained,
+        T5WithFusion.load_adapter,
+        T5WithFusion.forward,
+        T5WithFusion.fit_fusion,
+        T5WithFusion.lora_config,
+        T5WithFusion.save_pretrained,
+        T5FusionProcessor.__init__,
+        T5FusionProcessor.__call__,
+        T5FusionProcessor.encode,
+        DataCollatorWithFusion.__call__,
+    ],
+    ids=lambda function: function.__qualname__,
+)
+def test_signatures_have_types(function):
+    signature = inspect.signature(function)
+    named = [each for each in signature.parameters.values() if each.name not in ("self", "cls")]
+    assert all(each.annotation is not inspect.Parameter.empty for each in named)
+    assert signature.return_annotation is not inspect.Signature.empty
