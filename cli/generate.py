@@ -77,12 +77,12 @@ def generate(
     try:
         counted = generate_lines(chunks, columns, inputs, write, lines)
     except KeyboardInterrupt:
-        written = f" {lines.found + lines.made} rows are in {output}. To go on, give the same command." if lines else ""
+        written = f" {lines.old + lines.new} rows are in {output}. To go on, give the same command." if lines else ""
         say("Stopped." if output is None else f"Stopped;{written}")
         raise typer.Exit(130) from None
     if lines:
         _say_written(lines, counted, limits)
-        if vector_column and not no_vectors and 0 < counted["inputs"] == counted["without vectors"] and not lines.found:
+        if vector_column and not no_vectors and 0 < counted["inputs"] == counted["without vectors"] and not lines.old:
             raise ValueError(f"column {vector_column!r} holds no vector in any row; all lines are of the text alone.")
 
 
@@ -99,13 +99,13 @@ def _typed(encoding: str | None) -> Iterator[str]:
 def _say_written(lines, counted: Counter, limits: tuple[int, int]) -> None:
     from ..finetune.inputs import say_counted
 
-    if lines.found + lines.made == 0:
+    if lines.old + lines.new == 0:
         raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
     say_counted(counted, *limits)
     if counted["empty"]:
         say(f"{counted['empty']} rows with an empty text; what is written for them is null.")
-    if lines.path and not lines.made:
-        say(f"{lines.path} is complete: all {lines.found} rows are there.")
+    if lines.path and not lines.new:
+        say(f"{lines.path} is complete: all {lines.old} rows are there.")
     elif lines.path:
-        before = f", {lines.found} of them from before" if lines.found else ""
-        say(f"{lines.found + lines.made} rows are in {lines.path}{before}.")
+        before = f", {lines.old} of them from before" if lines.old else ""
+        say(f"{lines.old + lines.new} rows are in {lines.path}{before}.")

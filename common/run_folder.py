@@ -109,7 +109,7 @@ class RunFolder:
                 FusedName(self.model_config["backbone"], self.model_config.get("backbone_revision"))
             )
         named = self.adapter_base if self.has_adapter else self._recognize(FusedName(""))
-        return named if named.plain else None
+        return named if named.base_model else None
 
     @property
     def is_embedded_base(self) -> bool:
@@ -119,18 +119,20 @@ class RunFolder:
     @property
     def is_on_embedded_base(self) -> bool:
         """Whether training started from tiny_t5."""
-        return self.trained_on is not None and self.trained_on.plain == EMBEDDED
+        return self.trained_on is not None and self.trained_on.base_model == EMBEDDED
 
     def _recognize(self, named: FusedName) -> FusedName:
         # training.json is the only file that says so for a model that was trained from a development install.
         options = self.record.get("options", {})
         if EMBEDDED in (options.get("base"), options.get("base_model")):
-            return named._replace(plain=EMBEDDED, commit=None)
+            return named._replace(base_model=EMBEDDED, commit=None)
         return self._known_by_name(named)
 
     def _known_by_name(self, named: FusedName) -> FusedName:
-        if named.plain and (was_embedded(named.plain, self.path) or name_of_embedded(named.plain) == EMBEDDED):
-            return named._replace(plain=EMBEDDED, commit=None)
+        if named.base_model and (
+            was_embedded(named.base_model, self.path) or name_of_embedded(named.base_model) == EMBEDDED
+        ):
+            return named._replace(base_model=EMBEDDED, commit=None)
         return named
 
     @property
@@ -218,10 +220,10 @@ def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
         base = run.adapter_base
         options = {"lexical_dim": processor.lexical_dim, "dtype": torch.float32} | base.keywords
         try:
-            with one_sentence_errors(f"the base model {base.plain}"):
-                model = T5WithFusion(base_folder(base.plain), **options)
+            with one_sentence_errors(f"the base model {base.base_model}"):
+                model = T5WithFusion(base_folder(base.base_model), **options)
         except OSError as error:
-            raise base_error(str(base.plain), error) from error
+            raise base_error(str(base.base_model), error) from error
         model = load_adapter(model, folder)
     check_numbers(model.state_dict().items(), str(folder))
     return align(model).eval(), processor

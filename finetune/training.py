@@ -19,17 +19,18 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils.hub import extract_commit_hash
 
+from ..collating_t5fusion import DataCollatorWithFusion
 from ..common.base_models import base_commit, base_name
 from ..common.console import is_first_process, say
 from ..common.permissions import apply_umask
 from ..common.run_folder import RECORD, align
 from ..hooks.trainer_hook import FusionCallback
 from ..naming_t5fusion import EMBEDDED
-from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
+from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import check_resumed, last_checkpoint, read_begun, saving
 from .model import build_model, trainable_share
 from .options import TrainingOptions
-from .output_folder import CHECKPOINTS, RunFolder
+from .output_folder import CHECKPOINTS, OutputFolder
 from .trainer import FusionTrainer, ShowProgress, StopOnSignal, _arguments
 
 Result = TypeVar("Result")
@@ -91,13 +92,13 @@ def train(
             empty, or another training is writing there.
     """
     arguments = _arguments(options, output / CHECKPOINTS)
-    folder = RunFolder(output, resume, overwrite, mark)
+    folder = OutputFolder(output, resume, overwrite, mark)
     with _held(folder, arguments):
         return _train(rows, held_out, processor, options, arguments, folder, data, columns)
 
 
 @contextmanager
-def _held(folder: RunFolder, arguments: Seq2SeqTrainingArguments) -> Iterator[None]:
+def _held(folder: OutputFolder, arguments: Seq2SeqTrainingArguments) -> Iterator[None]:
     """Holds the folder in the first process, and raises in all of them what is raised there."""
     with ExitStack() as stack:
         _from_first(arguments, lambda: stack.enter_context(folder.held()))
@@ -125,7 +126,7 @@ def _train(
     processor: T5FusionProcessor,
     options: TrainingOptions,
     arguments: Seq2SeqTrainingArguments,
-    folder: RunFolder,
+    folder: OutputFolder,
     data: str | None,
     columns: Sequence[str | None],
 ) -> nn.Module:

@@ -37,7 +37,7 @@ class BaseModel:
     def beneath(cls, run: RunFolder) -> "BaseModel | None":
         """Return the base model that a run folder names, or None."""
         named = run.trained_on
-        return None if named is None else cls(base_folder(named.plain), named.commit)
+        return None if named is None else cls(base_folder(named.base_model), named.commit)
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"

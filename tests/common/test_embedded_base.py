@@ -137,7 +137,7 @@ def test_a_base_that_is_gone_and_was_not_the_embedded_one_is_not_taken_for_it(mo
     shutil.copytree(room / "there" / "run", folder)
     (folder / "training.json").unlink()
     rename_base(folder, "T5WithFusion(/gone/models/tiny_t5)")
-    with pytest.raises(OSError, match=r"was trained on /gone/models/tiny_t5, a folder that is not there. Put it back"):
+    with pytest.raises(OSError, match=r"was trained on /gone/models/tiny_t5, a folder that does not exist. Put it b"):
         T5WithFusion.from_pretrained(folder, lexical_dim=8)
 
 
@@ -159,7 +159,7 @@ def test_where_the_package_is_not_installed_the_words_say_what_to_do(moved, run_
     lines = run_python(code, room / "base", room / "there" / "run", hidden=True).splitlines()
     assert len(lines) == 3
     for line in lines:
-        assert line.startswith("tiny_t5 is the T5 that the package t5fusion carries, which is not installed here.")
+        assert line.startswith("tiny_t5 is the base model inside the package t5fusion, which is not installed here.")
         assert "Install t5fusion, or use a bundle that `t5fusion export --kind standalone` made" in line
 
 

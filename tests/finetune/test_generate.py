@@ -126,7 +126,7 @@ def test_the_limits_of_the_training_are_known_to_who_evaluates(trained, tmp_path
 
 
 def test_resuming_with_other_options_is_refused(trained, rows, processor, options):
-    with pytest.raises(ValueError, match="was begun otherwise: dropout was 0.05, now 0.5; rows was 8, now 7"):
+    with pytest.raises(ValueError, match="with other settings: dropout was 0.05, now 0.5; rows was 8, now 7"):
         train(rows[:7], rows[8:], processor, options(dropout=0.5), trained[0], resume=True)
 
 

@@ -25,7 +25,10 @@ from t5fusion.naming_t5fusion import UNPUSHED_BASE
 
 CODE = tuple(
     f"{name}_t5fusion.py"
-    for name in ("configuration", "fitting", "loading", "modeling", "naming", "processing", "saving")
+    for name in (
+        *("collating", "configuration", "fitting", "loading", "modeling"),
+        *("naming", "processing", "rows", "saving"),
+    )
 )
 BACKBONE = "google/flan-tiny"
 TRAIN = """
@@ -654,7 +657,7 @@ def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
         "may not write to": {"repo_id": "them/mine"},
         "may not write": {"repo_id": "you/mine", "token": "hf_reader"},
         "hf auth login": {"repo_id": "me/x", "token": "hf_wrong"},
-        "no name that the Hub allows": {"repo_id": "me/no good name"},
+        "the Hub does not allow the name": {"repo_id": "me/no good name"},
         "is public": {"repo_id": "me/open", "private": True},
     }
     for expected, result in zip(cases, deliver(author, bundle, *cases.values()), strict=True):
