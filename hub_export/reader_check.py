@@ -48,7 +48,7 @@ def environment() -> dict[str, str]:
 def align(model: Any) -> Any:
     """Move each weight to memory that torch has laid out, and return the model in evaluation mode.
 
-    Where a weight lies in its file changes the last bit of a product.
+    The last bit of a product depends on where a weight lies in memory, and in a file weights lie anywhere.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()

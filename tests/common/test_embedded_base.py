@@ -160,7 +160,7 @@ def test_where_the_package_is_not_installed_the_words_say_what_to_do(moved, run_
     assert len(lines) == 3
     for line in lines:
         assert line.startswith("tiny_t5 is the base model inside the package t5fusion, which is not installed here.")
-        assert "Install t5fusion, or use a bundle that `t5fusion export --kind standalone` made" in line
+        assert "Install t5fusion, or use a bundle that `t5fusion export --kind standalone` wrote" in line
 
 
 def test_the_name_stands_for_the_folder(monkeypatch, tmp_path):

@@ -60,7 +60,7 @@ def test_each_file_is_read_once(write, monkeypatch):
     run = write(adapter_config=ON_THE_HUB, config={}, training={"options": {}}, evaluation={})
     for _ in range(2):
         assert run.adapter_config == ON_THE_HUB and run.model_config == {} and run.evaluation == {}
-        assert run.load_options["lexical_dim"] == 8 and run.trained_on.plain == "google/t5"
+        assert run.load_options["lexical_dim"] == 8 and run.trained_on.base_model == "google/t5"
     assert sorted(files) == ["adapter_config.json", "config.json", "evaluation.json", "training.json"]
 
 
