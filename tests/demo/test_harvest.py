@@ -1,4 +1,4 @@
-"""What `harvest` reads off source files."""
+"""The rows that `harvest` reads from source files."""
 
 import ast
 import hashlib
@@ -82,7 +82,7 @@ def test_names_kinds_and_descriptions_in_order(source):
     ]
 
 
-def test_no_docstring_is_left_in_a_body_nor_in_those_within(source):
+def test_bodies_hold_no_docstrings_of_their_own_or_of_inner_definitions(source):
     rows = {row.name: row for row in harvest(source, max_body=10_000)}
     descriptions = [row.description.rstrip(".") for row in rows.values()]
     for row in rows.values():

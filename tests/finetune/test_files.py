@@ -1,4 +1,4 @@
-"""Files as people have them: odd names, packed, in other encodings, and tables whose rows have shifted."""
+"""Real-world files: odd names, gzip, other encodings, and tables with shifted rows."""
 
 import gzip
 import io
@@ -31,14 +31,14 @@ def place(tmp_path, monkeypatch):
 
 
 def both(name, **options):
-    """The rows as they are read whole, which are those that are read in chunks."""
+    """Return the rows of a file, after checking that reading it in chunks gives the same."""
     rows = load_rows(name, **options).to_list()
     assert [row for chunk in read_chunks(name, **options) for row in chunk.rows.to_list()] == rows
     return rows
 
 
 def refused(name, **options):
-    """The sentence, which is that of reading in chunks."""
+    """Return the error for a file, after checking that reading it in chunks raises the same."""
     with pytest.raises(ValueError, match=f"^{name} cannot be read as ") as caught:
         load_rows(name, **options)
     with pytest.raises(ValueError, match=f"^{name} cannot be read as ") as again:
@@ -49,7 +49,7 @@ def refused(name, **options):
 
 @pytest.mark.parametrize("name", ["a::b", "$HOME", "~", "%41", "hf:b", "zip::x", "a{b}", "a#b", "a b ü", "[a]"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_the_name_of_a_file_is_a_name(place, name, kind):
+def test_file_names_with_special_characters_are_read(place, name, kind):
     file = place / f"{name}.{kind}"
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(ROWS), file)
@@ -62,13 +62,13 @@ def test_the_name_of_a_file_is_a_name(place, name, kind):
 @pytest.mark.parametrize(
     "name", ["x.CSV", "x.JsonL", "x.jsonl.gz", "x.CSV.GZ", "x.json.gz", "$x.jsonl.gz", "$x.csv.gz"]
 )
-def test_upper_case_and_packed_files_are_read(place, name):
+def test_upper_case_and_gzipped_files_are_read(place, name):
     content = (TABLE if "csv" in name.lower() else LINES).encode()
     (place / name).write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
     assert both(name) == ROWS
 
 
-def test_packed_texts_are_read_and_what_is_no_gzip_is_named(place):
+def test_gzipped_texts_are_read_and_a_file_that_is_no_gzip_is_named(place):
     (place / "x.txt.gz").write_bytes(gzip.compress("a\nü\n".encode()))
     assert [chunk.rows["text"][:] for chunk in read_chunks("x.txt.gz")] == [["a", "ü"]]
     (place / "y.csv.gz").write_bytes(TABLE.encode())
@@ -97,12 +97,12 @@ def test_packed_texts_are_read_and_what_is_no_gzip_is_named(place):
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_table_whose_rows_have_shifted_is_refused_with_the_line(place, content, sentence, end):
+def test_a_table_with_shifted_rows_is_refused_with_the_line(place, content, sentence, end):
     (place / "x.csv").write_bytes(content.replace("\n", end).encode())
     assert sentence in refused("x.csv")
 
 
-def test_a_table_that_is_odd_but_right_is_read(place):
+def test_an_unusual_but_valid_table_is_read(place):
     (place / "index.csv").write_text(',name,text\n0,a,"b, ""c"""\n\n1,7" disk,\n')
     assert both("index.csv") == [
         {"Unnamed: 0": "0", "name": "a", "text": 'b, "c"'},
@@ -141,7 +141,7 @@ def test_texts_by_line_with_any_line_end_and_mark(place, end, mark):
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-le"])
-def test_another_encoding_is_told_or_refused(place, encoding):
+def test_another_encoding_is_read_if_named_and_otherwise_refused(place, encoding):
     (place / "x.txt").write_bytes("app\nü\n".encode(encoding))
     (place / "x.csv").write_bytes("text,n\napp,1\nü,2\n".encode(encoding))
     assert [chunk.rows["text"][:] for chunk in read_chunks("x.txt", encoding=encoding)] == [["app", "ü"]]
@@ -163,13 +163,13 @@ def test_the_line_that_is_in_another_encoding_is_named(place, line, end):
         list(read_chunks("x.txt"))
 
 
-def test_a_text_of_nul_characters_is_no_utf_8(place):
+def test_a_text_with_nul_characters_is_refused(place):
     (place / "x.txt").write_bytes("app\nb\n".encode("utf-16-le"))
     with pytest.raises(ValueError, match="line 1 holds a NUL character. Is it UTF-16. Then give --encoding utf-16-le"):
         list(read_chunks("x.txt"))
 
 
-def test_an_encoding_that_is_not_or_not_for_this_file(place):
+def test_an_unknown_encoding_or_one_for_another_kind_of_file_is_refused(place):
     (place / "x.csv").write_text(TABLE)
     (place / "x.jsonl").write_text(LINES)
     for name in ("nothing-of-the-kind", "base64"):
@@ -183,7 +183,7 @@ def test_json_that_is_not_utf_8_is_named(place):
     assert refused("x.jsonl") == "x.jsonl cannot be read as json: it holds text that is not UTF-8. Convert it first."
 
 
-def test_columns_of_parquet_that_hold_no_text_are_named(place):
+def test_parquet_columns_without_text_are_named(place):
     values = {"b": b"x", "d": datetime(2026, 1, 1), "n": Decimal("1.5"), "s": "a"}
     pq.write_table(pa.Table.from_pylist([values]), place / "x.parquet")
     for rows in (load_rows("x.parquet"), next(read_chunks("x.parquet")).rows):
@@ -197,7 +197,7 @@ def test_columns_of_parquet_that_hold_no_text_are_named(place):
     assert rows_with_text(load_rows("z.parquet"), ["n"]) == []
 
 
-def test_a_cache_of_data_sets_that_cannot_be_written_does_not_blame_the_file(place, monkeypatch):
+def test_a_file_is_read_if_the_cache_of_datasets_cannot_be_written(place, monkeypatch):
     (place / "file").write_text("not to be lost")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "file" / "datasets")
     (place / "x.jsonl").write_text(LINES)
@@ -206,7 +206,7 @@ def test_a_cache_of_data_sets_that_cannot_be_written_does_not_blame_the_file(pla
     assert (place / "file").read_text() == "not to be lost"
 
 
-def test_a_file_that_may_not_be_read_is_blamed(place):
+def test_a_file_without_read_permission_is_named(place):
     if os.geteuid() == 0:
         pytest.skip("root may read all")
     (place / "x.jsonl").write_text(LINES)

@@ -1,4 +1,4 @@
-"""Vectors that are kept between runs: killed at any moment, damaged, of other recipes, where nothing can be written."""
+"""The cache of vectors: killed processes, damaged shards, several recipes, and folders that cannot be written."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def small_shards(tmp_path, monkeypatch):
 
 @pytest.fixture
 def processor(tokenizer, encoder, monkeypatch):
-    """With the list of what its encoder was asked, in `asked`."""
+    """A processor that lists in `asked` the texts that its encoder was given."""
     return counting(T5FusionProcessor(tokenizer, lexical_encoder=str(encoder), lexical_dim=DIM), monkeypatch)
 
 
@@ -81,11 +81,11 @@ def shards():
 
 
 def forget():
-    """As a new process: nothing is known of the shards."""
+    """Forget the shards, as a new process would."""
     vector_cache._cache_in.cache_clear()
 
 
-def test_a_vector_is_that_of_its_shard_to_the_bit_and_stays_it(processor):
+def test_a_vector_is_exactly_that_of_its_shard_and_stays_so(processor):
     vectors = encode_cached(TEXTS, processor)
     parts = [TEXTS[:8], TEXTS[8:16], TEXTS[16:]]
     assert processor.asked == parts and len(shards()) == 3
@@ -101,7 +101,7 @@ def test_a_vector_is_that_of_its_shard_to_the_bit_and_stays_it(processor):
     assert processor.asked == []
 
 
-def test_only_what_is_new_is_encoded(processor):
+def test_only_new_texts_are_encoded(processor):
     before = encode_cached(TEXTS, processor)
     processor.asked.clear()
     after = encode_cached([TEXTS[0], "new", *TEXTS[1:], "c c c"], processor)
@@ -110,7 +110,7 @@ def test_only_what_is_new_is_encoded(processor):
     assert torch.equal(after[[1, 21]], processor.encode(["new", "c c c"]))
 
 
-def test_a_cache_that_is_emptied_meanwhile_is_filled_again(processor):
+def test_a_cache_that_was_emptied_is_filled_again(processor):
     before = encode_cached(TEXTS, processor)
     for shard in shards()[:2]:
         shard.unlink()
@@ -120,7 +120,7 @@ def test_a_cache_that_is_emptied_meanwhile_is_filled_again(processor):
 
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("damage", ["torn", "empty", "a bit", "foreign", "other shape"])
-def test_a_damaged_shard_is_thrown_away_with_a_word(processor, capsys, damage, known):
+def test_a_damaged_shard_is_reported_and_deleted(processor, capsys, damage, known):
     before = encode_cached(TEXTS, processor)
     shard = shards()[1]
     content = bytearray(shard.read_bytes())
@@ -147,7 +147,7 @@ def test_a_damaged_shard_is_thrown_away_with_a_word(processor, capsys, damage, k
     assert torch.equal(encode_cached(TEXTS, processor), before)
 
 
-def test_what_earlier_code_kept_is_left_alone(processor):
+def test_files_of_an_earlier_cache_are_left_alone(processor):
     earlier = cache_folder() / f"{'0' * 32}.safetensors"
     earlier.parent.mkdir(parents=True)
     save_file({"vectors": np.ones((2, DIM), dtype=np.float32)}, earlier)
@@ -156,7 +156,7 @@ def test_what_earlier_code_kept_is_left_alone(processor):
     assert earlier.read_bytes() == before and len(shards()) == 3
 
 
-def test_where_nothing_can_be_written_it_says_so_and_goes_on(processor, tmp_path, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_written_is_reported_and_the_run_continues(processor, tmp_path, monkeypatch, capsys):
     expected = encode_cached(TEXTS, processor)
     (tmp_path / "file").write_text("not to be lost")
     monkeypatch.setenv("T5FUSION_CACHE", str(tmp_path / "file"))
@@ -166,7 +166,7 @@ def test_where_nothing_can_be_written_it_says_so_and_goes_on(processor, tmp_path
     assert (tmp_path / "file").read_text() == "not to be lost"
 
 
-def test_a_disk_that_is_full_is_said_once_and_leaves_no_part_of_a_shard(processor, capsys):
+def test_a_full_disk_is_reported_once_and_leaves_no_part_of_a_shard(processor, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))  # which a shard is larger than
     try:
@@ -205,7 +205,7 @@ def forks(tmp_path):
 
 
 def asked_of(started, number=None):
-    """The lines that a process has printed; waits until there are `number`."""
+    """Return the lines that a process has printed. If `number` is given, wait until there are so many."""
     file, end = Path(f"{started[1]}.out"), time.monotonic() + 120
     while number and (not file.exists() or file.read_text().count("\n") < number):
         assert time.monotonic() < end
@@ -242,7 +242,7 @@ def test_one_recipe_is_encoded_once_and_another_does_not_wait(forks, plain_folde
     assert same.splitlines() == out.splitlines()[-1:]  # the twin waited, and asked for nothing
 
 
-def test_what_is_kept_is_said_each_time_that_it_has_grown(processor, monkeypatch, capsys):
+def test_the_size_of_the_cache_is_reported_each_time_it_has_grown(processor, monkeypatch, capsys):
     monkeypatch.setattr(vector_cache, "REPORT_EVERY", 3000)
     for text in TEXTS[:12]:
         encode_cached([text], processor)
@@ -251,7 +251,7 @@ def test_what_is_kept_is_said_each_time_that_it_has_grown(processor, monkeypatch
     assert said.count("GB of vectors. You may empty it at any time.") == size // 3000 > 0
 
 
-def test_what_is_not_to_be_kept_is_not(processor):
+def test_encode_distinct_caches_nothing(processor):
     assert encode_distinct(["b", "app", "b"], processor).shape == (3, DIM)
     assert processor.asked == [["b", "app"]] and not cache_folder().exists()
 

@@ -281,7 +281,9 @@ def test_without_the_push_hook_nothing_is_added(hub, author, pushed_by_themselve
         files = hub.repo(f"me/{name}").files()
         base = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
         assert base.startswith(f"T5WithFusion({BACKBONE}@")
-        assert "config.json" not in files and not [file for file in files if file.endswith(".py")]
+        assert "config.json" not in files
+        if name == "off_by_peft":  # transformers itself saves the code of a class, even beside an adapter
+            assert not [file for file in files if file.endswith(".py")]
 
 
 def test_a_base_model_in_a_local_folder_stays_named(hub, author, plain_folders):
