@@ -35,7 +35,7 @@ test: export OMP_NUM_THREADS = 1
 test: lint ## lint, then all tests, without a network
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-matrix: $(STAMP) ## all doors, with one release of transformers after another (RELEASES="5.0.0 newest" for some of them)
+matrix: $(STAMP) ## all loading paths, with one release of transformers after another (RELEASES="5.0.0 newest" for some of them)
 	PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/support $(BIN)/python tests/matrix/matrix.py $(if $(RELEASES),--releases $(RELEASES))
 
 # what it tries besides is heavy, and some of it changes what peft imports: a venv of its own

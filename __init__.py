@@ -5,12 +5,14 @@ from pathlib import Path
 
 try:
     from . import tiny_t5
+    from .collating_t5fusion import DataCollatorWithFusion
     from .configuration_t5fusion import T5FusionConfig
     from .hooks import register
     from .modeling_t5fusion import T5WithFusion
-    from .processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
+    from .processing_t5fusion import T5FusionProcessor
 except KeyboardInterrupt:
-    # The command (`t5fusion`, `python -m t5fusion...`) spends its first seconds here, before its `main` can catch it.
+    # The commands `t5fusion` and `python -m t5fusion` import this package before their `main` runs. That takes seconds,
+    # so Ctrl-C is handled here too. Any other program handles it as it likes.
     if sys.argv[0] != "-m" and Path(sys.argv[0]).stem != "t5fusion":
         raise
     print("t5fusion: stopped.", file=sys.stderr)

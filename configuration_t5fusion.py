@@ -1,11 +1,13 @@
-"""The configuration of `T5WithFusion`: T5's own, plus where its lexical vectors come in."""
+"""The configuration of `T5WithFusion`: T5's own, and what its lexical vectors need."""
+
+from typing import Any
 
 from transformers import T5Config
 from transformers.models.auto import modeling_auto
 
 LEXICAL_TOKEN = "<lexical>"
-T5_TOKENS = 32100  # tokens of every T5, T5 v1.1 and FLAN-T5; their embedding tables have 32,128 rows
-# Ids under which tokenizers of this process place `<lexical>`. They are only read to explain a mismatch with the model.
+T5_TOKENS = 32100  # Every T5, T5 v1.1 and FLAN-T5 has this many tokens, and 32,128 rows in its embedding table.
+# The ids that tokenizers of this process gave to `<lexical>`. The model reads them only to explain a mismatch.
 PLACED_TOKEN_IDS: set[int] = set()
 
 
@@ -13,14 +15,16 @@ class T5FusionConfig(T5Config):
     """Configuration of a T5 that reads lexical vectors beside its text.
 
     Args:
-        lexical_dim: width of a lexical vector (384 for all-MiniLM-L6-v2).
-        lexical_token_id: id of the placeholder `<lexical>` in `input_ids`. It needs no row in the embedding table. By
-            default the first id that T5's tokenizer leaves free, or `vocab_size` where that is smaller.
-        backbone: Hub id (or folder) of the plain T5 that the model was built from; None for one made from scratch.
-        backbone_revision: commit hash of the backbone, where it came from a Hub.
-        weights_from_backbone: of a saved folder or repository: it holds no weights, those of its backbone are its own.
-        adapter_beside: of such: an adapter lies beside this config, and the model is not whole without it.
-        **kwargs: everything of [`~transformers.T5Config`].
+        lexical_dim: Width of a lexical vector (384 for all-MiniLM-L6-v2).
+        lexical_token_id: Id of the placeholder `<lexical>` in `input_ids`. It needs no row in the embedding table. The
+            default is the first id that T5's tokenizer leaves free, or `vocab_size` if that is smaller.
+        backbone: Hub id or folder of the base model that this model was built from; None for a model built from
+            scratch.
+        backbone_revision: Commit of the base model, if it came from a Hub.
+        weights_from_backbone: If true, this checkpoint stores no base weights: load them from `backbone`.
+        adapter_beside: If true, the folder or repository of this config also holds an adapter, and the model is
+            incomplete without it.
+        **kwargs: All arguments of [`~transformers.T5Config`].
 
     Raises:
         ValueError: `lexical_dim` or `lexical_token_id` is not a positive integer.
@@ -30,30 +34,35 @@ class T5FusionConfig(T5Config):
 
     def __init__(
         self,
-        lexical_dim=384,
-        lexical_token_id=None,
-        backbone=None,
-        backbone_revision=None,
-        weights_from_backbone=False,
-        adapter_beside=False,
-        **kwargs,
-    ):
-        kwargs.pop("model_type", None)  # a plain T5's config.json says "t5", and would win over the class attribute
+        lexical_dim: int = 384,
+        lexical_token_id: int | None = None,
+        backbone: str | None = None,
+        backbone_revision: str | None = None,
+        weights_from_backbone: bool = False,
+        adapter_beside: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.pop(
+            "model_type", None
+        )  # The config.json of a base model says "t5", which would hide the class attribute.
         kwargs.setdefault("decoder_start_token_id", kwargs.get("pad_token_id", 0))  # as in every released T5
-        # a head of its own takes unscaled outputs (T5 v1.1, FLAN); transformers 5.0 alone forgets what the file says
+        # An untied head (T5 v1.1, FLAN-T5) takes unscaled decoder outputs. transformers 5.0 forgets what the file says.
         scaled = kwargs.get("scale_decoder_outputs", kwargs.get("tie_word_embeddings") is not False)
         super().__init__(**kwargs)
         self.scale_decoder_outputs = scaled
-        self.lexical_dim = _positive("lexical_dim", lexical_dim)
+        self.lexical_dim = _check_positive("lexical_dim", lexical_dim)
         if lexical_token_id is None:
             lexical_token_id = min(T5_TOKENS, self.vocab_size)
-        self.lexical_token_id = _positive("lexical_token_id", lexical_token_id)
+        self.lexical_token_id = _check_positive("lexical_token_id", lexical_token_id)
         self.backbone = backbone
         self.backbone_revision = backbone_revision
         self.weights_from_backbone, self.adapter_beside = weights_from_backbone, adapter_beside
 
-    def validate(self):
-        """Called at each save; it would warn of a `*_token_id` past the table, where the placeholder may well lie."""
+    def validate(self) -> None:
+        """Validate as transformers does at each save, without its warning about the placeholder's id.
+
+        transformers warns about every `*_token_id` past the embedding table, where the placeholder may well be.
+        """
         lexical_token_id = self.__dict__.pop("lexical_token_id", None)
         try:
             super().validate()
@@ -62,13 +71,14 @@ class T5FusionConfig(T5Config):
                 self.lexical_token_id = lexical_token_id
 
 
-# `transformers serve` loads, beside transformers' own classes, only what stands in this table
+# `transformers serve` loads only the model types that this table lists.
 getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {}).setdefault(
     T5FusionConfig.model_type, "T5WithFusion"
 )
 
 
-def _positive(name, value):
+def _check_positive(name: str, value: Any) -> int:
+    """Return `value`, or raise the ValueError of `T5FusionConfig` if it is not a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"T5FusionConfig: `{name}` is {value!r}; expected a positive integer.")
     return value

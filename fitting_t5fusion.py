@@ -1,51 +1,51 @@
 """The closed-form start of the fusion layer: `FittingMixin` gives `T5WithFusion` its `fit_fusion`.
 
-From random weights the lexical token says nothing at first, and low-rank adapters learn to look elsewhere before the
-fusion layer has learnt to speak. This start needs no gradient: ridge regression maps a row's vector to the mean
-embedding of its target's words, so that the token reads, from the first step, like a mixture of those words.
+A fusion layer with random weights carries no information at first, and low-rank adapters learn to ignore it before it
+has learnt anything. The closed-form start needs no gradient: ridge regression maps a row's vector to the mean embedding
+of its target's words. From the first training step on, the model reads the vector as a mixture of those words.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .processing_t5fusion import vectors_of_row
+from .rows_t5fusion import vectors_of_row
 
-if TYPE_CHECKING:  # a mixin of models: a checker may know what they have
+if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
     from transformers import PreTrainedModel as Model
 else:
     Model = object
 
-STRENGTHS = torch.logspace(-5, 1, 13, dtype=torch.float64, device="cpu")
-FIRST_WORD = 2  # ids below it are <pad> and </s>; padding that the loss skips is negative
+STRENGTHS = torch.logspace(-5, 1, 13, dtype=torch.float64, device="cpu")  # ridge penalties to choose from
+FIRST_WORD = 2  # Ids below it are <pad> (0), </s> (1), and the negative ids that the loss ignores.
 
 
 class FittingMixin(Model):
     """`fit_fusion` for a model that has `encoder.fusion` and `shared`."""
 
     @torch.no_grad()
-    def fit_fusion(self, rows: Iterable[dict]) -> float:
-        """Start the fusion layer from the rows, in closed form, before training; print in one sentence what it found.
+    def fit_fusion(self, rows: Iterable[Mapping[str, Any]]) -> float:
+        """Start the fusion layer in closed form from the training rows, and print how much the vectors explain.
 
-        Call it before or after `get_peft_model`: the adapter trains on from here and saves the result. After
-        `get_peft_model` only the active adapter's copy of the layer changes.
+        Call it before training, before or after `get_peft_model`. The adapter trains on from this start and saves the
+        result. After `get_peft_model`, only the active adapter's copy of the layer changes.
 
         Args:
-            rows: rows as `DataCollatorWithFusion` takes them, read once: a list, a `datasets.Dataset` or any iterable.
-                Each needs `labels` (token ids, padded or not) and `lexical_embeds`, float (lexical_dim,) or (vectors,
-                lexical_dim), of which the mean counts. Rows without a vector are skipped.
+            rows: Rows as `DataCollatorWithFusion` takes them: a list, a `datasets.Dataset` or any iterable, read once.
+                Each row needs `labels`, token ids with or without padding, and `lexical_embeds`, float (lexical_dim,)
+                or (vectors, lexical_dim). The mean of a row's vectors counts. Rows without a vector are skipped.
 
         Returns:
-            The share of the variance of the targets' mean embeddings that the vectors explain on rows left out, by
-            generalised cross-validation. At zero or below, the vectors say nothing about the targets that a linear map
-            could carry, or the rows are too few to tell: the fusion layer then stays as it is.
+            The share of the variance of the targets' mean embeddings that the vectors explain on held-out rows, by
+            generalised cross-validation. At zero or below, a linear map of the vectors says nothing about the targets,
+            or there are too few rows to tell. The fusion layer then stays as it is.
 
         Raises:
-            ValueError: no row has both labels and a vector, or a vector has another width than `config.lexical_dim`;
-                or the active adapter does not hold the fusion layer, so that the result would not be saved.
+            ValueError: No row has both labels and a vector; a vector has another width than `config.lexical_dim`; or
+                the active adapter does not hold the fusion layer, so that the result would not be saved.
         """
         fusion = self.fusion_to_fit()
         vectors, labels = read_rows(rows, self.config.lexical_dim)
@@ -61,25 +61,31 @@ class FittingMixin(Model):
         return explained
 
     def fusion_to_fit(self) -> Any:
-        """The fusion layer that the next training step trains: the active adapter's copy where there is an adapter."""
+        """Return the fusion layer that training changes: the active adapter's copy, or the model's own.
+
+        Raises:
+            ValueError: The model has an adapter that does not hold the fusion layer.
+        """
         fusion = self.encoder.fusion
         copies = getattr(fusion, "modules_to_save", None)
         if copies is not None and fusion.active_adapters:
             return copies[fusion.active_adapters[0]]
         if getattr(self, "peft_config", None):
             raise ValueError(
-                f"the adapter {', '.join(map(repr, self.peft_config))} does not hold the fusion layer, so that fitted "
+                f"the adapter {', '.join(map(repr, self.peft_config))} does not hold the fusion layer, so fitted "
                 "weights would not be saved. Put the adapter on with `modules_to_save=['fusion']` in its config, which "
                 "is the default, or call `fit_fusion` on a model without an adapter."
             )
         return fusion
 
 
-def read_rows(rows: Iterable[dict], width: int) -> tuple[Tensor, list[list[int]]]:
-    """The mean vector of each row, float32 (rows, width), and the ids of its target's words.
+def read_rows(rows: Iterable[Mapping[str, Any]], width: int) -> tuple[Tensor, list[list[int]]]:
+    """Return the mean vector of each row, float32 (rows, width), and each row's label ids.
+
+    Rows without a vector or without labels are skipped.
 
     Raises:
-        ValueError: a vector has another width; or no row has both a vector and labels.
+        ValueError: A vector has another width, or no row has both a vector and labels.
     """
     vectors, labels = [], []
     for index, row in enumerate(rows):
@@ -99,14 +105,15 @@ def read_rows(rows: Iterable[dict], width: int) -> tuple[Tensor, list[list[int]]
 
 
 def ridge(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, float]:
-    """Ridge regression of centred data, its strength chosen by generalised cross-validation (Golub et al. 1979).
+    """Fit a ridge regression to centred data, with the penalty that generalised cross-validation chooses.
 
     Args:
-        inputs: float (rows, a).
-        outputs: float (rows, b).
+        inputs: Float (rows, a).
+        outputs: Float (rows, b).
 
     Returns:
-        The weight, float64 (b, a), and the share of the outputs' variance that it explains on rows left out.
+        The weight, float64 (b, a), and the share of the outputs' variance that it explains on held-out rows (Golub et
+        al. 1979).
     """
     x, y = inputs.double(), outputs.double()
     x, y = x - x.mean(0), y - y.mean(0)
@@ -121,15 +128,17 @@ def ridge(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, float]:
 
 
 def _left_out_error(left: Tensor, values: Tensor, projected: Tensor, y: Tensor, strength: float) -> float:
+    """Return the squared error on held-out rows that generalised cross-validation estimates for one penalty."""
     kept = values**2 / (values**2 + strength * len(y))
     residual = (y - left @ (kept[:, None] * projected)).square().sum()
-    return (residual / (1 - (kept.sum() + 1) / len(y)) ** 2).item()  # + 1: the mean is fitted too
+    return (residual / (1 - (kept.sum() + 1) / len(y)) ** 2).item()  # + 1 because the mean is fitted too
 
 
 def mean_target_embeddings(labels: list[list[int]], embeddings: Tensor) -> Tensor:
-    """For each row of label ids, the mean embedding of its distinct tokens, rare ones weighing more; (rows, d_model).
+    """Return the weighted mean embedding of each row's distinct label tokens, float (rows, d_model).
 
-    The weight of a token is its inverse document frequency, log(rows / rows that hold it) (Sparck Jones 1972).
+    Rare tokens weigh more: the weight of a token is its inverse document frequency, log(rows / rows that hold it)
+    (Sparck Jones 1972).
     """
     rows = [torch.tensor(sorted({token for token in row if token >= FIRST_WORD}), dtype=torch.int64) for row in labels]
     frequency = torch.bincount(torch.cat(rows), minlength=len(embeddings)).clamp(min=1)

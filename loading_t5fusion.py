@@ -1,7 +1,7 @@
-"""Where a fused model comes from: `FusedLoadingMixin` gives `T5WithFusion` its `from_pretrained` and `load_adapter`.
+"""Loading of fused models: `FusedLoadingMixin` gives `T5WithFusion` its `from_pretrained` and `load_adapter`.
 
-A name may stand for a plain T5, for a fused model with or without weights of its own, and for an adapter on either.
-`locate` finds out which, and what lies beneath.
+A name may stand for a base model, for a fused model with or without stored weights, or for an adapter on either.
+`resolve_checkpoint` finds out which, and where its weights are.
 """
 
 import copy
@@ -10,6 +10,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from transformers import AutoTokenizer, MT5Config
 from transformers.configuration_utils import PretrainedConfig
@@ -18,317 +19,506 @@ from transformers.utils.hub import extract_commit_hash
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 from .naming_t5fusion import EMBEDDED, FusedName, name_of_embedded, resolve_embedded, was_embedded
-from .saving_t5fusion import WRAPPED
+from .saving_t5fusion import PEFT_WRAPPERS
+
+if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
+    from transformers import PreTrainedModel as Model
+else:
+    Model = object
+
+FusedModel = TypeVar("FusedModel", bound="FusedLoadingMixin")
+NameOrPath = str | os.PathLike[str]
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-NO_ADAPTER = {"subfolder": "no-adapter-here"}  # keeps transformers from loading an adapter itself
-NOTHING_LOADED: dict = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-PLAIN = ("t5", "mt5")  # the kinds of backbone: an mT5 is a T5 whose head is never scaled
+SKIP_ADAPTER = {"subfolder": "no-adapter-here"}  # with these adapter_kwargs, transformers loads no adapter by itself
+NOTHING_LOADED: dict[str, Any] = {
+    "missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": [],
+}  # fmt: skip
+BASE_MODEL_TYPES = ("t5", "mt5")  # An mT5 is a T5 with an unscaled head.
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
-NOT_CHOICES = {  # fields of a config that say where it is from, or how it is loaded, and not what the model computes
+# Config fields that say where a model is from or how it is loaded, and so do not change what it computes.
+NOT_CHOICES = {
     "_name_or_path", "adapter_beside", "architectures", "auto_map", "backbone", "backbone_revision", "dtype",
     "quantization_config", "torch_dtype", "transformers_version", "weights_from_backbone",
 }  # fmt: skip
 
 
-class FusedLoadingMixin:
-    """Loading for a `PreTrainedModel` whose `encoder.fusion` a plain T5's weights do not hold."""
+class FusedLoadingMixin(Model):
+    """Loading for a `PreTrainedModel` with `encoder.fusion`, which the weights of a base model do not include."""
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[FusedModel],
+        pretrained_model_name_or_path: NameOrPath | None,
+        *model_args: Any,
+        config: PretrainedConfig | NameOrPath | None = ...,
+        adapter_name: str = ...,
+        output_loading_info: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> FusedModel: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[FusedModel],
+        pretrained_model_name_or_path: NameOrPath | None,
+        *model_args: Any,
+        config: PretrainedConfig | NameOrPath | None = ...,
+        adapter_name: str = ...,
+        output_loading_info: bool,
+        **kwargs: Any,
+    ) -> Any: ...
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, adapter_name="default", **kwargs):
-        """Loads a fused model, with its adapter if it has one, or builds one from any plain T5.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: NameOrPath | None,
+        *model_args: Any,
+        config: PretrainedConfig | NameOrPath | None = None,
+        adapter_name: str = "default",
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a fused model, with its adapter if it has one, or build a fused model from a base model.
+
+        A base model gets a new fusion layer, whose weights depend only on the sizes and on the base model. The config
+        then names the base model and its commit (`config.backbone`, `config.backbone_revision`), and adapters record
+        "T5WithFusion(ID@COMMIT)", so that no other class loads the plain T5 beneath them. For an adapter, this first
+        loads the base model that it names.
 
         Args:
-            pretrained_model_name_or_path: Hub id or folder; None where `state_dict` brings the weights. Of a plain T5,
-                the fusion layer is made anew; its weights depend on the sizes and the backbone alone. `config.backbone`
-                then names it, with its commit, and adapters name their base "T5WithFusion(ID@COMMIT)", as which no
-                other class can load the plain T5 in its stead. Where the saved config says that the weights are those
-                of its backbone, they are. Of an adapter, the base that it names is loaded beneath it.
-            config: a `T5FusionConfig`, or the folder or id of one, to use in place of the saved one.
-            adapter_name: the name of the adapter, where there is one.
-            **kwargs: those of [`~transformers.PreTrainedModel.from_pretrained`], and fields of the config
-                (`lexical_dim=768`). With a `quantization_config`, the fusion layer stays in fp32.
+            pretrained_model_name_or_path: Hub id or folder of a base model, a fused model or an adapter; "tiny_t5" for
+                the embedded base model; None if `state_dict` holds the weights.
+            *model_args: Further positional arguments of the model's `__init__`.
+            config: Config to use instead of the saved one, or the folder or id of one.
+            adapter_name: Name that the adapter gets, if there is one.
+            output_loading_info: If true, return the pair of the model and a dict that lists, among others, the missing
+                and the unexpected keys. Missing weights of the decoder or the fusion layer then raise no error.
+            **kwargs: Keywords of [`~transformers.PreTrainedModel.from_pretrained`] (`dtype=torch.float32`,
+                `device_map`, `revision`, `token`, ...) and config fields (`lexical_dim=768`, 384 by default;
+                `lexical_token_id`; `dropout_rate`; ...). With a `quantization_config`, the fusion layer stays in fp32.
+
+        Returns:
+            The model, in eval mode and in the dtype that it was saved in.
 
         Raises:
-            ValueError: the checkpoint is neither a T5 nor a fused one, or it lacks the decoder, or the fusion layer it
-                should hold; or `config` has no `lexical_dim`; or the backbone's tokenizer cannot be loaded; or
-                `device_map` offloads a fusion layer that is yet to be made; or the adapter does not fit.
-            OSError: a file cannot be had, be it the adapter that the config says is there.
+            ValueError: The checkpoint is neither a T5 nor a fused model; its weights lack the decoder, or the fusion
+                layer that it should hold; `config` has no `lexical_dim`; the base model's tokenizer cannot be loaded;
+                `device_map` offloads a fusion layer that has no weights yet; or the adapter does not fit.
+            OSError: A file cannot be read, for example that of an adapter that the config announces.
         """
-        if pretrained_model_name_or_path is None:  # the weights come as `state_dict`
-            loaded = super().from_pretrained(None, *model_args, config=config, **kwargs)
+        if pretrained_model_name_or_path is None:
+            loaded = super().from_pretrained(
+                None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
+            )
             if not any(".fusion." in key for key in kwargs.get("state_dict") or ()):
-                model = loaded[0] if kwargs.get("output_loading_info") else loaded
+                model = loaded[0] if output_loading_info else loaded
                 model.encoder.fusion.reset_parameters(model.shared.weight)
             return loaded
-        found = locate(pretrained_model_name_or_path, config, kwargs)
-        config, kwargs = found.config, found.kwargs
-        # by this, `__init__` knows what may be missing
-        config.architectures = None if found.is_plain else [cls.__name__]
-        wants_info = kwargs.pop("output_loading_info", False)
+        checkpoint = resolve_checkpoint(pretrained_model_name_or_path, config, kwargs)
+        # `__init__` reads from `architectures` whether the weights may lack a fusion layer.
+        checkpoint.config.architectures = None if checkpoint.is_base_model else [cls.__name__]
         model, info = super().from_pretrained(
-            found.source, *model_args, config=config, output_loading_info=True, adapter_kwargs=NO_ADAPTER, **kwargs
+            checkpoint.source,
+            *model_args,
+            config=checkpoint.config,
+            output_loading_info=True,
+            adapter_kwargs=SKIP_ADAPTER,
+            **checkpoint.kwargs,
         )
-        lost = [key for key in info["missing_keys"] if ".fusion." in key]
-        if any(key.startswith("decoder.") for key in info["missing_keys"]) and not wants_info:
-            raise ValueError(
-                f"the weights of {found.source} lack the decoder's, or some of them; expected encoder and decoder. "
-                "Name the T5 that its encoder was taken from."
-            )
-        if lost and not wants_info:  # who asks what is missing, is told
-            raise ValueError(
-                f"{found.source} says it is a fused model, but its weights lack {', '.join(lost)}. "
-                "Save it again with `model.save_pretrained`, or name a plain T5 to start from."
-            )
-        if found.is_plain or lost or any(".fusion." in str(key) for key in info["mismatched_keys"]):
-            if model.encoder.fusion.norm.weight.is_meta:
+        if not output_loading_info:  # Otherwise the caller reads from the info what is missing.
+            check_complete(checkpoint.source, info["missing_keys"])
+        model._finish_loading(checkpoint, info)
+        if checkpoint.adapter is not None:
+            # PEFT warns when its own classes (AutoPeftModel) load the same adapter again on top, which is fine here.
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute in the model")
+            model.load_adapter(checkpoint.adapter, adapter_name, adapter_kwargs=checkpoint.adapter_hub_kwargs)
+        return (model, info) if output_loading_info else model
+
+    def _finish_loading(self, checkpoint: "ResolvedCheckpoint", info: dict[str, Any]) -> None:
+        """Start the fusion layer if its weights were not loaded, and note where the model came from.
+
+        Raises:
+            ValueError: The fusion layer has no weights yet, and `device_map` offloads it.
+        """
+        if checkpoint.is_base_model or any(
+            ".fusion." in str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])
+        ):
+            if self.encoder.fusion.norm.weight.is_meta:
                 raise ValueError(
-                    "`device_map` offloads the fusion layer, which a plain T5's weights do not hold. Keep "
+                    "`device_map` offloads the fusion layer, which the weights of a base model do not include. Keep "
                     "`encoder.fusion` on a device, or save the fused model and load that."
                 )
-            model.encoder.fusion.reset_parameters(model.shared.weight)
-        if found.is_plain or found.choices:
-            model.name_or_path = str(FusedName(name_of_embedded(found.source), found.commit, found.choices))
+            self.encoder.fusion.reset_parameters(self.shared.weight)
+        if checkpoint.is_base_model or checkpoint.choices:
+            base_model = name_of_embedded(checkpoint.source)
+            self.name_or_path = str(FusedName(base_model, checkpoint.commit, checkpoint.choices))
         else:
-            model.loaded_commit = found.commit
-        model.remember_loaded_weights()
-        if found.adapter is not None:
-            # so warns PEFT where its own classes load the same adapter on top (AutoPeftModel does), which is right
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute in the model")
-            model.load_adapter(found.adapter, adapter_name, adapter_kwargs=found.adapter_hub)
-        return (model, info) if wants_info else model
+            self.loaded_commit = checkpoint.commit
+        self.remember_loaded_weights()
 
-    def load_adapter(self, peft_model_id=None, adapter_name=None, *args, adapter_kwargs=None, **kwargs):
-        """Loads a PEFT adapter as `PeftModel` does, to the bit, on every release of transformers; it is the active one.
+    def load_adapter(
+        self,
+        peft_model_id: NameOrPath | None = None,
+        adapter_name: str | None = None,
+        *args: Any,
+        adapter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a PEFT adapter, with the same weights as `PeftModel` loads, and make it the active one.
 
-        Releases before 5.20 leave the fusion layer of an adapter as it was, or fill it with NaN, and say nothing; and
-        all leave a second one's inactive.
+        transformers' own method is not enough: before release 5.20 it leaves the fusion layer of an adapter as it was
+        or fills it with NaN, without a message, and every release leaves a second adapter inactive.
 
         Args:
             peft_model_id: Hub id or folder of the adapter.
-            adapter_name: "default" by default.
-            adapter_kwargs: `revision`, `token`, `subfolder`, ... of the adapter.
-            others: as in [`~transformers.PreTrainedModel.load_adapter`], which takes over where weights come from
-                memory or are swapped in place.
+            adapter_name: Name that the adapter gets; "default" by default.
+            *args: Positional arguments of [`~transformers.PreTrainedModel.load_adapter`], which then takes over.
+            adapter_kwargs: Hub keywords of the adapter: `revision`, `token`, `subfolder`, ...
+            **kwargs: `is_trainable`, and Hub keywords. With any other keyword, or if weights come from memory or are
+                swapped in place, transformers' method takes over.
+
+        Returns:
+            An object that lists the `missing_keys` and the `unexpected_keys`.
 
         Raises:
-            ValueError: there is an adapter of this name already, or its weights do not fit this model, which then is
-                as it was.
+            ValueError: The model already has an adapter of this name, or the adapter's weights do not fit the model.
+                The model then stays as it was.
+            ImportError: peft is not installed.
         """
-        if adapter_kwargs == NO_ADAPTER:  # from `from_pretrained` of a release that does not look at the subfolder
+        if adapter_kwargs == SKIP_ADAPTER:  # Some releases of transformers call this without looking at the subfolder.
             return SimpleNamespace(**NOTHING_LOADED, to_dict=NOTHING_LOADED.copy)
-        ours = {"is_trainable", *HUB_KEYWORDS}
-        if args or peft_model_id is None or getattr(self, "_hotswap_enabled", False) or not kwargs.keys() <= ours:
+        own_keywords = {"is_trainable", *HUB_KEYWORDS}
+        is_plain_call = not args and peft_model_id is not None and kwargs.keys() <= own_keywords
+        if not is_plain_call or getattr(self, "_hotswap_enabled", False):
             return super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
-        try:
-            from peft import PeftConfig, inject_adapter_in_model
-            from peft.functional import delete_adapter
-            from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
-            from peft.utils import ModulesToSaveWrapper, load_peft_weights, set_peft_model_state_dict
-        except ImportError as error:
-            raise ImportError(f"{peft_model_id} holds an adapter of peft: `pip install peft`.") from error
-
+        peft = _import_peft(f"{peft_model_id} holds an adapter of peft")
         name = adapter_name or "default"
         if self._hf_peft_config_loaded and name in self.peft_config:
-            raise ValueError(f"there is an adapter {name!r} already. Give another `adapter_name`.")
+            raise ValueError(f"the model already has an adapter {name!r}. Pass another `adapter_name`.")
         is_trainable = kwargs.pop("is_trainable", False)
-        hub = {key: value for key, value in (kwargs | (adapter_kwargs or {})).items() if key != "proxies"}
-        adapter_config = PeftConfig.from_pretrained(peft_model_id, **hub)
+        hub_kwargs = {key: value for key, value in (kwargs | (adapter_kwargs or {})).items() if key != "proxies"}
+        adapter_config = peft.PeftConfig.from_pretrained(peft_model_id, **hub_kwargs)
         adapter_config.inference_mode = not is_trainable
-        weights = load_peft_weights(str(peft_model_id), device=str(self.device), **hub)
-        weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}  # of a PeftModel
-        before = {key for key, _ in self.named_parameters()}
-        inject_adapter_in_model(adapter_config, self, name)
+        weights = peft.utils.load_peft_weights(str(peft_model_id), device=str(self.device), **hub_kwargs)
+        weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}  # PeftModel's prefix
+        names_before = {key for key, _ in self.named_parameters()}
+        peft.inject_adapter_in_model(adapter_config, self, name)
         self._hf_peft_config_loaded = True
-        cast_adapter_dtype(self, name)  # to fp32, as PeftModel does, before the weights could lose digits
+        # Like PeftModel, cast the adapter to fp32 before its weights arrive, so that they lose no digits.
+        peft.tuners.tuners_utils.cast_adapter_dtype(self, name)
         try:
-            loaded = set_peft_model_state_dict(self, weights, name)
-            of_before = {key for key in loaded.missing_keys if before & {key, WRAPPED.sub("", key)}}
-            absent = [key for key in loaded.missing_keys if f".{name}." in key and key not in of_before]
-            if absent or loaded.unexpected_keys:
-                raise KeyError(", ".join([*absent, *loaded.unexpected_keys][:3]))
+            result = _fill_adapter(peft, self, name, weights, names_before)
         except (KeyError, RuntimeError) as error:
-            delete_adapter(self, name, prefix=f"{adapter_config.peft_type.value.lower()}_")
-            del self.peft_config[name]
-            if not self.peft_config:
-                del self.peft_config
-                self._hf_peft_config_loaded = False
+            _remove_adapter(peft, self, name, adapter_config.peft_type.value.lower())
             cause = str(error.args[0]).strip().splitlines()[-1].strip()
             raise ValueError(
-                f"the adapter {peft_model_id} does not fit this model ({cause}). Load it on the base that it was "
+                f"the adapter {peft_model_id} does not fit this model ({cause}). Load it on the base model that it was "
                 "trained on, with the same `lexical_dim`."
             ) from error
-        # not by transformers' own `set_adapter`: that of 5.24 wants a later peft than there is
-        for module in self.modules():
-            if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)):
-                module.set_adapter(name)
+        _activate_adapter(peft, self, name)
         if not is_trainable:
             self.eval()
             self.requires_grad_(False)
-        return loaded
+        return result
+
+
+def check_complete(source: NameOrPath, missing_keys: Any) -> None:
+    """Check that the weights of a checkpoint lack nothing that a base model or a fused model must hold.
+
+    Raises:
+        ValueError: They lack weights of the decoder, or of the fusion layer of a fused model.
+    """
+    if any(key.startswith("decoder.") for key in missing_keys):
+        raise ValueError(
+            f"the weights of {source} lack some or all weights of the decoder; expected encoder and decoder. Pass the "
+            "T5 that this encoder was taken from."
+        )
+    missing_fusion = [key for key in missing_keys if ".fusion." in key]
+    if missing_fusion:
+        raise ValueError(
+            f"{source} says that it is a fused model, but its weights lack {', '.join(missing_fusion)}. "
+            "Save it again with `model.save_pretrained`, or pass a base model to start from."
+        )
+
+
+def _import_peft(purpose: str) -> Any:
+    """Return the package peft with the modules used here.
+
+    The imports stay inside a `try`. transformers refuses to load remote code that imports a missing package elsewhere,
+    and readers of a model without an adapter need no peft.
+
+    Raises:
+        ImportError: peft is not installed.
+    """
+    try:
+        import peft
+        import peft.functional
+        import peft.tuners.tuners_utils
+        import peft.utils
+    except ImportError as error:
+        raise ImportError(f"{purpose}: `pip install peft`.") from error
+    return peft
+
+
+def _fill_adapter(peft: Any, model: Any, name: str, weights: dict[str, Any], names_before: set[str]) -> Any:
+    """Put `weights` into the adapter `name` and return PEFT's lists of missing and unexpected keys.
+
+    Args:
+        names_before: Names of the model's parameters before the adapter was put on.
+
+    Raises:
+        KeyError: The adapter needs weights that are missing, or has no place for some.
+        RuntimeError: A weight has another shape.
+    """
+    result = peft.utils.set_peft_model_state_dict(model, weights, name)
+    of_model = {key for key in result.missing_keys if names_before & {key, PEFT_WRAPPERS.sub("", key)}}
+    missing = [key for key in result.missing_keys if f".{name}." in key and key not in of_model]
+    if missing or result.unexpected_keys:
+        raise KeyError(", ".join([*missing, *result.unexpected_keys][:3]))
+    return result
+
+
+def _remove_adapter(peft: Any, model: Any, name: str, peft_type: str) -> None:
+    """Take the adapter `name` off the model, which is then as it was before."""
+    peft.functional.delete_adapter(model, name, prefix=f"{peft_type}_")
+    del model.peft_config[name]
+    if not model.peft_config:
+        del model.peft_config
+        model._hf_peft_config_loaded = False
+
+
+def _activate_adapter(peft: Any, model: Any, name: str) -> None:
+    """Make `name` the active adapter. (transformers 5.24's own `set_adapter` needs a later peft than 0.21.)"""
+    for module in model.modules():
+        if isinstance(module, (peft.tuners.tuners_utils.BaseTunerLayer, peft.utils.ModulesToSaveWrapper)):
+            module.set_adapter(name)
 
 
 @dataclass
-class Found:
-    """What `from_pretrained` is to load, and from where."""
+class ResolvedCheckpoint:
+    """What a name stands for: where its weights are, and what goes on top of them."""
 
-    source: str | os.PathLike  # of the weights
-    commit: str | None  # of the source, where that is on a Hub
-    is_plain: bool  # they are a plain T5's, without a fusion layer
+    source: NameOrPath  # Hub id or folder of the weights
+    commit: str | None  # commit of the source, if it is on a Hub
+    is_base_model: bool  # whether the source is a plain T5, without a fusion layer
     config: T5FusionConfig
-    choices: dict  # what the config, or the place in the repository, differs in from what the source's own name gives
-    kwargs: dict  # for transformers
-    adapter: str | os.PathLike | None
-    adapter_hub: dict
+    choices: dict[str, Any]  # config fields, and the subfolder, that the name of the source does not imply
+    kwargs: dict[str, Any]  # keywords for transformers' `from_pretrained`
+    adapter: NameOrPath | None  # Hub id or folder of the adapter that goes on top
+    adapter_hub_kwargs: dict[str, Any]
 
 
-def locate(name, config, kwargs: dict) -> Found:
-    """Where the weights that `name` stands for are, its config, and the adapter that goes on top.
+def resolve_checkpoint(
+    name: NameOrPath, config: PretrainedConfig | NameOrPath | None, kwargs: dict[str, Any]
+) -> ResolvedCheckpoint:
+    """Find the weights, the config and the adapter that `name` stands for.
 
-    What is absent by the Hub's word may as well be out of reach, so only the config says that weights are elsewhere.
-
-    Raises:
-        OSError: a config cannot be had, or an adapter of which one tells.
-    """
-    named = FusedName.parse(name)
-    if named.plain != name or not os.path.isdir(name):  # a folder of that name is taken, unless an adapter names it
-        named = named._replace(plain=resolve_embedded(named.plain))
-    hub = named.hub | {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
-    adapter, adapter_hub = find_adapter(named.plain, hub, kwargs.pop("adapter_kwargs", None))
-    if adapter == named.plain and (base := base_of(adapter, adapter_hub)) is not None:  # an adapter by itself
-        named, hub = base._replace(plain=resolve_embedded(base.plain)), elsewhere(hub) | base.hub
-    source = named.plain
-    kwargs = named.fields | kwargs
-    commit = commit_of(source, hub)
-    hub |= {"revision": commit} if commit else {}  # the rest is of the same commit, whoever pushes meanwhile
-    saved, _ = PretrainedConfig.get_config_dict(source, **hub)
-    if saved.get("adapter_beside") and adapter is None:
-        raise OSError(f"{source} holds an adapter, whose adapter_config.json cannot be had. Try again, with a network.")
-    as_saved, token_chosen = copy.deepcopy(saved), config is not None or "lexical_token_id" in kwargs
-    config, kwargs = fused_config(source, hub, saved, config, kwargs)
-    choices = choices_of(config, source, hub, as_saved, token_chosen)
-    if saved.get("weights_from_backbone"):
-        source, commit = resolve_embedded(config.backbone), config.backbone_revision
-        hub = elsewhere(hub) | {"revision": commit}
-        saved, _ = PretrainedConfig.get_config_dict(source, **hub)
-    kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KEYWORDS} | hub
-    return Found(source, commit, saved.get("model_type") in PLAIN, config, choices, kwargs, adapter, adapter_hub)
-
-
-def choices_of(config: T5FusionConfig, source, hub: dict, saved: dict, token_chosen: bool) -> dict:
-    """The fields of `config` that differ from what its checkpoint's `saved` config gives, and the subfolder, if any.
+    A missing file may only mean that the Hub is unreachable. So only the saved config decides whether weights or an
+    adapter should be elsewhere.
 
     Args:
-        token_chosen: whether `lexical_token_id` was given. Of a plain T5 it then counts as a choice: what the T5's own
-            tokenizer would give need not be known.
+        name: Hub id, folder, or name that an adapter recorded.
+        config: Config to use instead of the saved one, or the folder or id of one.
+        kwargs: Keywords of `from_pretrained`: Hub keywords, config fields, and those of transformers.
+
+    Raises:
+        OSError: A config cannot be read, or the config announces an adapter that cannot be read.
+        ValueError: The checkpoint is neither a T5 nor a fused model.
     """
-    if not hasattr(config, "lexical_token_id"):  # no fused model's config, which the model itself refuses
+    named = FusedName.parse(name)
+    # A folder that is called "tiny_t5" wins over the embedded model, except in a name that an adapter recorded.
+    if named.base_model != name or not os.path.isdir(name):
+        named = named._replace(base_model=resolve_embedded(named.base_model))
+    hub_kwargs = named.hub_kwargs | {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
+    adapter, adapter_hub_kwargs = find_adapter(named.base_model, hub_kwargs, kwargs.pop("adapter_kwargs", None))
+    if adapter == named.base_model and (base := base_of_adapter(adapter, adapter_hub_kwargs)) is not None:
+        named = base._replace(base_model=resolve_embedded(base.base_model))
+        hub_kwargs = for_other_repository(hub_kwargs) | base.hub_kwargs
+    source: NameOrPath = named.base_model
+    kwargs = named.config_fields | kwargs
+    commit = commit_of(source, hub_kwargs)
+    if commit:  # All further files come from this commit, even if someone pushes another one meanwhile.
+        hub_kwargs |= {"revision": commit}
+    saved, _ = PretrainedConfig.get_config_dict(source, **hub_kwargs)
+    if saved.get("adapter_beside") and adapter is None:
+        raise OSError(
+            f"{source} holds an adapter, but its adapter_config.json cannot be read. Check the network and try again."
+        )
+    as_saved, token_chosen = copy.deepcopy(saved), config is not None or "lexical_token_id" in kwargs
+    fused, kwargs = fused_config(source, hub_kwargs, saved, config, kwargs)
+    choices = choices_of(fused, source, hub_kwargs, as_saved, token_chosen)
+    if saved.get("weights_from_backbone"):
+        source, commit = resolve_embedded(fused.backbone), fused.backbone_revision
+        hub_kwargs = for_other_repository(hub_kwargs) | {"revision": commit}
+        saved, _ = PretrainedConfig.get_config_dict(source, **hub_kwargs)
+    kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KEYWORDS} | hub_kwargs
+    is_base_model = saved.get("model_type") in BASE_MODEL_TYPES
+    return ResolvedCheckpoint(source, commit, is_base_model, fused, choices, kwargs, adapter, adapter_hub_kwargs)
+
+
+def choices_of(
+    config: T5FusionConfig, source: NameOrPath, hub_kwargs: dict[str, Any], saved: dict[str, Any], token_chosen: bool
+) -> dict[str, Any]:
+    """Return the fields of `config` that differ from the checkpoint's defaults, and the subfolder if there is one.
+
+    Args:
+        saved: The checkpoint's own config.json.
+        token_chosen: Whether the caller gave `lexical_token_id`. For a base model it then counts as a choice, even if
+            it equals the default, because finding the default would need the tokenizer.
+    """
+    if not hasattr(config, "lexical_token_id"):  # not the config of a fused model, which the model itself refuses
         return {}
     token = {} if "lexical_token_id" in saved else {"lexical_token_id": config.lexical_token_id}
-    default, _ = fused_config(source, hub, saved, None, dict(token))
-    usual = json.loads(default.to_json_string(use_diff=False))
-    chosen = json.loads(config.to_json_string(use_diff=False))
-    choices = {key: value for key, value in chosen.items() if key not in NOT_CHOICES and usual.get(key) != value}
-    return choices | (token if token_chosen else {}) | ({"subfolder": hub["subfolder"]} if hub.get("subfolder") else {})
+    default, _ = fused_config(source, hub_kwargs, saved, None, dict(token))
+    default_fields = json.loads(default.to_json_string(use_diff=False))
+    fields = json.loads(config.to_json_string(use_diff=False))
+    choices = {
+        key: value for key, value in fields.items() if key not in NOT_CHOICES and default_fields.get(key) != value
+    }
+    subfolder = {"subfolder": hub_kwargs["subfolder"]} if hub_kwargs.get("subfolder") else {}
+    return choices | (token if token_chosen else {}) | subfolder
 
 
-def elsewhere(hub: dict) -> dict:
-    """The Hub keywords that hold in another repository as well."""
-    return {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+def for_other_repository(hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the Hub keywords that hold for another repository as well: all but its revision and its subfolder."""
+    return {key: value for key, value in hub_kwargs.items() if key not in ("revision", "subfolder")}
 
 
-def find_adapter(name, hub: dict, passed: dict | None) -> tuple[str | None, dict]:
-    """Where the adapter is that belongs to `name`, or that an Auto class has found, and its Hub keywords; or None."""
-    passed = dict(passed or {})
+def find_adapter(
+    name: NameOrPath, hub_kwargs: dict[str, Any], adapter_kwargs: dict[str, Any] | None
+) -> tuple[NameOrPath | None, dict[str, Any]]:
+    """Return the id or folder of the adapter that belongs to `name`, or None; and the adapter's Hub keywords.
+
+    Args:
+        adapter_kwargs: Keywords that an Auto class passes. They hold the path of the adapter if it found one.
+    """
+    passed = dict(adapter_kwargs or {})
     adapter = passed.pop("_adapter_model_path", None)
     if adapter is None:
-        passed = hub | passed
+        passed = hub_kwargs | passed
         adapter = name if find_adapter_config_file(name, **passed) is not None else None
-    elif str(adapter) == str(name):  # its own base: of the same commit
-        adapter, passed = name, hub | passed
+    elif str(adapter) == str(name):  # The adapter and its config lie side by side, so at the same commit.
+        adapter, passed = name, hub_kwargs | passed
     else:
-        passed = elsewhere(hub) | passed
+        passed = for_other_repository(hub_kwargs) | passed
     return adapter, {key: value for key, value in passed.items() if key in HUB_KEYWORDS}
 
 
-def base_of(adapter, hub: dict) -> FusedName | None:
-    """The base that an adapter names; None where a config.json beside the adapter makes it a model itself."""
-    missing = {"_raise_exceptions_for_missing_entries": False}
-    if cached_file(adapter, "config.json", **hub, **missing) is not None:
+def base_of_adapter(adapter: NameOrPath, hub_kwargs: dict[str, Any]) -> FusedName | None:
+    """Return the base model that an adapter names, or None if a config.json beside it makes it a whole model.
+
+    Raises:
+        OSError: The base model is a folder that no longer exists.
+    """
+    no_error = {"_raise_exceptions_for_missing_entries": False}
+    if cached_file(adapter, "config.json", **hub_kwargs, **no_error) is not None:
         return None
-    with open(cached_file(adapter, "adapter_config.json", **hub), encoding="utf-8") as file:
+    config_file: Any = cached_file(adapter, "adapter_config.json", **hub_kwargs)
+    with open(config_file, encoding="utf-8") as file:
         base = base_in(json.load(file))
-    if was_embedded(base.plain, adapter):
-        return base._replace(plain=EMBEDDED, commit=None)
-    if base.plain and os.path.isabs(base.plain) and not os.path.exists(base.plain):
+    if was_embedded(base.base_model, adapter):
+        return base._replace(base_model=EMBEDDED, commit=None)
+    if base.base_model and os.path.isabs(base.base_model) and not os.path.exists(base.base_model):
         raise OSError(
-            f"the adapter {adapter} was trained on {base.plain}, a folder that is not there. Put it back, or name "
-            "where it is now in `base_model_name_or_path` of adapter_config.json."
+            f"the adapter {adapter} was trained on {base.base_model}, a folder that does not exist. Put it back, or "
+            "write its new place into `base_model_name_or_path` of adapter_config.json."
         )
     return base
 
 
-def base_in(adapter_config: dict) -> FusedName:
-    """The base that an adapter's config names, with its revision where the config has one."""
+def base_in(adapter_config: dict[str, Any]) -> FusedName:
+    """Return the base model that an adapter's config names, with the config's revision if the name has no commit."""
     base = FusedName.parse(adapter_config["base_model_name_or_path"])
     return base if base.commit else base._replace(commit=adapter_config.get("revision"))
 
 
-def fused_config(name, hub: dict, saved: dict, config, kwargs: dict) -> tuple[T5FusionConfig, dict]:
-    """The config to load `name` with, whose own says `saved`; and the keywords that are not fields of it."""
-    kind = saved.get("model_type")
-    if kind not in (*PLAIN, T5FusionConfig.model_type):
+def fused_config(
+    name: NameOrPath,
+    hub_kwargs: dict[str, Any],
+    saved: dict[str, Any],
+    config: PretrainedConfig | NameOrPath | None,
+    kwargs: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """Return the config with which to load `name`, and the keywords that are not config fields.
+
+    Args:
+        name: Hub id or folder of the checkpoint.
+        saved: The checkpoint's own config.json.
+        config: Config to use instead, or the folder or id of one.
+        kwargs: Keywords of `from_pretrained`.
+
+    Raises:
+        ValueError: The checkpoint is neither a T5 nor a fused model, or a field has a wrong value.
+    """
+    model_type = saved.get("model_type")
+    if model_type not in (*BASE_MODEL_TYPES, T5FusionConfig.model_type):
         raise ValueError(
-            f"{name} is a model of type {kind!r}; expected 't5' (T5, T5 v1.1, FLAN-T5, ByT5, CodeT5 ...), 'mt5' or "
-            f"{T5FusionConfig.model_type!r}."
+            f"{name} is a model of type {model_type!r}; expected 't5' (T5, T5 v1.1, FLAN-T5, ByT5, CodeT5 ...), 'mt5' "
+            f"or {T5FusionConfig.model_type!r}."
         )
     if isinstance(config, (str, os.PathLike)):
-        config = T5FusionConfig.from_dict(PretrainedConfig.get_config_dict(config, **elsewhere(hub))[0])
+        config = T5FusionConfig.from_dict(
+            PretrainedConfig.get_config_dict(config, **for_other_repository(hub_kwargs))[0]
+        )
     if config is None:
-        if kind == "mt5":  # what its config leaves out is not what T5's would
-            saved = MT5Config.from_dict(saved).to_dict()
-        if kind in PLAIN:
-            saved["backbone"] = str(name_of_embedded(name))
-            saved["backbone_revision"] = commit_of(name, hub)
-            if "lexical_token_id" not in kwargs:
-                saved["lexical_token_id"] = free_token_id(name, hub)
-        saved |= {field: kwargs.pop(field) for field in FUSION_FIELDS if field in kwargs}  # the config checks them
-        dtype = {field: kwargs.pop(field) for field in ("dtype", "torch_dtype") if field in kwargs}
-        # not `from_pretrained`, which warns where a plain T5 becomes a fused one
-        config, kwargs = T5FusionConfig.from_dict(saved, return_unused_kwargs=True, **kwargs)
-        kwargs |= dtype  # in the config, "auto" would stand for a type
+        config, kwargs = _config_from_saved(name, hub_kwargs, saved, kwargs)
     config = copy.deepcopy(config)
-    config.weights_from_backbone = config.adapter_beside = False  # of what is saved, not of a model in memory
-    if kind in PLAIN and getattr(config, "backbone", None) is None:
-        config.backbone, config.backbone_revision = str(name_of_embedded(name)), commit_of(name, hub)
-    if kind == "mt5":
-        config.scale_decoder_outputs = False  # whatever was said of its head
+    config.weights_from_backbone = config.adapter_beside = False  # They describe a saved folder, not a loaded model.
+    if model_type in BASE_MODEL_TYPES and getattr(config, "backbone", None) is None:
+        config.backbone, config.backbone_revision = str(name_of_embedded(name)), commit_of(name, hub_kwargs)
+    if model_type == "mt5":
+        config.scale_decoder_outputs = False  # an mT5 never scales, tied or not
     return config, kwargs
 
 
-def commit_of(backbone: str | os.PathLike, hub: dict) -> str | None:
-    """The commit that a model's files are of; None for a folder. (Configs know theirs before 5.23 only.)
+def _config_from_saved(
+    name: NameOrPath, hub_kwargs: dict[str, Any], saved: dict[str, Any], kwargs: dict[str, Any]
+) -> tuple[T5FusionConfig, dict[str, Any]]:
+    """Return the config that `saved` and the fields among `kwargs` give, and the other keywords."""
+    model_type = saved.get("model_type")
+    if model_type == "mt5":  # The fields that its config.json leaves out have other defaults than T5's.
+        saved = MT5Config.from_dict(saved).to_dict()
+    if model_type in BASE_MODEL_TYPES:
+        saved["backbone"] = str(name_of_embedded(name))
+        saved["backbone_revision"] = commit_of(name, hub_kwargs)
+        if "lexical_token_id" not in kwargs:
+            saved["lexical_token_id"] = free_token_id(name, hub_kwargs)
+    # As part of `saved`, the fusion fields are checked by the config's `__init__`.
+    saved |= {field: kwargs.pop(field) for field in FUSION_FIELDS if field in kwargs}
+    dtype = {field: kwargs.pop(field) for field in ("dtype", "torch_dtype") if field in kwargs}
+    # `from_pretrained` would warn that a "t5" becomes a "t5_fusion".
+    config, kwargs = T5FusionConfig.from_dict(saved, return_unused_kwargs=True, **kwargs)
+    return config, kwargs | dtype  # In the config, the dtype "auto" would be taken for the name of one.
+
+
+def commit_of(name: NameOrPath, hub_kwargs: dict[str, Any]) -> str | None:
+    """Return the commit of a model's files on the Hub; None for a folder. (Configs know it before 5.23 only.)
 
     Raises:
-        OSError: its config.json cannot be had.
+        OSError: Its config.json cannot be read.
     """
-    return None if os.path.isdir(backbone) else extract_commit_hash(cached_file(backbone, "config.json", **hub), None)
+    return None if os.path.isdir(name) else extract_commit_hash(cached_file(name, "config.json", **hub_kwargs), None)
 
 
-def free_token_id(backbone: str | os.PathLike, hub: dict) -> int | None:
-    """The id that `<lexical>` has, or will have when added, in the backbone's tokenizer; None if there is none.
+def free_token_id(name: NameOrPath, hub_kwargs: dict[str, Any]) -> int | None:
+    """Return the id that `<lexical>` has, or gets when it is added, in a base model's tokenizer.
+
+    Returns None if the base model has no tokenizer.
 
     Raises:
-        ValueError: the tokenizer cannot be loaded.
+        ValueError: The tokenizer cannot be loaded.
     """
-    if cached_file(backbone, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub) is None:
+    no_error = {"_raise_exceptions_for_missing_entries": False}
+    if cached_file(name, "tokenizer_config.json", **no_error, **hub_kwargs) is None:
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone, **hub)
-    except (ImportError, ValueError) as error:  # a package is missing, or its file is of another kind
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
+    except (ImportError, ValueError) as error:  # A package is missing, or the file is of another kind.
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"the tokenizer of {backbone} cannot be loaded ({cause}), and so says no id for {LEXICAL_TOKEN}. If it is "
-            "a `spiece.model` alone: `pip install sentencepiece`. Or give `lexical_token_id=`, its number of tokens."
+            f"the tokenizer of {name} cannot be loaded ({cause}), so the id of {LEXICAL_TOKEN} is unknown. If it is a "
+            "`spiece.model` alone: `pip install sentencepiece`. Or pass `lexical_token_id=`, the number of its tokens."
         ) from error
     return tokenizer.get_vocab().get(LEXICAL_TOKEN, len(tokenizer))

@@ -1,4 +1,4 @@
-"""What an adapter calls its base model, and the name of the T5 that the package t5fusion carries."""
+"""The name by which an adapter remembers its base model, and the name of the embedded base model `tiny_t5`."""
 
 import json
 import os
@@ -6,109 +6,119 @@ import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-EMBEDDED = "tiny_t5"  # names the T5 that the package t5fusion carries, wherever that is installed
-# What an adapter in a bundle calls its base until `push` names the repository. It is no id, so no class loads another.
+EMBEDDED = "tiny_t5"  # names the base model inside the package t5fusion, wherever that is installed
+# An adapter in a bundle names its base model this way until `push` fills in the repository. No repository can have this
+# name, so no class loads another model by mistake.
 NOT_PUSHED = "not on a Hub yet"
 UNPUSHED_BASE = (
     f"{NOT_PUSHED}; push it, or type AutoModelForSeq2SeqLM.from_pretrained(FOLDER, trust_remote_code=True), with "
     "transformers 5.5 or later"
 )
-FUSED = re.compile(r"T5WithFusion\((.+?)(?:@([0-9a-f]{40}))?(?:, (\{.*\}))?\)")
+FUSED_NAME_PATTERN = re.compile(r"T5WithFusion\((.+?)(?:@([0-9a-f]{40}))?(?:, (\{.*\}))?\)")
 
 
 class FusedName(NamedTuple):
-    """What adapters call their base: `T5WithFusion(ID@COMMIT, {"lexical_dim": 512})`.
+    """The name that an adapter records for its fused model: `T5WithFusion(ID@COMMIT, {"lexical_dim": 512})`.
 
-    It is not the plain T5's own name, under which other classes would load the plain T5. It records the commit, and the
-    choices that were made when the fused model was built, so that a reload needs nothing but the adapter's folder.
+    An adapter does not record the base model's plain id, because other classes would then load a plain T5. The name
+    holds the commit and every choice that was made when the fused model was built, so the adapter's folder is enough
+    for a reload.
     """
 
-    plain: str  # Hub id or folder of the checkpoint that the fused model was built from
-    commit: str | None = None  # or another revision
-    # fields of the config that differ from the checkpoint's, and perhaps its "subfolder"
-    choices: Mapping = MappingProxyType({})
+    base_model: str  # Hub id or folder of the checkpoint that the fused model was built from
+    commit: str | None = None  # commit, or another revision, of that checkpoint
+    # config fields that differ from the checkpoint's config, and "subfolder" if the checkpoint lies in one
+    choices: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
-    def parse(cls, name) -> "FusedName":
-        """The parts of such a name; any other name is the checkpoint's own."""
-        parts = FUSED.fullmatch(name) if isinstance(name, str) else None
+    def parse(cls, name: Any) -> "FusedName":
+        """Parse a recorded name. Any other name is taken as the id or folder of the checkpoint itself."""
+        parts = FUSED_NAME_PATTERN.fullmatch(name) if isinstance(name, str) else None
         return cls(parts[1], parts[2], json.loads(parts[3] or "{}")) if parts else cls(name)
 
     def __str__(self) -> str:
         commit = f"@{self.commit}" if self.commit else ""
         choices = f", {json.dumps(dict(self.choices), sort_keys=True)}" if self.choices else ""
-        return f"T5WithFusion({self.plain}{commit}{choices})"
+        return f"T5WithFusion({self.base_model}{commit}{choices})"
 
     @property
-    def hub(self) -> dict:
-        """The Hub keywords that the name stands for."""
-        place = {"revision": self.commit, "subfolder": self.choices.get("subfolder")}
-        return {key: value for key, value in place.items() if value}
+    def hub_kwargs(self) -> dict[str, Any]:
+        """The Hub keywords that the name implies: `revision` and `subfolder`, where it has them."""
+        location = {"revision": self.commit, "subfolder": self.choices.get("subfolder")}
+        return {key: value for key, value in location.items() if value}
 
     @property
-    def fields(self) -> dict:
-        """The fields of the config that the name stands for."""
+    def config_fields(self) -> dict[str, Any]:
+        """The config fields that the name implies."""
         return {key: value for key, value in self.choices.items() if key != "subfolder"}
 
     @property
-    def keywords(self) -> dict:
-        """What `T5WithFusion(plain, **keywords)` takes to build the same model."""
-        return self.fields | self.hub
+    def keywords(self) -> dict[str, Any]:
+        """The keywords with which `T5WithFusion(base_model, **keywords)` builds the same model."""
+        return self.config_fields | self.hub_kwargs
 
 
 def embedded_folder() -> str | None:
-    """Where the T5 is that the package t5fusion carries; None where that package is not installed."""
+    """Return the folder of the embedded base model, or None if the package t5fusion is not installed."""
     try:
         package = find_spec("t5fusion")
     except (ImportError, ValueError):
         package = None
-    places = (package and package.submodule_search_locations) or ()
-    folders = [os.path.join(place, EMBEDDED) for place in places]
+    package_folders = (package and package.submodule_search_locations) or ()
+    folders = [os.path.join(package_folder, EMBEDDED) for package_folder in package_folders]
     return next((folder for folder in folders if os.path.isfile(os.path.join(folder, "config.json"))), None)
 
 
-def resolve_embedded(name):
-    """The folder of the T5 that the package t5fusion carries, for its name "tiny_t5"; any other name as it is.
+def resolve_embedded(name: Any) -> Any:
+    """Return the folder of the embedded base model for the name "tiny_t5", and any other name unchanged.
 
     Raises:
-        OSError: that package is not installed.
+        OSError: The name is "tiny_t5" and the package t5fusion is not installed.
     """
     if name != EMBEDDED:
         return name
     folder = embedded_folder()
     if folder is None:
         raise OSError(
-            f"{EMBEDDED} is the T5 that the package t5fusion carries, which is not installed here. Install t5fusion, "
-            "or use a bundle that `t5fusion export --kind standalone` made: it needs neither."
+            f"{EMBEDDED} is the base model inside the package t5fusion, which is not installed here. Install t5fusion, "
+            "or use a bundle that `t5fusion export --kind standalone` wrote: it needs neither."
         )
     return folder
 
 
-def name_of_embedded(folder):
-    """ "tiny_t5" for the folder of the T5 that the package t5fusion carries; any other name as it is."""
+def name_of_embedded(folder: Any) -> Any:
+    """Return "tiny_t5" for the folder of the embedded base model, and any other folder or id unchanged.
+
+    Another folder that is called "tiny_t5" becomes an absolute path, so that its name cannot mean the embedded model.
+    """
     if not os.path.isdir(folder):
         return folder
     embedded = embedded_folder()
     if embedded is not None and os.path.samefile(folder, embedded):
         return EMBEDDED
-    return os.path.abspath(folder) if str(folder) == EMBEDDED else folder  # by its name it would be the other
+    return os.path.abspath(folder) if str(folder) == EMBEDDED else folder
 
 
-def was_embedded(base, adapter) -> bool:
-    """Whether `base`, named by an adapter's folder, is where t5fusion was installed when an earlier release of it
-    trained the adapter: those releases wrote the path.
+def was_embedded(base_model: Any, adapter_folder: Any) -> bool:
+    """Return whether `base_model`, the name that an adapter recorded, is an old path of the embedded base model.
+
+    Earlier releases recorded the path at which t5fusion was installed, and that path may be gone.
+
+    Args:
+        base_model: Name or path that the adapter's config records.
+        adapter_folder: Folder of the adapter: a run folder, or a checkpoint inside one.
     """
-    path = str(base).replace("\\", "/")
-    if "/" not in path or os.path.exists(base) or path.rpartition("/")[2] != EMBEDDED:
+    path = str(base_model).replace("\\", "/")
+    if "/" not in path or os.path.exists(base_model) or path.rpartition("/")[2] != EMBEDDED:
         return False
     if path.split("/")[-2] == "t5fusion":
         return True
-    for folder in (adapter, os.path.join(adapter, "..", "..")):  # a run, or a checkpoint of one
+    for run_folder in (adapter_folder, os.path.join(adapter_folder, "..", "..")):
         try:
-            with open(os.path.join(folder, "training.json"), encoding="utf-8") as file:
-                return json.load(file)["options"]["base"] == EMBEDDED
+            with open(os.path.join(run_folder, "training.json"), encoding="utf-8") as file:
+                return bool(json.load(file)["options"]["base"] == EMBEDDED)
         except (OSError, ValueError, LookupError, TypeError):
             continue
     return False

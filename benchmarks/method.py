@@ -1,11 +1,11 @@
-"""What do the vectors bring, and which way of training brings it out? The table of docs/method.md.
+"""Measure what the vectors add, and which way of training gets the most from them: the table of docs/method.md.
 
     python benchmarks/method.py RUNS [--seeds 0 1 2] [--variants recommended none ...]
 
-Trains each variant with each seed on the demo's task and measures the loss on the held-out rows: with their own
-vectors, with other rows' and, for the model trained without any, with none. Finished runs are kept in RUNS and not made
-again. Variants that begin with "six-steps" are what a user types in Python: `get_peft_model` with LoRA on q and v, and
-the plain `Trainer`, in fp32; the others are `t5fusion train` with its options.
+Each variant is trained with each seed on the demo's task. The loss on the held-out rows is measured with their own
+vectors and with other rows'; for the model that is trained without vectors, with none. Finished runs stay in RUNS and
+are not repeated. The variants that begin with "six-steps" are what a user types in Python: `get_peft_model` with LoRA
+on q and v, and the plain `Trainer`, in fp32. The others are `t5fusion train` with its options.
 """
 
 import argparse
@@ -48,6 +48,7 @@ SIX_STEPS = ("six-steps", "six-steps-fit", "six-steps-random-start")
 
 
 def run(variant: str, seed: int, args: argparse.Namespace) -> None:
+    """Train and measure one variant with one seed, unless its result is there already."""
     file = args.folder / f"{variant}-{seed}.json"
     if file.exists():
         return
@@ -64,16 +65,16 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> None:
             choice = VARIANTS[variant]
             options = TrainingOptions(base_model=args.base, epochs=args.epochs, batch_size=BATCH, seed=seed, **choice)
             model = train(inputs, test, processor, options, Path(output))
-    found = {"variant": variant, "seed": seed, "seconds": time.monotonic() - start}
+    result = {"variant": variant, "seed": seed, "seconds": time.monotonic() - start}
     for kind in ("true",) if variant == "none" else ("true", "shuffled"):
         measured = losses(model, change_vectors(test, kind), processor)
-        found[kind] = {"sums": measured.sums.tolist(), "tokens": measured.tokens.tolist()}
+        result[kind] = {"sums": measured.sums.tolist(), "tokens": measured.tokens.tolist()}
     args.folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found))
+    file.write_text(json.dumps(result))
 
 
 def six_steps(variant: str, rows: list[dict], tokenizer, seed: int, args: argparse.Namespace, output: str):
-    """The steps that a user types, with the LoRA of the original notes."""
+    """Train as a user does in Python, with the LoRA of the original notes."""
     model = T5WithFusion(base_folder(args.base), dtype=torch.float32)
     if variant == "six-steps-fit":
         model.fit_fusion(rows)
@@ -98,12 +99,13 @@ def six_steps(variant: str, rows: list[dict], tokenizer, seed: int, args: argpar
 
 
 def pooled(runs: list[dict], kind: str) -> Losses:
-    """Losses of rows, summed over the seeds: the bootstrap then draws rows, and each brings all its seeds."""
+    """Sum the losses of each row over the seeds, so that the bootstrap draws a row with all its seeds."""
     sums = np.sum([run[kind]["sums"] for run in runs], axis=0)
     return Losses(sums, np.sum([run[kind]["tokens"] for run in runs], axis=0))
 
 
 def report(folder: Path) -> None:
+    """Print the table of all finished runs."""
     runs = sorted((json.loads(file.read_text()) for file in folder.glob("*.json")), key=lambda r: r["variant"])
     groups = {variant: list(group) for variant, group in itertools.groupby(runs, key=lambda r: r["variant"])}
     without = groups.get("none")
@@ -122,7 +124,7 @@ def report(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where finished runs are kept")
+    parser.add_argument("folder", type=Path, help="folder of the finished runs")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="*", default=[*SIX_STEPS, *VARIANTS], choices=[*SIX_STEPS, *VARIANTS])
     parser.add_argument("--epochs", type=float, default=2)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..common.console import is_first_process, say, silence_libraries
+from ..common.run_folder import EVALUATION
 from .arguments import (
     Data,
     Encoding,
@@ -71,8 +72,7 @@ def evaluate(
 
 def _update_card(name: str, is_saved: bool) -> None:
     """Update the card if `name` is a bundle, and tell the user where the evaluation is."""
-    from ..finetune.evaluation import EVALUATION  # slow to import: --help does without
-    from ..hub_export.bundle import keep_evaluation
+    from ..hub_export.evaluation import keep_evaluation  # slow to import: --help does without
     from ..hub_export.manifest import MANIFEST
 
     folder = Path(name)

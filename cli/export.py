@@ -57,7 +57,7 @@ def export(
     given = {"template": template, "lexical_encoder": encoder, "lexical_source": lexical_source}
     recipe = {name: value for name, value in given.items() if value is not None}
     folder = write_bundle(
-        source, bundle, kind, backbone=base_model, recipe=recipe, overwrite=overwrite, say=say, format=format.value
+        source, bundle, kind, base_model=base_model, recipe=recipe, overwrite=overwrite, say=say, format=format.value
     )
     size = sum(file.stat().st_size for file in folder.iterdir())
     content = f"{kind} and ONNX graphs" if format == FormatOption.onnx else kind

@@ -24,6 +24,6 @@ def verify(
     silence_libraries()
     from ..hub_export.verification import verify as verify_bundle  # slow to import: --help does without
 
-    report = verify_bundle(name, revision, use_cache, base=fused_model, trust_code=trust_code, say=print)
+    report = verify_bundle(name, revision, use_cache, fused_model=fused_model, trust_code=trust_code, say=print)
     if not report.ok:
         raise ValueError(f"{name} does not verify: {len(report.failures)} of {len(report.lines)} checks failed.")

@@ -1,1 +1,1 @@
-"""What several rooms of the package share: the console, base models, and folders that training saved."""
+"""Code that several rooms share: the console, base models, run folders, and the files in them."""

@@ -1,4 +1,4 @@
-"""The base model by the name that a user gives it: "tiny_t5", a folder, or an id on the Hub."""
+"""Base models by the name that a user gives: "tiny_t5" for the embedded one, a folder, or an id on the Hub."""
 
 from pathlib import Path
 
@@ -7,44 +7,55 @@ from transformers import AutoTokenizer
 from ..loading_t5fusion import commit_of
 from ..naming_t5fusion import EMBEDDED, name_of_embedded, resolve_embedded
 from ..processing_t5fusion import T5FusionProcessor
+from .errors import first_line
 
 
-def base_folder(base: str) -> str:
-    """Where the base is: the embedded one's folder for "tiny_t5", else `base`, a folder by its full path."""
-    if base == EMBEDDED:
-        return resolve_embedded(base)
-    return str(Path(base).resolve()) if Path(base).is_dir() else base
+def base_folder(base_model: str) -> str:
+    """Return what transformers can load: a folder by its full path (also for "tiny_t5"), or the id on the Hub."""
+    if base_model == EMBEDDED:
+        return resolve_embedded(base_model)
+    return str(Path(base_model).resolve()) if Path(base_model).is_dir() else base_model
 
 
-def base_name(base: str) -> str:
-    """As `base_folder`, but "tiny_t5" for the embedded base, which elsewhere lies in another folder."""
-    return name_of_embedded(base_folder(base))
+def base_name(base_model: str) -> str:
+    """Return the name to record: as `base_folder`, but "tiny_t5" for the embedded one, whose folder may move."""
+    return name_of_embedded(base_folder(base_model))
 
 
-def base_error(base: str, error: Exception) -> OSError:
-    """One sentence for the many ways in which transformers fails to load a model."""
-    cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(".")
-    if base.startswith((".", "/", "~")) and not Path(base).exists():  # of which transformers says what an id may be
-        cause = "there is no such folder"
-    return OSError(f"the base {base} cannot be loaded ({cause}). Name a folder or a Hub id of a T5 with --base.")
+def base_error(base_model: str, error: Exception) -> OSError:
+    """Return an OSError that says in one sentence why a base model cannot be loaded, and what to do."""
+    cause = first_line(error).partition(". ")[0].rstrip(".")
+    if base_model.startswith((".", "/", "~")) and not Path(base_model).exists():
+        cause = "there is no such folder"  # transformers would explain here what a valid Hub id is
+    return OSError(
+        f"the base model {base_model} cannot be loaded ({cause}). Name a folder or a Hub id of a T5 with --base-model."
+    )
 
 
-def make_processor(base: str, **recipe) -> T5FusionProcessor:
-    """The base's tokenizer with a recipe of vectors (see `T5FusionProcessor`).
+def make_processor(base_model: str, **recipe) -> T5FusionProcessor:
+    """Return the base model's tokenizer as a processor.
+
+    Args:
+        base_model: Folder or Hub id.
+        **recipe: Fields of `T5FusionProcessor`.
 
     Raises:
-        OSError: there is no tokenizer there.
+        OSError: The base model has no tokenizer.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_folder(base))
+        tokenizer = AutoTokenizer.from_pretrained(base_folder(base_model))
     except (OSError, ValueError) as error:
-        raise base_error(base, error) from error
+        raise base_error(base_model, error) from error
     return T5FusionProcessor(tokenizer, **recipe)
 
 
-def base_commit(base: str) -> str | None:
-    """The commit that the base is at now; None for a folder. OSError where it cannot be told."""
+def base_commit(base_model: str) -> str | None:
+    """Return the base model's current commit on the Hub, or None for a folder.
+
+    Raises:
+        OSError: The Hub does not answer, or does not know the id.
+    """
     try:
-        return commit_of(base_folder(base), {})
+        return commit_of(base_folder(base_model), {})
     except OSError as error:
-        raise base_error(base, error) from error
+        raise base_error(base_model, error) from error

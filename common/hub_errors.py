@@ -1,4 +1,4 @@
-"""What the Hub and its client raise, in one sentence each, with what to do."""
+"""Turn the errors of the Hub and its client into sentences that say what to do."""
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -10,33 +10,34 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from .errors import first_line
+
 
 def in_one_sentence(error: BaseException, repo_id: str) -> str:
-    """A sentence for an error that arose with the repository `repo_id`."""
+    """Describe an error that the Hub or its client raised for the repository `repo_id`, and say what to do."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, HFValidationError):
         return (
-            f"{repo_id!r} is no name the Hub allows: expected 'name' or 'owner/name', of letters, digits, '-', '_' and "
-            "'.', at most 96."
+            f"the Hub does not allow the name {repo_id!r}: expected 'name' or 'owner/name', with at most 96 letters, "
+            "digits, '-', '_' and '.'."
         )
     if isinstance(error, GatedRepoError):
         return f"{repo_id} is gated: ask for access on its page, then log in with `hf auth login`."
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return (
-            f"the Hub did not let us at {repo_id}: there is no such repository for this token, or no valid token. Log "
-            "in with `hf auth login`, or set HF_TOKEN."
+            f"the Hub refused access to {repo_id}: it does not exist, this token may not see it, or the token is not "
+            "valid. Log in with `hf auth login`, or set HF_TOKEN."
         )
     if status == 403:
-        return f"this token has no right to write to {repo_id}. Use a token with write access, or another owner."
+        return f"this token may not write to {repo_id}. Use a token with write access, or another owner."
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no repository {repo_id} on the Hub, or it is private and this token may not see it."
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no such revision. Name a branch, a tag or a commit of it."
+        return f"{repo_id} has no such revision. Name one of its branches, tags or commits."
     if isinstance(error, OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE is set, so {repo_id} cannot be reached. Unset it."
     if isinstance(error, HfHubHTTPError) and status is not None:
-        said = (getattr(error, "server_message", None) or str(error).splitlines()[0]).rstrip(".")
-        again = " Try again later." if status >= 500 or status == 429 else ""
-        return f"the Hub answered {status} for {repo_id}: {said}.{again}"
-    cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return f"the Hub could not be reached for {repo_id} ({cause}). Check the network, and try again."
+        message = (getattr(error, "server_message", None) or first_line(error)).rstrip(".")
+        advice = " Try again later." if status >= 500 or status == 429 else ""
+        return f"the Hub answered {status} for {repo_id}: {message}.{advice}"
+    return f"the Hub could not be reached for {repo_id} ({first_line(error)}). Check the network, and try again."

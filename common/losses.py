@@ -1,4 +1,4 @@
-"""Losses of rows, and how sure a difference between two models, or two inputs, is."""
+"""Losses of rows, and confidence intervals for the difference between two models or two inputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,29 +7,30 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..processing_t5fusion import IGNORED
+from ..rows_t5fusion import IGNORED
 
 
 class Losses(NamedTuple):
-    """Cross entropy of each row: its sum over the target's tokens, in nats, and their number; float64 (rows,)."""
+    """The cross entropy of each row."""
 
-    sums: np.ndarray
-    tokens: np.ndarray
+    sums: np.ndarray  # float64 (rows,): nats, summed over the tokens of the target
+    tokens: np.ndarray  # float64 (rows,): the number of those tokens
 
     @classmethod
     def of_batches(cls, batches: "Sequence[Losses]") -> "Losses":
-        """The losses of the rows of several batches."""
-        none = np.zeros(0)
-        return cls(*(np.concatenate([none, *part]) for part in (zip(*batches, strict=True) if batches else ((), ()))))
+        """Join the losses of several batches, in their order."""
+        empty = np.zeros(0)  # so that no batches give no rows
+        sums, tokens = ([getattr(batch, name) for batch in batches] for name in cls._fields)
+        return cls(np.concatenate([empty, *sums]), np.concatenate([empty, *tokens]))
 
     @property
     def mean(self) -> float:
-        """Nats per token, whatever the batches were."""
+        """Nats per token, over all rows. How the rows were batched does not matter."""
         return float(self.sums.sum() / self.tokens.sum())
 
 
 class Interval(NamedTuple):
-    """A difference and the bounds that hold it with 95 % probability."""
+    """A difference and its 95 % confidence interval."""
 
     difference: float
     low: float
@@ -37,26 +38,29 @@ class Interval(NamedTuple):
 
 
 def losses_of(model, batch: Mapping[str, torch.Tensor]) -> Losses:
-    """The loss of each row of a collated batch with labels, on the model's device."""
+    """Return the loss of each row of a collated batch with labels. The batch is on the model's device."""
     logits = model(**batch).logits.float()
-    each = cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=IGNORED)
-    return Losses(each.double().sum(1).cpu().numpy(), (batch["labels"] != IGNORED).sum(1).double().cpu().numpy())
+    token_losses = cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=IGNORED)
+    tokens = (batch["labels"] != IGNORED).sum(1)
+    return Losses(token_losses.double().sum(1).cpu().numpy(), tokens.double().cpu().numpy())
 
 
 def paired_bootstrap(a: Losses, b: Losses, samples: int = 10_000, seed: int = 0) -> Interval:
-    """The difference of the mean losses of two models (or inputs) on the same rows, a - b, in nats per token.
+    """Return the difference a - b of the mean losses of two models (or inputs) on the same rows, in nats per token.
 
-    Rows are drawn with replacement, the same for both (Koehn 2004); the bounds are the 2.5th and 97.5th percentiles.
+    Each sample draws rows with replacement, the same ones for both (Koehn 2004). The bounds are the 2.5th and 97.5th
+    percentiles of the samples.
 
     Raises:
-        ValueError: the rows are not the same: their numbers of tokens differ.
+        ValueError: the numbers of tokens differ, so the losses are not of the same rows.
     """
     if not np.array_equal(a.tokens, b.tokens):
         raise ValueError("the losses are not of the same rows: their numbers of tokens differ.")
-    numbers, even = np.random.default_rng(seed), np.full(len(a.sums), 1 / len(a.sums))
+    generator, rows = np.random.default_rng(seed), len(a.sums)
+    even = np.full(rows, 1 / rows)
     differences = np.empty(samples)
-    for sample in range(samples):  # one at a time: all at once are rows x samples numbers
-        drawn = numbers.multinomial(len(even), even)
-        differences[sample] = drawn @ (a.sums - b.sums) / (drawn @ a.tokens)
+    for sample in range(samples):  # one at a time, because rows x samples numbers may not fit the memory
+        counts = generator.multinomial(rows, even)
+        differences[sample] = counts @ (a.sums - b.sums) / (counts @ a.tokens)
     low, high = np.percentile(differences, [2.5, 97.5])
     return Interval(a.mean - b.mean, float(low), float(high))

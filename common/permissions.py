@@ -1,14 +1,14 @@
-"""The permissions of what is saved."""
+"""File permissions of saved models."""
 
 import stat
 from pathlib import Path
 
 
 def apply_umask(folder: Path, pattern: str = "*") -> None:
-    """Gives every file below `folder` whose name matches `pattern` the permissions that the user's umask asks for.
+    """Give every file below `folder` whose name matches `pattern` the permissions that the user's umask asks for.
 
-    safetensors and tempfile write files that only their owner can read, so that nobody else could load a model from a
-    shared folder.
+    safetensors and tempfile write files that only their owner can read. Other users of a shared folder could not load
+    the model.
     """
     probe = folder / ".permissions"
     probe.touch()

@@ -1,4 +1,4 @@
-"""The code and the config of a model, without its weights: what makes a folder, beside an adapter, its own base."""
+"""The code and the config that a folder needs beside an adapter, so that the folder alone loads as a fused model."""
 
 import copy
 from pathlib import Path
@@ -10,14 +10,18 @@ from ..saving_t5fusion import ALSO_OPENED_BY
 
 
 def write_code(model: T5WithFusion, folder: Path) -> None:
-    """As `model.save_pretrained(folder)` does, without the weights, which then are those of `config.backbone`."""
+    """Write code and config as `model.save_pretrained(folder)` does, but no weights.
+
+    Readers then load the weights of `config.backbone`, and the adapter that lies in the folder on top.
+    """
     config = copy.deepcopy(model.config)
     config.weights_from_backbone = config.adapter_beside = True
-    config.vocab_size = model.loaded_rows  # a table that was resized since lies beside it, in the adapter
+    config.vocab_size = model.loaded_rows  # if the embedding table was resized, the adapter holds the new one
     config.architectures = [T5WithFusion.__name__]
     config.auto_map = dict.fromkeys(ALSO_OPENED_BY, f"modeling_t5fusion.{T5WithFusion.__name__}")
-    if hasattr(config, "quantization_config"):  # of how it was loaded here, not of the backbone
+    if hasattr(config, "quantization_config"):  # It says how the model was loaded here, and readers may choose.
         del config.quantization_config
-    custom_object_save(T5WithFusion.__new__(T5WithFusion), folder, config=config)  # a sharded model is of FSDP's class
+    # A new instance, because under FSDP the class of `model` is one of torch's.
+    custom_object_save(T5WithFusion.__new__(T5WithFusion), folder, config=config)
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

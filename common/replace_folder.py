@@ -1,4 +1,4 @@
-"""Replace a folder by a new one so that a process killed at any moment leaves the old one or the new one."""
+"""Replace a folder so that a process killed at any moment leaves either the old version or the new one, whole."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,18 +11,19 @@ LOCK, REPLACED = "lock", "replaced"
 
 
 def workplace_of(target: Path) -> Path:
-    """The hidden folder beside `target` in which its next version is prepared.
+    """Return the hidden folder beside `target` in which its next version is prepared.
 
-    Its name is always the same, so that the next process finds what a killed one left there.
+    Its name is always the same, so the next process sees what a killed one left there.
     """
     return target.with_name(f".{target.name}-export")
 
 
 @contextmanager
 def workplace(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target`, for this process alone; it is removed at the end.
+    """Provide an empty folder beside `target`, locked by this process and removed at the end.
 
-    What a killed process left there is put back, if it is the only version of `target`, or removed.
+    If a killed process left the only version of `target` there, that version is put back. Anything else that it left is
+    removed.
 
     Raises:
         ValueError: another process is writing `target`.
@@ -42,16 +43,16 @@ def workplace(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         put_back(folder, target)
-        shutil.rmtree(folder, ignore_errors=True)  # while it is locked, lest it becomes another process's meanwhile
+        shutil.rmtree(folder, ignore_errors=True)  # while the lock is held, so that no other process uses it
         lock.release()
-        shutil.rmtree(folder, ignore_errors=True)  # Windows removes no file that is open
+        shutil.rmtree(folder, ignore_errors=True)  # Windows could not remove the lock while it was open
 
 
 def replace(target: Path, new: Path) -> None:
-    """Moves `new`, a folder in the workplace of `target`, to `target`.
+    """Move `new`, a folder in the workplace of `target`, to `target`.
 
-    No system-independent call exchanges two folders. Between the two renames the old one is in the workplace, from
-    where `recover` and the next `workplace` put it back.
+    No portable call exchanges two folders. Between the two renames the old version is in the workplace, and `recover`
+    or the next `workplace` puts it back from there.
     """
     if target.exists():
         target.rename(workplace_of(target) / REPLACED)
@@ -59,17 +60,17 @@ def replace(target: Path, new: Path) -> None:
 
 
 def put_back(folder: Path, target: Path) -> None:
-    """The old version of `target` to where it was, if there is no other."""
+    """Move the old version of `target` back from the workplace `folder`, if `target` is missing."""
     if (folder / REPLACED).exists() and not target.exists():
         (folder / REPLACED).rename(target)
 
 
 def recover(target: Path) -> None:
-    """Puts `target` back if a process was killed while it replaced it; does nothing while such a process runs."""
+    """Put `target` back if a process was killed while replacing it. Do nothing while a process is replacing it."""
     target = target.absolute()
     if not target.exists() and (workplace_of(target) / REPLACED).exists():
         try:
             with workplace(target):
                 pass
-        except ValueError:  # it is being written: it will be there in a moment
+        except ValueError:  # another process is replacing it, and will be done in a moment
             pass

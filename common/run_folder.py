@@ -1,7 +1,8 @@
-"""A folder that training saved, or a bundle: find it, and load its model, its processor and its record."""
+"""Run folders and bundles: find one by its name, read its files, and load its model and its processor."""
 
 import hashlib
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +16,174 @@ from torch import nn
 
 from ..loading_t5fusion import base_in
 from ..modeling_t5fusion import T5WithFusion
-from ..naming_t5fusion import EMBEDDED, FusedName, was_embedded
+from ..naming_t5fusion import EMBEDDED, FusedName, name_of_embedded, was_embedded
 from ..processing_t5fusion import T5FusionProcessor
 from .base_models import base_error, base_folder
 from .hub_errors import in_one_sentence
 from .replace_folder import recover
-from .saved_files import check_files, check_numbers, read_json, told, weights_in
+from .saved_files import check_contents, check_numbers, one_sentence_errors, read_json, read_weights, weights_in
 
-RECORD = "training.json"
+RECORD, EVALUATION = "training.json", "evaluation.json"
+ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG = "adapter_config.json", "config.json", "processor_config.json"
 MAX_SOURCE, MAX_TARGET = 128, 64  # tokens
+PROJECTION = "fusion.projection.weight"  # end of the name of a weight (d_model, width of the vectors)
+# Files of a repository that are not needed to load a model.
+NOT_LOADED = ["*/*", "*.py", "*.md", "*.onnx*", "onnx_*", "reference.safetensors", "training_args.bin"]
+
+
+class RunFolder:
+    """The files of a run folder, a checkpoint of the Trainer, or a bundle. Each is read once, when it is first needed.
+
+    A file that does not exist reads as an empty dict. Each property raises ValueError if its file is damaged.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def check(self) -> None:
+        """Read every config and all weights; see `check_contents` for what is refused."""
+        check_contents(self.path)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        return read_json(self.path / name) if (self.path / name).exists() else {}
+
+    @cached_property
+    def adapter_config(self) -> dict[str, Any]:
+        return self._read(ADAPTER_CONFIG)
+
+    @cached_property
+    def model_config(self) -> dict[str, Any]:
+        """config.json, which lies beside an adapter in a bundle only."""
+        return self._read(CONFIG)
+
+    @cached_property
+    def processor_config(self) -> dict[str, Any]:
+        return self._read(PROCESSOR_CONFIG)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """training.json, which `train` writes."""
+        return self._read(RECORD)
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """evaluation.json, which `evaluate` writes."""
+        return self._read(EVALUATION)
+
+    @property
+    def has_adapter(self) -> bool:
+        return (self.path / ADAPTER_CONFIG).exists()
+
+    @property
+    def has_config(self) -> bool:
+        return (self.path / CONFIG).exists()
+
+    def folder_with(self, name: str) -> Path | None:
+        """Return the folder that holds a file of this name: this one, or for a checkpoint also the run around it."""
+        around = [self.path.parent, self.path.parent.parent] if self.path.name.startswith("checkpoint-") else []
+        return next((folder for folder in (self.path, *around) if (folder / name).exists()), None)
+
+    @cached_property
+    def processor(self) -> T5FusionProcessor | None:
+        """The processor that was saved, or None."""
+        folder = self.folder_with(PROCESSOR_CONFIG)
+        return None if folder is None else load_processor(folder)
+
+    @cached_property
+    def adapter_base(self) -> FusedName:
+        """The base model that the adapter's config names, with the choices that were made when it was fused.
+
+        The embedded base model is called "tiny_t5", wherever t5fusion was installed during training.
+        """
+        with one_sentence_errors(f"the adapter in {self.path}"):
+            return self._recognize(base_in(self.adapter_config))
+
+    @cached_property
+    def trained_on(self) -> FusedName | None:
+        """The base model that training started from, or None if no file names it."""
+        if self.model_config.get("backbone"):
+            return self._known_by_name(
+                FusedName(self.model_config["backbone"], self.model_config.get("backbone_revision"))
+            )
+        named = self.adapter_base if self.has_adapter else self._recognize(FusedName(""))
+        return named if named.base_model else None
+
+    @property
+    def is_embedded_base(self) -> bool:
+        """Whether this folder is tiny_t5 itself, which the package t5fusion carries."""
+        return name_of_embedded(str(self.path)) == EMBEDDED
+
+    @property
+    def is_on_embedded_base(self) -> bool:
+        """Whether training started from tiny_t5."""
+        return self.trained_on is not None and self.trained_on.base_model == EMBEDDED
+
+    def _recognize(self, named: FusedName) -> FusedName:
+        # training.json is the only file that says so for a model that was trained from a development install.
+        options = self.record.get("options", {})
+        if EMBEDDED in (options.get("base"), options.get("base_model")):
+            return named._replace(base_model=EMBEDDED, commit=None)
+        return self._known_by_name(named)
+
+    def _known_by_name(self, named: FusedName) -> FusedName:
+        if named.base_model and (
+            was_embedded(named.base_model, self.path) or name_of_embedded(named.base_model) == EMBEDDED
+        ):
+            return named._replace(base_model=EMBEDDED, commit=None)
+        return named
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """Keywords of `T5WithFusion` that give the model beneath the adapter as it was in training."""
+        options: dict[str, Any] = {}
+        if self.folder_with(RECORD):
+            options["dtype"] = torch.float32  # `train` loads base models in fp32
+        lexical_dim = self.lexical_dim
+        if lexical_dim is not None:
+            options["lexical_dim"] = lexical_dim
+        if self.has_adapter:
+            options |= {name: value for name, value in self.adapter_base.keywords.items() if name != "revision"}
+        return options
+
+    @property
+    def lexical_dim(self) -> int | None:
+        """Width of the vectors, by the processor or else by the adapter's weights; None if neither says."""
+        if self.processor is not None:
+            return self.processor.lexical_dim
+        adapters = [file for file in weights_in(self.path) if file.name.startswith("adapter_model")]
+        widths = [
+            tensor.shape[-1] for file in adapters for name, tensor in read_weights(file) if name.endswith(PROJECTION)
+        ]
+        return widths[0] if widths else None
 
 
 def find_folder(name: str, revision: str | None = None, **download: Any) -> Path:
-    """The folder of this name; or the files of the Hub's repository of this id, in the cache.
+    """Return the folder of this name, or the cached files of the Hub repository of this id.
 
     Args:
-        revision: branch, tag or commit of the repository.
-        **download: arguments of `huggingface_hub.snapshot_download`.
+        name: A folder, or the id of a repository.
+        revision: Branch, tag or commit of the repository.
+        **download: Arguments of `huggingface_hub.snapshot_download`.
 
     Raises:
-        ValueError: `revision`, and it is a folder. OSError: there is neither a folder nor such a repository.
+        ValueError: A revision is given for a folder.
+        OSError: There is neither such a folder nor such a repository.
     """
     folder = Path(name)
     recover(folder)
     if folder.is_dir():
         if revision is not None:
-            raise ValueError(f"--revision is of a repository on the Hub, and {name} is a folder. Leave it out.")
+            raise ValueError(f"--revision is for a repository on the Hub, and {name} is a folder. Leave it out.")
         return folder
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        found = "is a file" if folder.exists() else "is no folder"
+        problem = "is a file" if folder.exists() else "is no folder"
         raise OSError(
-            f"{name} {found}; expected a folder, or the id of a repository on the Hub, OWNER/NAME."
+            f"{name} {problem}; expected a folder, or the id of a repository on the Hub, OWNER/NAME."
         ) from error
     try:
         return Path(snapshot_download(name, revision=revision, **download))
@@ -56,104 +192,103 @@ def find_folder(name: str, revision: str | None = None, **download: Any) -> Path
 
 
 def find_trained(name: str, revision: str | None = None) -> Path:
-    """The folder of this name, or what of a repository it takes to load a model."""
-    others = ["*/*", "*.py", "*.md", "*.onnx*", "onnx_*", "reference.safetensors", "training_args.bin"]
-    return find_folder(name, revision, ignore_patterns=others)
+    """Return the folder of this name, or those cached files of a Hub repository that it takes to load a model."""
+    return find_folder(name, revision, ignore_patterns=NOT_LOADED)
 
 
 def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
-    """The model, in evaluation mode and fp32, and the processor of a folder that `train` wrote.
+    """Load the model, in evaluation mode and fp32, and the processor of a run folder or a bundle.
 
     Raises:
-        OSError: the folder holds no adapter and no model, or no processor, or its base cannot be found.
-        ValueError: a file in it is damaged, or of another kind of model; or a weight is not a number (`check_numbers`).
+        OSError: The folder holds no adapter and no model, or no processor, or its base model cannot be loaded.
+        ValueError: A file is damaged or belongs to another kind of model, or `check_numbers` refuses a weight.
     """
-    has_adapter, has_config = ((folder / name).exists() for name in ("adapter_config.json", "config.json"))
-    if not has_adapter and not has_config:
+    run = RunFolder(folder)
+    if not run.has_adapter and not run.has_config:
         raise OSError(f"{folder} holds neither an adapter nor a model. Name a folder that `t5fusion train` wrote.")
-    if not (folder / "processor_config.json").exists():
+    if not (folder / PROCESSOR_CONFIG).exists():
         raise OSError(
             f"{folder} holds no processor_config.json. Save one there: T5FusionProcessor(tokenizer, template=...)"
             ".save_pretrained(folder)."
         )
-    check_files(folder)
+    run.check()
     processor = load_processor(folder)
-    if has_config:  # all weights, or a bundle
-        with told(f"the model in {folder}"):
+    if run.has_config:  # all weights, or a bundle
+        with one_sentence_errors(f"the model in {folder}"):
             model: torch.nn.Module = T5WithFusion(folder, dtype=torch.float32)
     else:
-        base = _base_of(folder)
+        base = run.adapter_base
         options = {"lexical_dim": processor.lexical_dim, "dtype": torch.float32} | base.keywords
         try:
-            with told(f"the base {base.plain}"):
-                model = T5WithFusion(base.plain, **options)
+            with one_sentence_errors(f"the base model {base.base_model}"):
+                model = T5WithFusion(base_folder(base.base_model), **options)
         except OSError as error:
-            raise base_error(str(base.plain), error) from error
+            raise base_error(str(base.base_model), error) from error
         model = load_adapter(model, folder)
     check_numbers(model.state_dict().items(), str(folder))
     return align(model).eval(), processor
 
 
 def load_processor(folder: Path) -> T5FusionProcessor:
-    """The processor that was saved in a folder; ValueError where its files are damaged, or another processor's."""
-    config = read_json(folder / "processor_config.json")
+    """Load the processor that was saved in a folder.
+
+    Raises:
+        ValueError: Its files are damaged, or belong to another kind of processor.
+    """
+    config = read_json(folder / PROCESSOR_CONFIG)
     kind = config.get("processor_class", T5FusionProcessor.__name__)
     if kind != T5FusionProcessor.__name__:
         raise ValueError(f"the processor in {folder} is a {kind}; expected a T5FusionProcessor. Save one there.")
-    with told(f"the processor in {folder}"):
+    with one_sentence_errors(f"the processor in {folder}"):
         return T5FusionProcessor.from_pretrained(folder)
 
 
-def load_adapter(base: T5WithFusion, folder: Path) -> PeftModel:
-    """The adapter in a folder on its base; ValueError where its weights do not fit, or some are missing."""
-    with told(f"the adapter in {folder}"), warnings.catch_warnings():
+def load_adapter(fused_model: T5WithFusion, folder: Path, remedy: str = "") -> PeftModel:
+    """Load the adapter in a folder on top of a fused model.
+
+    Args:
+        fused_model: The untuned model beneath the adapter.
+        folder: A run folder, or what `PeftModel.save_pretrained` wrote.
+        remedy: A sentence for the error, saying what the user can do.
+
+    Raises:
+        ValueError: The adapter's weights do not fit, or some are missing.
+    """
+    with one_sentence_errors(f"the adapter in {folder}"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            return PeftModel.from_pretrained(base, str(folder))
+            return PeftModel.from_pretrained(fused_model, str(folder))
         except (RuntimeError, KeyError, UserWarning) as error:
             cause = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(
-                f"the adapter in {folder} does not fit {base.config.backbone or 'its base'} ({cause}). It was trained "
-                "on another base, or its files are damaged."
-            ) from error
+            sentences = (
+                f"the adapter in {folder} does not fit {fused_model.config.backbone or 'its base model'} ({cause}).",
+                "It was trained on another base model, or its files are damaged.",
+                remedy,
+            )
+            raise ValueError(" ".join(filter(None, sentences))) from error
 
 
 def trained_limits(folder: Path) -> tuple[int, int]:
-    """Most tokens of an input and of a target in training; the defaults where no record tells."""
-    options = read_record(folder).get("options", {})
+    """Return the most tokens of an input and of a target in training, or the defaults if no record says so."""
+    options = RunFolder(folder).record.get("options", {})
     return options.get("max_source", MAX_SOURCE), options.get("max_target", MAX_TARGET)
 
 
-def _base_of(folder: Path) -> FusedName:
-    """The base that the adapter was trained on; the embedded one is known by name, wherever it is."""
-    with told(f"the adapter in {folder}"):
-        base = base_in(read_json(folder / "adapter_config.json"))
-    if read_record(folder).get("options", {}).get("base") == "tiny_t5":
-        return base._replace(plain=base_folder(EMBEDDED), commit=None)
-    is_embedded = base.plain == EMBEDDED or was_embedded(base.plain, folder)
-    return base._replace(plain=base_folder(EMBEDDED), commit=None) if is_embedded else base
-
-
 def trained_digest(folder: Path) -> str:
-    """Of the weights, and of how their inputs are made: what an output depends on that the folder's model wrote."""
+    """Return a digest of the weights and the recipe: the parts of a folder on which its model's outputs depend."""
     digest = hashlib.sha256()
     weights = [file for file in weights_in(folder) if file.suffix == ".bin"]
-    for file in sorted([*folder.glob("*.safetensors"), *weights, folder / "processor_config.json"]):
+    for file in sorted([*folder.glob("*.safetensors"), *weights, folder / PROCESSOR_CONFIG]):
         with file.open("rb") as opened:
             digest.update(sha_fileobj(opened))
     return digest.hexdigest()[:12]
 
 
-def read_record(folder: Path) -> dict:
-    """What `train` recorded in the folder; empty where it did not."""
-    return read_json(folder / RECORD) if (folder / RECORD).exists() else {}
-
-
 def align(model: nn.Module) -> nn.Module:
-    """Moves each weight to memory that torch itself has laid out, and returns the model.
+    """Move each weight to memory that torch has laid out, and return the model.
 
-    Weights read from safetensors lie wherever their file has them, and on a CPU the last bit of a product depends on
-    it: aligned alike, a reloaded model gives what the trained one gave.
+    Weights read from safetensors lie wherever they lie in their file, and on a CPU the last bit of a product depends
+    on that. Aligned in the same way, a reloaded model gives exactly the outputs of the trained one.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()

@@ -1,6 +1,7 @@
-"""The demonstration: teach a small T5 to describe Python code by its name, and by a vector of what the code does.
+"""The demonstration: train a small T5 to describe Python code, given its name and a vector of what it does.
 
-The rows are the standard library of the interpreter that runs this; the vector is MiniLM's of a definition's body.
+The rows are the documented names of the running interpreter's standard library. The vector is MiniLM's embedding of a
+definition's body.
 """
 
 import json
@@ -36,28 +37,35 @@ from ..processing_t5fusion import T5FusionProcessor
 from .harvest import DocumentedName, harvest, standard_library
 
 TEMPLATE = "describe: {text}"
-BATCH, RATE = 16, 3e-3  # half the steps of `train`, and larger ones
-DROPOUT = 0.0  # its random numbers take a fifth of the time, and two epochs do without
-BODY_TOKENS = 64  # of a body, for its vector
-GENERATED = 200  # held-out rows that are written out and scored
-SHOWN = 8
+BATCH, RATE = 16, 3e-3  # half as many steps as `train` takes by default, and larger ones
+DROPOUT = 0.0  # drawing its random numbers takes a fifth of the time, and two epochs hardly need it
+BODY_TOKENS = 64  # the encoder reads at most this many tokens of a body
+GENERATED = 200  # about this many held-out rows are generated for and scored
+SHOWN = 8  # examples in the last table
 PROBE, DEMO = "probe.json", "demo.json"
-DECODING: dict[str, Any] = {"max_new_tokens": 32, "no_repeat_ngram_size": 3}  # a model this small falls into loops
+DECODING: dict[str, Any] = {
+    "max_new_tokens": 32,
+    "no_repeat_ngram_size": 3,
+}  # a model this small tends to repeat itself
 
 
 def demo_rows(limit: int | None = None) -> tuple[list[DocumentedName], list[DocumentedName]]:
-    """Documented names of the standard library to train on, and those held out: one name in ten, with all its rows."""
+    """Return documented names of the standard library: those to train on, and those held out.
+
+    One name in ten is held out, with all its rows.
+    """
     rows = list({(row.name, row.description): row for row in harvest(standard_library())}.values())[:limit]
     return [r for r in rows if not is_held_out(r.name, 10)], [r for r in rows if is_held_out(r.name, 10)]
 
 
 def demo_processor(base: str, lexical: str) -> T5FusionProcessor:
+    """Return the processor of the demo, for vectors of the "body" or of the "name"."""
     source = {"body": "given", "name": "text"}[lexical]
     return make_processor(base, template=TEMPLATE, lexical_source=source, lexical_max_tokens=BODY_TOKENS)
 
 
 def demo_inputs(rows: list[DocumentedName], processor: T5FusionProcessor) -> list[dict]:
-    """The rows as the Trainer reads them, with a vector of the body or of the name."""
+    """Return the rows as the Trainer reads them, with a vector of the body or of the name."""
     names = [row.name for row in rows]
     lexical = [row.body for row in rows] if processor.lexical_source == "given" else names
     return prepare(names, [row.description for row in rows], encode_cached(lexical, processor), processor)
@@ -72,10 +80,19 @@ def demo(
     seed: int = 42,
     console: Console | None = None,
 ) -> dict:
-    """Harvests, encodes, trains, evaluates, saves, reloads in a new process and compares. Returns the measurements.
+    """Harvest rows, train and evaluate a model, save it, and check that a new process reloads the same model.
+
+    Args:
+        output: The run folder.
+        lexical: What the vector is made from, "body" or "name".
+        base: The base model: Hub id, folder, or "tiny_t5".
+        limit: At most this many names are used. None for all.
+
+    Returns:
+        The measurements, which are also saved in `output`.
 
     Raises:
-        RuntimeError: the reloaded model does not give what the trained one gave.
+        RuntimeError: the reloaded model gives other losses or texts than the trained one.
         ValueError: `limit` leaves too few names to train on, or to compare vectors with.
     """
     console = console or Console()
@@ -83,7 +100,7 @@ def demo(
     training, held_out = demo_rows(limit)
     if len(training) < 2 or len(held_out) < 2:
         raise ValueError(
-            f"the first {limit} names are {len(training)} to train on and {len(held_out)} held out; expected two or "
+            f"the first {limit} names give {len(training)} to train on and {len(held_out)} held out; expected two or "
             "more of each. Give a --limit of 100 or more."
         )
     console.print(f"{len(training):,} names of the standard library to train on, {len(held_out):,} held out")
@@ -96,8 +113,10 @@ def demo(
     model = train(inputs, test, processor, options, output, overwrite=True, mark=DEMO)
     results, evaluation = _compare(untuned, model, test, held_out, processor, console)
     save_evaluation(output, evaluation)
-    _prove_reload(output, model, test[:SHOWN], processor)
-    console.print(f"Saved in {output}; reloaded in a new process: the same losses, to the bit, and the same texts.")
+    _check_reload(output, model, test[:SHOWN], processor)
+    console.print(
+        f"Saved in {output}. A new process reloaded it, with the same losses, to the bit, and the same texts."
+    )
     results["seconds"] = time.monotonic() - start
     (output / DEMO).write_text(json.dumps(results, indent=1) + "\n")
     console.print(f"{results['seconds'] / 60:.1f} minutes. Next, with a file of your own:", highlight=False)
@@ -109,49 +128,56 @@ def demo(
 def _compare(
     untuned, model, test: list[dict], held_out: list[DocumentedName], processor, console: Console
 ) -> tuple[dict, dict]:
-    """Measures the model before and after, with and without its vectors, and prints the tables.
+    """Measure the model before and after training, with and without its vectors, and print the tables.
 
     Returns:
-        The numbers, and the record of them for the model card.
+        The measurements, and the record of them for the model card.
     """
-    before = losses(untuned, test, processor).mean
+    untuned_loss = losses(untuned, test, processor).mean
     kinds: tuple[Vectors, ...] = ("true", "shuffled", "none")
     measured = {kind: losses(model, change_vectors(test, kind), processor) for kind in kinds}
-    chosen = range(0, len(test), max(1, len(test) // GENERATED))  # spread over the modules
-    rows = [test[index] for index in chosen]
-    references = [held_out[index].description for index in chosen]
-    texts = {
-        "untuned": generate_texts(untuned, rows, processor, **DECODING),
-        "true": generate_texts(model, rows, processor, **DECODING),
-        "none": generate_texts(model, change_vectors(rows, "none"), processor, **DECODING),
-    }
-    scores = {name: text_scores(made, references) for name, made in texts.items()}
-    _show_scores(console, before, measured, scores)
     costs = {kind: paired_bootstrap(measured[kind], measured["true"]) for kind in ("shuffled", "none")}
+    chosen = range(0, len(test), max(1, len(test) // GENERATED))  # spread over the modules
+    names = [held_out[index].name for index in chosen]
+    references = [held_out[index].description for index in chosen]
+    texts = _generate(untuned, model, [test[index] for index in chosen], processor)
+    scores = {kind: text_scores(outputs, references) for kind, outputs in texts.items()}
+    _show_scores(console, untuned_loss, measured, scores)
     worth = costs["shuffled"]
     console.print(
         f"Another row's vector instead of its own costs {worth.difference:+.3f} nats per token "
         f"(95 % between {worth.low:+.3f} and {worth.high:+.3f})."
     )
-    _show_examples(console, [held_out[index].name for index in chosen[:SHOWN]], references, texts)
-    mean: dict[str, float] = {kind: found.mean for kind, found in measured.items()}
+    _show_examples(console, names[:SHOWN], references, texts)
+    mean: dict[str, float] = {kind: row_losses.mean for kind, row_losses in measured.items()}
+    all_losses = {"untuned": untuned_loss} | mean
     record = evaluation_record(
         rows=len(test),
-        scored_rows=len(rows),
-        measures={name: {"loss": loss, **scores.get(name, {})} for name, loss in ({"untuned": before} | mean).items()},
+        scored_rows=len(chosen),
+        measures={kind: {"loss": loss, **scores.get(kind, {})} for kind, loss in all_losses.items()},
         worth={kind: cost._asdict() for kind, cost in costs.items()},
         samples=[
-            {"text": held_out[index].name, "reference": held_out[index].description, "output": text}
-            for index, text in list(zip(chosen, texts["true"], strict=True))[:SAMPLES]
+            {"text": name, "reference": reference, "output": text}
+            for name, reference, text in list(zip(names, references, texts["true"], strict=True))[:SAMPLES]
         ],
     )
-    return {"untuned_loss": before, "loss": mean, "worth_of_vectors": worth._asdict(), "scores": scores}, record
+    results = {"untuned_loss": untuned_loss, "loss": mean, "worth_of_vectors": worth._asdict(), "scores": scores}
+    return results, record
 
 
-def _show_scores(console: Console, before: float, measured: dict, scores: dict) -> None:
+def _generate(untuned, model, rows: list[dict], processor) -> dict[str, list[str]]:
+    """Return the texts of the untuned model, and of the trained one with its true vectors and with none."""
+    return {
+        "untuned": generate_texts(untuned, rows, processor, **DECODING),
+        "true": generate_texts(model, rows, processor, **DECODING),
+        "none": generate_texts(model, change_vectors(rows, "none"), processor, **DECODING),
+    }
+
+
+def _show_scores(console: Console, untuned_loss: float, measured: dict, scores: dict) -> None:
     table = Table("held-out rows", "loss", "ROUGE-1", "ROUGE-L", "chrF")
     rows = [
-        ("untuned", before, "untuned"),
+        ("untuned", untuned_loss, "untuned"),
         ("tuned", measured["true"].mean, "true"),
         ("tuned, other rows' vectors", measured["shuffled"].mean, None),
         ("tuned, no vectors", measured["none"].mean, "none"),
@@ -165,21 +191,25 @@ def _show_scores(console: Console, before: float, measured: dict, scores: dict) 
 def _show_examples(console: Console, names: list[str], references: list[str], texts: dict[str, list[str]]) -> None:
     table = Table("name", "its docstring", "untuned", "tuned", "tuned, no vector", show_lines=True)
     for index, name in enumerate(names):
-        made = [texts[kind][index] for kind in ("untuned", "true", "none")]
-        table.add_row(name, references[index], *made)
+        outputs = [texts[kind][index] for kind in ("untuned", "true", "none")]
+        table.add_row(name, references[index], *outputs)
     console.print(table)
 
 
-def _prove_reload(output: Path, model, rows: list[dict], processor: T5FusionProcessor) -> None:
-    """Reloads `output` in a process of its own and compares logits and texts with what the model in memory gives."""
+def _check_reload(output: Path, model, rows: list[dict], processor: T5FusionProcessor) -> None:
+    """Check that `output`, reloaded in a new process, gives the losses and texts of the model in memory.
+
+    Raises:
+        RuntimeError: it does not.
+    """
     probe = {
         "rows": [{**row, "lexical_embeds": row["lexical_embeds"].tolist()} for row in rows],
         "losses": losses(model, rows, processor).sums.tolist(),
         "texts": generate_texts(model, rows, processor),
     }
     (output / PROBE).write_text(json.dumps(probe))
-    ran = subprocess.run(
+    check = subprocess.run(
         [sys.executable, "-m", "t5fusion.demo.reload_check", str(output)], capture_output=True, text=True
     )
-    if ran.returncode:
-        raise RuntimeError(f"the model reloaded from {output} differs from the trained one: {ran.stderr.strip()}")
+    if check.returncode:
+        raise RuntimeError(f"the model reloaded from {output} differs from the trained one: {check.stderr.strip()}")

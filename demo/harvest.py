@@ -1,7 +1,7 @@
-"""Rows for describing code: the name of a module, class or function -> the first sentence of its docstring.
+"""Harvest rows for describing code: the name of a module, class or function, and the first sentence of its docstring.
 
-The source files are parsed with `ast` and never imported or run. The standard library of the running interpreter alone
-gives about 8,000 rows, on every machine and with nothing to download.
+The source files are parsed with `ast` and never imported or run. The standard library of the running interpreter gives
+about 8,000 rows, on every machine and without a download.
 """
 
 import ast
@@ -17,24 +17,24 @@ Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class DocumentedName(NamedTuple):
-    """One documented definition of a source file."""
+    """A documented definition in a source file."""
 
     name: str  # "json.decoder" for a module, the bare name for a class or function
     kind: str  # "module", "class" or "function"
-    body: str  # the source without any docstring of its own, cut to `max_body` characters
+    body: str  # the source without its docstrings, cut to `max_body` characters
     description: str  # first sentence of the docstring
     docstring: str  # the whole docstring, dedented
 
 
 def standard_library() -> Path:
-    """Folder of the running interpreter's standard library."""
+    """Return the folder of the running interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def harvest(root: Path, max_body: int = 600) -> Iterator[DocumentedName]:
-    """Every documented name below `root`, in the order of the sorted paths.
+    """Yield every documented name below `root`, in the order of the sorted paths.
 
-    Files that are no valid Python (templates, other versions) are passed over, as are folders of tests.
+    Files that are not valid Python (templates, other versions) are skipped, and so are folders of tests.
     """
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
@@ -48,8 +48,8 @@ def harvest(root: Path, max_body: int = 600) -> Iterator[DocumentedName]:
 
 
 def _documented(tree: ast.Module, module: str, max_body: int) -> Iterator[DocumentedName]:
-    found = []
-    for node in reversed(list(ast.walk(tree))):  # the inner ones first: an outer body then holds no docstring either
+    rows = []
+    for node in reversed(list(ast.walk(tree))):  # inner definitions first, so that outer bodies lose their docstrings
         if isinstance(node, Definition) and (docstring := ast.get_docstring(node)):
             node.body = node.body[1:] or [ast.Pass()]
             description = first_sentence(docstring)
@@ -58,18 +58,18 @@ def _documented(tree: ast.Module, module: str, max_body: int) -> Iterator[Docume
                     name, kind = module, "module"
                 else:
                     name, kind = node.name, "class" if isinstance(node, ast.ClassDef) else "function"
-                found.append(DocumentedName(name, kind, _body(node, max_body), description, docstring))
-    yield from reversed(found)
+                rows.append(DocumentedName(name, kind, _body(node, max_body), description, docstring))
+    yield from reversed(rows)
 
 
 def first_sentence(docstring: str) -> str:
-    """First sentence of the first paragraph, on one line: up to a full stop that is followed by a space."""
+    """Return the first sentence of the first paragraph, on one line. It ends with a full stop and a space."""
     paragraph = " ".join(docstring.strip().split("\n\n", 1)[0].split())
     return re.split(r"(?<=[.!?])\s+(?=[A-Z`\"'(])", paragraph, maxsplit=1)[0]
 
 
 def _body(node: Definition, max_body: int) -> str:
-    """The code inside `node` as text; large bodies are cut early, to keep this quick."""
+    """Return the code inside `node` as text. Large bodies are cut early, which saves time."""
     lines = [ast.unparse(node.args)] if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else []
     for statement in node.body:
         if sum(map(len, lines)) >= max_body:

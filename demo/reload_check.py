@@ -1,7 +1,7 @@
-"""`python -m t5fusion.demo.reload_check FOLDER`: does a reloaded model give what the trained one gave?
+"""Check, in a new process, that a reloaded model gives what the trained one gave.
 
-FOLDER/probe.json holds rows, their losses and the texts written for them. Exit code 1, and what differs, if it does
-not.
+`python -m t5fusion.demo.reload_check FOLDER` reads rows, their losses and their texts from FOLDER/probe.json. It exits
+with 1 and names the differences, if there are any.
 """
 
 import json
@@ -15,13 +15,13 @@ from ..finetune.evaluation import generate_texts, losses
 
 
 def differences(folder: Path) -> list[str]:
-    """What the reloaded model gives otherwise than the probe says, a sentence each."""
+    """Return a sentence for each loss and each text of the reloaded model that differs from the probe's."""
     probe = json.loads((folder / "probe.json").read_text())
     rows = [{**row, "lexical_embeds": torch.tensor(row["lexical_embeds"])} for row in probe["rows"]]
     model, processor = load_trained(folder)
-    found = losses(model, rows, processor).sums.tolist()
-    texts = generate_texts(model, rows, processor)
-    pairs = {"loss": (probe["losses"], found), "text": (probe["texts"], texts)}
+    reloaded_losses = losses(model, rows, processor).sums.tolist()
+    reloaded_texts = generate_texts(model, rows, processor)
+    pairs = {"loss": (probe["losses"], reloaded_losses), "text": (probe["texts"], reloaded_texts)}
     return [
         f"{name} of row {index}: {now!r}, was {then!r}"
         for name, (before, after) in pairs.items()

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: which of them are whole, what a resumed training must agree with, and how they fail."""
+"""The checkpoints of a training: find the newest whole one, check that it can be resumed from, and explain errors."""
 
 import errno
 import json
@@ -14,22 +14,23 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 
+from ..common.errors import first_line
 from ..naming_t5fusion import EMBEDDED, name_of_embedded, was_embedded
 from .output_folder import RESUMED
 
-STATE = "trainer_state.json"  # what the Trainer writes last
+STATE = "trainer_state.json"  # the Trainer writes it last
 TORCH_FILES = ("*.pt", "*.pth", "*.bin")
-NEEDED = {  # what a checkpoint consists of, and the files of which it has at least one
+NEEDED = {  # what a checkpoint must hold, and patterns of its files, of which at least one must exist
     "weights": ("adapter_model.safetensors", "model*.safetensors", "pytorch_model*"),
     "state of the optimizer": ("optimizer.pt", "optimizer.bin", "optimizer_*"),
-    "state of the rates": ("scheduler.pt",),
+    "state of the learning rates": ("scheduler.pt",),
     "random numbers": ("rng_state*.pth",),
 }
-LITTLE = 2**20  # bytes: with no more left on a device, what fails there fails for that
+FULL_DISK = 2**20  # bytes: with less free space than this, the full disk is taken for the cause of an error
 
 
 def last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, str]]:
-    """The newest checkpoint that is whole, and by name what is wrong with each that is newer; None if none is whole."""
+    """Return the newest whole checkpoint, or None, and what is wrong with each newer one, by its name."""
     steps = {checkpoint: checkpoint.name.rpartition("-")[2] for checkpoint in folder.glob("checkpoint-*")}
     numbered = [checkpoint for checkpoint, step in steps.items() if step.isdecimal()]
     damaged: dict[str, str] = {}
@@ -42,15 +43,19 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, str]]:
 
 
 def problem_of(checkpoint: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, in a few words; None if it is whole.
+    """Return what is wrong with the files of a checkpoint, in a few words; None if nothing is.
 
-    That they are read does not say that they fit the model: see `check_weights` and `loading`.
+    Readable files need not fit the model: `check_weights` and `loading` find that out.
     """
     if not (checkpoint / STATE).exists():
         return f"its saving was not finished: there is no {STATE}"
-    for needed, patterns in NEEDED.items():
+    for content, patterns in NEEDED.items():
         if not any(any(checkpoint.glob(pattern)) for pattern in patterns):
-            return f"there is no {patterns[0]}, which holds the {needed}"
+            return f"there is no {patterns[0]}, which holds the {content}"
+    return _problem_of_json(checkpoint) or _problem_of_weights(checkpoint)
+
+
+def _problem_of_json(checkpoint: Path) -> str | None:
     for name in (STATE, RESUMED, "adapter_config.json"):
         if (checkpoint / name).exists() and not isinstance(_read_json(checkpoint / name), dict):
             return f"{name} is damaged"
@@ -59,9 +64,13 @@ def problem_of(checkpoint: Path) -> str | None:
     except (TypeError, ValueError):
         step = None
     if str(step) != checkpoint.name.rpartition("-")[2]:
-        return f"{STATE} is not of this checkpoint"
+        return f"{STATE} belongs to another checkpoint"
     if (checkpoint / RESUMED).exists() and not isinstance(_read_json(checkpoint / RESUMED).get("base"), str):
         return f"{RESUMED} is not what t5fusion wrote"
+    return None
+
+
+def _problem_of_weights(checkpoint: Path) -> str | None:
     for file in checkpoint.glob("*.safetensors"):
         try:
             with safe_open(file, "pt"):
@@ -70,17 +79,17 @@ def problem_of(checkpoint: Path) -> str | None:
             return f"{file.name} is damaged"
     for file in (file for pattern in TORCH_FILES for file in checkpoint.glob(pattern) if file.is_file()):
         try:
-            with zipfile.ZipFile(file) as opened:
-                damaged = opened.testzip() is not None
+            with zipfile.ZipFile(file) as archive:
+                is_damaged = archive.testzip() is not None
         except (zipfile.BadZipFile, OSError, EOFError):
-            damaged = True
-        if damaged:
+            is_damaged = True
+        if is_damaged:
             return f"{file.name} is {'damaged' if file.stat().st_size else 'empty'}"
     return None
 
 
 def _read_json(file: Path):
-    """What a JSON file holds; None where it holds none."""
+    """Return the content of a JSON file; None if it is not JSON."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
@@ -88,28 +97,36 @@ def _read_json(file: Path):
 
 
 def check_resumed(checkpoint: Path, expected: dict) -> None:
-    """ValueError if a checkpoint was begun with other options, rows or vectors."""
+    """Check that a checkpoint was started with the same options, rows and vectors as are given now.
+
+    Raises:
+        ValueError: some of them differ. The message names them.
+    """
     begun = read_begun(checkpoint, expected)
-    now = json.loads(json.dumps(expected))  # as what was begun with was kept
-    other = [f"{name} was {begun.get(name)}, now {value}" for name, value in now.items() if begun.get(name) != value]
-    if other:
-        raise ValueError(f"{checkpoint} was begun otherwise: {'; '.join(other)}. Resume with the same, or start anew.")
+    now = json.loads(json.dumps(expected))  # as the checkpoint's own have been through JSON
+    changes = [f"{name} was {begun.get(name)}, now {value}" for name, value in now.items() if begun.get(name) != value]
+    if changes:
+        raise ValueError(
+            f"{checkpoint} was started with other settings: {'; '.join(changes)}. Resume with the same ones, or start "
+            "over."
+        )
 
 
 def read_begun(checkpoint: Path, default: dict) -> dict:
-    """What a resumed training must agree with, by the checkpoint; `default` where it does not tell."""
+    """Return the settings that a training must share to resume from the checkpoint; `default` if it records none."""
     file = checkpoint / RESUMED
     begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else default
     base = begun.get("base", "")
-    if was_embedded(base, checkpoint) or name_of_embedded(base) == EMBEDDED:  # earlier releases wrote its path
+    if was_embedded(base, checkpoint) or name_of_embedded(base) == EMBEDDED:  # earlier releases recorded its path
         begun = begun | {"base": EMBEDDED}
     return begun
 
 
 def check_weights(checkpoint: Path, model: torch.nn.Module) -> None:
-    """ValueError unless the weights of a checkpoint are those of the model, by name and shape.
+    """Check that the weights in a checkpoint have the names and shapes of the model's. Shards are not checked.
 
-    Shards, of FSDP or of a large model, are not looked at.
+    Raises:
+        ValueError: a weight is missing, unknown, or has another shape.
     """
     if isinstance(model, PeftModel):
         file, expected = checkpoint / "adapter_model.safetensors", get_peft_model_state_dict(model)
@@ -117,49 +134,49 @@ def check_weights(checkpoint: Path, model: torch.nn.Module) -> None:
         file, expected = checkpoint / "model.safetensors", model.state_dict()
     if not file.exists():
         return
-    with safe_open(file, "pt") as opened:
-        shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118, no dict
+    with safe_open(file, "pt") as weights:
+        shapes = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118, no dict
     wrong = [name for name in shapes if name not in expected or list(expected[name].shape) != shapes[name]]
-    saved = {expected[name].data_ptr() for name in shapes if name in expected}  # a tied weight is saved by one name
+    saved = {expected[name].data_ptr() for name in shapes if name in expected}  # tied weights are saved once
     wrong += [name for name, value in expected.items() if name not in shapes and value.data_ptr() not in saved]
     if wrong:
-        raise ValueError(f"{len(wrong)} weights are absent, unknown or of another shape, {min(wrong)} is one")
+        raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape, for example {min(wrong)}")
 
 
 @contextmanager
-def loading(checkpoint: str | os.PathLike | None, what: str) -> Iterator[None]:
-    """ValueError, which names the checkpoint, for whatever is raised while a part of it is loaded."""
+def loading(checkpoint: str | os.PathLike | None, part: str) -> Iterator[None]:
+    """Turn every error raised while a part of a checkpoint is loaded into a ValueError that names the checkpoint."""
     try:
         yield
-    except Exception as error:  # of many kinds: of torch, pickle, safetensors, json
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except Exception as error:  # torch, pickle, safetensors and json raise many types
+        cause = first_line(error)
         raise ValueError(
-            f"{checkpoint} cannot be resumed from: {what} cannot be loaded ({cause}). Delete that checkpoint and "
+            f"{checkpoint} cannot be resumed from: {part} cannot be loaded ({cause}). Delete that checkpoint and "
             "resume from an earlier one, if there is one, or start over with --overwrite in place of --resume."
         ) from error
 
 
 @contextmanager
 def saving(folder: Path, checkpoints: Path) -> Iterator[None]:
-    """OSError for what is raised where a folder cannot be written, a full disk's included; it names the checkpoint that
-    can be resumed from.
-    """
+    """Turn errors of writing to `folder` into an OSError that gives the cause and the checkpoint to resume from."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         whole, _ = last_checkpoint(checkpoints)
         advice = f"give the same command with --resume: {whole.name} is whole" if whole else "start over"
-        raise OSError(f"{folder} could not be written: {_cause_of(error, folder)}. Make room, and {advice}.") from error
+        cause = _cause_of(error, folder)
+        raise OSError(f"{folder} could not be written: {cause}. Free some space, and {advice}.") from error
 
 
 def _cause_of(error: BaseException, folder: Path) -> str:
+    """Return why a folder could not be written: the system's own words, if the error or the disk gives a number."""
     chain: list[BaseException] = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(before)
     number = next((number for each in chain if (number := getattr(each, "errno", None))), None)
     if number is not None:
         return os.strerror(number)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if shutil.disk_usage(there).free < LITTLE:  # torch does not tell
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if shutil.disk_usage(existing).free < FULL_DISK:  # torch's errors do not say so
         return os.strerror(errno.ENOSPC)
-    return str(error).strip().splitlines()[0].rstrip(".")
+    return first_line(error)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..common.losses import Losses, losses_of, paired_bootstrap
+from ..common.run_folder import EVALUATION
 from ..processing_t5fusion import T5FusionProcessor
 from .generation import generate_texts
 from .inputs import batches
@@ -20,7 +21,6 @@ from .parallel import shared
 from .streaming import spread
 
 Vectors = Literal["true", "shuffled", "none"]
-EVALUATION = "evaluation.json"
 SAMPLES = 3  # generated texts that are kept with the measures
 
 

@@ -1,4 +1,4 @@
-"""From a file, or a data set of the Hub, to its rows as they are there; what cannot be read is put into words."""
+"""Read the rows of a file or of a data set on the Hub. Errors say what is wrong with the file and what to do."""
 
 import codecs
 import csv
@@ -15,32 +15,35 @@ from typing import BinaryIO
 import pyarrow as pa
 from datasets import Dataset, load_dataset
 
+from ..common.errors import first_line
+
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-TEXT_KINDS = (".txt", ".csv")  # in any encoding; JSON is UTF-8 by its standard
-LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # of a CSV file: beyond, a quote is missing, or a line end
-EXPANDED = set("$~%:")  # what fsspec and datasets make something else of, in the name of a file
+TEXT_KINDS = (".txt", ".csv")  # may have any encoding; JSON is always UTF-8
+LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # in a CSV file, more means that a quote or a line end is missing
+EXPANDED = set("$~%:")  # fsspec and datasets give these characters a meaning in file names
 
 
 def kind_of(data: str) -> str:
-    """The suffix that tells how a file is read, in lower case, without .gz: ".csv" of "rows.CSV.gz"."""
+    """Return the suffix that decides how a file is read, in lower case and without .gz: "rows.CSV.gz" gives ".csv"."""
     path = Path(data)
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
 
 
 def is_zipped(data: str) -> bool:
+    """Return whether a file's name ends in .gz."""
     return Path(data).suffix.lower() == ".gz"
 
 
 def load_rows(data: str, split: str = "train", encoding: str | None = None) -> Dataset:
-    """The rows of a JSONL, JSON, CSV or Parquet file (but for Parquet also as .gz), or of a data set of the Hub.
+    """Load the rows of a JSONL, JSON, CSV or Parquet file, or of a data set on the Hub. All but Parquet may be .gz.
 
     Args:
-        encoding: of a CSV file; None for UTF-8.
+        encoding: The encoding of a CSV file. None for UTF-8.
 
     Raises:
-        ValueError: the file is of another kind, or damaged, or in another encoding.
-        OSError: there is neither such a file nor such a data set.
+        ValueError: the file has another type, is damaged, or has another encoding.
+        OSError: there is neither a file nor a data set of this name.
     """
     with reading(data, encoding):
         if not Path(data).is_file():
@@ -52,25 +55,26 @@ def load_rows(data: str, split: str = "train", encoding: str | None = None) -> D
         except Exception as error:
             if not isinstance(error.__cause__ or error, OSError):
                 raise
-            return _in_memory(data, encoding)  # the cache of data sets cannot be written; the file may be all right
+            return _in_memory(data, encoding)  # the cache of datasets cannot be written, but the file may be fine
         _check_text(rows.data.table)
         return rows
 
 
 def _in_memory(data: str, encoding: str | None) -> Dataset:
+    """Load the rows of a file without the cache of datasets."""
     return Dataset(pa.concat_tables(file_tables(data, 10_000, encoding), promote_options="permissive"))
 
 
 def file_tables(data: str, rows: int, encoding: str | None = None) -> Iterator[pa.Table]:
-    """The rows of a file, `rows` at a time; at least one table, which may be empty."""
+    """Yield the rows of a file, `rows` at a time: at least one table, which may be empty."""
     if kind_of(data) == ".csv":
         yield from _csv_tables(data, rows, encoding)
         return
     with TemporaryDirectory() as folder:
         if EXPANDED & set(data):
-            plain = Path(folder) / f"rows{kind_of(data)}{'.gz' if is_zipped(data) else ''}"
-            plain.symlink_to(Path(data).absolute())
-            data = str(plain)
+            link = Path(folder) / f"rows{kind_of(data)}{'.gz' if is_zipped(data) else ''}"  # a name without them
+            link.symlink_to(Path(data).absolute())
+            data = str(link)
         options = {"data_files": escape(data), "split": "train", "cache_dir": folder}
         streamed = load_dataset(FILE_KINDS[kind_of(data)], streaming=True, **options)
         for table in streamed.with_format("arrow").iter(batch_size=rows):
@@ -79,6 +83,7 @@ def file_tables(data: str, rows: int, encoding: str | None = None) -> Iterator[p
 
 
 def _check_text(table: pa.Table) -> None:
+    """Raise a ValueError if a table holds text that is not UTF-8."""
     try:
         table.validate(full=True)
     except pa.ArrowInvalid:
@@ -87,7 +92,15 @@ def _check_text(table: pa.Table) -> None:
 
 @contextmanager
 def reading(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_KINDS) -> Iterator[None]:
-    """Puts into words what is wrong with `data`, a file or the id of a data set: raises as `load_rows` says."""
+    """Check `data`, a file or the id of a data set, and name it in every error raised in this context.
+
+    Args:
+        kinds: The suffixes of the file types that can be read.
+
+    Raises:
+        ValueError: the file has another type, is empty, or cannot be read.
+        OSError: there is no such file, or the data set cannot be fetched.
+    """
     path, kind = Path(data), kind_of(data)
     is_file = path.is_file()
     if is_file and (kind not in kinds or (kind == ".parquet" and is_zipped(data))):
@@ -100,14 +113,15 @@ def reading(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_
         raise ValueError(f"an encoding was given for {data}; only {' and '.join(TEXT_KINDS)} files have one to choose.")
     try:
         yield
-    except Exception as error:  # of many kinds: of pyarrow, csv, json, gzip; of the network, the Hub
+    except Exception as error:  # pyarrow, csv, json, gzip, the network and the Hub raise many types
         if is_file:
             raise ValueError(f"{data} cannot be read as {FILE_KINDS.get(kind, 'text')}: {_cause(error)}.") from error
         raise OSError(f"{data} is no file, and no data set that could be fetched: {_cause(error)}.") from error
 
 
 def _cause(error: BaseException) -> str:
-    cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """Return the first line of an error's cause, with advice where the line alone does not help."""
+    cause = first_line(error.__cause__ or error)
     if cause.startswith("Couldn't cast array of type") and cause.endswith("to null"):
         cause += (
             " (a column that is empty in the first 10 MB holds values later). Move a row with all columns to the top"
@@ -117,20 +131,20 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def opened(data: str) -> Iterator[BinaryIO]:
-    """The bytes of a file; of a .gz those that are in it."""
+    """Open a file to read bytes. A .gz file is unpacked."""
     with gzip.open(data) if is_zipped(data) else open(data, "rb") as file:
         yield file  # type: ignore[misc]
 
 
 def lines_of(file: BinaryIO, encoding: str | None = None, keep_ends: bool = False) -> Iterator[str]:
-    """The lines of text in a file, as they come; a line ends with LF, CR or both. A byte order mark is left out.
+    """Yield the lines of text in a file. A line ends with LF, CR or both. A byte order mark is left out.
 
     Args:
-        encoding: as Python names it; None for UTF-8.
-        keep_ends: as they are; else lines come without their end.
+        encoding: Python's name for the encoding. None for UTF-8.
+        keep_ends: Whether lines keep their ends.
 
     Raises:
-        ValueError: the text is in another encoding, or there is no encoding of that name.
+        ValueError: the text has another encoding, or Python has no encoding of that name.
     """
     try:
         name = codecs.lookup(encoding or "utf-8").name
@@ -144,21 +158,25 @@ def lines_of(file: BinaryIO, encoding: str | None = None, keep_ends: bool = Fals
                 raise ValueError(f"line {number} holds a NUL character. Is it UTF-16? Then give --encoding utf-16-le")
             yield line if keep_ends else line.removesuffix("\n")
     except UnicodeDecodeError as error:
-        if number == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            guess = "It looks like utf-16"
-        else:
-            guess = "It looks like utf-16-le" if b"\0" in error.object else "It may be latin-1 or cp1252"
-        before = error.object[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")  # of this block
-        raise ValueError(
-            f"line {number + before + 1} is not {name}. {guess}: name its encoding with --encoding"
-        ) from None
+        raise ValueError(_wrong_encoding(error, number, name)) from None
+
+
+def _wrong_encoding(error: UnicodeDecodeError, lines: int, name: str) -> str:
+    """Describe a decoding error and guess the encoding. `lines` is the number of lines read before it."""
+    if lines == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        guess = "It looks like utf-16"
+    else:
+        guess = "It looks like utf-16-le" if b"\0" in error.object else "It may be latin-1 or cp1252"
+    # Python decodes blocks of several lines: those before the error in its block were not yielded yet.
+    lines += error.object[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
+    return f"line {lines + 1} is not {name}. {guess}: name its encoding with --encoding"
 
 
 def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table]:
-    """All of it text: else a name such as "None", "NA" or "007" is another, or lost.
+    """Yield the rows of a CSV file as text. A parser that guesses types would change names such as "None" or "007".
 
     Raises:
-        ValueError: with the line's number, if a line has not the fields of the header.
+        ValueError: a line has more or fewer fields than the header. The message gives its number.
     """
     csv.field_size_limit(LONGEST_FIELD)
     with opened(data) as file:
@@ -169,8 +187,10 @@ def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table
         while part := list(islice(records, rows)):
             for line, fields in part:
                 if len(fields) != len(names):
-                    found = f"line {line} has {len(fields)} fields; expected {len(names)}, as in the header"
-                    raise ValueError(f"{found}. A text with a comma in it takes double quotes around it")
+                    raise ValueError(
+                        f"line {line} has {len(fields)} fields; expected {len(names)}, as in the header. A text with a "
+                        "comma in it takes double quotes around it"
+                    )
                 if fields == header and len(header) > 1:
                     raise ValueError(f"line {line} is the header once more. Delete it")
             columns = zip(*(fields for _, fields in part), strict=True)
@@ -181,7 +201,7 @@ def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table
 
 
 def _records(reader) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file, and the number of the line on which each begins; empty lines are passed over."""
+    """Yield the records of a CSV file, each with the number of its first line. Empty lines are skipped."""
     while True:
         line = reader.line_num + 1
         try:
@@ -195,12 +215,12 @@ def _records(reader) -> Iterator[tuple[int, list[str]]]:
 
 
 def _checked_header(names: list[str]) -> list[str]:
-    """The names of the columns; one without a name, such as that of an index, gets the one that pandas gives it."""
+    """Return the names of the columns. A column without a name, such as an index, gets pandas' name for it."""
     if not names:
         raise ValueError("there is no header")
     if len(names) > MOST_COLUMNS:
         raise ValueError(f"the header has {len(names)} columns; expected {MOST_COLUMNS} at most")
-    twice = next((name for index, name in enumerate(names) if name and name in names[:index]), None)
-    if twice is not None:
-        raise ValueError(f"the header names the column {twice!r} twice. Rename one of them")
+    repeated = next((name for index, name in enumerate(names) if name and name in names[:index]), None)
+    if repeated is not None:
+        raise ValueError(f"the header names the column {repeated!r} twice. Rename one of them")
     return [name or f"Unnamed: {index}" for index, name in enumerate(names)]

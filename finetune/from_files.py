@@ -272,8 +272,8 @@ def generate_chunks(
     try:
         counts = generate_lines(chunks, columns, inputs, write, lines)
     except KeyboardInterrupt:
-        raise GenerationStopped(lines.found + lines.made if lines else None) from None
-    numbers = [lines.found, lines.made] if lines else [0, 0]
+        raise GenerationStopped(lines.old + lines.new if lines else None) from None
+    numbers = [lines.old, lines.new] if lines else [0, 0]
     broadcast_object_list(numbers)
     generated = Generated(lines=sum(numbers), earlier=numbers[0])
     _report(generated, counts, limits)

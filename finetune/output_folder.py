@@ -1,4 +1,4 @@
-"""The folder of a training: held by one training at a time, and changed only when that one has something to save."""
+"""The folder that a training writes: locked by one training at a time, and unchanged until that one saves something."""
 
 import errno
 import os
@@ -16,26 +16,26 @@ from ..common.run_folder import RECORD
 
 RESUMED = "options.json"  # in each checkpoint: what a resumed training must agree with
 CHECKPOINTS = "checkpoints"
-LOCK = ".training.lock"  # there while a training goes on; a killed one leaves the file, but not the lock on it
+LOCK = ".training.lock"  # exists during a training; a killed one leaves the file, but its lock on it ends
 
 
 def check_output(folder: Path, resume: bool = False, overwrite: bool = False, mark: str | None = None) -> None:
-    """Checks that a training may write into `folder`. Changes nothing.
+    """Check that a training may write into `folder`. Nothing is changed.
 
     Args:
-        resume: the training goes on from what is there.
-        overwrite: what is there will be removed, if `train` wrote it.
-        mark: name of a file that is in every folder which may be overwritten; None for what `train` always writes.
+        resume: Whether the training continues from the checkpoints in the folder.
+        overwrite: Whether the folder's content will be removed, which is refused unless `train` wrote it.
+        mark: Name of a file that is in every folder that may be overwritten. None for the files that `train` writes.
 
     Raises:
-        ValueError: another training is writing there, or the folder is not empty, or `train` did not write it.
-        OSError: it is no folder, or nothing can be written there.
+        ValueError: another training is writing there, or the folder holds something that must not be replaced.
+        OSError: the path is a file, or cannot be written to.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise OSError(f"{there} is a file; expected a folder. Choose another --output.")
-    if not os.access(there, os.W_OK):
-        raise OSError(f"{there} cannot be written to. Choose another --output.")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise OSError(f"{existing} is a file; expected a folder. Choose another --output.")
+    if not os.access(existing, os.W_OK):
+        raise OSError(f"{existing} cannot be written to. Choose another --output.")
     if (folder / LOCK).exists():
         with (folder / LOCK).open("a+") as file:
             _lock(file, folder)
@@ -48,33 +48,41 @@ def _check_content(folder: Path, resume: bool, overwrite: bool, mark: str | None
     if not overwrite:
         raise ValueError(f"{folder} is not empty. Choose another --output, or give --overwrite, or --resume.")
     names = {item.name for item in folder.iterdir()} - {LOCK}
-    has_checkpoint = any(folder.glob(f"{CHECKPOINTS}/checkpoint-*/{RESUMED}"))  # many a folder of others has others
+    # Other programs have folders named checkpoint-N, but ours hold our own file.
+    has_checkpoint = any(folder.glob(f"{CHECKPOINTS}/checkpoint-*/{RESUMED}"))
     is_ours = mark in names if mark else RECORD in names or names == {CHECKPOINTS} or has_checkpoint
     if not is_ours:
-        raise ValueError(f"{folder} holds what t5fusion did not write, and is left alone. Choose another --output.")
+        raise ValueError(
+            f"{folder} holds files that t5fusion did not write, so --overwrite does not remove them. Choose another "
+            "--output."
+        )
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether there is no such folder, or it holds no more than a training that was killed at its start leaves."""
+    """Return whether a folder is missing, empty, or holds only what a training leaves that is killed at its start."""
     if not folder.is_dir():
         return True
-    used = [item for item in folder.iterdir() if item.name != LOCK]
-    return not used or (used == [folder / CHECKPOINTS] and used[0].is_dir() and not any(used[0].iterdir()))
+    items = [item for item in folder.iterdir() if item.name != LOCK]
+    return not items or (items == [folder / CHECKPOINTS] and items[0].is_dir() and not any(items[0].iterdir()))
 
 
 def _lock(file: TextIO, folder: Path) -> None:
-    """Locks the file of a folder; ValueError if another training has."""
+    """Lock the open lock file of a folder.
+
+    Raises:
+        ValueError: another training holds the lock.
+    """
     try:
         portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
     except portalocker.LockException as error:
-        taken = isinstance(error, portalocker.AlreadyLocked)
-        if not taken and getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EAGAIN):
-            say(f"{folder} is on a file system without locks: see to it that no other training writes there.")
+        is_held = isinstance(error, portalocker.AlreadyLocked)
+        if not is_held and getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EAGAIN):
+            say(f"{folder} is on a file system without locks. Make sure that no other training writes there.")
             return
         try:
             file.seek(0)
             holder = file.read().strip()
-        except OSError:  # Windows lets nobody read what is locked
+        except OSError:  # on Windows, a locked file cannot be read
             holder = ""
         raise ValueError(
             f"another training{holder and f', {holder},'} is writing into {folder}. Wait for it, or end it, or choose "
@@ -83,12 +91,12 @@ def _lock(file: TextIO, folder: Path) -> None:
 
 
 def _take_lock(folder: Path) -> TextIO:
-    """The open and locked file of a folder, which names this process."""
+    """Lock a folder. Return the open lock file, which names this process."""
     while True:
         file = (folder / LOCK).open("a+")
         try:
             _lock(file, folder)
-            # the training before may have removed the file after it was opened here
+            # An earlier training may have removed the file between our opening and locking it.
             is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
         except FileNotFoundError:
             is_current = False
@@ -103,12 +111,12 @@ def _take_lock(folder: Path) -> TextIO:
         file.close()
 
 
-class RunFolder:
-    """A training's hold on its folder.
+class OutputFolder:
+    """The folder that a training saves into.
 
     Args:
-        path: of the folder, which need not exist.
-        resume, overwrite, mark: as for `check_output`; the mark is put there with the first thing that is saved.
+        path: The folder. It need not exist.
+        resume, overwrite, mark: As for `check_output`. The mark is written when something is saved for the first time.
     """
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False, mark: str | None = None):
@@ -117,30 +125,30 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the folder. If nothing was saved meanwhile, it is left as it was.
+        """Lock the folder in this context. If nothing is saved, the folder is left as it was.
 
         Raises:
             ValueError, OSError: as `check_output` does.
         """
         check_output(self.path, self.resume, self.overwrite, self.mark)
         path = self.path.absolute()
-        made = [folder for folder in (path / CHECKPOINTS, path, *path.parents) if not folder.exists()]
+        new_folders = [folder for folder in (path / CHECKPOINTS, path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         file = _take_lock(path)
         try:
             _check_content(self.path, self.resume, self.overwrite, self.mark)  # another training may have ended since
             yield
         finally:
-            with suppress(OSError):  # Windows removes no file that is open
+            with suppress(OSError):  # Windows does not remove a file that is open
                 (path / LOCK).unlink()
             file.close()
             if not self.has_begun:
-                for folder in made:
-                    with suppress(OSError):  # it is not there, or not empty
+                for folder in new_folders:
+                    with suppress(OSError):  # the folder is missing, or not empty
                         folder.rmdir()
 
     def begin(self) -> None:
-        """Makes room for what is about to be saved for the first time."""
+        """Remove what is to be overwritten. Call this before anything is saved; later calls do nothing."""
         if self.has_begun:
             return
         self.has_begun = True

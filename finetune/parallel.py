@@ -14,17 +14,17 @@ Result = TypeVar("Result")
 
 
 def processes() -> PartialState:
-    """Who takes part: the processes that `accelerate launch` or `torchrun` started, or this one alone."""
-    # without a word from us, accelerate makes of two processes on CPUs two that are alone
+    """Return the state of the processes that `accelerate launch` or `torchrun` started, or of this one alone."""
+    # Without `cpu=True`, accelerate treats two CPU processes as independent jobs.
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def shared(chunks: Iterable[Work], work: Callable[[Work], Result]) -> Iterator[tuple[Work, Result]]:
-    """Chunks in their order, and what `work` makes of each; each process does every n-th, and all get all.
+    """Yield each chunk with the result of `work(chunk)`, in order. Of n processes, each works on every n-th chunk.
 
-    All processes must call it, with the same chunks, and use it up.
+    Every process gets all results. All of them must call this function with the same chunks, and exhaust it.
     """
     state, chunks = processes(), iter(chunks)
-    while turn := list(islice(chunks, state.num_processes)):
-        mine = turn[state.process_index : state.process_index + 1]
-        yield from zip(turn, gather_object([work(chunk) for chunk in mine]), strict=True)
+    while group := list(islice(chunks, state.num_processes)):
+        own = group[state.process_index : state.process_index + 1]
+        yield from zip(group, gather_object([work(chunk) for chunk in own]), strict=True)

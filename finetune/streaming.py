@@ -1,7 +1,7 @@
-"""Large sets: read chunk by chunk, shared among processes, and written so that an interrupted run can go on.
+"""Read large sets of rows in chunks, shared among processes, so that an interrupted run can resume after the last one.
 
-A chunk is the same rows whatever the number of processes, and the work of one of them, whole. So batches, and with them
-the last bit of a number, are those of a single process.
+A chunk holds the same rows for any number of processes, and one process does all of its work. So the batches, and the
+results down to the last bit, do not depend on the number of processes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,30 +15,30 @@ from datasets import Dataset, load_dataset
 
 from .files import FILE_KINDS, file_tables, kind_of, lines_of, opened, reading
 
-CHUNK = 512  # rows: eight batches to sort by length, and the work that a process loses when it is killed
+CHUNK = 512  # rows: enough to sort eight batches by length, and few enough to lose when a process is killed
 
 
 class Chunk(NamedTuple):
-    """Rows that follow each other, and the number of the first of them in their file."""
+    """Consecutive rows of a file."""
 
-    first: int
+    first: int  # number of the first row in the file, from 0
     rows: Dataset
 
 
 def read_chunks(
     data: str, split: str = "train", text_column: str = "text", encoding: str | None = None
 ) -> Iterator[Chunk]:
-    """The rows of `files.load_rows`, in their order; or of a .txt file, a row a line, in column `text_column`.
+    """Yield the rows of `files.load_rows` in their order. In a .txt file, each line is a row with one `text_column`.
 
-    Only some thousands of rows are in memory at a time, and nothing is kept on disk. (A .json that is one array is read
-    whole.) What is wrong with a row is found when it is reached.
+    At most a few thousand rows are in memory at a time, and nothing is stored on disk. (A .json file that holds one
+    array is read whole.) An error in a row is raised when the row is reached.
 
     Args:
-        encoding: of a .txt or CSV file; None for UTF-8.
+        encoding: The encoding of a .txt or CSV file. None for UTF-8.
 
     Raises:
-        ValueError: the file is of another kind, or damaged, or in another encoding.
-        OSError: there is neither such a file nor such a data set.
+        ValueError: the file has another type, is damaged, or has another encoding.
+        OSError: there is neither a file nor a data set of this name.
     """
     with reading(data, encoding, [*FILE_KINDS, ".txt"]):
         if not Path(data).is_file():
@@ -52,7 +52,7 @@ def read_chunks(
 
 
 def chunks_of_texts(texts: Iterable[str], text_column: str) -> Iterator[Chunk]:
-    """Texts as rows of one column; no more of them are taken than a chunk needs."""
+    """Yield texts as rows with one column. No more texts are taken than the next chunk needs."""
     texts = iter(texts)
     rows = iter(lambda: list(islice(texts, CHUNK)), [])
     return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in rows)
@@ -66,19 +66,19 @@ def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
 
 
 def spread(rows: int, having: np.ndarray | None = None) -> list[np.ndarray]:
-    """All row numbers, int64, in parts of like size and at most CHUNK, each drawn from everywhere and then sorted.
+    """Divide all row numbers at random into sorted parts of about equal size, at most CHUNK, int64.
 
-    Vectors that are shuffled within a part come from the whole set then, however it is sorted.
+    Shuffling vectors within such a part exchanges rows from everywhere in the set, however the set is sorted.
 
     Args:
-        having: bool (rows,), which rows have a vector; None for all. No part has a single one of them then, unless
-            there is but one: it could not be shuffled.
+        having: bool (rows,): which rows have a vector. None means all. No part then has exactly one row with a vector,
+            which could not be shuffled, unless the set has only one.
     """
-    drawn, number = np.random.default_rng(0).permutation(rows), -(-rows // CHUNK)
+    order, number = np.random.default_rng(0).permutation(rows), -(-rows // CHUNK)
     if having is None or having.all():
-        return [np.sort(part) for part in np.array_split(drawn, number)]
-    with_vector, without = drawn[having[drawn]], drawn[~having[drawn]]
+        return [np.sort(part) for part in np.array_split(order, number)]
+    with_vector, without = order[having[order]], order[~having[order]]
     shares = max(1, min(number, len(with_vector) // 2))
-    parts = [with_vector[share::shares] for share in range(shares)] + [drawn[:0]] * (number - shares)
-    room = np.cumsum([-(-rows // number) - len(part) for part in parts])[:-1]
-    return [np.sort(np.concatenate(pair)) for pair in zip(parts, np.split(without, room), strict=True)]
+    parts = [with_vector[share::shares] for share in range(shares)] + [order[:0]] * (number - shares)
+    bounds = np.cumsum([-(-rows // number) - len(part) for part in parts])[:-1]
+    return [np.sort(np.concatenate(pair)) for pair in zip(parts, np.split(without, bounds), strict=True)]

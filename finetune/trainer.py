@@ -1,4 +1,4 @@
-"""The Trainer of `t5fusion train`: several processes, checkpoints that can be resumed, signals, progress."""
+"""The Trainer of `t5fusion train`, which handles several processes, resumed checkpoints, signals and progress."""
 
 import json
 import os
@@ -22,23 +22,27 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..common.permissions import apply_umask
 from .checkpoints import check_weights, loading, problem_of, saving
 from .options import TrainingOptions
-from .output_folder import RESUMED, RunFolder
+from .output_folder import RESUMED, OutputFolder
 
-SAME_SIGNAL = 1.0  # seconds within which a rank gets a signal twice: from a cluster, say, and from its launcher
+SAME_SIGNAL = 1.0  # seconds: a rank may get one signal twice, from the cluster and from its launcher
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal, SIGINT (Ctrl-C) or SIGTERM; a checkpoint holds what was learnt."""
+    """Training was stopped by SIGINT (Ctrl-C) or SIGTERM, and a checkpoint was saved."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number  # as of a shell's command that the signal killed
+        self.exit_code = 128 + signal_number  # as a shell reports a command that the signal killed
 
 
 def check_launch() -> None:
-    """ValueError if `accelerate launch` was asked for several processes and, on CPUs, started one that is alone.
+    """Check that `accelerate launch` started the processes that it was asked for.
 
-    It then names where they would meet, and gives none of them a number; nor does it say anything.
+    On CPUs, with --cpu, it starts only one and does not say so. It then sets the address where the processes would
+    meet, but not their number.
+
+    Raises:
+        ValueError: it started one process.
     """
     sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
@@ -50,19 +54,18 @@ def check_launch() -> None:
 
 
 class FusionTrainer(Seq2SeqTrainer):
-    """The Trainer with a learning rate of its own for the fusion layer, and right with several processes.
+    """A Trainer with a separate learning rate for the fusion layer, checked checkpoints, and FSDP on CPUs.
 
-    Each checkpoint holds `begun_with`, what a resumed training must agree with. Before the first one, the folder is
-    emptied of what it replaces.
+    The attributes below are set before training.
     """
 
     fusion_lr: float
-    folder: RunFolder
-    begun_with: dict
-    damaged: Sequence[Path] = ()  # checkpoints newer than the resumed one, which rotation would take for the latest
+    folder: OutputFolder
+    begun_with: dict  # what a resumed training must agree with: recorded in each checkpoint
+    damaged: Sequence[Path] = ()  # newer than the resumed checkpoint, so rotation would take them for the latest
 
     def create_accelerator_and_postprocess(self):
-        """The Trainer's. And `accelerate launch --use_fsdp` shards on CPUs too, where accelerate takes DDP unasked."""
+        """Create the accelerator. `accelerate launch --use_fsdp` shards on CPUs too, where accelerate uses DDP."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -76,13 +79,13 @@ class FusionTrainer(Seq2SeqTrainer):
         if self.accelerator.is_fsdp2:
             self._shard_embeddings()
         optimizer = super().create_optimizer(model)
-        fusion = {id(p) for name, p in self.model.named_parameters() if ".fusion." in name and p.requires_grad}
+        fusion_ids = {id(p) for name, p in self.model.named_parameters() if ".fusion." in name and p.requires_grad}
         if self.fusion_lr != self.args.learning_rate:
             for group in list(optimizer.param_groups):
-                moved = [p for p in group["params"] if id(p) in fusion]
-                if moved:
-                    group["params"] = [p for p in group["params"] if id(p) not in fusion]
-                    optimizer.add_param_group({**group, "params": moved, "lr": self.fusion_lr})
+                fusion = [p for p in group["params"] if id(p) in fusion_ids]
+                if fusion:
+                    group["params"] = [p for p in group["params"] if id(p) not in fusion_ids]
+                    optimizer.add_param_group({**group, "params": fusion, "lr": self.fusion_lr})
         return optimizer
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
@@ -97,20 +100,20 @@ class FusionTrainer(Seq2SeqTrainer):
             with saving(checkpoint, checkpoint.parent):
                 if self.is_world_process_zero():
                     checkpoint.mkdir(parents=True, exist_ok=True)
-                    # first of all, since the Trainer ends by deleting the checkpoint before
+                    # First, because the Trainer ends by deleting the previous checkpoint.
                     (checkpoint / RESUMED).write_text(json.dumps(self.begun_with))
                     apply_umask(checkpoint)
                 super()._save_checkpoint(*args, **kwargs)
         except OSError:
             if self.is_world_process_zero() and problem_of(checkpoint) is not None:
-                shutil.rmtree(checkpoint, ignore_errors=True)  # a part of one is of no use, and takes the room
+                shutil.rmtree(checkpoint, ignore_errors=True)  # a part of a checkpoint is useless, and takes space
             raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         is_sharded = any(Path(resume_from_checkpoint).glob("pytorch_model_fsdp*"))
         if is_sharded != self.is_fsdp_enabled:
-            how = "with" if is_sharded else "without"
-            raise ValueError(f"{resume_from_checkpoint} was saved {how} FSDP. Resume {how} it.")
+            word = "with" if is_sharded else "without"
+            raise ValueError(f"{resume_from_checkpoint} was saved {word} FSDP. Resume {word} it.")
         with loading(resume_from_checkpoint, "its weights"):
             if not is_sharded:
                 whole = self.accelerator.unwrap_model(self.model if model is None else model)
@@ -118,11 +121,12 @@ class FusionTrainer(Seq2SeqTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
-        with loading(checkpoint, "the state of its optimizer or of its rates"):
+        with loading(checkpoint, "the state of its optimizer or learning rates"):
             super()._load_optimizer_and_scheduler(checkpoint)
             for parameter, state in self.optimizer.state.items():
                 for name, value in state.items():
-                    if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:  # torch takes any
+                    # torch itself accepts any shape
+                    if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:
                         raise ValueError(f"{name} is {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
 
     def _load_rng_state(self, checkpoint) -> None:
@@ -130,7 +134,7 @@ class FusionTrainer(Seq2SeqTrainer):
             super()._load_rng_state(checkpoint)
 
     def _shard_embeddings(self) -> None:
-        """One FSDP group for the table that encoder and decoder share: accelerate knows of one input embedding."""
+        """Put the table that encoder and decoder share into one FSDP group. accelerate knows only one holder."""
         table = self.model.get_input_embeddings().weight
         holders = [module for module in self.model.modules() if getattr(module, "weight", None) is table]
         plugin = self.accelerator.state.fsdp_plugin
@@ -139,13 +143,13 @@ class FusionTrainer(Seq2SeqTrainer):
 
 
 class ShowProgress(ProgressCallback):
-    """Bars as the Trainer's own, and a line per epoch instead of its dictionaries."""
+    """Shows the Trainer's progress bars, and a line for each epoch instead of its dictionaries."""
 
     loss = float("nan")
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Ends the bars, also where an error does, so that what is said of it has a line of its own."""
+        """Close the bars at the end of this context, even after an error, so that its message gets its own line."""
         try:
             yield
         finally:
@@ -161,9 +165,9 @@ class ShowProgress(ProgressCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns Ctrl-C or SIGTERM into a checkpoint and an end at the next step, the same one in all processes.
+    """Saves a checkpoint and stops at the next step after Ctrl-C or SIGTERM: at the same step in all processes.
 
-    A second signal does at once what it does by default.
+    A second signal has its default effect at once.
     """
 
     accelerator: Accelerator
@@ -174,7 +178,8 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():  # Python lets no other thread listen
+        """Handle both signals in this context."""
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
             yield
             return
         self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -204,7 +209,7 @@ class StopOnSignal(TrainerCallback):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def raise_if_stopped(self) -> None:
-        """Raises `Interrupted` in all processes if any of them was to stop."""
+        """Raise `Interrupted` in all processes if one of them received a signal."""
         if self.stopped:
             raise Interrupted(max(gather_object([int(self.received)])))
 
@@ -225,7 +230,7 @@ def _arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTrainingAr
         report_to="none",
         log_level_replica="error",
         remove_unused_columns=True,
-        use_cpu=not torch.accelerator.is_available(),  # else transformers refuses bf16 here
-        ddp_find_unused_parameters=False,  # there are none: without vectors the fusion layer's gradients are zero
+        use_cpu=not torch.accelerator.is_available(),  # otherwise transformers refuses bf16 on CPUs
+        ddp_find_unused_parameters=False,  # all get gradients: without vectors, the fusion layer's are zero
         dataloader_pin_memory=torch.accelerator.is_available(),
     )

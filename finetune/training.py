@@ -13,16 +13,17 @@ from torch import nn
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from ..collating_t5fusion import DataCollatorWithFusion
 from ..common.base_models import base_commit
 from ..common.console import is_first_process, say
 from ..common.permissions import apply_umask
 from ..common.run_folder import RECORD, align
 from ..hooks.trainer_hook import FusionCallback
-from ..processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
+from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import check_resumed, last_checkpoint, read_begun, saving
 from .model import build_model, trainable_share
 from .options import TrainingOptions
-from .output_folder import CHECKPOINTS, RunFolder
+from .output_folder import CHECKPOINTS, OutputFolder
 from .record import pin_encoder, resume_conditions, training_record
 from .trainer import FusionTrainer, ShowProgress, StopOnSignal, _arguments
 
@@ -65,7 +66,7 @@ def train(
         OSError: the base model cannot be loaded, or `output` cannot be written.
     """
     arguments = _arguments(options, Path(output) / CHECKPOINTS)
-    folder = RunFolder(Path(output), resume, overwrite, mark)
+    folder = OutputFolder(Path(output), resume, overwrite, mark)
     with _locked(folder, arguments):
         conditions = resume_conditions(rows, held_out, processor, options, columns, arguments.world_size)
         start = _find_start(folder, arguments, options, conditions)
@@ -92,7 +93,7 @@ def train(
 
 
 @contextmanager
-def _locked(folder: RunFolder, arguments: Seq2SeqTrainingArguments) -> Iterator[None]:
+def _locked(folder: OutputFolder, arguments: Seq2SeqTrainingArguments) -> Iterator[None]:
     """Lock the folder in the first process. All processes raise what that one raises."""
     with ExitStack() as stack:
         _in_first_process(arguments, lambda: stack.enter_context(folder.held()))
@@ -124,7 +125,7 @@ class _Start(NamedTuple):
 
 
 def _find_start(
-    folder: RunFolder, arguments: Seq2SeqTrainingArguments, options: TrainingOptions, conditions: dict
+    folder: OutputFolder, arguments: Seq2SeqTrainingArguments, options: TrainingOptions, conditions: dict
 ) -> _Start:
     if not folder.resume:
         return _Start(base_commit(options.base_model))

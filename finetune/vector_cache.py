@@ -1,8 +1,8 @@
-"""Vectors of texts that are kept on disk between runs, shard by shard as they are made.
+"""A cache on disk for the vectors of texts, so that each text is encoded once and not again by every run.
 
-Each recipe (the encoder and its settings) has a folder of its own. A shard there holds the vectors of some thousands of
-texts and a hash of each text; it is written once and never changed. So a run that is killed loses at most the shard it
-was making, and a run with more texts encodes only the new ones.
+Each recipe (the encoder and its settings) has its own folder. It holds shards: files with the vectors of some thousands
+of texts and a hash of each text. A shard is written once and never changed. So a run that is killed loses at most the
+shard that it was computing, and a run with more texts encodes only the new ones.
 """
 
 import hashlib
@@ -20,48 +20,62 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..common.console import say
+from ..common.errors import first_line
 from ..processing_t5fusion import T5FusionProcessor
 
-SHARD = 8192  # texts: with MiniLM on two CPU cores, about a minute's work
-SAID_EVERY = 10**9  # bytes of kept vectors
+SHARD = 8192  # texts: about a minute's work with MiniLM on two CPU cores
+REPORT_EVERY = 10**9  # bytes: the user is told of the cache each time that it has grown by so much
 UNUSABLE = (OSError, SafetensorError, ValueError, KeyError)  # what a damaged file or a full disk raises
 
 
 def cache_folder() -> Path:
-    """Where vectors are kept between runs: `$T5FUSION_CACHE`, else `t5fusion` in the user's cache folder."""
+    """Return the folder of the cache: in `$T5FUSION_CACHE` if that is set, otherwise in the user's cache folder."""
     if own := os.environ.get("T5FUSION_CACHE"):
         return Path(own) / "vectors"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t5fusion" / "vectors"
 
 
-def encode_kept(texts: Sequence[str], processor: T5FusionProcessor, say: Callable[[str], None]) -> torch.Tensor:
-    """`processor.encode` of distinct texts, float32 (texts, lexical_dim), in their order; and kept for the next run.
+def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
+    """Encode texts, each distinct one once: `processor.encode`, float32 (texts, lexical_dim)."""
+    return _encode_once(texts, processor.encode)
 
-    What is not kept yet is encoded in shards of `SHARD` texts, in their order. The last bits of a vector depend on the
-    texts that are encoded together with it. So a vector is that of `processor.encode` of its shard to the bit, and of
-    any other call to rounding; once it is kept, every later run gets it to the bit.
 
-    Args:
-        say: is told, once for each, what cannot be read or kept, and when what is kept has grown by a GB.
+def encode_cached(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
+    """Encode texts as `encode_distinct` does, reading from the cache and adding to it.
+
+    Texts that the cache lacks are encoded in shards of `SHARD`, in their order. The last bits of a vector depend on the
+    texts that are encoded with it, so a vector is exactly that of `processor.encode` of its shard, and that of other
+    calls up to rounding. Once a vector is in the cache, every run gets exactly that one.
     """
-    kept = _kept_in(cache_folder() / _recipe_hash(processor))
-    found: dict[str, np.ndarray] = {}
-    with kept.locked(say):
-        found |= kept.read(texts, say)
-        missing = [text for text in texts if text not in found]
+    return _encode_once(texts, lambda distinct: _read_or_encode(distinct, processor, say))
+
+
+def _encode_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
+    distinct = list(dict.fromkeys(texts))
+    vectors = encode(distinct)
+    index_of = {text: index for index, text in enumerate(distinct)}
+    return vectors[[index_of[text] for text in texts]]
+
+
+def _read_or_encode(texts: Sequence[str], processor: T5FusionProcessor, say: Callable[[str], None]) -> torch.Tensor:
+    """Return the vectors of distinct texts in their order, float32 (texts, lexical_dim); `say` reports problems."""
+    cache = _cache_in(cache_folder() / _recipe_hash(processor))
+    with cache.locked(say):
+        vectors = cache.read(texts, say)
+        missing = [text for text in texts if text not in vectors]
         for start in range(0, len(missing), SHARD):
-            shard = missing[start : start + SHARD]
-            vectors = processor.encode(shard, show_progress_bar=True).numpy()
-            kept.add(shard, vectors, say)
-            found |= zip(shard, vectors, strict=True)
-    return torch.from_numpy(np.stack([found[text] for text in texts]))
+            shard_texts = missing[start : start + SHARD]
+            shard_vectors = processor.encode(shard_texts, show_progress_bar=True).numpy()
+            cache.add(shard_texts, shard_vectors, say)
+            vectors |= zip(shard_texts, shard_vectors, strict=True)
+    return torch.from_numpy(np.stack([vectors[text] for text in texts]))
 
 
 def _recipe_hash(processor: T5FusionProcessor) -> str:
     recipe = [processor.lexical_encoder, processor.lexical_encoder_revision, processor.normalize]
     recipe += [processor.lexical_dtype, processor.lexical_max_tokens, processor.lexical_dim]
     folder = Path(processor.lexical_encoder or "")
-    if processor.lexical_encoder and folder.is_dir():  # it may hold another encoder tomorrow
+    if processor.lexical_encoder and folder.is_dir():  # a local folder may hold another encoder tomorrow
         stats = [(file, file.stat()) for file in sorted(folder.rglob("*"))]
         recipe += [[str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
@@ -71,145 +85,126 @@ def _text_hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
-class KeptVectors:
+class VectorCache:
     """The shards of one recipe.
 
     Args:
-        folder: of the shards. It need not exist, and may be such that nothing can be written there: then nothing is
-            kept.
+        folder: The folder of the shards. It need not exist. If nothing can be written there, nothing is cached.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.places: dict[bytes, tuple[Path, int]] = {}  # by a text's hash, its shard and the row there
-        self.known: set[Path] = set()  # shards whose hashes are in `places`
+        self.locations: dict[bytes, tuple[Path, int]] = {}  # hash of a text -> its shard, and its row there
+        self.shards: set[Path] = set()  # shards whose hashes are in `locations`
         self.writable = True
 
     @contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Of several processes one encodes; the others wait, and find it done."""
+        """Lock the recipe in this context. Another process waits, and then reads what this one has cached."""
         lock = FileLock(self.folder.with_suffix(".lock"))
         self.writable = True
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except OSError as error:
-            self._cannot_keep(error, say)
+            self._stop_writing(error, say)
         try:
             yield
         finally:
             lock.release()
 
     def read(self, texts: Sequence[str], say: Callable[[str], None]) -> dict[str, np.ndarray]:
-        """The vectors of those of `texts` that are kept."""
+        """Return the cached vectors of `texts`, float32 (lexical_dim,), by text. Texts without one are left out."""
         self._refresh(say)
-        wanted: dict[Path, list[tuple[str, int]]] = {}
+        rows_by_shard: dict[Path, list[tuple[str, int]]] = {}
         for text in texts:
-            if place := self.places.get(_text_hash(text)):
-                wanted.setdefault(place[0], []).append((text, place[1]))
-        found: dict[str, np.ndarray] = {}
-        for shard, rows in wanted.items():
+            if location := self.locations.get(_text_hash(text)):
+                rows_by_shard.setdefault(location[0], []).append((text, location[1]))
+        vectors: dict[str, np.ndarray] = {}
+        for shard, rows in rows_by_shard.items():
             try:
-                vectors = _read_shard(shard)
+                shard_vectors = _read_shard(shard)
             except UNUSABLE as error:
-                self._throw_away(shard, error, say)
+                self._delete_damaged(shard, error, say)
             else:
-                found |= {text: vectors[row] for text, row in rows}
-        return found
+                vectors |= {text: shard_vectors[row] for text, row in rows}
+        return vectors
 
     def add(self, texts: Sequence[str], vectors: np.ndarray, say: Callable[[str], None]) -> None:
-        """Writes a shard, whole or not at all. What cannot be written is not kept."""
+        """Write a shard, completely or not at all. If it cannot be written, the vectors are not cached."""
         if not self.writable:
             return
         hashes = np.frombuffer(b"".join(map(_text_hash, texts)), dtype=np.uint8).reshape(-1, 16)
         vectors = np.ascontiguousarray(vectors)
         shard = self.folder / f"{hashlib.sha256(hashes.tobytes()).hexdigest()[:32]}.safetensors"
-        unfinished = self.folder / "unfinished"  # one at a time, and a killed process's is written over
+        unfinished = self.folder / "unfinished"  # always this name, so that a killed process's is written over
         try:
             save_file({"hashes": hashes, "vectors": vectors}, unfinished, metadata={"sha256": _digest(hashes, vectors)})
             unfinished.replace(shard)
         except UNUSABLE as error:
             unfinished.unlink(missing_ok=True)
-            self._cannot_keep(error, say)
+            self._stop_writing(error, say)
             return
-        self._know(shard, hashes)
-        kept = sum(file.stat().st_size for file in cache_folder().rglob("*.safetensors"))
-        if kept // SAID_EVERY > (kept - shard.stat().st_size) // SAID_EVERY:
-            say(f"{kept / 1e9:.1f} GB of vectors are kept in {cache_folder()}; the folder may be emptied at any time.")
+        self._index(shard, hashes)
+        size = sum(file.stat().st_size for file in cache_folder().rglob("*.safetensors"))
+        if size // REPORT_EVERY > (size - shard.stat().st_size) // REPORT_EVERY:
+            say(f"The cache in {cache_folder()} holds {size / 1e9:.1f} GB of vectors. You may empty it at any time.")
 
     def _refresh(self, say: Callable[[str], None]) -> None:
-        """Looks for shards that were added, or deleted, since the last call."""
+        """Index shards that were added since the last call, and forget those that were deleted."""
         shards = set(self.folder.glob("*.safetensors"))
-        if self.known - shards:
-            self.places, self.known = {}, set()
-        for shard in sorted(shards - self.known):
+        if self.shards - shards:
+            self.locations, self.shards = {}, set()
+        for shard in sorted(shards - self.shards):
             try:
                 with safe_open(shard, "numpy") as file:
                     hashes = file.get_tensor("hashes")
                 if hashes.ndim != 2 or hashes.shape[1] != 16:
                     raise ValueError(f"its hashes have the shape {hashes.shape}")
             except UNUSABLE as error:
-                self._throw_away(shard, error, say)
+                self._delete_damaged(shard, error, say)
             else:
-                self._know(shard, hashes)
+                self._index(shard, hashes)
 
-    def _know(self, shard: Path, hashes: np.ndarray) -> None:
-        self.places |= {row.tobytes(): (shard, index) for index, row in enumerate(hashes)}
-        self.known.add(shard)
+    def _index(self, shard: Path, hashes: np.ndarray) -> None:
+        self.locations |= {row.tobytes(): (shard, index) for index, row in enumerate(hashes)}
+        self.shards.add(shard)
 
-    def _throw_away(self, shard: Path, error: Exception, say: Callable[[str], None]) -> None:
-        say(f"{shard} is damaged ({_first_line(error)}): it is thrown away, and its vectors are made again.")
-        self.places = {text: place for text, place in self.places.items() if place[0] != shard}
-        self.known.discard(shard)
+    def _delete_damaged(self, shard: Path, error: Exception, say: Callable[[str], None]) -> None:
+        say(f"{shard} is damaged ({first_line(error)}). It is deleted, and its vectors are computed again.")
+        self.locations = {text: location for text, location in self.locations.items() if location[0] != shard}
+        self.shards.discard(shard)
         try:
             shard.unlink(missing_ok=True)
         except OSError as denied:
-            self._cannot_keep(denied, say)
+            self._stop_writing(denied, say)
 
-    def _cannot_keep(self, error: Exception, say: Callable[[str], None]) -> None:
+    def _stop_writing(self, error: Exception, say: Callable[[str], None]) -> None:
         if self.writable:
-            say(f"vectors cannot be kept for the next run in {self.folder.parent} ({_first_line(error)}). Going on.")
+            say(
+                f"Vectors cannot be cached in {self.folder.parent} ({first_line(error)}). This run continues, and the "
+                "next one encodes them again."
+            )
         self.writable = False
 
 
 @lru_cache(maxsize=8)
-def _kept_in(folder: Path) -> KeptVectors:
-    return KeptVectors(folder)
+def _cache_in(folder: Path) -> VectorCache:
+    return VectorCache(folder)
 
 
 def _read_shard(shard: Path) -> np.ndarray:
-    """The vectors of a shard, float32 (texts, dim).
+    """Return the vectors of a shard, float32 (texts, lexical_dim).
 
     Raises:
-        OSError, SafetensorError, ValueError, KeyError: it is damaged.
+        OSError, SafetensorError, ValueError, KeyError: the shard is damaged.
     """
     with safe_open(shard, "numpy") as file:
         hashes, vectors = file.get_tensor("hashes"), file.get_tensor("vectors")
         if (file.metadata() or {}).get("sha256") != _digest(hashes, vectors):
-            raise ValueError("its bytes are not those that were written")
+            raise ValueError("its checksum is wrong")
     return vectors
 
 
 def _digest(hashes: np.ndarray, vectors: np.ndarray) -> str:
     return hashlib.sha256(hashes.tobytes() + vectors.tobytes()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
-    """`processor.encode`, float32 (texts, dim): each distinct text once."""
-    return _each_once(texts, processor.encode)
-
-
-def encode_cached(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
-    """`encode_distinct`, and kept on disk for the next run, as `kept_vectors.encode_kept` says."""
-    return _each_once(texts, lambda distinct: encode_kept(distinct, processor, say))
-
-
-def _each_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
-    distinct = list(dict.fromkeys(texts))
-    vectors = encode(distinct)
-    place = {text: index for index, text in enumerate(distinct)}
-    return vectors[[place[text] for text in texts]]

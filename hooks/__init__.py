@@ -1,14 +1,38 @@
-"""What `import t5fusion` changes in PEFT and in the Trainer, for fused models only.
+"""What `import t5fusion` changes in PEFT and in transformers, and how to switch it off.
 
-`peft_hook` lets the fusion layer train with every adapter, `trainer_hook` starts it and reports at the end of training,
-and `push_hook` puts code and config beside an adapter that the Trainer or PEFT pushes. Each says how to switch it off.
+| what is changed | why | switch |
+| --- | --- | --- |
+| `BaseTuner.inject_adapter` | a new adapter trains and saves the fusion layer | PEFT |
+| `PeftConfig.from_pretrained` | marks a config that was read, so that nothing is added to a saved adapter | PEFT |
+| `PeftModel.__init__` | an adapter on a fused model gets the class in `adapter_class.py` | PEFT, PUSH |
+| the Trainer's default callbacks: `FusionCallback` | starts the fusion layer, and reports useless vectors | TRAINER |
+| the Trainer's default callbacks: `PushCallback` | a pushed adapter loads without this package | PUSH |
+| `AutoPeftModel*.from_pretrained` | its error for an adapter that was not pushed says what to type | PUSH |
+
+All of them act on fused models only, and leave other models to PEFT and the Trainer. The switches are the environment
+variables T5FUSION_PEFT_HOOK, T5FUSION_TRAINER_HOOK and T5FUSION_PUSH_HOOK. With a switch at 0 before `import t5fusion`,
+nothing in its rows is changed (`PeftModel.__init__` needs both at 0). With a switch set to 0 later, the hooks do
+nothing.
+
+These entry points cannot live on the model itself. PEFT asks a model for nothing when it puts an adapter on
+(docs/upstream/layers_that_train_with_an_adapter.py), and the Trainer passes its data set to callbacks only. Everything
+that can live on an instance does: saving, pushing and the model card are methods of `adapter_class.FusedAdapter`.
+
+Apart from these hooks, `import t5fusion` registers the model type "t5_fusion" with transformers' Auto classes, and
+gives it the row of "t5" in each of PEFT's tables of target modules.
 """
 
-from . import peft_hook, push_hook, trainer_hook
+from . import adapter_class, peft_hook, push_hook, trainer_hook
+from .switches import PEFT, PUSH, TRAINER, is_on
 
 
 def register() -> None:
-    """Install all three, once."""
-    peft_hook.register()
-    trainer_hook.register()
-    push_hook.register()
+    """Install the hooks whose switch is on, once."""
+    if is_on(PEFT):
+        peft_hook.register()
+    if is_on(TRAINER):
+        trainer_hook.register()
+    if is_on(PUSH):
+        push_hook.register()
+    if is_on(PEFT) or is_on(PUSH):
+        adapter_class.register()

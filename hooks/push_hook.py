@@ -1,8 +1,13 @@
-"""An adapter on a plain T5 that the Trainer or PEFT pushes becomes its own base: code and config go beside it.
+"""An adapter that the Trainer or PEFT pushes loads in one line, where t5fusion is not installed.
 
-PEFT writes into an adapter what its base was built from, and of a plain T5 of the Hub nobody builds a fused one without
-this package. So here, as in a bundle, the repository that is pushed to is named, which then says how to build it. (A
-base that is fused already, and on the Hub, needs nothing of this, and stays named.)
+PEFT names the base model in an adapter's config. By the name of a plain T5, a reader gets the plain T5 and loses the
+fusion layer. So the config names the repository that the adapter is pushed to, and the code and the config that build
+the fused model go there with it, as in a bundle. An adapter on a fused model that is on the Hub already needs none of
+this: its base model stays named.
+
+T5FUSION_PUSH_HOOK=0 switches all of this off. PEFT then writes a card that names "T5WithFusion(ID@COMMIT)" as the base
+model, and the Hub refuses a push of it by the Trainer. `trainer.remove_callback(PushCallback)` leaves the card as it is
+with the hook, and pushes no code.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,45 +26,50 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..common.remote_code import write_code
 from ..modeling_t5fusion import T5WithFusion
 from ..naming_t5fusion import NOT_PUSHED, UNPUSHED_BASE, FusedName
+from .switches import PUSH, is_on
 
-OF_BASE = "base_model:"  # begins the tags by which the Hub knows what a model is based on
+BASE_TAG = "base_model:"  # prefix of the Hub's tags for what a model is based on
 
 
-def fused_beneath(model) -> T5WithFusion | None:
-    """The fused model beneath an adapter, made of a plain T5 of the Hub; None for any other model."""
+def base_to_push_with(model) -> T5WithFusion | None:
+    """Return the fused model beneath an adapter, if its code has to be pushed too.
+
+    None for models without an adapter, for other models, and where the base model is in a local folder, which no reader
+    of the Hub could load.
+    """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(base, T5WithFusion) or not getattr(model, "peft_config", None):
+    if not is_on(PUSH) or not isinstance(base, T5WithFusion) or not getattr(model, "peft_config", None):
         return None
-    return base if FusedName.parse(base.name_or_path).commit else None  # a folder's has none, nor readers
+    return base if FusedName.parse(base.name_or_path).commit else None  # a local folder has no commit
 
 
-@cache  # the Hub does not like to be asked at each save
+@cache  # the Hub limits how often it may be asked, and every save needs the answer
 def full_id(name: str, token: str | bool | None) -> str:
-    """OWNER/NAME of a repository; one without an owner is the token's."""
+    """Return a repository's id as OWNER/NAME. Without an owner, it belongs to the owner of the token."""
     return name if "/" in name else f"{whoami(token=token)['name']}/{name}"
 
 
-class OwnBaseCallback(TrainerCallback):
-    """Of `Trainer(push_to_hub=True)`; `trainer.remove_callback(OwnBaseCallback)` takes it away."""
+class PushCallback(TrainerCallback):
+    """Prepares the adapter of a `Trainer(push_to_hub=True)`. `trainer.remove_callback(PushCallback)` removes it."""
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
         if args.push_to_hub:
-            self.name_base(args, state, model)
+            self.name_repository(args, state, model)
 
-    on_train_begin = on_init_end  # a search of hyperparameters makes its models anew
+    on_train_begin = on_init_end  # a hyperparameter search builds its models after the Trainer
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if args.push_to_hub and checkpoint.is_dir() and (base := self.name_base(args, state, model)) is not None:
-            write_code(base, checkpoint)  # it is loaded from here without the Hub
+        if args.push_to_hub and checkpoint.is_dir() and (base := self.name_repository(args, state, model)) is not None:
+            write_code(base, checkpoint)  # so that it also loads from here, without the Hub
 
     def on_push_begin(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
-        if (base := self.name_base(args, state, model)) is not None:
+        if (base := self.name_repository(args, state, model)) is not None:
             write_code(base, Path(args.output_dir))
 
-    def name_base(self, args: TrainingArguments, state: TrainerState, model) -> T5WithFusion | None:
-        """Tells the adapters that their base is the repository that is pushed to; returns that base, if it can be."""
-        base = fused_beneath(model) if state.is_world_process_zero else None
+    def name_repository(self, args: TrainingArguments, state: TrainerState, model) -> T5WithFusion | None:
+        """Name the repository that is pushed to as the adapters' base model. Return the fused model beneath them."""
+        base = base_to_push_with(model) if state.is_world_process_zero else None
         if base is not None:
             repository = full_id(args.hub_model_id or Path(args.output_dir).absolute().name, args.hub_token)
             for adapter in model.peft_config.values():
@@ -67,23 +77,18 @@ class OwnBaseCallback(TrainerCallback):
         return base
 
 
-def with_its_base(push: Callable) -> Callable:
-    """`push_to_hub` of a class whose models may be adapters."""
-
-    @wraps(push)
-    def push_to_hub(self, repo_id, *args, **kwargs):
-        base = fused_beneath(self)
-        if base is None:
-            return push(self, repo_id, *args, **kwargs)
-        with saved_with_its_base(self, base, full_id(repo_id, kwargs.get("token"))):
-            return push(self, repo_id, *args, **kwargs)
-
-    return push_to_hub
+def push_with_code(model, push: Callable, repo_id: str, *args, **kwargs):
+    """Call `push(repo_id, ...)`, the `push_to_hub` of a model with an adapter, so that it takes the code with it."""
+    base = base_to_push_with(model)
+    if base is None:
+        return push(repo_id, *args, **kwargs)
+    with _saving_code(model, base, full_id(repo_id, kwargs.get("token"))):
+        return push(repo_id, *args, **kwargs)
 
 
 @contextmanager
-def saved_with_its_base(model, base: T5WithFusion, repository: str) -> Iterator[None]:
-    """Meanwhile, `model.save_pretrained` names that repository as the adapters' base, and writes code and config."""
+def _saving_code(model, base: T5WithFusion, repository: str) -> Iterator[None]:
+    """In this context, `model.save_pretrained` names `repository` as the base model and writes code and config."""
     names = {name: adapter.base_model_name_or_path for name, adapter in model.peft_config.items()}
     save = model.save_pretrained
 
@@ -102,39 +107,26 @@ def saved_with_its_base(model, base: T5WithFusion, repository: str) -> Iterator[
             adapter.base_model_name_or_path = names[name]
 
 
-def with_its_base_named(write: Callable) -> Callable:
-    """`create_or_update_model_card` of PEFT, which the Trainer calls as well, for cards that the Hub takes."""
+def name_base_in_card(file: Path, model: T5WithFusion, earlier_base: str | list[str] | None) -> None:
+    """Replace the base model that PEFT wrote into a card by the id of the T5 beneath, or by nothing.
 
-    @wraps(write)
-    def create_or_update_model_card(self, output_dir, *args, **kwargs):
-        file = Path(output_dir) / "README.md"
-        earlier = ModelCard.load(file).data.base_model if file.exists() else None
-        write(self, output_dir, *args, **kwargs)
-        if isinstance(self.get_base_model(), T5WithFusion):
-            name_base(file, self.get_base_model(), earlier)
-
-    return create_or_update_model_card
-
-
-def name_base(file: Path, model: T5WithFusion, earlier: str | list[str] | None) -> None:
-    """Names in a card, which PEFT has written, the T5 beneath the adapter by its id on the Hub, or else nothing.
-
-    PEFT writes what its base was built from: a path, or "T5WithFusion(ID@COMMIT)". The Hub refuses a card with either.
+    PEFT writes a path, or "T5WithFusion(ID@COMMIT)". The Hub refuses a card with either.
 
     Args:
-        earlier: the base that the card named before, which stays where there is no id.
+        earlier_base: The base model that the card named before PEFT wrote it. It stays where the T5 has no id.
     """
     card = ModelCard.load(file)
-    name = FusedName.parse(model.name_or_path).plain
-    is_id = is_hub_id(str(name))
-    card.data.base_model = name if is_id else earlier if isinstance(earlier, str) and is_hub_id(earlier) else None
-    tags = [tag for tag in card.data.tags or [] if not tag.startswith(OF_BASE)]
-    card.data.tags = sorted([*tags, f"{OF_BASE}adapter:{name}"] if is_id else tags) or None
+    name = FusedName.parse(model.name_or_path).base_model
+    has_id = is_hub_id(str(name))
+    kept_base = earlier_base if isinstance(earlier_base, str) and is_hub_id(earlier_base) else None
+    card.data.base_model = name if has_id else kept_base
+    tags = [tag for tag in card.data.tags or [] if not tag.startswith(BASE_TAG)]
+    card.data.tags = sorted([*tags, f"{BASE_TAG}adapter:{name}"] if has_id else tags) or None
     card.save(file)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be that of a repository, and is no folder here."""
+    """Return whether a name may be a repository's id and is not a local folder."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -142,8 +134,16 @@ def is_hub_id(name: str) -> bool:
     return not Path(name).is_dir()
 
 
-def with_a_hint(load: Callable) -> Callable:
-    """`from_pretrained` of PEFT's Auto classes, whose error over an adapter that was not pushed says what to type."""
+def _wrap_push(push: Callable) -> Callable:
+    @wraps(push)
+    def push_to_hub(self, repo_id, *args, **kwargs):
+        return push_with_code(self, push.__get__(self), repo_id, *args, **kwargs)
+
+    return push_to_hub
+
+
+def _wrap_auto(load: Callable) -> Callable:
+    """Wrap `from_pretrained` of PEFT's Auto classes: its error for an adapter that was not pushed says what to type."""
 
     @wraps(load)
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -151,31 +151,29 @@ def with_a_hint(load: Callable) -> Callable:
             return load(cls, pretrained_model_name_or_path, *args, **kwargs)
         except (OSError, ValueError) as error:
             folder = Path(pretrained_model_name_or_path)
-            if not is_unpushed(folder):
+            if not is_on(PUSH) or not is_unpushed(folder):
                 raise
             raise OSError(
-                f"{cls.__name__} loads an adapter's base from the Hub by its name, and the adapter in {folder} is "
-                f'{NOT_PUSHED}. Type T5WithFusion.from_pretrained("{folder}") for base and adapter in one; to go on '
-                f'training, PeftModel.from_pretrained(T5WithFusion(BASE), "{folder}", is_trainable=True), BASE being '
-                "the T5 that it was trained on; or push it first."
+                f"{cls.__name__} loads an adapter's base model from the Hub by its name, and the adapter in {folder} "
+                f'is {NOT_PUSHED}. Type T5WithFusion.from_pretrained("{folder}") to load both. To continue training, '
+                f'type PeftModel.from_pretrained(T5WithFusion(BASE), "{folder}", is_trainable=True), where BASE is the '
+                "T5 that the adapter was trained on. Or push the adapter first."
             ) from error
 
     return from_pretrained
 
 
 def is_unpushed(folder: Path) -> bool:
-    """Whether a folder holds an adapter of ours whose base no Auto class can find by its name."""
+    """Return whether a folder holds an adapter on a fused model whose base model no Auto class can load by name."""
     if not (folder / "adapter_config.json").is_file():
         return False
     name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    return name == UNPUSHED_BASE or FusedName.parse(name).plain != name
+    return name == UNPUSHED_BASE or FusedName.parse(name).base_model != name
 
 
 def register() -> None:
-    """Every Trainer that is made from now on has the callback; PEFT, which asks nobody when it pushes, is wrapped."""
-    if OwnBaseCallback not in trainer.DEFAULT_CALLBACKS:
-        trainer.DEFAULT_CALLBACKS.append(OwnBaseCallback)
-        _BaseAutoPeftModel.from_pretrained = classmethod(with_a_hint(_BaseAutoPeftModel.from_pretrained.__func__))
-        PeftModel.create_or_update_model_card = with_its_base_named(PeftModel.create_or_update_model_card)
-        for kind in (PeftModel, T5WithFusion):
-            kind.push_to_hub = with_its_base(kind.push_to_hub)
+    """Add the callback to every Trainer made from now on; wrap `push_to_hub` of our class, and PEFT's Auto classes."""
+    if PushCallback not in trainer.DEFAULT_CALLBACKS:
+        trainer.DEFAULT_CALLBACKS.append(PushCallback)
+        _BaseAutoPeftModel.from_pretrained = classmethod(_wrap_auto(_BaseAutoPeftModel.from_pretrained.__func__))
+        T5WithFusion.push_to_hub = _wrap_push(T5WithFusion.push_to_hub)  # for adapters that transformers put on

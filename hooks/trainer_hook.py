@@ -1,10 +1,10 @@
-"""What t5fusion does in every `Trainer`, for fused models only: a start for the fusion layer, and a word at the end.
+"""In every `Trainer`, for fused models only: start the fusion layer, and report if the vectors brought nothing.
 
-`import t5fusion` puts `FusionCallback` among the Trainer's default callbacks. `trainer.remove_callback(FusionCallback)`
-takes it away; the environment variable T5FUSION_TRAINER_HOOK=0 switches it off.
+`import t5fusion` puts `FusionCallback` among the Trainer's default callbacks: a callback is the only thing to which the
+Trainer shows its data. `trainer.remove_callback(FusionCallback)` removes it from one Trainer, and the environment
+variable T5FUSION_TRAINER_HOOK=0 switches it off.
 """
 
-import os
 import sys
 from itertools import islice
 from typing import Any
@@ -16,17 +16,18 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments, train
 
 from ..common.losses import Losses, losses_of, paired_bootstrap
 from ..modeling_t5fusion import T5WithFusion, initial_projection
+from .switches import TRAINER, is_on
 
-SWITCH = "T5FUSION_TRAINER_HOOK"
-ROWS_OF_START = 20_000  # rows that are read for the start: more of them change little, and take long
-BATCHES_OF_END = 64  # held-out batches that are measured at the end
+START_ROWS = 20_000  # at most this many rows are read for the start; more take long and change little
+REPORT_BATCHES = 64  # at most this many held-out batches are measured for the report
 
 
 class FusionCallback(TrainerCallback):
-    """Starts a fusion layer that nobody has started, and says so where training made nothing of the vectors.
+    """Starts a fusion layer that still has its initial weights, and reports if training made no use of the vectors.
 
     Args:
-        start: whether it starts the fusion layer; `t5fusion train` has done that, or left it, as it was asked to.
+        start: Whether to start the fusion layer. `t5fusion train` passes False: it has started the layer already, or
+            was asked not to.
     """
 
     def __init__(self, start: bool = True):
@@ -34,14 +35,14 @@ class FusionCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state, control, model=None, train_dataloader=None, **kwargs):
         fused = fused_model(model) if self.start else None
-        if fused is not None and os.environ.get(SWITCH) != "0" and is_unstarted(fused):
-            rows = rows_to_start_from(train_dataloader)
+        if fused is not None and is_on(TRAINER) and has_initial_fusion(fused):
+            rows = start_rows(train_dataloader)
             if rows:
                 fused.fit_fusion(rows)
 
     def on_train_end(self, args, state: TrainerState, control, model=None, eval_dataloader=None, **kwargs):
         fused = fused_model(model)
-        if fused is None or eval_dataloader is None or os.environ.get(SWITCH) == "0":
+        if fused is None or eval_dataloader is None or not is_on(TRAINER):
             return
         if any(type(parameter) is not torch.nn.Parameter for parameter in fused.parameters()):  # shards, under FSDP
             return
@@ -60,17 +61,17 @@ class FusionCallback(TrainerCallback):
 
 
 def fused_model(model) -> T5WithFusion | None:
-    """The fused model in what a Trainer trains: by itself, beneath an adapter, or wrapped for several processes."""
+    """Return the fused model in what a Trainer trains: bare, beneath an adapter, or wrapped for several processes."""
     model = getattr(model, "module", model)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return base if isinstance(base, T5WithFusion) else None
 
 
-def is_unstarted(model: T5WithFusion) -> bool:
-    """Whether the fusion layer will train, and still has the weights that it was built with."""
+def has_initial_fusion(model: T5WithFusion) -> bool:
+    """Return whether the fusion layer will train, and still has its initial weights."""
     try:
         fusion = model.fusion_to_fit()
-    except ValueError:  # the adapter does not hold it
+    except ValueError:  # the adapter does not hold the layer
         return False
     weight = getattr(fusion.projection, "weight", None)
     if type(weight) is not torch.nn.Parameter or not weight.requires_grad or weight.numel() == 0:
@@ -78,37 +79,37 @@ def is_unstarted(model: T5WithFusion) -> bool:
     return torch.equal(weight.detach().float().cpu(), initial_projection(weight.shape).to(weight.dtype).float())
 
 
-def rows_to_start_from(loader: DataLoader | None) -> list[dict]:
-    """Rows that have a vector and labels, spread over the training set; none where they cannot be told.
+def start_rows(loader: DataLoader | None) -> list[dict]:
+    """Return rows with a vector and labels, spread over the training set. The list is empty for a streamed set.
 
-    Every process reads the same rows, since its `dataset` is the whole set.
+    Every process reads the same rows, because the loader's `dataset` is the whole set.
     """
     dataset: Any = getattr(loader, "dataset", None)
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         return []
-    step = max(1, -(-len(dataset) // ROWS_OF_START))
+    step = max(1, -(-len(dataset) // START_ROWS))
     rows = (dataset[index] for index in range(0, len(dataset), step))
     return [row for row in rows if isinstance(row, dict) and row.get("lexical_embeds") is not None and "labels" in row]
 
 
 @torch.no_grad()
 def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
-    """The losses of held-out rows with their own vectors, and each with the vector of the row before it.
+    """Return the losses of held-out rows with their own vectors, and with the vector of the row before.
 
-    Rows without a vector, and batches of one row, do not count.
+    Rows without a vector, and batches of a single row, are left out.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     own, other = [], []
-    for batch in islice(batches, BATCHES_OF_END):
+    for batch in islice(batches, REPORT_BATCHES):
         vectors = batch.get("lexical_embeds") if hasattr(batch, "get") else None
         if vectors is None or batch.get("labels") is None or len(vectors) < 2:
             continue
         batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
         vectors = batch["lexical_embeds"]
-        given = (vectors != 0).flatten(1).any(1)
+        has_vector = (vectors != 0).flatten(1).any(1)
         one_each = vectors.dim() == 2 or vectors.shape[1] == 1
-        if not one_each or not bool(given.all()):  # another row's vectors would not fit the placeholders
+        if not one_each or not bool(has_vector.all()):  # another row's vectors would not fit the placeholders
             continue
         own.append(losses_of(model, batch))
         other.append(losses_of(model, batch | {"lexical_embeds": vectors.roll(1, 0)}))
@@ -117,6 +118,6 @@ def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
 
 
 def register() -> None:
-    """Put the callback among those that every Trainer made from now on has."""
+    """Add the callback to the Trainer's defaults, once. Every Trainer made from now on has it."""
     if FusionCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(FusionCallback)

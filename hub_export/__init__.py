@@ -1,0 +1,36 @@
+"""Export a trained model as a bundle, verify the bundle, and push it to the Hub.
+
+    from t5fusion.hub_export import export, push
+
+    export("runs/files", "bundles/describer")
+    push("bundles/describer", "me/describer")
+
+- `export` writes a bundle: a folder that anyone can load with transformers and peft.
+- `verify` reloads a bundle as a reader would, and compares its outputs with those of the trained model.
+- `push` verifies a bundle, and sends it to the Hub in one commit.
+- `OnnxT5WithFusion` runs the ONNX graphs of a bundle, if it was exported with `format="onnx"`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bundle import export
+    from .onnx_model import OnnxT5WithFusion
+    from .upload import push
+    from .verification import verify
+
+__all__ = ["OnnxT5WithFusion", "export", "push", "verify"]
+
+MODULES = {"OnnxT5WithFusion": "onnx_model", "export": "bundle", "push": "upload", "verify": "verification"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that the command line starts without all of them."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The T5 beneath an adapter: what it was trained on, what its readers will get, and whether they are the same."""
+"""Choose the base model: the one that an adapter was trained on, and the one that readers of its bundle will get."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,34 +12,39 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import find_adapter_config_file
 
 from ..common.base_models import base_error, base_folder
-from ..common.run_folder import read_record
-from ..common.saved_files import check_numbers, read_json, told
-from ..loading_t5fusion import base_in, commit_of
+from ..common.run_folder import RunFolder
+from ..common.saved_files import check_numbers, one_sentence_errors
+from ..loading_t5fusion import commit_of
 from ..modeling_t5fusion import T5WithFusion
-from ..naming_t5fusion import EMBEDDED, was_embedded
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A plain T5, or a fused one that is untuned: a Hub id, at a revision, or a folder."""
+class BaseModel:
+    """A base model, or an untuned fused model: a Hub id at a revision, or a folder."""
 
     name: str
     revision: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "Backbone":
-        """Of `ID`, `ID@REVISION`, a folder, or "tiny_t5"."""
+    def parse(cls, text: str) -> "BaseModel":
+        """Return the model that `ID`, `ID@REVISION`, a folder, or "tiny_t5" names."""
         if Path(text).is_dir():
             return cls(base_folder(text))
         name, _, revision = text.partition("@")
         return cls(base_folder(name), revision or None)
+
+    @classmethod
+    def beneath(cls, run: RunFolder) -> "BaseModel | None":
+        """Return the base model that a run folder names, or None."""
+        named = run.trained_on
+        return None if named is None else cls(base_folder(named.base_model), named.commit)
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a path, of this machine or (no longer there) of another, and not a Hub id."""
+        """Whether the name is a path and not a Hub id; the folder need not exist on this machine."""
         try:
             validate_repo_id(self.name)
         except HFValidationError:
@@ -47,34 +52,41 @@ class Backbone:
         return Path(self.name).is_dir()
 
     def load(self, **options) -> T5WithFusion:
-        """The fused model on it, untuned.
+        """Load it as an untuned fused model.
+
+        Args:
+            **options: Keywords of `T5WithFusion`.
 
         Raises:
-            OSError: it cannot be had. ValueError: it holds an adapter, or weights that are not numbers.
+            OSError: It cannot be loaded.
+            ValueError: It holds an adapter, or weights that are not numbers.
         """
         try:
-            with told(f"the base {self}"):
+            with one_sentence_errors(f"the base model {self}"):
                 model = T5WithFusion(self.name, revision=self.revision or "main", **options)
         except OSError as error:
             raise base_error(str(self), error) from error
         if getattr(model, "peft_config", None):
-            raise ValueError(f"{self} holds an adapter of its own. Name the T5 beneath it with --backbone ID.")
+            raise ValueError(f"{self} holds an adapter of its own. Name the T5 beneath it with --base-model ID.")
         check_numbers(model.state_dict().items(), str(self))
         return model
 
-    def beneath(self) -> "Backbone":
-        """The T5 that an adapter stands on which is its own base, as `push` and the Trainer make it; else itself."""
-        hub = {"revision": self.revision or "main"}
+    def without_adapter(self) -> "BaseModel":
+        """Return the base model beneath, if this is a repository with an adapter and its code; otherwise this one.
+
+        `push` and the Trainer make such repositories: their adapter names the repository itself as its base.
+        """
+        hub_kwargs = {"revision": self.revision or "main"}
         try:
-            config, _ = PretrainedConfig.get_config_dict(self.name, **hub)
-            if config.get("backbone") and find_adapter_config_file(self.name, **hub) is not None:
-                return Backbone(config["backbone"], config.get("backbone_revision"))
+            config, _ = PretrainedConfig.get_config_dict(self.name, **hub_kwargs)
+            if config.get("backbone") and find_adapter_config_file(self.name, **hub_kwargs) is not None:
+                return BaseModel(config["backbone"], config.get("backbone_revision"))
         except OSError as error:
             raise base_error(str(self), error) from error
         return self
 
-    def pinned(self) -> "Backbone":
-        """At the commit that its revision is now; a folder stays as it is."""
+    def pinned(self) -> "BaseModel":
+        """Return it with the commit that its revision names now; a folder stays as it is."""
         if self.is_folder:
             return self
         try:
@@ -83,90 +95,87 @@ class Backbone:
             raise base_error(str(self), error) from error
 
 
-def trained_on(source: Path) -> Backbone | None:
-    """What the adapter in `source` was trained on, as far as it says."""
-    record = read_record(source)
-    if (source / "config.json").exists():  # saved beside the adapter, as in a bundle
-        config = read_json(source / "config.json")
-        if config.get("backbone"):
-            return Backbone(base_folder(config["backbone"]), config.get("backbone_revision"))
-    if record.get("options", {}).get("base") == "tiny_t5":  # wherever it is now
-        return Backbone(base_folder("tiny_t5"))
-    with told(f"the adapter in {source}"):
-        base = base_in(read_json(source / "adapter_config.json"))
-    if base.plain and was_embedded(base.plain, source):
-        return Backbone(base_folder(EMBEDDED))
-    return Backbone(base_folder(base.plain), base.commit) if base.plain else None
-
-
-def choose(source: Path, given: str | None, needed: bool, say) -> tuple[Backbone, Backbone | None]:
-    """What the adapter in `source` was trained on, and what its readers will get, both pinned.
+def choose_base(run: RunFolder, given: str | None, needed: bool, say) -> tuple[BaseModel, BaseModel | None]:
+    """Return the base model that an adapter was trained on and the one that readers will get, both pinned to a commit.
 
     Args:
-        given: `--backbone`, or None for what it was trained on.
-        needed: whether readers need one of the Hub, since the bundle holds no base weights. Else it may be None.
-        say: is told what cannot be checked.
+        run: The folder with the adapter.
+        given: The user's `--base-model`, or None for the base model that the adapter was trained on.
+        needed: Whether the bundle carries no base weights, so that readers need a base model on the Hub. Otherwise the
+            second of the pair may be None.
+        say: Function that gets a line about each assumption that cannot be checked.
 
     Raises:
-        ValueError: there is no telling what it was trained on, or what readers would get is not on a Hub.
-        OSError: the backbone cannot be loaded.
+        ValueError: No file names the base model of the training, or readers cannot load theirs from the Hub.
+        OSError: A base model cannot be loaded.
     """
-    trained = trained_on(source)
-    published = Backbone.parse(given) if given else trained
+    trained = BaseModel.beneath(run)
+    published = BaseModel.parse(given) if given else trained
     if published is None:
-        raise ValueError(f"{source} does not name the base it was trained on. Give it with --backbone ID.")
+        raise ValueError(f"{run} does not name the base model it was trained on. Name it with --base-model ID.")
     if trained is None:
-        say(f"{source} does not name the base it was trained on: {published} is taken for it.")
+        say(f"{run} does not name the base model it was trained on. Assumed: {published}.")
         trained = published
     if not trained.is_folder:
-        trained = trained.beneath()
+        trained = trained.without_adapter()
         published = published if given else trained
     elif not Path(trained.name).is_dir():
         if not given:
             raise ValueError(
-                f"the base that the adapter was trained on, {trained}, is not there. Put it back, or name its like on "
-                "the Hub with --backbone ID."
+                f"the base model that the adapter was trained on, {trained}, is not there. Put the folder back, or "
+                "name the same model on the Hub with --base-model ID."
             )
-        say(f"the base that the adapter was trained on, {trained}, is not there: {published} is taken for the same.")
+        say(f"the base model of the training, {trained}, is not there. Assumed to be the same: {published}.")
         trained = published
     if published.is_folder and needed:
         raise ValueError(
-            f"the backbone is a folder of this machine, {published}, which readers have not. Name its like on the Hub "
-            "with --backbone ID, or ship its weights as well with --kind standalone."
+            f"the base model is a folder of this machine, {published}, which readers do not have. Name the same model "
+            "on the Hub with --base-model ID, or include its weights with --kind standalone."
         )
     if trained.revision is None and not trained.is_folder and published.name == trained.name:
         if published.revision is None:
             check_unambiguous(published)
-        trained = published  # the user says which of its commits it was
+        trained = published  # The user's revision, if any, says which commit the training used.
     return trained.pinned(), None if published.is_folder else published.pinned()
 
 
-def check_unambiguous(backbone: Backbone) -> None:
-    """ValueError if the Hub's cache holds other weights of the same name: training may have seen those."""
-    here = backbone.pinned().revision
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=backbone.name, repo_type="model") / "snapshots"
+def check_unambiguous(base_model: BaseModel) -> None:
+    """Check that the Hub's cache holds no other weights under the same name, since training may have used those.
+
+    Raises:
+        ValueError: The cache holds another commit with other weights.
+    """
+    current = base_model.pinned().revision
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=base_model.name, repo_type="model") / "snapshots"
+    # In the cache, each file is a link to a blob that is named by its digest.
     weights = {
         commit.name: sorted(file.resolve().name for file in commit.glob("*") if file.suffix in (".safetensors", ".bin"))
         for commit in folder.glob("*")
-    }  # in the cache, a file is a link to its digest
+    }
     others = [
-        commit for commit, files in weights.items() if files and commit != here and files != weights.get(str(here))
+        commit
+        for commit, files in weights.items()
+        if files and commit != current and files != weights.get(str(current))
     ]
     if others:
         raise ValueError(
-            f"{backbone.name} has changed: it is now at {here}, and the cache also holds {', '.join(sorted(others))}, "
-            f"with other weights, which the adapter may have been trained on. Say which: --backbone {backbone.name}"
-            "@COMMIT."
+            f"{base_model.name} has changed: it is now at {current}, and the cache also holds "
+            f"{', '.join(sorted(others))}, with other weights, which the adapter may have been trained on. Name the "
+            f"right one: --base-model {base_model.name}@COMMIT."
         )
 
 
-def check_same(trained: T5WithFusion, published: T5WithFusion, names: tuple[Backbone, Backbone]) -> None:
-    """ValueError if the untuned models on both differ in any weight."""
+def check_same(trained: T5WithFusion, published: T5WithFusion, names: tuple[BaseModel, BaseModel]) -> None:
+    """Check that two untuned models have the same weights.
+
+    Raises:
+        ValueError: A weight differs.
+    """
     ours, theirs = trained.state_dict(), published.state_dict()
     differing = [key for key in ours.keys() | theirs.keys() if key not in ours or key not in theirs]
     differing += [key for key in ours.keys() & theirs.keys() if not torch.equal(ours[key].float(), theirs[key].float())]
     if differing:
         raise ValueError(
             f"the adapter was trained on {names[0]}, and {names[1]} is another model: {len(differing)} weights differ, "
-            f"{min(differing)} is one. Name the backbone that it was trained on, or use --kind standalone."
+            f"for example {min(differing)}. Name the base model that it was trained on, or use --kind standalone."
         )

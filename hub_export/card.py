@@ -1,62 +1,60 @@
-"""The model card of a bundle: `model_card.md`, filled in with what the run recorded, and what the user made of it.
+"""The model card of a bundle: `model_card.md`, filled in with what a run recorded, and kept as the user edits it.
 
-What is not recorded is left out, and nothing of the author's machine gets in. What the user changes outside of the
-markers (`<!-- t5fusion:load --> ... <!-- /t5fusion:load -->`), and in the metadata, survives the next export.
+The card leaves out what is not recorded, and names nothing of the author's machine. An export rewrites only the
+sections between markers (`<!-- t5fusion:load --> ... <!-- /t5fusion:load -->`). What the user writes outside of them,
+or changes in the metadata, survives the next export.
 """
 
 import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import RepoCard
 from huggingface_hub.utils import validate_repo_id
 
-from ..common.run_folder import RECORD
-from ..common.saved_files import read_json
-from ..finetune.evaluation import EVALUATION
+from ..common.run_folder import RunFolder
 from ..finetune.files import FILE_KINDS
-from ..naming_t5fusion import FusedName
-from ..tiny_t5 import PATH as TINY_T5
+from .kinds import Kind
 from .onnx_graphs import ENCODER
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 CARD = "README.md"
-# what of a card depends on the evaluation alone
+# The parts of a card that depend only on the evaluation.
 OF_EVALUATION = {"sections": ("results", "limits"), "fields": ("metrics", "widget", "model-index")}
-PLACEHOLDER, REVISION = "REPO_ID", "COMMIT"  # stand for the repository's id, and what to pin, until `name_repository`
+PLACEHOLDER, REVISION = "REPO_ID", "COMMIT"  # stand for the repository and what to pin, until `name_repository`
 MARKER = re.compile(r"<!--\s*(/?)t5fusion:([a-z]+)\s*-->")
 DIGEST = re.compile(r"([\w-]+)=([0-9a-f]{8})\b")
-TASK = "text-generation"  # where the Hub has put text2text-generation, once a task of its own
+TASK = "text-generation"  # The Hub once had the task text2text-generation, and has moved its models here.
 SCORES = {"loss": "loss", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "chrf": "chrF"}
-Kind = Literal["adapter", "standalone", "merged", "base"]
 
 
 def make_card(
     bundle: Path,
-    source: Path,
+    run: RunFolder,
     kind: Kind,
     repo_id: str | None = None,
     previous: str | None = None,
     evaluated: Path | None = None,
 ) -> str:
-    """The whole text of the bundle's README.md.
+    """Return the whole text of a bundle's README.md.
 
     Args:
-        bundle: holds config.json, processor_config.json and, if there is an adapter, adapter_config.json.
-        source: what training wrote; training.json, evaluation.json and adapter_config.json are read where they are.
-        repo_id: what the load lines name; None for a placeholder, which the card explains.
-        previous: the card of an earlier export. Its sections are written anew and those deleted stay deleted; all else
-            in it stays, and so does metadata that the user added, changed or took out.
-        evaluated: the folder of evaluation.json; None for `source`.
+        bundle: Folder with config.json, processor_config.json and, if there is an adapter, adapter_config.json.
+        run: The run folder that was exported. The card describes its record, evaluation and adapter config.
+        kind: The kind of the bundle.
+        repo_id: The repository that the load lines name. None gives a placeholder, which the card explains.
+        previous: The card of an earlier export. Its sections are rewritten, except those that the user deleted. All
+            other text stays, and so does metadata that the user added, changed or deleted.
+        evaluated: Folder whose evaluation.json is used instead of the one in the run folder.
 
     Raises:
-        ValueError: `previous` has a broken marker or unreadable metadata, or `repo_id` is no id.
+        ValueError: `previous` has a broken marker or unreadable metadata, or `repo_id` is no valid id.
     """
-    facts = read_facts(bundle, source, kind, evaluated or source)
+    facts = read_facts(RunFolder(bundle), run, kind, run if evaluated is None else RunFolder(evaluated))
     data = make_metadata(facts)
     digests = " ".join(f"{name}={_digest(value)}" for name, value in data.to_dict().items())
     card = ModelCard.from_template(data, template_path=str(TEMPLATE), placeholder=PLACEHOLDER, digests=digests, **facts)
@@ -67,61 +65,67 @@ def make_card(
 
 
 def name_repository(card: str, repo_id: str, revision: str = REVISION) -> str:
-    """The card with load lines that name `repo_id`, whatever they named before; as it is if they were deleted.
+    """Return the card with load lines that name a repository, whatever they named before.
 
     Args:
-        revision: what the card tells readers to pin, a tag.
+        card: The text of a card. If the user deleted its load lines, it is returned unchanged.
+        repo_id: The repository.
+        revision: The tag that the card advises readers to pin.
 
     Raises:
-        ValueError: `repo_id` is no id of the Hub, or the card has a broken marker.
+        ValueError: `repo_id` is no valid id on the Hub, or the card has a broken marker.
     """
     validate_repo_id(repo_id)
-    place = find_sections(card).get("load", slice(0, 0))
-    text = card[place]
-    named = re.search(r'from_pretrained\("([^"]+)"', text)
-    if named is not None:
+    section = find_sections(card).get("load", slice(0, 0))
+    text = card[section]
+    loaded = re.search(r'from_pretrained\("([^"]+)"', text)
+    if loaded is not None:
         for quote in '"`':
-            text = text.replace(f"{quote}{named[1]}{quote}", f"{quote}{repo_id}{quote}")
+            text = text.replace(f"{quote}{loaded[1]}{quote}", f"{quote}{repo_id}{quote}")
     text = re.sub(r'revision="[^"]*"', f'revision="{revision}"', text)
-    return card[: place.start] + text + card[place.stop :]
+    return card[: section.start] + text + card[section.stop :]
 
 
 def with_evaluation(bundle: Path, kind: Kind) -> str:
-    """The card of a bundle, filled in with the evaluation.json that lies beside it; all else in the card stays.
+    """Return the card of a bundle, filled in from the evaluation.json beside it; the rest of the card stays.
 
-    What training recorded is not in a bundle, so the other sections cannot be written again from it.
+    A bundle does not hold training.json, so the other sections cannot be written again from it.
 
     Raises:
-        ValueError: the card has a broken marker or unreadable metadata.
+        ValueError: The card has a broken marker or unreadable metadata.
     """
-    card = make_card(bundle, bundle, kind)
+    card = make_card(bundle, RunFolder(bundle), kind)
     if not (bundle / CARD).exists():
         return card
     previous = (bundle / CARD).read_text(encoding="utf-8")
     new, old = RepoCard(card), read_card(previous)
-    for name, place in reversed(find_sections(new.text).items()):
+    for name, section in reversed(find_sections(new.text).items()):
         if name not in (*OF_EVALUATION["sections"], "metadata"):
             kept = old.text[find_sections(old.text).get(name, slice(0, 0))]
-            new.text = new.text[: place.start] + kept + new.text[place.stop :]
+            new.text = new.text[: section.start] + kept + new.text[section.stop :]
     fields = {name: value for name, value in old.data.to_dict().items() if name not in OF_EVALUATION["fields"]}
     digests = {name: value for name, value in digests_of(old.text).items() if name not in OF_EVALUATION["fields"]}
     for name, value in new.data.to_dict().items():
         if name in OF_EVALUATION["fields"]:
             fields[name], digests[name] = value, _digest(value)
-    place = find_sections(new.text)["metadata"]
+    section = find_sections(new.text)["metadata"]
     names = dict.fromkeys([*new.data.to_dict(), *digests])  # in the order in which an export writes them
     listed = " ".join(f"{name}={digests[name]}" for name in names if name in digests)
-    told = re.sub(rf"({DIGEST.pattern}\s*)+", f"{listed} ", new.text[place])
-    new.text = new.text[: place.start] + told + new.text[place.stop :]
+    metadata = re.sub(rf"({DIGEST.pattern}\s*)+", f"{listed} ", new.text[section])
+    new.text = new.text[: section.start] + metadata + new.text[section.stop :]
     new.data = CardData(**fields)
     return keep_changes(str(new), previous)
 
 
 def read_card(text: str) -> RepoCard:
-    """A card; ValueError where its metadata cannot be read."""
+    """Parse a card.
+
+    Raises:
+        ValueError: Its metadata cannot be read.
+    """
     try:
         return RepoCard(text.replace("\r\n", "\n"))
-    except Exception as error:  # of many kinds: of the YAML's scanner, parser and constructor
+    except Exception as error:  # The scanner, parser and constructor of YAML each raise a type of their own.
         cause = " ".join(str(error).split())
         raise ValueError(
             f"the card's metadata cannot be read ({cause}). Mend it, between the two lines ---."
@@ -129,52 +133,53 @@ def read_card(text: str) -> RepoCard:
 
 
 def digests_of(text: str) -> dict[str, str]:
-    """The digest of each field of the metadata as it was generated, by the field's name."""
+    """Return the digest of each metadata field as it was generated, by the field's name."""
     return dict(DIGEST.findall(text[find_sections(text).get("metadata", slice(0, 0))]))
 
 
 def keep_changes(card: str, previous: str) -> str:
-    """`previous` with the sections of `card`, and with its metadata where the user has not changed them."""
+    """Return `previous` with the sections of `card`, and with its metadata except where the user changed it."""
     new, old = RepoCard(card), read_card(previous)
-    sections, fresh = find_sections(old.text), find_sections(new.text)
+    old_sections, new_sections = find_sections(old.text), find_sections(new.text)
     digests = digests_of(old.text)
-    for name in reversed(sections):  # from the end, so that the places before it stay right
-        if name in fresh:
-            old.text = old.text[: sections[name].start] + new.text[fresh[name]] + old.text[sections[name].stop :]
-    found, made = old.data.to_dict(), new.data.to_dict()
-    ours = {name: value for name, value in made.items() if name in found or name not in digests}
-    theirs = {name: value for name, value in found.items() if _digest(value) != digests.get(name)}
-    merged = ours | theirs
-    old.data = CardData(**{name: merged[name] for name in dict.fromkeys([*found, *made]) if name in merged})
+    for name in reversed(old_sections):  # From the end, so that the positions before it stay right.
+        if name in new_sections:
+            section = old_sections[name]
+            old.text = old.text[: section.start] + new.text[new_sections[name]] + old.text[section.stop :]
+    before, generated = old.data.to_dict(), new.data.to_dict()
+    updated = {name: value for name, value in generated.items() if name in before or name not in digests}
+    changed_by_user = {name: value for name, value in before.items() if _digest(value) != digests.get(name)}
+    merged = updated | changed_by_user
+    old.data = CardData(**{name: merged[name] for name in dict.fromkeys([*before, *generated]) if name in merged})
     return str(old)
 
 
 def find_sections(card: str) -> dict[str, slice]:
-    """Where each generated section is, by its name: what stands between its markers.
+    """Return where each generated section is, by its name: the text between its markers.
 
     Raises:
-        ValueError: a marker has no partner, or is within another section, or there twice.
+        ValueError: A marker has no partner, lies within another section, or occurs twice.
     """
-    found: dict[str, slice] = {}
+    sections: dict[str, slice] = {}
     opened = None
     for marker in MARKER.finditer(card):
         closes, name = marker.groups()
         if closes and opened is not None and opened[2] == name:
-            found[name] = slice(opened.end(), marker.start())
+            sections[name] = slice(opened.end(), marker.start())
             opened = None
-        elif not closes and opened is None and name not in found:
+        elif not closes and opened is None and name not in sections:
             opened = marker
         else:
             raise _broken(marker if closes or opened is None else opened)
     if opened is not None:
         raise _broken(opened)
-    return found
+    return sections
 
 
 def hub_id(name: str | None, source: Path) -> str | None:
-    """`name` if it is that of a repository on the Hub, "owner/name"; None for a file or folder.
+    """Return `name` if it is the id of a repository on the Hub, "owner/name"; None if it is a file or a folder.
 
-    A relative path looks like an id. It starts from where training ran, which is most likely a folder above `source`.
+    A relative path looks like an id. It is relative to where training ran, most likely a folder above `source`.
     """
     if name is None or "/" not in name or Path(name).suffix in FILE_KINDS:
         return None
@@ -185,44 +190,39 @@ def hub_id(name: str | None, source: Path) -> str | None:
     return None if any((folder / name).exists() for folder in (Path(), *source.resolve().parents)) else name
 
 
-def read_facts(bundle: Path, source: Path, kind: str, evaluated: Path) -> dict[str, Any]:
-    """What the template is filled in with; None or empty where nothing is recorded."""
-    config, recipe = _read(bundle / "config.json"), _read(bundle / "processor_config.json")
-    record, evaluation, adapter = (
-        {} if kind == "base" else _read(folder / name)
-        for folder, name in ((source, RECORD), (evaluated, EVALUATION), (source, "adapter_config.json"))
-    )
-    named = FusedName.parse(adapter.get("base_model_name_or_path")).plain
-    bases = {record.get("options", {}).get("base"), config.get("backbone"), named}
-    bases |= {str(source)} if kind == "base" else set()
-    embedded = not bases.isdisjoint({"tiny_t5", TINY_T5})
-    backbone = None if embedded else hub_id(config.get("backbone"), source)
+def read_facts(bundle: RunFolder, run: RunFolder, kind: Kind, evaluated: RunFolder) -> dict[str, Any]:
+    """Return the values that the template is filled in with; None or empty if nothing is recorded."""
+    config, recipe = bundle.model_config, bundle.processor_config
+    trained = kind != "fused"
+    record, evaluation = (run.record, evaluated.evaluation) if trained else ({}, {})
+    embedded = run.is_on_embedded_base or bundle.is_on_embedded_base if trained else run.is_embedded_base
+    base_model = None if embedded else hub_id(config.get("backbone"), run.path)
     return {
         "kind": kind,
         "embedded": embedded,
-        "backbone": backbone,
-        "title": f"{'tiny_t5' if embedded else (backbone or 'T5').rpartition('/')[2]} with lexical vectors",
+        "base_model": base_model,
+        "title": f"{'tiny_t5' if embedded else (base_model or 'T5').rpartition('/')[2]} with lexical vectors",
         "revision": config.get("backbone_revision"),
         "recipe": recipe,
-        "encoder": hub_id(encoder_id(recipe["lexical_encoder"]), source),
+        "encoder": hub_id(encoder_id(recipe["lexical_encoder"]), run.path),
         "prompt": json.dumps(recipe["template"], ensure_ascii=False),
-        "has_adapter": (bundle / "adapter_config.json").exists(),
-        "has_graphs": (bundle / ENCODER).exists(),
-        "adapter": adapter,
+        "has_adapter": bundle.has_adapter,
+        "has_graphs": (bundle.path / ENCODER).exists(),
+        "adapter": run.adapter_config if trained else {},
         "record": record,
-        "trained_on": hub_id(record.get("data"), source),
+        "trained_on": hub_id(record.get("data"), run.path),
         "evaluation": evaluation,
-        "evaluated_on": hub_id(evaluation.get("data"), source),
+        "evaluated_on": hub_id(evaluation.get("data"), run.path),
     }
 
 
 def encoder_id(name: str | None) -> str | None:
-    """The encoder's id as sentence-transformers completes it: a bare name is one of its own models."""
+    """Return the full id of an encoder: sentence-transformers takes a bare name for one of its own models."""
     return name if name is None or "/" in name else f"sentence-transformers/{name}"
 
 
 def make_metadata(facts: dict[str, Any]) -> ModelCardData:
-    """The card's metadata; what is not known is not in it, and the user may add it."""
+    """Return the card's metadata. Unknown fields are left out, and the user may add them."""
     evaluation, peft_type = facts["evaluation"], facts["adapter"].get("peft_type")
     measures = evaluation.get("measures", {}).get("true", {})
     results = [
@@ -241,13 +241,13 @@ def make_metadata(facts: dict[str, Any]) -> ModelCardData:
     kinds = [*([peft_type.lower()] if peft_type else []), *(["onnx"] if facts["has_graphs"] else [])]
     samples = [{"text": row["text"], "output": {"text": row["output"]}} for row in evaluation.get("samples", [])]
     return ModelCardData(
-        base_model=facts["backbone"],
+        base_model=facts["base_model"],
         library_name="peft" if facts["has_adapter"] else "transformers",
         pipeline_tag=TASK,
         tags=["t5fusion", "text2text-generation", "transformers", *kinds],
         datasets=[facts["trained_on"]] if facts["trained_on"] else None,
         metrics=["rouge", "chrf"] if "chrf" in measures else None,
-        inference=False,  # the Hub's own does not run code of a repository
+        inference=False,  # The Hub's own inference runs no code of a repository.
         widget=samples or None,
         model_name=facts["title"] if results else None,
         eval_results=results or None,
@@ -257,13 +257,10 @@ def make_metadata(facts: dict[str, Any]) -> ModelCardData:
 def _broken(marker: re.Match) -> ValueError:
     return ValueError(
         f"the card's marker {marker[0]} has no partner of its own: expected each section once, between its marker and "
-        f"the same with a slash. Put back what is missing, or delete the section with both, and it stays away."
+        "the same marker with a slash. Put back what is missing, or delete both markers and the text between them: the "
+        "section then stays away."
     )
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def _read(file: Path) -> dict:
-    return read_json(file) if file.exists() else {}

@@ -1,15 +1,17 @@
-"""A fused model as ONNX graphs: write them, run them with onnxruntime, and compare them with a bundle's reference.
+"""Write a fused model as ONNX graphs.
 
-Two graphs, all weights in fp32, an adapter folded in; sizes in words are dynamic, `vectors` and `past` may be 0:
+There are two graphs. All weights are fp32, with an adapter folded in. The sizes that are named here are dynamic, and
+`vectors` and `past` may be 0.
 
-- encoder_model.onnx: `input_ids`, `attention_mask` int64 (batch, length) and `lexical_embeds` float32 (batch, vectors,
-  lexical_dim) -> `last_hidden_state` (batch, length, d_model) and the keys and values that the decoder's layers attend
-  to, `present.N.encoder.key` and `.value`, each (batch, heads, length, d_kv).
-- decoder_with_past_model.onnx: `input_ids` int64 (batch, new), `encoder_attention_mask` (batch, length), the encoder's
-  keys and values as `past_key_values.N.encoder.*` and those of the tokens before as `past_key_values.N.decoder.*`, each
-  (batch, heads, past, d_kv) -> `logits` (batch, new, vocabulary) and `present.N.decoder.*`, `past + new` long.
+- encoder_model.onnx: `input_ids` and `attention_mask`, int64 (batch, length), and `lexical_embeds`, float32 (batch,
+  vectors, lexical_dim) -> `last_hidden_state` (batch, length, d_model), and the keys and values that the decoder's
+  layers attend to, `present.N.encoder.key` and `.value`, each (batch, heads, length, d_kv).
+- decoder_with_past_model.onnx: `input_ids`, int64 (batch, new), `encoder_attention_mask` (batch, length), the encoder's
+  keys and values as `past_key_values.N.encoder.*`, and those of the earlier tokens as `past_key_values.N.decoder.*`,
+  each (batch, heads, past, d_kv) -> `logits` (batch, new, vocabulary) and `present.N.decoder.*`, `past + new` long.
 
-Names are those of optimum. Its two decoders are one here, since the encoder makes what the first of them is there for.
+The names follow optimum. Optimum has two decoders, and here one is enough, because the encoder's graph computes
+the keys and values that optimum's first decoder would.
 """
 
 import logging
@@ -32,24 +34,28 @@ from ..modeling_t5fusion import T5WithFusion
 from . import reader_check
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_with_past_model.onnx"
-LOGITS = "onnx_reference.safetensors"  # what torch makes of the bundle's reference, in fp32 whatever the model is in
-DATA = "_data"  # ends the name of the file beside a graph that holds its weights, where one file would be too large
-LARGEST = 2**31 - 2**24  # bytes of weights in one file: a protobuf, graph and all, ends at 2 GiB
-NOWHERE = 2**31  # an index that no vector has
+LOGITS = "onnx_reference.safetensors"  # torch's logits in fp32 for the inputs of the bundle's reference
+DATA = "_data"  # suffix of the file beside a graph that holds its weights, if one file would be too large
+LARGEST = 2**31 - 2**24  # bytes of weights in one file: a protobuf with its graph may have 2 GiB
+OUT_OF_BOUNDS = 2**31  # an index that no vector has
 
 
 def need(*packages: str) -> None:
-    """ImportError, naming the extra, where one of the packages is not installed."""
+    """Check that packages are installed.
+
+    Raises:
+        ImportError: One is missing. The message names the extra that brings it.
+    """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ImportError(f"ONNX graphs need {' and '.join(missing)}: `pip install 't5fusion[onnx]'`.")
 
 
 class EncoderGraph(nn.Module):
-    """What encoder_model.onnx computes.
+    """The computation of encoder_model.onnx.
 
-    It raises nothing by itself, so vectors and placeholders that disagree become an index that is out of bounds, at
-    which onnxruntime stops: a graph that went on would leave vectors out in silence.
+    A graph cannot raise errors. If vectors and placeholders disagree, it computes an index that is out of bounds, where
+    onnxruntime stops. Otherwise it would leave out vectors silently.
     """
 
     def __init__(self, model: T5WithFusion):
@@ -60,29 +66,31 @@ class EncoderGraph(nn.Module):
     def forward(self, input_ids, attention_mask, lexical_embeds):
         embeds = self.embed(input_ids, lexical_embeds)
         hidden = self.encoder(inputs_embeds=embeds, attention_mask=attention_mask).last_hidden_state
-        kept = [
+        keys_and_values = [
             project(hidden).unflatten(-1, (attention.n_heads, attention.key_value_proj_dim)).transpose(1, 2)
             for attention in self.attentions
             for project in (attention.k, attention.v)
         ]
-        return hidden, *kept
+        return hidden, *keys_and_values
 
     def embed(self, input_ids, lexical_embeds):
-        """`LexicalEncoder.embed`, with an index for each place where that one looks at numbers."""
+        """Compute `LexicalEncoder.embed` by indices alone, because a graph cannot branch on numbers."""
         is_placeholder = input_ids == self.encoder.config.lexical_token_id
         tokens = self.encoder.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
-        lexical_embeds = nn.functional.pad(lexical_embeds, (0, 0, 1, 0))  # vector 0: what is before the first
+        lexical_embeds = nn.functional.pad(
+            lexical_embeds, (0, 0, 1, 0)
+        )  # Vector 0 stands for tokens before the first placeholder.
         order = is_placeholder.cumsum(1)
         used = ((lexical_embeds != 0).any(-1) * torch.arange(lexical_embeds.shape[1])).amax(1, keepdim=True)
-        order = order.masked_fill(used > order[:, -1:], NOWHERE)
+        order = order.masked_fill(used > order[:, -1:], OUT_OF_BOUNDS)
         vectors = self.encoder.fusion(lexical_embeds)
-        # not take_along_dim, whose sizes torch.export would fix to those of the example
+        # With take_along_dim, torch.export would fix the sizes of the example.
         in_place = vectors.gather(1, order.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))
         return torch.where(is_placeholder.unsqueeze(-1), in_place, tokens)
 
 
 class DecoderGraph(nn.Module):
-    """What decoder_with_past_model.onnx computes; `past` is a flat list, in the order of `past_names`."""
+    """The computation of decoder_with_past_model.onnx; `past` is a flat list, in the order of `past_names`."""
 
     def __init__(self, model: T5WithFusion):
         super().__init__()
@@ -90,7 +98,8 @@ class DecoderGraph(nn.Module):
 
     def forward(self, input_ids, encoder_attention_mask, past):
         cache = as_cache(past)
-        length = past[2][:, 0, :, :1]  # (batch, length, 1): of the encoder's states, which are not read, only the sizes
+        # (batch, length, 1): the model reads only the sizes of the encoder's states, since their keys are in the cache.
+        length = past[2][:, 0, :, :1]
         output = self.model(
             decoder_input_ids=input_ids,
             attention_mask=encoder_attention_mask,
@@ -102,45 +111,52 @@ class DecoderGraph(nn.Module):
 
 
 def past_names(layers: int, kinds=("decoder", "encoder"), stem: str = "past_key_values") -> list[str]:
-    """Names of the keys and values, layer by layer: by default all that the decoder takes."""
+    """Return the names of keys and values, layer by layer: by default of all that the decoder takes."""
     return [f"{stem}.{layer}.{kind}.{part}" for layer, kind, part in product(range(layers), kinds, ("key", "value"))]
 
 
 def as_cache(past: list[torch.Tensor]) -> EncoderDecoderCache:
-    """The cache of transformers that holds `past`, a tensor for each of `past_names`."""
+    """Return the cache of transformers that holds `past`, a tensor for each of `past_names`."""
     layers = [past[i : i + 4] for i in range(0, len(past), 4)]
     own, encoder = ([tuple(layer[part]) for layer in layers] for part in (slice(0, 2), slice(2, 4)))
     return EncoderDecoderCache(DynamicCache(own), DynamicCache(encoder))
 
 
 def write_graphs(folder: Path, model: T5WithFusion | PeftModel, reference: Path) -> None:
-    """Writes the two graphs, the same bytes for the same model, and what they are to make of the reference's inputs.
+    """Write the two graphs, and the logits that they should give for the reference's inputs.
+
+    The same model gives the same bytes.
 
     Args:
-        model: is in fp32, and without its adapter, thereafter.
-        reference: the bundle's reference.safetensors.
+        folder: Where to write.
+        model: The model. It is changed: cast to fp32, with its adapter folded in.
+        reference: The bundle's reference.safetensors.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        ValueError: the adapter is none that can be folded into weights.
+        ValueError: The adapter cannot be folded into weights.
     """
     need("onnx", "onnxscript")
-    import onnx
+    import onnx  # optional: the extra `onnx` brings it
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")  # nor need they be
+    with warnings.catch_warnings():  # Graphs do not need tied embeddings.
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
         model = fold(model.float()).eval()
     model.set_attn_implementation("eager")
     for graph, name in ((trace_encoder(model), ENCODER), (trace_decoder(model), DECODER)):
         save(graph, folder / name)
         onnx.checker.check_model(folder / name, full_check=True)
-    opened = reader_check.Reference(str(reference))
-    logits = reader_check.forced(model, opened.inputs, opened.tensors["written"])[..., opened.tensors["columns"]]
+    saved = reader_check.Reference(str(reference))
+    logits = reader_check.forced(model, saved.inputs, saved.tensors["written"])[..., saved.tensors["columns"]]
     save_file({"logits": logits.contiguous()}, folder / LOGITS)
 
 
 def fold(model: T5WithFusion | PeftModel) -> T5WithFusion:
-    """The model with its adapter, if it has one, folded into its weights; ValueError where that cannot be."""
+    """Return the model with its adapter, if it has one, folded into its weights.
+
+    Raises:
+        ValueError: The adapter is made of inputs, not of changes to weights.
+    """
     if not isinstance(model, PeftModel):
         return model
     if model.active_peft_config.is_prompt_learning:
@@ -152,7 +168,7 @@ def fold(model: T5WithFusion | PeftModel) -> T5WithFusion:
 
 
 def trace_encoder(model: T5WithFusion):
-    """encoder_model.onnx as an `onnx_ir.Model`."""
+    """Return encoder_model.onnx as an `onnx_ir.Model`."""
     ids, mask = (torch.ones(2, 7, dtype=torch.int64) for _ in range(2))
     rows = {0: "batch", 1: "length"}
     return trace(
@@ -164,7 +180,7 @@ def trace_encoder(model: T5WithFusion):
 
 
 def trace_decoder(model: T5WithFusion):
-    """decoder_with_past_model.onnx as an `onnx_ir.Model`."""
+    """Return decoder_with_past_model.onnx as an `onnx_ir.Model`."""
     layers, heads, width = model.config.num_decoder_layers, model.config.num_heads, model.config.d_kv
     lengths = {name: ("past", 5) if ".decoder." in name else ("length", 7) for name in past_names(layers)}
     past = {name: torch.zeros(2, heads, number, width) for name, (_, number) in lengths.items()}
@@ -178,13 +194,15 @@ def trace_decoder(model: T5WithFusion):
 
 
 def trace(module: nn.Module, inputs: dict[str, Any], shapes: list, outputs: list[str]):
-    """The module as an `onnx_ir.Model`, with nothing in it of where it was made.
+    """Return the module as an `onnx_ir.Model` without metadata, which would name files of this machine.
 
     Args:
-        inputs: an example of each argument; of one that is itself a dict, the names and what the list of them holds.
-        shapes: for each argument, the names of its dynamic dimensions.
+        module: The computation.
+        inputs: An example of each argument. A dict stands for an argument that is a list: it names its elements.
+        shapes: For each argument, the names of its dynamic dimensions.
+        outputs: The names of the outputs.
     """
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # optional: onnxscript brings it
 
     groups = {name: value if isinstance(value, dict) else {name: value} for name, value in inputs.items()}
     arguments = tuple(list(value.values()) if isinstance(value, dict) else value for value in inputs.values())
@@ -193,9 +211,9 @@ def trace(module: nn.Module, inputs: dict[str, Any], shapes: list, outputs: list
             module.eval(), arguments, dynamo=True, verbose=False, dynamic_shapes=tuple(shapes),
             input_names=[name for group in groups.values() for name in group], output_names=outputs,
         )  # fmt: skip
-    assert program is not None  # for the type checker: it is None for the exporter before dynamo
+    assert program is not None  # For the type checker: only the exporter before dynamo returns None.
     model = program.model
-    ClearMetadataAndDocStringPass()(model)  # of nodes: among it, the stack that each came from
+    ClearMetadataAndDocStringPass()(model)  # The metadata of a node holds the stack that it came from.
     values = [value for node in model.graph for value in node.outputs]
     for value in (*values, *model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
@@ -204,7 +222,7 @@ def trace(module: nn.Module, inputs: dict[str, Any], shapes: list, outputs: list
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Warnings of the exporter about itself are kept off the screen: names that are used twice, torchvision."""
+    """Silence the exporter's warnings about itself: names that are used twice, a missing torchvision."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -217,8 +235,8 @@ def quiet_exporter() -> Iterator[None]:
 
 
 def save(graph, file: Path) -> None:
-    """Writes an `onnx_ir.Model`, in one file if it fits in."""
-    import onnx_ir
+    """Write an `onnx_ir.Model`, in one file if its weights fit."""
+    import onnx_ir  # optional: onnxscript brings it
 
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
     onnx_ir.save(graph, file, external_data=f"{file.name}{DATA}" if size > LARGEST else None)

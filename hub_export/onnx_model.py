@@ -14,20 +14,23 @@ from ..modeling_t5fusion import check_placeholders, check_vectors
 from . import reader_check
 from .onnx_graphs import DATA, DECODER, ENCODER, LOGITS, as_cache, need, past_names
 
-BOUND = 1e-4  # of the largest logit: how far those of onnxruntime may lie from those of torch
+BOUND = 1e-4  # How far onnxruntime's logits may lie from torch's, relative to the largest logit.
 
 
 class OnnxT5WithFusion(PreTrainedModel, GenerationMixin):
-    """The graphs of a bundle, run by onnxruntime on the CPU; transformers' own `generate` drives them.
+    """The ONNX graphs of a bundle, run by onnxruntime on the CPU. It cannot be trained.
 
-    `model.generate(**processor(["app_config"]), num_beams=4)` as with the model itself. For inference alone.
+    `model.generate(**processor(["app_config"]), num_beams=4)` works as with the model itself: it is transformers' own.
 
     Args:
-        encoder, decoder: the `onnxruntime.InferenceSession` of each graph.
+        encoder: The `onnxruntime.InferenceSession` of encoder_model.onnx.
+        decoder: The `onnxruntime.InferenceSession` of decoder_with_past_model.onnx.
+        config: The model's config.
+        generation_config: The defaults of `generate`.
     """
 
     config_class = T5FusionConfig
-    device = torch.device("cpu")  # in place of those that weights would have
+    device = torch.device("cpu")  # transformers reads device and dtype from weights, and there are none here
     dtype = torch.float32
 
     def __init__(self, encoder, decoder, config: T5FusionConfig, generation_config: GenerationConfig):
@@ -37,19 +40,21 @@ class OnnxT5WithFusion(PreTrainedModel, GenerationMixin):
         self.generation_config = generation_config
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, session_options=None, **hub) -> "OnnxT5WithFusion":
-        """Loads the graphs of a folder or of a repository on the Hub.
+    def from_pretrained(cls, name: str | Path, session_options=None, **hub_kwargs) -> "OnnxT5WithFusion":
+        """Load the graphs of a folder or of a repository on the Hub.
 
         Args:
-            session_options: of onnxruntime, for both graphs.
-            **hub: `revision`, `token`, `cache_dir` and their like.
+            name: The folder, or the id of the repository.
+            session_options: `onnxruntime.SessionOptions` for both graphs.
+            **hub_kwargs: `revision`, `token`, `cache_dir`, ...
 
         Raises:
-            ImportError: onnxruntime is not installed. OSError: there are no graphs, or they cannot be had.
+            ImportError: onnxruntime is not installed.
+            OSError: There are no graphs, or the Hub cannot be reached.
         """
-        encoder, decoder = (open_session(name, file, session_options, hub) for file in (ENCODER, DECODER))
-        config = T5FusionConfig.from_pretrained(name, **hub)
-        return cls(encoder, decoder, config, GenerationConfig.from_pretrained(name, **hub))
+        encoder, decoder = (open_session(name, file, session_options, hub_kwargs) for file in (ENCODER, DECODER))
+        config = T5FusionConfig.from_pretrained(name, **hub_kwargs)
+        return cls(encoder, decoder, config, GenerationConfig.from_pretrained(name, **hub_kwargs))
 
     def get_encoder(self) -> "Encoder":
         return self.encoder
@@ -65,16 +70,23 @@ class OnnxT5WithFusion(PreTrainedModel, GenerationMixin):
         use_cache=None,
         return_dict=None,
     ) -> Seq2SeqLMOutput:
-        """`T5WithFusion.forward` by the graphs: `logits`, float32 (batch, new, vocabulary), and the cache.
+        """Compute `T5WithFusion.forward` with the graphs.
 
         Args:
-            input_ids, attention_mask, lexical_embeds: as there; not looked at, but for the mask, when `encoder_outputs`
-                are given.
-            decoder_input_ids: int64 (batch, new), the tokens that `past_key_values` do not hold yet.
-            use_cache, return_dict: `generate` gives them; there is always a cache, and it is always an output.
+            input_ids: int64 (batch, length), as in `T5WithFusion`. Not used if `encoder_outputs` are given.
+            attention_mask: int64 (batch, length), 1 for tokens and 0 for padding. Default: all 1.
+            decoder_input_ids: int64 (batch, new), the tokens that are not in `past_key_values` yet.
+            encoder_outputs: The outputs of `self.encoder`, if they are known.
+            past_key_values: The cache of the tokens before.
+            lexical_embeds: float (batch, vectors, dim), as in `T5WithFusion`. Not used if `encoder_outputs` are given.
+            use_cache: Ignored: there always is a cache.
+            return_dict: Ignored: the output always is a `Seq2SeqLMOutput`.
+
+        Returns:
+            `logits`, float32 (batch, new, vocabulary), and the cache.
 
         Raises:
-            ValueError: vectors and placeholders do not fit.
+            ValueError: Vectors and placeholders do not fit.
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, lexical_embeds)
@@ -92,15 +104,15 @@ class OnnxT5WithFusion(PreTrainedModel, GenerationMixin):
         return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
 
     def first_past(self, encoder_outputs: BaseModelOutput) -> list[torch.Tensor]:
-        """What the decoder takes at the first token: the encoder's keys and values, and none of its own."""
+        """Return the cache for the first token: the encoder's keys and values, and empty ones for the decoder."""
         rows, config = len(encoder_outputs.last_hidden_state), self.config
-        none = torch.zeros(rows, config.num_heads, 0, config.d_kv)
+        empty = torch.zeros(rows, config.num_heads, 0, config.d_kv)
         names = past_names(config.num_decoder_layers, stem="present")
-        return [none if ".decoder." in name else encoder_outputs[name] for name in names]
+        return [empty if ".decoder." in name else encoder_outputs[name] for name in names]
 
 
 class Encoder(nn.Module):
-    """encoder_model.onnx, which `generate` runs by itself before the decoder."""
+    """The graph encoder_model.onnx, which `generate` runs before the decoder."""
 
     main_input_name = "input_ids"
 
@@ -113,10 +125,10 @@ class Encoder(nn.Module):
         self, input_ids, attention_mask=None, lexical_embeds=None,
         output_attentions=None, output_hidden_states=None, return_dict=None,
     ) -> BaseModelOutput:  # fmt: skip
-        """`last_hidden_state`, and under their names in the graph the keys and values for the decoder.
+        """Return `last_hidden_state`, and the keys and values for the decoder under their names in the graph.
 
         Raises:
-            ValueError: vectors and placeholders do not fit; or the graph has no such outputs as are asked for.
+            ValueError: Vectors and placeholders do not fit, or attentions or hidden states are asked for.
         """
         if output_attentions or output_hidden_states:
             raise ValueError("the graphs have no output for attentions or hidden states. Ask the model itself.")
@@ -128,60 +140,70 @@ class Encoder(nn.Module):
         lexical_embeds = check_vectors(lexical_embeds, is_placeholder, self.config.lexical_dim).float()
         check_placeholders(is_placeholder, lexical_embeds, self.config.lexical_token_id)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "lexical_embeds": lexical_embeds}
-        hidden, *kept = run(self.session, inputs)
+        hidden, *keys_and_values = run(self.session, inputs)
         outputs = BaseModelOutput(last_hidden_state=hidden)
-        for name, tensor in zip(past_names(len(kept) // 2, ["encoder"], "present"), kept, strict=True):
-            outputs[name] = tensor  # `generate` repeats each of them for its beams
+        names = past_names(len(keys_and_values) // 2, ["encoder"], "present")
+        for name, tensor in zip(names, keys_and_values, strict=True):
+            outputs[name] = tensor  # An entry of its own, because `generate` repeats each entry for its beams.
         return outputs
 
 
-def open_session(name: str | Path, file: str, options, hub: dict):
-    """The `onnxruntime.InferenceSession` of a graph in a folder or on the Hub."""
-    need("onnxruntime")
-    import onnxruntime
+def open_session(name: str | Path, file: str, options, hub_kwargs: dict):
+    """Return the `onnxruntime.InferenceSession` of a graph in a folder or on the Hub.
 
-    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
-    if found is None:
+    Raises:
+        ImportError: onnxruntime is not installed.
+        OSError: There is no such graph.
+    """
+    need("onnxruntime")
+    import onnxruntime  # optional: the extra `onnx` brings it
+
+    graph = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    if graph is None:
         raise OSError(f"{name} holds no {file}. Write it with `t5fusion export --format onnx`.")
-    cached_file(
-        name, f"{file}{DATA}", _raise_exceptions_for_missing_entries=False, **hub
-    )  # which the session looks for
-    return onnxruntime.InferenceSession(found, options, ["CPUExecutionProvider"])
+    # Download the weights as well, if they are in a file of their own: the session looks for it beside the graph.
+    cached_file(name, f"{file}{DATA}", _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    return onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
 
 
 def run(session, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The outputs of a graph, in its order; tensors share their memory with onnxruntime wherever they can."""
+    """Return the outputs of a graph, in its order. Tensors share their memory with onnxruntime if they can."""
     arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
     return [torch.from_numpy(array) for array in session.run(None, arrays)]
 
 
 @torch.no_grad()
 def check_graphs(folder: Path, reference: Path) -> str:
-    """In what way the graphs of a bundle hold against what torch made of its reference: at once and token by token.
+    """Compare the graphs of a bundle with torch on its reference, with all tokens at once and token by token.
 
     Args:
-        folder: the bundle. reference: its reference.safetensors.
+        folder: The bundle.
+        reference: Its reference.safetensors.
+
+    Returns:
+        How close they are.
 
     Raises:
-        ImportError: onnxruntime is not installed. ValueError: they do not hold; or whatever onnxruntime raises.
+        ImportError: onnxruntime is not installed.
+        ValueError: The logits differ. (onnxruntime may raise errors of its own.)
     """
     need("onnxruntime")
-    import onnxruntime
+    import onnxruntime  # optional: the extra `onnx` brings it
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     model = OnnxT5WithFusion.from_pretrained(folder, options)
-    opened, expected = reader_check.Reference(str(reference)), load_file(folder / LOGITS)["logits"]
-    written, columns, mask = opened.tensors["written"], opened.tensors["columns"], opened.inputs["attention_mask"]
-    encoded, cache, by_token = model.encoder(**opened.inputs), None, []
+    saved, expected = reader_check.Reference(str(reference)), load_file(folder / LOGITS)["logits"]
+    written, columns, mask = saved.tensors["written"], saved.tensors["columns"], saved.inputs["attention_mask"]
+    encoded, cache, by_token = model.encoder(**saved.inputs), None, []
     for token in written.split(1, dim=1):
         step = model(attention_mask=mask, decoder_input_ids=token, encoder_outputs=encoded, past_key_values=cache)
         cache = step.past_key_values
         by_token.append(step.logits)
     at_once = model(attention_mask=mask, decoder_input_ids=written, encoder_outputs=encoded).logits
-    found = (at_once, torch.cat(by_token, dim=1))
-    apart = max(float((logits[..., columns] - expected).abs().max()) for logits in found)
+    both = (at_once, torch.cat(by_token, dim=1))
+    distance = max(float((logits[..., columns] - expected).abs().max()) for logits in both)
     bound = BOUND * float(expected.abs().max())
-    if not apart <= bound:  # NaN is not either
-        raise ValueError(f"logits lie {apart:.3g} apart, at most {bound:.3g} is to be expected: another model")
-    return f"within {bound:.2g} of torch in fp32 ({apart:.2g})"
+    if not distance <= bound:  # also if it is NaN
+        raise ValueError(f"logits lie {distance:.3g} apart, expected at most {bound:.3g}: it is another model")
+    return f"within {bound:.2g} of torch in fp32 ({distance:.2g})"

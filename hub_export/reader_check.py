@@ -1,7 +1,9 @@
-"""The doors that a reader may load a model by, each opened and compared with the reference that the model carries.
+"""Load a model by each loading path that a reader may use, and compare it with the reference that its bundle carries.
 
-It is run as a script, `python reader_check.py SPEC`, and needs torch, transformers and peft but not this package. SPEC
-is a JSON file (see `main`). The script prints one line of JSON for each door.
+This is a script, `python reader_check.py SPEC`. It needs torch, transformers and peft, but not this package. SPEC is a
+JSON file (see `main`). The script prints one line of JSON for each loading path.
+
+Functions import transformers and peft themselves, because `main` must hide this package before they are imported.
 """
 
 import contextlib
@@ -21,11 +23,11 @@ ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
 
 
 class Untried(Exception):
-    """A door needs what this machine has not, or cannot reach; nothing is known of the model."""
+    """A loading path needs something that this machine lacks or cannot reach, so it says nothing about the model."""
 
 
 class Hidden:
-    """An import finder that lets no one find this package."""
+    """An import finder that hides this package."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "t5fusion":
@@ -33,7 +35,7 @@ class Hidden:
 
 
 def environment() -> dict[str, str]:
-    """What the last bit of a product depends on: torch's build, the processor's type, the number of threads."""
+    """Return what the last bit of a product depends on: torch's build, the type of CPU, the number of threads."""
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
@@ -44,7 +46,10 @@ def environment() -> dict[str, str]:
 
 
 def align(model: Any) -> Any:
-    """Each weight in memory that torch has laid out: where a file's bytes lie changes the last bit of a product."""
+    """Move each weight to memory that torch has laid out, and return the model in evaluation mode.
+
+    Where a weight lies in its file changes the last bit of a product.
+    """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model.eval()
@@ -52,58 +57,62 @@ def align(model: Any) -> Any:
 
 @torch.no_grad()
 def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What greedy decoding writes, int64 (rows, length), and the logits of it, (rows, length, vocabulary)."""
-    for part in (model, model.get_encoder(), model.get_decoder()):  # 5.17 leaves the two as they were
-        part.set_attn_implementation("eager")  # the one whose last bits all releases of transformers agree in
+    """Return what greedy decoding writes, int64 (rows, length), and its logits, (rows, length, vocabulary)."""
+    for part in (model, model.get_encoder(), model.get_decoder()):  # transformers 5.17 does not reach the last two
+        part.set_attn_implementation("eager")  # All releases of transformers agree in the last bits of this one alone.
     written = model.generate(**inputs, max_new_tokens=12, do_sample=False, num_beams=1)
     return written, forced(model, inputs, written)
 
 
 @torch.no_grad()
 def forced(model: Any, inputs: dict[str, torch.Tensor], written: torch.Tensor) -> torch.Tensor:
-    """Logits along a text that is given, (rows, length, vocabulary)."""
+    """Return the logits along the given tokens, (rows, length, vocabulary)."""
     return model(**inputs, decoder_input_ids=written).logits
 
 
 def digest(logits: torch.Tensor) -> str:
-    """SHA-256 of the logits' bytes, as float32."""
+    """Return the SHA-256 of the logits' bytes, as float32."""
     return hashlib.sha256(logits.float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def tolerance(model: Any, largest: float) -> float:
-    """How far logits of size `largest` may lie apart on another processor.
+    """Return how far logits of size `largest` may lie apart on another CPU.
 
-    Each of the `layers` times `width` products that a logit sums up over is rounded to half a unit in the last place of
-    the dtype; the errors add up like a random walk, hence the root (Higham, Accuracy and Stability, 2002, 2.8).
+    A logit sums up `layers` times `width` products, each rounded to half a unit in the last place of the dtype. The
+    errors add up like a random walk, hence the root (Higham, Accuracy and Stability, 2002, 2.8).
     """
     config = model.config
     steps = (config.num_layers + config.num_decoder_layers) * config.d_model
     return torch.finfo(model.dtype).eps * steps**0.5 * largest
 
 
-class Doors:
-    """The doors to one model; each method opens one, and raises what transformers or peft raise where it is shut."""
+class LoadingPaths:
+    """The ways to load one model. Each method takes one, and raises what transformers or peft raise."""
 
     def __init__(self, spec: dict):
         self.name = spec["name"]
         self.has_adapter = spec["adapter"]
-        self.place = {"revision": spec["revision"]} if spec.get("revision") else {}
+        self.hub_kwargs = {"revision": spec["revision"]} if spec.get("revision") else {}
         self.dtype = {"dtype": getattr(torch, spec["dtype"])} if spec.get("dtype") else {}
-        self.backbone, self.backbone_revision = spec.get("backbone"), spec.get("backbone_revision")
-        self.base, self.other = spec.get("base"), spec.get("other") or self.name
+        self.base_model, self.base_revision = spec.get("base_model"), spec.get("base_revision")
+        self.fused_model = spec.get("fused_model")
+        self.second_adapter = spec.get("second_adapter") or self.name
         self.pushed = spec.get("pushed")
 
-    def load(self, auto, name=None, **place):
+    def load(self, auto, name=None, **hub_kwargs):
+        """Load by one of the Auto classes."""
         options = self.dtype if "Model" in auto.__name__ else {}
-        return auto.from_pretrained(name or self.name, trust_remote_code=True, **options, **(place or self.place))
+        return auto.from_pretrained(
+            name or self.name, trust_remote_code=True, **options, **(hub_kwargs or self.hub_kwargs)
+        )
 
-    def plain(self):
-        """`T5WithFusion("backbone")`, by the class that travels with the model."""
+    def untuned(self):
+        """Build `T5WithFusion("base model")`, by the class that travels with the model."""
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        fused = get_class_from_dynamic_module("modeling_t5fusion.T5WithFusion", self.name, **self.place)
+        fused = get_class_from_dynamic_module("modeling_t5fusion.T5WithFusion", self.name, **self.hub_kwargs)
         lexical_dim = self.config().lexical_dim
-        return fused(self.backbone, revision=self.backbone_revision, lexical_dim=lexical_dim, **self.dtype)
+        return fused(self.base_model, revision=self.base_revision, lexical_dim=lexical_dim, **self.dtype)
 
     def config(self):
         from transformers import AutoConfig
@@ -121,19 +130,19 @@ class Doors:
         return self.load(AutoProcessor)
 
     def called(self):
-        """The inputs that the card's example makes, with vectors of a text where the recipe says how they are made."""
+        """Return the inputs that the card's example makes; the recipe's encoder makes the vectors, if it names one."""
         processor = self.processor()
-        brought = {}
+        vectors = {}
         if processor.lexical_source != "none" and not processor.lexical_encoder:
-            brought = {"lexical_embeds": torch.randn(1, processor.lexical_dim)}
+            vectors = {"lexical_embeds": torch.randn(1, processor.lexical_dim)}
         elif processor.lexical_source == "given":
-            brought = {"lexical_texts": ["what the vector is made of"]}
+            vectors = {"lexical_texts": ["what the vector is made of"]}
         try:
-            return processor(["app_config"], **brought)
+            return processor(["app_config"], **vectors)
         except ImportError as error:
             raise Untried(f"not tried: {error}") from error
         except OSError as error:
-            if is_not_on_the_hub(error):
+            if is_not_on_the_hub(error):  # Readers cannot load the encoder either.
                 raise
             raise Untried(f"not tried: {error}") from error
 
@@ -153,7 +162,7 @@ class Doors:
         return self.load(AutoPeftModelForSeq2SeqLM)
 
     def auto_peft_once_pushed(self):
-        """By a copy that names itself as its base, as `push` makes the repository do."""
+        """Load a copy of the bundle that names itself as its base model, as a pushed repository does."""
         from peft import AutoPeftModelForSeq2SeqLM
 
         return self.load(AutoPeftModelForSeq2SeqLM, self.pushed)
@@ -161,34 +170,34 @@ class Doors:
     def peft_over(self, model):
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(model, self.name, **self.place)
+        return PeftModel.from_pretrained(model, self.name, **self.hub_kwargs)
 
     def peft_over_one_line(self):
         return self.peft_over(self.one_line())
 
-    def peft_over_plain(self):
-        return self.peft_over(self.plain())
+    def peft_over_untuned(self):
+        return self.peft_over(self.untuned())
 
-    def peft_over_base(self):
+    def peft_over_fused_model(self):
         from transformers import AutoModelForSeq2SeqLM
 
-        return self.peft_over(self.load(AutoModelForSeq2SeqLM, self.base, revision="main"))
+        return self.peft_over(self.load(AutoModelForSeq2SeqLM, self.fused_model, revision="main"))
 
     def load_adapter(self):
-        model = self.plain()
-        model.load_adapter(self.name, adapter_kwargs=self.place)
+        model = self.untuned()
+        model.load_adapter(self.name, adapter_kwargs=self.hub_kwargs)
         return model
 
     def second_adapter_and_back(self):
-        model = self.peft_over_plain()
-        model.load_adapter(self.other, "second")
+        model = self.peft_over_untuned()
+        model.load_adapter(self.second_adapter, "second")
         model.set_adapter("second")
         model.set_adapter("default")
         return model
 
     def all(self) -> dict:
-        """The doors that this kind of model has, by the name that a reader knows them by."""
-        doors = {
+        """Return the loading paths that this kind of model has, by the name that a reader knows them by."""
+        paths = {
             "AutoConfig": self.config,
             "AutoTokenizer": self.tokenizer,
             "AutoProcessor": self.processor,
@@ -197,51 +206,54 @@ class Doors:
             "AutoModelForSeq2SeqLM": self.one_line,
         }
         if self.has_adapter:
-            doors["AutoPeftModelForSeq2SeqLM"] = self.auto_peft
+            paths["AutoPeftModelForSeq2SeqLM"] = self.auto_peft
             if self.pushed:
-                doors[ONCE_PUSHED] = self.auto_peft_once_pushed
-            doors["PeftModel over AutoModelForSeq2SeqLM"] = self.peft_over_one_line
-            if self.backbone:
-                doors["PeftModel over T5WithFusion(backbone)"] = self.peft_over_plain
-                doors["T5WithFusion(backbone).load_adapter"] = self.load_adapter
-                doors["PeftModel.load_adapter of a second, and back"] = self.second_adapter_and_back
-            if self.base:
-                doors["PeftModel over the base repository"] = self.peft_over_base
-        return doors
+                paths[ONCE_PUSHED] = self.auto_peft_once_pushed
+            paths["PeftModel over AutoModelForSeq2SeqLM"] = self.peft_over_one_line
+            if self.base_model:
+                paths["PeftModel over T5WithFusion(base model)"] = self.peft_over_untuned
+                paths["T5WithFusion(base model).load_adapter"] = self.load_adapter
+                paths["PeftModel.load_adapter of a second, and back"] = self.second_adapter_and_back
+            if self.fused_model:
+                paths["PeftModel over the fused model"] = self.peft_over_fused_model
+        return paths
 
 
 class Reference:
-    """Inputs, and what the trained model made of them; `check` compares what came through a door."""
+    """Inputs and the trained model's outputs for them; `check` compares what a loading path returned."""
 
     def __init__(self, file: str):
         from safetensors import safe_open
 
         with safe_open(file, "pt") as opened:
-            # copied, for the same reason as weights are aligned
+            # Copies, for the reason that `align` gives.
             self.tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118, no dict
             self.facts = json.loads(opened.metadata()["facts"])
         self.inputs = {
             name.removeprefix("inputs."): tensor for name, tensor in self.tensors.items() if name.startswith("inputs.")
         }
 
-    def check(self, opened) -> str:
-        """In what way it holds; ValueError where it does not."""
-        if isinstance(opened, Mapping):
-            return self._check_call(opened)
-        if isinstance(opened, torch.nn.Module):
-            return self._check_model(align(opened))
-        if hasattr(opened, "lexical_token_id") and hasattr(opened, "model_type"):
-            return self._agree("model_type", opened.model_type, "t5_fusion")
-        if hasattr(opened, "tokenizer"):
-            found = opened(self.facts["texts"], lexical_embeds=self.inputs["lexical_embeds"])
-            wrong = [name for name, value in self.inputs.items() if not torch.equal(found[name], value)]
+    def check(self, loaded) -> str:
+        """Return how a config, tokenizer, processor, model or its inputs agree with the reference.
+
+        Raises:
+            ValueError: They do not agree.
+        """
+        if isinstance(loaded, Mapping):
+            return self._check_call(loaded)
+        if isinstance(loaded, torch.nn.Module):
+            return self._check_model(align(loaded))
+        if hasattr(loaded, "lexical_token_id") and hasattr(loaded, "model_type"):
+            return self._agree("model_type", loaded.model_type, "t5_fusion")
+        if hasattr(loaded, "tokenizer"):
+            inputs = loaded(self.facts["texts"], lexical_embeds=self.inputs["lexical_embeds"])
+            wrong = [name for name, value in self.inputs.items() if not torch.equal(inputs[name], value)]
             return self._agree("inputs that differ", wrong, [])
-        return self._agree(
-            "texts", opened.batch_decode(self.tensors["written"], skip_special_tokens=True), self.facts["written"]
-        )
+        texts = loaded.batch_decode(self.tensors["written"], skip_special_tokens=True)
+        return self._agree("texts", texts, self.facts["written"])
 
     def _check_call(self, inputs) -> str:
-        """Whether vectors that a call made are like those of the reference."""
+        """Check that the vectors that a call made have the right shape, and are numbers."""
         if "lexical_embeds" not in inputs:
             return "no vectors, as its `lexical_source` says"
         vectors, width = inputs["lexical_embeds"], self.inputs["lexical_embeds"].shape[-1]
@@ -249,33 +261,31 @@ class Reference:
         self._agree("vectors that are not numbers", int((~torch.isfinite(vectors)).sum()), 0)
         return f"makes inputs with a vector of {width} numbers"
 
-    def _agree(self, what, found, expected) -> str:
-        if found != expected:
-            raise ValueError(f"{what}: {found!r}, expected {expected!r}")
+    def _agree(self, what, value, expected) -> str:
+        if value != expected:
+            raise ValueError(f"{what}: {value!r}, expected {expected!r}")
         return "equal"
 
     def _check_model(self, model) -> str:
         written, logits = outputs(model, self.inputs)
-        here = environment()
-        same = torch.equal(written, self.tensors["written"])
-        if same and digest(logits) == self.facts["digest"]:
+        same_text = torch.equal(written, self.tensors["written"])
+        if same_text and digest(logits) == self.facts["digest"]:
             return "to the bit"
-        elsewhere = ", ".join(f"{name} {self.facts['environment'][name]}, here {here[name]}" for name in here
-                              if here[name] != self.facts["environment"][name])  # fmt: skip
-        if not same:
+        if not same_text:
             logits = forced(model, self.inputs, self.tensors["written"])
-        found = logits.float()[..., self.tensors["columns"]]
-        apart = float((found - self.tensors["logits"]).abs().max())
+        distance = float((logits.float()[..., self.tensors["columns"]] - self.tensors["logits"]).abs().max())
         bound = tolerance(model, float(self.tensors["logits"].abs().max()))
-        if not apart <= bound:  # NaN is not either
-            raise ValueError(f"logits lie {apart:.3g} apart, at most {bound:.3g} is to be expected: another model")
-        if not elsewhere:
-            raise ValueError(f"logits lie {apart:.3g} apart, where the same processor and torch give the same bits")
-        return f"within {bound:.2g} ({apart:.2g}; the reference was made elsewhere: {elsewhere})"
+        if not distance <= bound:  # also if it is NaN
+            raise ValueError(f"logits lie {distance:.3g} apart, expected at most {bound:.3g}: it is another model")
+        there, here = self.facts["environment"], environment()
+        differing = ", ".join(f"{name} {there[name]}, here {here[name]}" for name in here if here[name] != there[name])
+        if not differing:
+            raise ValueError(f"logits lie {distance:.3g} apart, but the same CPU and torch should give the same bits")
+        return f"within {bound:.2g} ({distance:.2g}; the reference was made elsewhere: {differing})"
 
 
 def is_not_on_the_hub(error: BaseException | None) -> bool:
-    """Whether it was caused by the Hub's word that there is no such repository."""
+    """Return whether an error arose because the Hub said that there is no such repository."""
     while error is not None:
         if type(error).__name__ == "RepositoryNotFoundError":
             return True
@@ -284,15 +294,40 @@ def is_not_on_the_hub(error: BaseException | None) -> bool:
 
 
 def one_sentence(error: BaseException) -> str:
+    """Return the type and the first line of an error."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
 
 
-def main() -> None:
-    """SPEC: name, adapter (whether it holds one), reference; unpushed_base (`naming_t5fusion.UNPUSHED_BASE`).
+def try_path(load, reference: Reference, unpushed_base: str) -> dict[str, Any]:
+    """Load a model and check it; return `passed`, the `detail`, and why it was `refused`, if it was."""
+    try:
+        return {"passed": True, "detail": reference.check(load())}
+    except Exception as error:  # A reader would see it, whatever its type.
+        result = {"passed": False, "detail": one_sentence(error)}
+        if unpushed_base.partition(";")[0] in str(error):
+            result["refused"] = unpushed_base
+        elif isinstance(error, Untried):
+            result["refused"] = str(error)
+        return result
 
-    And perhaps: revision, dtype, backbone, backbone_revision, base, other, hide; pushed, which is a copy that names
-    itself as its base.
+
+def main() -> None:
+    """Read SPEC and try each loading path of one model.
+
+    Keys of SPEC:
+        name: The folder or repository.
+        adapter: Whether it holds an adapter.
+        reference: File of the reference.
+        unpushed_base: `naming_t5fusion.UNPUSHED_BASE`.
+
+    Optional keys:
+        revision, dtype: As in `from_pretrained`.
+        base_model, base_revision: The base model beneath the adapter.
+        fused_model: Repository of the untuned fused model.
+        second_adapter: Folder or repository of another adapter on the same base model.
+        pushed: Copy of the bundle that names itself as its base model.
+        hide: Whether to hide this package (true by default).
     """
     spec = json.loads(Path(sys.argv[1]).read_text())
     if spec.get("hide", True):
@@ -304,16 +339,8 @@ def main() -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     reference = Reference(spec["reference"])
-    for name, open_door in Doors(spec).all().items():
-        try:
-            found = {"held": True, "how": reference.check(open_door())}
-        except Exception as error:  # whatever a library raises is what a reader would see
-            found = {"held": False, "how": one_sentence(error)}
-            if spec["unpushed_base"].partition(";")[0] in str(error):
-                found["refused"] = spec["unpushed_base"]
-            elif isinstance(error, Untried):
-                found["refused"] = str(error)
-        print(json.dumps({"door": name, **found}), flush=True)
+    for name, load in LoadingPaths(spec).all().items():
+        print(json.dumps({"path": name} | try_path(load, reference, spec["unpushed_base"])), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reference inputs and outputs: what the trained model gave, for `verify` to compare with."""
+"""The reference of a bundle: inputs, and the outputs of the trained model for them, which `verify` compares with."""
 
 import json
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from .reader_check import align, digest, environment, outputs
 
 REFERENCE = "reference.safetensors"
 TEXTS = ["app_config", "read_settings of the user", "a"]
-COLUMNS = 64  # of the vocabulary, whose logits the reference keeps; its digest is of all
+COLUMNS = 64  # The reference keeps the logits of so many tokens of the vocabulary, and a digest of all logits.
 
 
 def write_reference(new: Path, model: torch.nn.Module, processor: T5FusionProcessor) -> None:
-    """Inputs and what the model makes of them, for `verify` to compare with; one thread, as there."""
+    """Write inputs and the model's outputs for them, computed on one thread, as `verify` does."""
     with one_thread():
         generator = torch.Generator().manual_seed(0)
         vectors = torch.randn(len(TEXTS), processor.lexical_dim, generator=generator)
@@ -37,7 +37,7 @@ def write_reference(new: Path, model: torch.nn.Module, processor: T5FusionProces
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on a single thread: the last bit of a product depends on their number."""
+    """Run torch on a single thread, because the last bit of a product depends on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Send a bundle that verified to the Hub, in one commit."""
+"""Push a bundle to the Hub: verify it, then send it in one commit."""
 
 import shutil
 import tempfile
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
@@ -14,22 +15,30 @@ from huggingface_hub.utils.sha import git_hash
 
 from ..common.hub_errors import in_one_sentence
 from ..common.replace_folder import recover
+from ..common.run_folder import ADAPTER_CONFIG, RunFolder
 from ..common.saved_files import read_json
-from .bundle import CARD
-from .card import name_repository
+from .card import CARD, name_repository
 from .manifest import file_digest, json_digest, read_manifest, write_json, write_manifest
 from .verification import verify
 
 WAITS = (1, 4, 16)  # seconds between attempts
-BUSY = (None, 429, 500, 502, 503, 504)  # answers, or none, that another attempt may better
-KEPT = ".gitattributes"  # the Hub's own
+BUSY = (None, 429, 500, 502, 503, 504)  # status codes after which another attempt may succeed; None for no answer
+HUB_FILE = ".gitattributes"  # The Hub puts it into each repository, and it is never deleted.
 
 
 @dataclass(frozen=True)
 class Pushed:
-    url: str  # of the commit, or of the pull request
+    """What `push` sent.
+
+    Args:
+        url: Page of the commit, or of the pull request.
+        commit: Hash of the commit.
+        size: Bytes of the bundle's files.
+    """
+
+    url: str
     commit: str
-    size: int  # bytes of the bundle's files
+    size: int
 
 
 def push(
@@ -45,23 +54,28 @@ def push(
     api: HfApi | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Pushed:
-    """Verifies the bundle, then sends it in one commit, which is there whole or not at all.
+    """Verify a bundle, then send it in one commit, which arrives whole or not at all.
 
     Args:
-        bundle: what `export` wrote; its card may have been edited since.
-        repo_id: "owner/name", which is created where it is missing.
-        private: create a private repository.
-        revision: branch to commit to, created where it is missing; "main" by default.
-        create_pr: open a pull request instead.
-        message: of the commit.
-        delete_others: remove the files that the repository has and the bundle has not.
-        use_cache, trust_code: see `verify`.
-        api: the Hub's client; by default that of the environment.
-        say: is told each line of the report on the bundle, and each new attempt.
+        bundle: The folder that `export` wrote. Its card may have been edited since.
+        repo_id: The repository, "owner/name". It is created if it does not exist.
+        private: Create a private repository.
+        revision: Branch to commit to, created if it does not exist. Default: "main".
+        create_pr: Open a pull request instead.
+        message: Title of the commit.
+        delete_others: Delete the files of the repository that are not in the bundle.
+        use_cache: See `verify`.
+        trust_code: See `verify`.
+        api: Client of the Hub. Default: a client with the token and the address of the environment.
+        say: Function that gets each line of the verification, and a line for each new attempt.
+
+    Returns:
+        Where the bundle is now.
 
     Raises:
-        ValueError: the bundle does not verify, or readers could not have its backbone, or the Hub allows no such name.
-        OSError: the Hub did not take it; the repository is as it was, or complete but for a tag, and the error says so.
+        ValueError: The bundle does not verify, readers cannot download its base model, or `repo_id` is no valid id.
+        OSError: The Hub refused the bundle or could not be reached. The repository is as it was, or complete except for
+            a tag; the message says which.
     """
     bundle, api = Path(bundle), api or HfApi()
     recover(bundle)
@@ -70,55 +84,78 @@ def push(
         validate_repo_id(repo_id)
         api.whoami()
     except Exception as error:
-        raise _told(error, repo_id) from error
+        raise explained(error, repo_id) from error
     if manifest["kind"] == "adapter" and not private:
-        check_readers_can_have(read_json(bundle / "config.json"), api.endpoint)
+        check_public(RunFolder(bundle).model_config, api.endpoint)
     report = verify(bundle, use_cache=use_cache, trust_code=trust_code, say=say)
     if not report.ok:
-        raise ValueError(f"nothing was pushed, since {bundle} does not verify: {report.failures[0]}.")
+        raise ValueError(f"nothing was pushed, because {bundle} does not verify: {report.failures[0]}.")
     try:
         return deliver(api, bundle, repo_id, private, revision, create_pr, message, delete_others, say)
     except Exception as error:
-        raise _told(error, repo_id) from error
+        raise explained(error, repo_id) from error
 
 
-def _told(error: Exception, repo_id: str) -> Exception:
-    """The error in one sentence; one of our own as it is."""
+def explained(error: Exception, repo_id: str) -> Exception:
+    """Return an error of the Hub's client as an OSError of one sentence, and our own errors unchanged."""
     ours = isinstance(error, (ValueError, OSError)) and not isinstance(error, (HfHubHTTPError, HFValidationError))
-    known = ours and not isinstance(error, (LocalTokenNotFoundError, ConnectionError))
-    return error if known else OSError(in_one_sentence(error, repo_id))
+    is_sentence = ours and not isinstance(error, (LocalTokenNotFoundError, ConnectionError))
+    return error if is_sentence else OSError(in_one_sentence(error, repo_id))
 
 
-def check_readers_can_have(config: dict, endpoint: str) -> None:
-    """ValueError if the backbone of a public bundle is private, gated or gone for a reader without a token."""
-    backbone = config["backbone"]
+def check_public(config: dict[str, Any], endpoint: str) -> None:
+    """Check that a reader without a token can download the base model that a bundle's config names.
+
+    Raises:
+        ValueError: The base model is private, gated or gone.
+        OSError: The Hub does not answer.
+    """
+    base_model = config["backbone"]
     try:
-        info = HfApi(endpoint, token=False).model_info(backbone, revision=config["backbone_revision"])
+        info = HfApi(endpoint, token=False).model_info(base_model, revision=config["backbone_revision"])
     except RepositoryNotFoundError as error:
-        raise ValueError(_not_for_all(backbone, "private, or gone")) from error
+        raise ValueError(_not_public(base_model, "private, or gone")) from error
     except Exception as error:
-        raise OSError(in_one_sentence(error, backbone)) from error
+        raise OSError(in_one_sentence(error, base_model)) from error
     if info.gated:
-        raise ValueError(_not_for_all(backbone, "gated"))
+        raise ValueError(_not_public(base_model, "gated"))
 
 
-def _not_for_all(backbone: str, how: str) -> str:
+def _not_public(base_model: str, problem: str) -> str:
     return (
-        f"the backbone {backbone} is {how}, so readers would need access to it. Use --private for those who have it, "
-        "or --kind standalone at the export if its licence allows."
+        f"the base model {base_model} is {problem}, so readers would need access to it. Push with --private for "
+        "readers who have access, or export with --kind standalone if its licence allows."
     )
 
 
-def deliver(api, bundle, repo_id, private, revision, create_pr, message, delete_others, say) -> Pushed:
-    """Makes the repository, and the branch, where they are missing, sends the bundle, and tags the commit."""
+def deliver(
+    api: HfApi,
+    bundle: Path,
+    repo_id: str,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    message: str | None,
+    delete_others: bool,
+    say: Callable[[str], None],
+) -> Pushed:
+    """Create the repository and the branch if they do not exist, send the bundle, and tag the commit.
+
+    See `push` for the arguments. The bundle is not verified here.
+
+    Raises:
+        ValueError: A private repository is asked for, and a public one exists already.
+        OSError: See `send` and `set_tag`.
+    """
     api.create_repo(repo_id, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id).private:
         raise ValueError(
-            f"{repo_id} is there already, and public. Make it private on its page, or choose another name."
+            f"{repo_id} exists already, and is public. Make it private on its page, or choose another name."
         )
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # for the card to name, and for PEFT, which takes an adapter's base from main unless the adapter names a revision
+    # The card names the tag. PEFT needs it as well: it loads an adapter's base model from main unless the adapter names
+    # a revision.
     tag = None if create_pr else f"t5fusion-{json_digest(read_manifest(bundle))[:12]}"
     with tempfile.TemporaryDirectory(prefix="t5fusion-push-") as folder:
         files = stage(bundle, Path(folder), repo_id, tag)
@@ -128,47 +165,74 @@ def deliver(api, bundle, repo_id, private, revision, create_pr, message, delete_
     return pushed
 
 
-def set_tag(api, repo_id: str, tag: str, commit: str, say) -> None:
-    """Tags the commit, tried again like it; OSError, saying what is there and what is not, if it cannot be done."""
+def set_tag(api: HfApi, repo_id: str, tag: str, commit: str, say: Callable[[str], None]) -> None:
+    """Tag the commit, in several attempts if the Hub is busy.
+
+    Raises:
+        OSError: The tag could not be set. The message says that the commit has arrived nevertheless.
+    """
     for wait in (*WAITS, None):
         try:
-            return api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
+            api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
+            return
         except Exception as error:
             if wait is None or _status(error) not in BUSY:
                 raise OSError(
                     f"commit {commit} is in {repo_id}, but its tag {tag} is not ({in_one_sentence(error, repo_id)}) "
-                    "The card names it, and AutoPeftModel needs it. Push again: only the tag will be made."
+                    "The card names the tag, and AutoPeftModel needs it. Push again: only the tag will be made."
                 ) from error
-            say(f"the Hub was busy or did not answer; again in {wait} s")
-            time.sleep(wait)
+            _say_and_wait(wait, say)
+
+
+def _say_and_wait(seconds: float, say: Callable[[str], None]) -> None:
+    say(f"the Hub was busy or did not answer; the next attempt is in {seconds} s")
+    time.sleep(seconds)
 
 
 def _status(error: Exception) -> int | None:
-    """The Hub's answer; None for no answer at all."""
+    """Return the status code of the Hub's answer, or None if there was no answer."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def stage(bundle: Path, folder: Path, repo_id: str, tag: str | None) -> list[Path]:
-    """Copies the bundle to `folder`, with the repository, at `tag`, as the base of its adapter, and in its card."""
+    """Copy the bundle to `folder`, and name the repository in its card and as the base model of its adapter.
+
+    Returns:
+        The files to send.
+    """
     manifest = read_manifest(bundle)
     for name in manifest["files"]:
         shutil.copy(bundle / name, folder / name)
-    adapter_config = folder / "adapter_config.json"
+    adapter_config = folder / ADAPTER_CONFIG
     if adapter_config.exists():
-        # a Hub's repository is always loaded over this name; its own config.json then says what lies beneath
+        # PEFT then loads the repository itself as the base model, and its config.json says what lies beneath.
         fields = read_json(adapter_config)
         write_json(adapter_config, fields | {"base_model_name_or_path": repo_id, "revision": tag})
     card = folder / CARD
-    named = name_repository(card.read_text(encoding="utf-8"), repo_id, *([tag] if tag else []))
-    card.write_text(named, encoding="utf-8")
+    text = name_repository(card.read_text(encoding="utf-8"), repo_id, *([tag] if tag else []))
+    card.write_text(text, encoding="utf-8")
     write_manifest(folder, manifest["kind"])
     return sorted(folder.iterdir())
 
 
-def send(api, repo_id, files, revision, create_pr, message, delete_others, say) -> Pushed:
-    """One commit with all files, tried again where the Hub was busy or did not answer."""
-    info = api.repo_info(repo_id, revision=revision)
-    names = {file.name for file in files} | {KEPT}
+def send(
+    api: HfApi,
+    repo_id: str,
+    files: list[Path],
+    revision: str | None,
+    create_pr: bool,
+    message: str | None,
+    delete_others: bool,
+    say: Callable[[str], None],
+) -> Pushed:
+    """Send all files in one commit, in several attempts if the Hub is busy or does not answer.
+
+    Raises:
+        OSError: Somebody else changed the repository meanwhile. It is left as they made it.
+        HfHubHTTPError: The Hub refused the commit, or the last attempt failed.
+    """
+    info = api.model_info(repo_id, revision=revision)
+    names = {file.name for file in files} | {HUB_FILE}
     others = [entry.rfilename for entry in info.siblings or () if entry.rfilename not in names]
     size = sum(file.stat().st_size for file in files)
     for wait in (*WAITS, None):
@@ -186,23 +250,22 @@ def send(api, repo_id, files, revision, create_pr, message, delete_others, say) 
             status = _status(error)
             if status in (409, 412):
                 raise OSError(
-                    f"{repo_id} was changed by someone else while this push was under way, and was left as they made "
-                    "it. Look at it, and push again."
+                    f"{repo_id} was changed by someone else during this push, and is left as they made it. Look at it, "
+                    "and push again."
                 ) from error
-            lost = status is None  # no answer: a pull request may be open already
-            if wait is None or status not in BUSY or (lost and create_pr):
+            may_be_open = create_pr and status is None  # Without an answer, the pull request may exist already.
+            if wait is None or status not in BUSY or may_be_open:
                 raise
-            say(f"the Hub was busy or did not answer; again in {wait} s")
-            time.sleep(wait)
+            _say_and_wait(wait, say)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def find_arrived(api, repo_id, files: list[Path], revision: str | None, parent: str) -> str | None:
-    """The commit at the head, if it is a new one that holds just these files: then only the answer was lost."""
+def find_arrived(api: HfApi, repo_id: str, files: list[Path], revision: str | None, parent: str | None) -> str | None:
+    """Return the head commit if it is a new one with exactly these files: then only the Hub's answer was lost."""
     try:
-        head = api.repo_info(repo_id, revision=revision, files_metadata=True)
-    except Exception:  # the Hub is still away; the attempt's own error tells of it
+        head = api.model_info(repo_id, revision=revision, files_metadata=True)
+    except Exception:  # The Hub is still unreachable, and the error of the attempt itself says why.
         return None
-    there = {entry.rfilename: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in head.siblings or ()}
-    same = all(there.get(file.name) in (file_digest(file), git_hash(file.read_bytes())) for file in files)
+    digests = {entry.rfilename: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in head.siblings or ()}
+    same = all(digests.get(file.name) in (file_digest(file), git_hash(file.read_bytes())) for file in files)
     return head.sha if same and head.sha != parent else None

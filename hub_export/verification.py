@@ -1,4 +1,4 @@
-"""Prove a bundle: reload it in a clean process that cannot see this package, through every door, and compare."""
+"""Verify a bundle: reload it in a clean process that cannot see this package, by each loading path, and compare."""
 
 import json
 import os
@@ -6,20 +6,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, get_token
 
-from ..common.run_folder import find_folder
-from ..common.saved_files import check_files as check_contents
-from ..common.saved_files import read_json, told
+from ..common.run_folder import ADAPTER_CONFIG, RunFolder, find_folder
+from ..common.saved_files import one_sentence_errors, read_json
 from ..configuration_t5fusion import T5FusionConfig
 from ..naming_t5fusion import UNPUSHED_BASE
 from . import reader_check
-from .bundle import CARD
+from .card import CARD
 from .manifest import file_digest, read_manifest, write_json
 from .onnx_graphs import ENCODER
 from .onnx_model import check_graphs
@@ -28,8 +27,11 @@ from .reference import REFERENCE
 
 @dataclass
 class Report:
-    """What held: a line each, in front "ok", "NO" or "--": a door that transformers keeps shut, and says so, or ONNX
-    graphs where onnxruntime is not installed."""
+    """The result of a verification, a line for each check.
+
+    A line begins with "ok" if the check passed, "NO" if it failed, and "--" if it could not be made: transformers or
+    peft refuse a loading path and say so, or onnxruntime is not installed.
+    """
 
     lines: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -38,79 +40,95 @@ class Report:
     def ok(self) -> bool:
         return not self.failures
 
-    def add(self, mark: str, what: str) -> None:
-        self.lines.append(f"{mark} {what}")
+    def add(self, mark: str, sentence: str) -> None:
+        self.lines.append(f"{mark} {sentence}")
         if mark == "NO":
-            self.failures.append(what)
+            self.failures.append(sentence)
 
 
 def verify(
     name: str | Path,
     revision: str | None = None,
     use_cache: bool = False,
-    base: str | None = None,
+    fused_model: str | None = None,
     dtype: str | None = None,
     trust_code: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Reloads a bundle, in a folder or on the Hub, as a reader would, and compares with the outputs that it carries.
+    """Reload a bundle as a reader would, and compare its outputs with the reference that it carries.
 
     Args:
-        name: a folder, or the id of a repository.
-        revision: branch, tag or commit of the repository.
-        use_cache: take what this machine's cache of the Hub holds, rather than prove that all of it can be had. So it
-            is done in any case where HF_HUB_OFFLINE is set.
-        base: id of a repository of the fused, untuned model, to try the adapter on.
-        dtype: load in this dtype; the reference must have been made in it.
-        trust_code: run the code that the bundle carries even where it is not this package's own.
-        say: is told each line of the report as it comes.
+        name: A folder, or the id of a repository on the Hub.
+        revision: Branch, tag or commit of the repository.
+        use_cache: Use this machine's cache of the Hub instead of downloading everything, which would prove that readers
+            can. The cache is always used if HF_HUB_OFFLINE is set.
+        fused_model: Repository of an untuned fused model, to try the adapter on it as well.
+        dtype: Dtype to load in, such as "bfloat16". The reference must have been made in it.
+        trust_code: Run the code that the bundle carries even if it is not this package's own.
+        say: Function that gets each line of the report as it comes.
+
+    Returns:
+        The report. `report.ok` says whether every check passed.
 
     Raises:
         ValueError: `name` is no bundle, or carries code that is not this package's, or weights that are not numbers.
-        OSError: it cannot be had from the Hub.
+        OSError: The Hub has no such repository, or cannot be reached.
     """
     report = Report()
 
-    def add(mark: str, what: str) -> None:
-        report.add(mark, what)
+    def add(mark: str, sentence: str) -> None:
+        report.add(mark, sentence)
         say(report.lines[-1])
 
     with tempfile.TemporaryDirectory(prefix="t5fusion-verify-") as temporary:
         environment = clean_environment(Path(temporary), use_cache)
         folder = find_folder(str(name), revision, cache_dir=environment["HF_HUB_CACHE"])
         manifest = read_manifest(folder)
-        for mark, what in check_files(folder, manifest["files"]):
-            add(mark, what)
+        for mark, sentence in compare_digests(folder, manifest["files"]):
+            add(mark, sentence)
         if not report.ok:
             return report
-        check_contents(folder)
+        bundle = RunFolder(folder)
+        bundle.check()
         if not trust_code:
             check_code(folder)
-        with told(f"{folder / 'config.json'}"):
-            config = T5FusionConfig.from_dict(read_json(folder / "config.json"))
-        spec = {
-            "name": str(folder.resolve()) if Path(name).is_dir() else str(name),
-            "adapter": (folder / "adapter_config.json").exists(),
-            "reference": str((folder / REFERENCE).resolve()),
-            "revision": revision,
-            "backbone": config.backbone,
-            "backbone_revision": config.backbone_revision,
-            "base": base,
-            "dtype": dtype,
-            "unpushed_base": UNPUSHED_BASE,
-        }
+        spec = make_spec(bundle, name, revision, fused_model, dtype)
         if spec["adapter"] and Path(name).is_dir():
-            spec["pushed"] = str(copy_as_pushed(folder, manifest["files"], Path(temporary) / "pushed"))
-        for found in open_doors(spec, Path(temporary), environment):
-            shut = found.get("refused")
-            add("ok" if found["held"] else "--" if shut else "NO", f"{found['door']}: {shut or found['how']}")
+            spec["pushed"] = str(copy_as_pushed(bundle, manifest["files"], Path(temporary) / "pushed"))
+        for result in try_loading_paths(spec, Path(temporary), environment):
+            refused = result.get("refused")
+            mark = "ok" if result["passed"] else "--" if refused else "NO"
+            add(mark, f"{result['path']}: {refused or result['detail']}")
         if ENCODER in manifest["files"]:
             add(*run_graphs(folder))
     return report
 
 
+def make_spec(
+    bundle: RunFolder, name: str | Path, revision: str | None, fused_model: str | None, dtype: str | None
+) -> dict[str, Any]:
+    """Return what reader_check.py needs to know about a bundle (see its `main`).
+
+    Raises:
+        ValueError: The config is damaged, or belongs to another kind of model.
+    """
+    with one_sentence_errors(f"{bundle.path / 'config.json'}"):
+        config = T5FusionConfig.from_dict(dict(bundle.model_config))
+    return {
+        "name": str(bundle.path.resolve()) if Path(name).is_dir() else str(name),
+        "adapter": bundle.has_adapter,
+        "reference": str((bundle.path / REFERENCE).resolve()),
+        "revision": revision,
+        "base_model": config.backbone,
+        "base_revision": config.backbone_revision,
+        "fused_model": fused_model,
+        "dtype": dtype,
+        "unpushed_base": UNPUSHED_BASE,
+    }
+
+
 def clean_environment(temporary: Path, use_cache: bool) -> dict[str, str]:
-    """That of a reader: nothing loaded before, none of our settings; the Hub's address and token stay."""
+    """Return a reader's environment: an empty cache and none of our settings, but the Hub's address and token."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_MODULES", "T5FUSION"))}
     cached = use_cache or constants.is_offline_mode()
     cache = constants.HF_HUB_CACHE if cached else str(temporary / "hub")
@@ -118,74 +136,73 @@ def clean_environment(temporary: Path, use_cache: bool) -> dict[str, str]:
     return kept | ({"HF_TOKEN": token} if (token := get_token()) else {})
 
 
-def check_files(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]:
-    """Mark and sentence for each file that is missing, or is not what was written; the card may be edited."""
-    found = []
-    for name, written in expected.items():
+def compare_digests(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]:
+    """Return a mark and a sentence for each file that is missing or was changed; the card may be edited."""
+    problems = []
+    for name, digest in expected.items():
         if not (folder / name).exists():
-            found.append(("NO", f"{name} is missing"))
-        elif file_digest(folder / name) != written:
+            problems.append(("NO", f"{name} is missing"))
+        elif file_digest(folder / name) != digest:
             edited = ("ok", f"{CARD} was edited since the export, as it may be")
-            found.append(edited if name == CARD else ("NO", f"{name} is damaged: it is not what was written"))
-    return found or [("ok", f"{len(expected)} files, as they were written")]
+            problems.append(edited if name == CARD else ("NO", f"{name} is damaged: it is not as it was written"))
+    return problems or [("ok", f"{len(expected)} files, as they were written")]
 
 
-def copy_as_pushed(folder: Path, names: Iterable[str], copy: Path) -> Path:
-    """A bundle whose adapter names the bundle itself as its base, as in the repository that `push` makes."""
+def copy_as_pushed(bundle: RunFolder, names: Iterable[str], copy: Path) -> Path:
+    """Copy a bundle so that its adapter names the copy itself as its base model, as in a pushed repository."""
     copy.mkdir()
     for name in names:
         try:
-            (copy / name).symlink_to((folder / name).resolve())
-        except OSError:  # Windows lets not everyone make links
-            shutil.copy2(folder / name, copy / name)
-    config = read_json(folder / "adapter_config.json") | {"base_model_name_or_path": str(copy), "revision": None}
-    (copy / "adapter_config.json").unlink()
-    write_json(copy / "adapter_config.json", config)
+            (copy / name).symlink_to((bundle.path / name).resolve())
+        except OSError:  # Windows allows links to some users only.
+            shutil.copy2(bundle.path / name, copy / name)
+    (copy / ADAPTER_CONFIG).unlink()
+    write_json(copy / ADAPTER_CONFIG, bundle.adapter_config | {"base_model_name_or_path": str(copy), "revision": None})
     return copy
 
 
 def check_code(folder: Path) -> None:
-    """ValueError, naming the file, if loading the bundle would run code that is not this package's own."""
-    ours = {file.name: file.read_bytes() for file in Path(__file__).parents[1].glob("*_t5fusion.py")}
-    strange = [file.name for file in sorted(folder.glob("*.py")) if file.read_bytes() != ours.get(file.name)]
+    """Check that loading a bundle runs no code but this package's own.
+
+    Raises:
+        ValueError: It would run other code. The message names the file.
+    """
+    own_code = {file.name: file.read_bytes() for file in Path(__file__).parents[1].glob("*_t5fusion.py")}
+    foreign = [file.name for file in sorted(folder.glob("*.py")) if file.read_bytes() != own_code.get(file.name)]
     for file in sorted(folder.glob("*config.json")):
         classes = read_json(file).get("auto_map") or {}
         if not isinstance(classes, dict):
             raise ValueError(
                 f"`auto_map` of {file} is a {type(classes).__name__}; expected an object. Export it again."
             )
-        classes = classes.values()
-        named = [name for entry in classes for name in ([entry] if isinstance(entry, str) else entry) if name]
-        strange += [f"{file.name} ({name})" for name in named if f"{name.partition('.')[0]}.py" not in ours]
-    if strange:
+        entries = [[entry] if isinstance(entry, str) else entry for entry in classes.values()]
+        names = [name for entry in entries for name in entry if name]
+        foreign += [f"{file.name} ({name})" for name in names if f"{name.partition('.')[0]}.py" not in own_code]
+    if foreign:
         raise ValueError(
-            f"{strange[0]} of {folder.name} is not the code of this t5fusion, but of another release or of somebody "
-            "else, and to verify runs it, with your token. Read it, then give --trust-code."
+            f"{foreign[0]} of {folder.name} is not the code of this t5fusion: it belongs to another release, or to "
+            "somebody else. Verifying would run it, with your token. Read it, then give --trust-code."
         )
 
 
 def run_graphs(folder: Path) -> tuple[str, str]:
-    """Mark and sentence for the ONNX graphs. They hold no code, so this process runs them as well as a clean one."""
+    """Return a mark and a sentence about the ONNX graphs. Graphs hold no code, so they run in this process."""
     try:
         return "ok", f"ONNX graphs: {check_graphs(folder, folder / REFERENCE)}"
     except ImportError as error:
         return "--", f"ONNX graphs were not run: {error}"
-    except Exception as error:  # whatever onnxruntime raises is what a reader would see
+    except Exception as error:  # A reader would see it, whatever its type.
         return "NO", f"ONNX graphs: {reader_check.one_sentence(error)}"
 
 
-def open_doors(spec: dict[str, Any], temporary: Path, environment: dict[str, str]):
-    """Yields what reader_check.py, run by an interpreter of its own, says of each door."""
+def try_loading_paths(spec: dict[str, Any], temporary: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Run reader_check.py in another process, and yield its result for each loading path."""
     file = temporary / "spec.json"
     file.write_text(json.dumps(spec))
-    command = [
-        sys.executable,
-        "-I",
-        reader_check.__file__,
-        str(file),
-    ]  # -I: no user site, no PYTHONPATH, not this folder
-    complaint = temporary / "stderr"  # a file: a pipe that nobody reads meanwhile fills up
-    with complaint.open("w") as stderr, subprocess.Popen(
+    # -I leaves out PYTHONPATH, the user's site-packages and the current folder.
+    command = [sys.executable, "-I", reader_check.__file__, str(file)]
+    errors = temporary / "stderr"  # A file, because a pipe that nobody reads meanwhile would fill up.
+    with errors.open("w") as stderr, subprocess.Popen(
         command, cwd=temporary, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
         text=True,
     ) as process:  # fmt: skip
@@ -193,5 +210,5 @@ def open_doors(spec: dict[str, Any], temporary: Path, environment: dict[str, str
             if line.startswith("{"):
                 yield json.loads(line)
     if process.returncode:
-        last = (complaint.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
-        yield {"door": "the process that opens the doors", "held": False, "how": f"ended early: {last}"}
+        last = (errors.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
+        yield {"path": "the process that loads the bundle", "passed": False, "detail": f"ended early: {last}"}

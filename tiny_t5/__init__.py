@@ -1,9 +1,9 @@
-"""tiny_t5: a small T5 of the project's own, for machines that cannot reach a Hub, and for demo and tests.
+"""tiny_t5: a small T5 in this package, for machines that cannot reach the Hub, for the demo and for tests.
 
-`T5WithFusion(tiny_t5.PATH)` loads it, as `T5WithFusion("google/flan-t5-small")` loads that one. What it learnt from,
-and how well, is in the README.md of this folder; `pretrain.py` made it.
+`T5WithFusion(tiny_t5.PATH)` loads it, and so does `T5WithFusion("tiny_t5")`. The README.md in this folder describes its
+training data and its quality.
 """
 
 from pathlib import Path
 
-PATH = str(Path(__file__).parent)  # weights, config and tokenizer are here
+PATH = str(Path(__file__).parent)  # folder of the weights, the config and the tokenizer

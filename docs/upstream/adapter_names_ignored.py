@@ -1,7 +1,7 @@
-"""PEFT: `adapter_names` is ignored, in silence, by tuners that do not know it, if the model's forward takes **kwargs.
+"""PEFT: tuners that do not support `adapter_names` ignore it silently, if the model's forward takes **kwargs.
 
-LoRA mixes adapters in a batch by it. Any other tuner hands it on to the model; T5 takes any keyword, so that each row
-is computed by the active adapter, whatever was asked for.
+LoRA uses it to mix adapters in a batch. Other tuners pass it on to the model. T5 accepts any keyword, so the active
+adapter computes every row, whichever was asked for.
 """
 
 import peft
@@ -21,6 +21,7 @@ with torch.no_grad():
     model.set_adapter("other")
     other = model(**batch).logits
 print(
-    f"peft {peft.__version__}: row 1 as 'other' computes it: {torch.allclose(mixed[1], other[1])}, due True;", end=" "
+    f"peft {peft.__version__}: row 1 as 'other' computes it: {torch.allclose(mixed[1], other[1])}, expected True;",
+    end=" ",
 )
 print(f"as 'default', the active one, does: {torch.allclose(mixed[1], default[1])}")

@@ -1,8 +1,8 @@
-"""bitsandbytes: on a CPU with AVX512-BF16, a 4 bit layer that has been evaluated lets no gradient pass any more.
+"""bitsandbytes: on a CPU with AVX512-BF16, a 4 bit layer passes no gradients after it has been evaluated.
 
-In evaluation `Linear4bit` packs its weights for a fast product, in place. Back in training mode `matmul_4bit` goes on
-with that product, which has no derivative: whatever lies before it trains no more, and nothing is said. One evaluation
-in the middle of QLoRA is enough.
+In evaluation, `Linear4bit` packs its weights in place for a fast product. Back in training mode, `matmul_4bit` still
+uses that product, which has no derivative. So all layers before it stop training, without an error. One evaluation in
+the middle of QLoRA is enough.
 """
 
 import bitsandbytes

@@ -1,4 +1,4 @@
-"""PEFT: its CorDA start imports `attr` (the package attrs), which PEFT does not ask pip for."""
+"""PEFT: the CorDA initialisation imports `attr` (the package attrs), which is not among PEFT's requirements."""
 
 import importlib.util
 from importlib.metadata import requires
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import peft
 
-asked = any(line.startswith("attrs") for line in requires("peft"))
+required = any(line.startswith("attrs") for line in requires("peft"))
 source = Path(importlib.util.find_spec("peft.tuners.lora.corda").origin).read_text()
 imports = "from attr import" in source
-print(f"peft {peft.__version__}: corda.py imports attr: {imports}; peft requires attrs: {asked}, due True")
+print(f"peft {peft.__version__}: corda.py imports attr: {imports}; peft requires attrs: {required}, expected True")

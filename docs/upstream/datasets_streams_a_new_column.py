@@ -1,4 +1,4 @@
-"""datasets: streaming JSONL ends in a CastError where a column first appears after ten megabytes; not so read whole."""
+"""datasets: streaming JSONL raises a CastError if a column first appears after 10 MB. Reading it whole works."""
 
 import json
 import tempfile
@@ -12,7 +12,7 @@ with tempfile.TemporaryDirectory() as folder:
     rows = [{"name": "a", "text": "x" * 300}] * 40_000 + [{"name": "b", "text": "y", "note": "z"}]
     file.write_text("\n".join(map(json.dumps, rows)))
     try:
-        how = f"{sum(1 for _ in load_dataset('json', data_files=str(file), split='train', streaming=True))} rows"
+        outcome = f"{sum(1 for _ in load_dataset('json', data_files=str(file), split='train', streaming=True))} rows"
     except Exception as error:
-        how = type(error).__name__
-    print(f"datasets {datasets.__version__}: {how}, due {len(rows)} rows")
+        outcome = type(error).__name__
+    print(f"datasets {datasets.__version__}: {outcome}, expected {len(rows)} rows")

@@ -10,7 +10,7 @@ with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "rows.jsonl"
     file.touch()
     try:
-        how = f"{sum(1 for _ in load_dataset('json', data_files=str(file), split='train', streaming=True))} rows"
+        outcome = f"{sum(1 for _ in load_dataset('json', data_files=str(file), split='train', streaming=True))} rows"
     except BaseException as error:
-        how = repr(error)
-    print(f"datasets {datasets.__version__}: {how}, due no rows, or an error that says so")
+        outcome = repr(error)
+    print(f"datasets {datasets.__version__}: {outcome}, expected no rows, or an error that says so")

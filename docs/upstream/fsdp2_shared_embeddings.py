@@ -1,4 +1,4 @@
-"""accelerate: FSDP2 of a T5, whose encoder and decoder share their table, fails at the first step with torch 2.13."""
+"""accelerate: FSDP2 of a T5 fails at the first step with torch 2.13, because encoder and decoder share a table."""
 
 import os
 from importlib.metadata import version
@@ -13,12 +13,12 @@ torch.distributed.init_process_group("gloo")
 sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 1, "num_heads": 4}
 model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
 mesh = init_device_mesh("cpu", (1,))
-try:  # what accelerate.utils.fsdp_utils does: the input embeddings, then the whole
+try:  # accelerate.utils.fsdp_utils shards the input embeddings, then the whole model
     fully_shard(model.get_input_embeddings(), mesh=mesh)
     fully_shard(model, mesh=mesh)
     model(input_ids=torch.tensor([[5, 1]]), labels=torch.tensor([[6, 1]])).loss.backward()
-    how = "a step"
+    outcome = "a step"
 except Exception as error:
-    how = f"{type(error).__name__}: {error}"
-print(f"accelerate {version('accelerate')}, torch {torch.__version__}: {how}; due: a step")
+    outcome = f"{type(error).__name__}: {error}"
+print(f"accelerate {version('accelerate')}, torch {torch.__version__}: {outcome}; expected: a step")
 torch.distributed.destroy_process_group()

@@ -1,9 +1,9 @@
-"""PEFT: a model cannot name layers of its own that train with every adapter, as classification heads do.
+"""PEFT: a model cannot name its own layers that should train with every adapter, as classification heads do.
 
-`get_peft_model` adds "classifier" and "score" to `modules_to_save` for sequence classification, so that a new head
-trains and is saved. A model that brings another new layer has no such place: the layer stays frozen at its random
-start unless each user names it. Proposed: `BaseTuner.inject_adapter` and `PeftModel.add_adapter` extend a new adapter's
-`modules_to_save` by the model's `_peft_modules_to_save`, a list of names, where it has one.
+`get_peft_model` adds "classifier" and "score" to `modules_to_save` for sequence classification, so a new head trains
+and is saved. A model with another new layer has no way to ask for the same: the layer stays frozen with its random
+weights, unless each user names it. Proposal: `BaseTuner.inject_adapter` and `PeftModel.add_adapter` add the names in
+the model's `_peft_modules_to_save`, if it has that attribute, to a new adapter's `modules_to_save`.
 """
 
 import peft

@@ -1,4 +1,4 @@
-"""torch: the ONNX exporter cannot convert the product of a comparison and a dynamic size; of numbers, it can."""
+"""torch: the ONNX exporter cannot convert the product of a comparison and a dynamic size, only that of numbers."""
 
 import logging
 import warnings
@@ -16,7 +16,7 @@ class Product(torch.nn.Module):
 
 try:
     torch.onnx.export(Product(), (torch.ones(2, 3),), dynamo=True, dynamic_shapes=({0: "a", 1: "b"},), verbose=False)
-    how = "exported"
+    outcome = "exported"
 except Exception as error:
-    how = type(error).__name__
-print(f"torch {torch.__version__}, (x > 0) * x.shape[1]: {how}; due: exported")
+    outcome = type(error).__name__
+print(f"torch {torch.__version__}, (x > 0) * x.shape[1]: {outcome}; expected: exported")

@@ -1,4 +1,4 @@
-"""transformers: `pipeline("text-generation")` takes a T5, and cuts as much off its answer as the prompt is long."""
+"""transformers: `pipeline("text-generation")` accepts a T5, and cuts the length of the prompt off its answer."""
 
 import transformers
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer, pipeline
@@ -11,5 +11,5 @@ options = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False, "suppre
 ids = model.generate(**tokenizer("abc", return_tensors="pt"), **options)
 expected = tokenizer.decode(ids[0], skip_special_tokens=True)
 writer = pipeline("text-generation", model, tokenizer=tokenizer)
-found = writer("abc", return_full_text=False, **options)[0]["generated_text"]
-print(f"transformers {transformers.__version__}: {found!r}, due {expected!r}")
+text = writer("abc", return_full_text=False, **options)[0]["generated_text"]
+print(f"transformers {transformers.__version__}: {text!r}, expected {expected!r}")

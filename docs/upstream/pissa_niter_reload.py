@@ -1,7 +1,7 @@
-"""PEFT: an adapter that started by `pissa_niter_N` is another after reloading.
+"""PEFT: an adapter that was initialised with `pissa_niter_N` gives other outputs after reloading.
 
-The start takes the principal part out of the base's weights by a randomised decomposition. Reloading takes it out
-again, by other random numbers, and puts the saved adapter on top of what is left.
+The initialisation removes the principal part from the base model's weights by a randomised decomposition. Reloading
+repeats that with other random numbers, and puts the saved adapter on top of the rest.
 """
 
 import tempfile
@@ -30,4 +30,4 @@ for start in ("pissa", "pissa_niter_4"):
         reloaded = PeftModel.from_pretrained(plain, folder).eval()
         apart = (reloaded(numbers) - expected).abs().max()
     size = expected.abs().max()
-    print(f"peft {peft.__version__}, {start}: {apart:.2g} apart after reloading, 0 due; numbers up to {size:.2g}")
+    print(f"peft {peft.__version__}, {start}: {apart:.2g} apart after reloading, expected 0; numbers up to {size:.2g}")

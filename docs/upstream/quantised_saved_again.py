@@ -1,7 +1,7 @@
-"""transformers: a quantised model that was saved and reloaded cannot be saved again, and the error says nothing.
+"""transformers: a quantised model that was saved and reloaded cannot be saved again, and the error has no message.
 
-`save_pretrained` reverts the conversions of loading. Those of a file that was packed already are of one way only:
-`NotImplementedError`, without a word. `save_original_format=False` goes around it.
+`save_pretrained` reverts the conversions that loading made. The conversion of a file that was packed already cannot be
+reverted, and raises a bare `NotImplementedError`. `save_original_format=False` avoids it.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""transformers: `transformers serve` finds no class of remote code, `--trust-remote-code` or not."""
+"""transformers: `transformers serve` does not load classes of remote code, even with `--trust-remote-code`."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""transformers: with `gradient_accumulation_steps`, the Trainer trains a T5 on a loss that many times too large.
+"""transformers: with `gradient_accumulation_steps=N`, the Trainer trains a T5 on a loss that is N times too large.
 
-T5's forward takes `**kwargs`, from which the Trainer concludes that it scales its loss by `num_items_in_batch`, and
-leaves the division to it. T5 does not look at it: its losses are means over a batch, and they add up.
+T5's forward takes `**kwargs`. From that the Trainer concludes that T5 divides its loss by `num_items_in_batch`, so it
+does not divide itself. But T5 ignores the argument: its losses are means over a batch, and the Trainer adds them up.
 """
 
 import tempfile

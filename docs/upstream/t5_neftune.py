@@ -1,7 +1,7 @@
-"""transformers: `neftune_noise_alpha` does nothing to a T5.
+"""transformers: `neftune_noise_alpha` has no effect on a T5.
 
-The Trainer hooks `model.get_input_embeddings()`, which is `shared`. Encoder and decoder have a table of their
-own, tied to it, and look tokens up there: the hook never runs. So it is with every other hook on the input embeddings.
+The Trainer hooks `model.get_input_embeddings()`, which is `shared`. Encoder and decoder look tokens up in their own
+modules, which are tied to it, so the hook never runs. The same goes for any other hook on the input embeddings.
 """
 
 import torch

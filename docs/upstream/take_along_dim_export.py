@@ -1,4 +1,4 @@
-"""torch: `torch.export` of `take_along_dim` fixes a dynamic size to that of the example, where `gather` does not."""
+"""torch: `torch.export` of `take_along_dim` fixes a dynamic size to that of the example. `gather` keeps it dynamic."""
 
 import torch
 
@@ -21,4 +21,4 @@ for module in (Gather(), TakeAlong()):
         outcome = "exported"
     except Exception as error:
         outcome = str(error).splitlines()[1].strip()
-    print(f"torch {torch.__version__}, {type(module).__name__}: {outcome}; due: exported")
+    print(f"torch {torch.__version__}, {type(module).__name__}: {outcome}; expected: exported")

@@ -1,8 +1,8 @@
-"""transformers: in a class outside transformers, a module without weights of its own does not start its parts' weights.
+"""transformers: in classes outside transformers, a module without own weights does not initialise its parts.
 
-`PreTrainedModel._initialize_weights` skips a module, in custom code, when all its own parameters are started already.
-Of a module without any, `all([])` is true: T5's attention never gets to draw its matrices, nor the whole model its
-embeddings. They stay as the general rule drew them, 32 times as large.
+In custom code, `PreTrainedModel._initialize_weights` skips a module if all its own parameters are initialised already.
+For a module without parameters, `all([])` is true. So T5's attention never draws its matrices, and the model never
+draws its embeddings. They keep the values of the general rule, which are 32 times as large.
 """
 
 import torch
@@ -21,4 +21,4 @@ config = T5Config(vocab_size=99, d_model=64, d_kv=16, d_ff=64, num_layers=1, num
 for cls in (T5ForConditionalGeneration, Mine):
     torch.manual_seed(0)
     spread = cls(config).encoder.block[0].layer[0].SelfAttention.q.weight.std()
-    print(f"transformers {transformers.__version__}, {cls.__name__}: standard deviation of q {spread:.4f}, 0.0312 due")
+    print(f"transformers {transformers.__version__}, {cls.__name__}: deviation of q {spread:.4f}, expected 0.0312")

@@ -169,7 +169,7 @@ BAD_INPUT = {
     ),
     "no such folder": (
         ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--base-model", "./nope", "--output", "new"],
-        "the base ./nope cannot be loaded (there is no such folder)",
+        "the base model ./nope cannot be loaded (there is no such folder)",
     ),
     "no vectors in the column": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--base-model", "base", "--output", "new"],
@@ -181,7 +181,7 @@ BAD_INPUT = {
     ),
     "a demo of too few names": (
         ["demo", "--base-model", "base", "--limit", "5", "--output", "small"],
-        "the first 5 names are 4 to train on and 1 held out; expected two or more of each. Give a --limit of 100",
+        "the first 5 names give 4 to train on and 1 held out; expected two or more of each. Give a --limit of 100",
     ),
     "folder without adapter": (["generate", "full", "app"], "full holds neither an adapter nor a model."),
 }
@@ -441,6 +441,6 @@ def test_the_demonstration_from_end_to_end(room):
     }
     assert kept["measures"]["none"]["rougeL"] == found["scores"]["none"]["rougeL"]
     assert kept["worth_of_vectors"]["shuffled"] == found["worth_of_vectors"] and len(kept["samples"]) == 3
-    assert "reloaded in a new process: the same losses, to the bit" in out
+    assert "A new process reloaded it, with the same losses, to the bit" in out
     assert "t5fusion train my.jsonl" in out.splitlines()[-1]
     assert list((room / "cache" / "vectors").glob("*/*.safetensors"))

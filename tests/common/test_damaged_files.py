@@ -1,4 +1,4 @@
-"""What `generate`, `evaluate`, `export` and `verify` say of files that are damaged, foreign, or hold no numbers."""
+"""The errors of `generate`, `evaluate`, `export` and `verify` for files that are damaged, foreign, or hold NaN."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def base(save_plain_t5, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def saved(base, tmp_path_factory):
-    """An adapter, fresh from the start: all of its `lora_B` are zero. And its bundle."""
+    """A new adapter, in which all `lora_B` are zero, and its bundle."""
     folder = tmp_path_factory.mktemp("saved")
     model = T5WithFusion(str(base))
     get_peft_model(model, model.lora_config(r=2)).save_pretrained(folder / "run")
@@ -46,14 +46,14 @@ def copy(saved, tmp_path):
 
 
 def reseal(bundle):
-    """A manifest that fits the files as they are now."""
+    """Write a manifest that fits the files as they are now."""
     manifest = read_manifest(bundle)
     manifest["files"] = {name: file_digest(bundle / name) for name in manifest["files"]}
     (bundle / MANIFEST).write_text(json.dumps(manifest | {"digest": json_digest(manifest)}))
 
 
 def refusals(folder) -> list[str]:
-    """What a run and its bundle are refused with, by loading, by export, and by verify."""
+    """Return the errors for a run folder and its bundle, from loading, export and verify."""
     reseal(folder / "bundle")
     said = []
     for attempt in (
@@ -110,7 +110,7 @@ def test_a_base_or_a_whole_model_that_holds_no_numbers(copy, base, tmp_path, cha
     plain["shared.weight"][3, 3] = math.nan
     save_file(plain, spoilt / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="1 of the .* numbers in shared.weight of"):
-        export(spoilt, tmp_path / "new", "base")
+        export(spoilt, tmp_path / "new", "fused")
 
 
 def test_types_that_know_no_nan_are_looked_through():
@@ -139,7 +139,7 @@ def test_weights_that_cannot_be_read(copy, damage):
 
 
 def test_weights_in_a_bin(copy):
-    """They load, tell outputs apart, and a damaged or foreign file is refused."""
+    """They load, they count in the digest of the outputs, and a damaged or foreign file is refused."""
     run = copy / "run"
     weights = load_file(run / WEIGHTS)
     (run / WEIGHTS).unlink()
@@ -158,7 +158,7 @@ def test_weights_in_a_bin(copy):
 
 
 def test_weights_of_another_adapter(copy):
-    """PEFT would load them with a warning, and leave the adapter as it was made."""
+    """PEFT would load them with a warning, and leave the adapter untrained."""
     save_file({"base_model.model.lm_head.lora_A.weight": torch.ones(2, 2)}, copy / "run" / WEIGHTS)
     for attempt in (lambda: load_trained(copy / "run"), lambda: export(copy / "run", copy / "new", "standalone")):
         with pytest.raises(ValueError, match="does not fit"):
@@ -232,7 +232,7 @@ def test_a_saved_processor_is_what_it_was(saved):
 
 
 def test_peft_alone_on_a_folder_that_was_not_pushed(saved, tmp_path):
-    """It looks for the base on a Hub; the error says what to type instead, and what it says to type works."""
+    """PEFT looks for the base model on the Hub. The error says what to type instead, and that works."""
     for folder in (saved / "run", saved / "bundle"):
         with pytest.raises(OSError, match="is not on a Hub yet") as caught:
             AutoPeftModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)

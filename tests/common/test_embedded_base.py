@@ -1,4 +1,4 @@
-"""The base that the package carries: its runs name it, and load wherever the package is installed."""
+"""The embedded base model: run folders name it, and load wherever the package is installed."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def logits(model):
 
 
 def install(folder):
-    """The package, as pip would put it into `folder`."""
+    """Copy the package into `folder`, as pip would."""
     (folder / "t5fusion").mkdir(parents=True)
     for item in PACKAGE.iterdir():
         if item.suffix in (".py", ".md", ".typed"):
@@ -60,7 +60,7 @@ def run(installed, room, code, *words):
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
-    """A folder with a run, whose base is of an environment that is gone; that base's path; another environment."""
+    """A folder with a run from an environment that is gone, the path of that base model, and another environment."""
     room = tmp_path_factory.mktemp("moved")
     first = install(room / "first")
     run(first, room, TRAIN + LOGITS + "torch.save(logits(model), 'logits.pt')", "made/run", 1)
@@ -89,7 +89,7 @@ from peft import PeftModel
 
 expected = torch.load("logits.pt")
 
-def check(model):  # the last bit depends on where weights lie in memory, which `load_trained` sees to
+def check(model):  # The last bit depends on where weights lie in memory, and only `load_trained` aligns them.
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-4)
 
 for run in map(Path, sys.argv[4:]):
@@ -104,14 +104,14 @@ for run in map(Path, sys.argv[4:]):
 """
 
 
-def test_a_run_loads_in_another_environment_by_every_door(moved):
+def test_a_run_loads_in_another_environment_by_every_loading_path(moved):
     room, gone, installed = moved
     run_folder, folders = room / "there" / "run", []
     for name, base in {"new": "T5WithFusion(tiny_t5)", "old": f"T5WithFusion({gone})"}.items():
         shutil.copytree(run_folder, room / "there" / name)
         rename_base(room / "there" / name, base)
         folders.append(room / "there" / name)
-    shutil.copytree(run_folder, room / "there" / "checkout")  # of a development install, which its record tells
+    shutil.copytree(run_folder, room / "there" / "checkout")  # Its record says that it came from a development install.
     rename_base(room / "there" / "checkout", "T5WithFusion(/gone/checkout/tiny_t5)")
     (checkpoint,) = (room / "there" / "checkout" / "checkpoints").iterdir()
     rename_base(checkpoint, "T5WithFusion(/gone/checkout/tiny_t5)")
@@ -137,7 +137,7 @@ def test_a_base_that_is_gone_and_was_not_the_embedded_one_is_not_taken_for_it(mo
     shutil.copytree(room / "there" / "run", folder)
     (folder / "training.json").unlink()
     rename_base(folder, "T5WithFusion(/gone/models/tiny_t5)")
-    with pytest.raises(OSError, match=r"was trained on /gone/models/tiny_t5, a folder that is not there. Put it back"):
+    with pytest.raises(OSError, match=r"was trained on /gone/models/tiny_t5, a folder that does not exist. Put it b"):
         T5WithFusion.from_pretrained(folder, lexical_dim=8)
 
 
@@ -159,7 +159,7 @@ def test_where_the_package_is_not_installed_the_words_say_what_to_do(moved, run_
     lines = run_python(code, room / "base", room / "there" / "run", hidden=True).splitlines()
     assert len(lines) == 3
     for line in lines:
-        assert line.startswith("tiny_t5 is the T5 that the package t5fusion carries, which is not installed here.")
+        assert line.startswith("tiny_t5 is the base model inside the package t5fusion, which is not installed here.")
         assert "Install t5fusion, or use a bundle that `t5fusion export --kind standalone` made" in line
 
 

@@ -1,4 +1,4 @@
-"""`make compat`: runs the checks of each table, each in a process of its own, and writes docs/compatibility.md."""
+"""`make compat`: run the checks of each table, each in its own process, and write docs/compatibility.md."""
 
 import argparse
 import importlib
@@ -24,27 +24,37 @@ TABLES = (
     "tools",
     "defects",
 )
+# By its title on pages of earlier releases, the title that a section has now.
+RENAMED = {
+    "Backbones": "Base models",
+    "Quantised bases on a CPU": "Quantised base models on a CPU",
+    "What is the libraries' own": "Defects of the libraries",
+}
 PAGE = ROOT / "docs" / "compatibility.md"
 ABOUT = """# What works with T5WithFusion
 
-Made by `make compat`: each cell is a check that was run, on the fused model with vectors in its batches and, where
-that has a meaning, on the plain T5 that it was made of. *works*: it does, and gives what it should. *refused*: it
-raises an error, whose sentence stands below the table. *wrong*: it goes through, and gives something else. Where the
-plain T5 comes to something else than the fused one, it says so. What is wrong on both is the libraries' own: the last
-table is of that.
+`make compat` writes this page. Each cell is the result of a check on the fused model, with vectors in its batches. The
+same check runs on the plain T5 that the fused model was built from, where that makes sense; a cell mentions the plain
+T5 only if its result differs. *works*: the result is as expected. *refused*: an error is raised, and quoted below the
+table. *wrong*: no error is raised, but the result is not as expected. A check that is wrong on both models shows a
+defect of a library; the last table lists those.
 
 """
 
 
 def sections_of(page: str) -> dict[str, str]:
-    """The sections of the page by their titles: a table that is not made anew stays as it was."""
-    parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
-    return {part.partition("\n")[0].removeprefix("## "): part.rstrip("\n") + "\n" for part in parts}
+    """Return the sections of the page by their titles. The section of a table that is not run stays as it was."""
+    sections = {}
+    for part in re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]:
+        title, _, body = part.removeprefix("## ").partition("\n")
+        title = RENAMED.get(title, title)
+        sections[title] = f"## {title}\n" + body.rstrip("\n") + "\n"
+    return sections
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="to run anew; default: all")
+    parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="tables to run; default: all")
     parser.add_argument("--here", action="store_true", help="run one table in this process")
     options = parser.parse_args()
     if options.here:

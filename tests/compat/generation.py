@@ -161,8 +161,8 @@ OTHERS = {
 def make() -> Table:
     table = Table(
         "Decoding",
-        "`generate` on rows of two, one, no and three vectors. *As T5*: without vectors, the same tokens.",
-        ["as T5 without vectors", "with vectors, as one by one", "the vectors count"],
+        "`generate` on rows with two, one, no and three vectors. *As T5*: without vectors, the tokens are the same.",
+        ["as T5 without vectors", "with vectors, the same in a batch as alone", "the vectors matter"],
     )
     as_plain, alone, count = table.columns
     for row, options in WAYS.items():

@@ -23,11 +23,11 @@ TUNER = re.compile(r"\[(?:\w+-)?(\w+)Config-")
 def make() -> Table:
     table = Table(
         "PEFT's own tests",
-        "`tests/test_encoder_decoder_models.py` of the installed PEFT, its T5 being a random one of the same shape: as "
-        "a plain T5, and as the fused model made of it, whose fusion layer stays frozen (`T5FUSION_PEFT_HOOK=0`). "
-        f"Numbers of tests; *skipped* by PEFT itself. *{TRAINING}*: those that fail by default, where the fusion layer "
-        "trains with the adapter. They state that nothing beside the adapter trains, or combine adapters as PEFT does "
-        "only where these share no layer that trains whole.",
+        "`tests/test_encoder_decoder_models.py` of the installed PEFT. Its T5 is replaced by a random one of the same "
+        "shape: a plain T5, and the fused model built from it, with a frozen fusion layer (`T5FUSION_PEFT_HOOK=0`). "
+        f"The cells are numbers of tests; PEFT itself skips some. *{TRAINING}*: tests that fail by default, when the "
+        "fusion layer trains with the adapter. They assert that only the adapter trains, or combine adapters in ways "
+        "that PEFT supports only for adapters that share no fully trained layer.",
         ["passed", "skipped", "failed on both", "failed on the fused model only", TRAINING],
     )
     by_model = {"T5": run("T5"), "T5WithFusion": run("T5WithFusion", T5FUSION_PEFT_HOOK="0")}

@@ -353,10 +353,10 @@ CHECKS = {
 def make() -> Table:
     table = Table(
         "PEFT: every tuner",
-        "As read from the installed PEFT, by its defaults for T5. Reloading is done in another process. *Fusion layer "
-        "too*: it trains without being named, is saved, and reloads to the bit; of the plain T5, its head, by its "
-        "name. *`adapter_names`*, *`add_weighted_adapter`* and *`hotswap_adapter`* are tried with "
-        "`modules_to_save=[]`, since PEFT itself refuses all three where two adapters train the same layer whole.",
+        "The tuners of the installed PEFT, with its defaults for T5. Reloading takes place in another process. "
+        "*Fusion layer too*: it trains without being named, is saved, and reloads to the bit; for the plain T5, the "
+        "head does, and is named. *`adapter_names`*, *`add_weighted_adapter`* and *`hotswap_adapter`* are tried with "
+        "`modules_to_save=[]`, because PEFT refuses all three if two adapters fully train the same layer.",
         list(CHECKS),
     )
     for row, tuner in tuners():

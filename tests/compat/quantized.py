@@ -203,13 +203,14 @@ CHECKS = {
 
 def make() -> Table:
     table = Table(
-        "Quantised bases on a CPU",
-        "*Loads*: the fusion layer stays in fp32 by itself, its weights the same bits; logits within "
-        + " or ".join(f"{bound:.0%} (of {bits} bits)" for bits, bound in BOUNDS.items())
-        + " of those in fp32, by their norm. *Trains LoRA*: after PEFT's `prepare_model_for_kbit_training`, on five "
-        "matrices of a block, with the fusion layer, which moves. Reloading is done in another process. *Exports*: a "
-        "reader gets the adapter on the base in full precision, within the same bound of the quantised model that was "
-        "trained; and, with the same `quantization_config` and preparation, that model to the bit.",
+        "Quantised base models on a CPU",
+        "*Loads*: the fusion layer stays in fp32 with the same weights, and the logits differ from those in fp32 by at "
+        "most "
+        + " or ".join(f"{bound:.0%} (with {bits} bits)" for bits, bound in BOUNDS.items())
+        + " of their norm. *Trains LoRA*: after PEFT's `prepare_model_for_kbit_training`, on five matrices of a block "
+        "and the fusion layer, which changes. Reloading takes place in another process. *Exports*: a reader gets the "
+        "adapter on the base model in full precision, within the same bound of the quantised model that was trained. "
+        "With the same `quantization_config` and preparation, the reader gets that model to the bit.",
         [*CHECKS, "exports"],
     )
     for row, scheme in SCHEMES.items():

@@ -524,8 +524,8 @@ CHECKS: dict[str, tuple[Callable, tuple, Iterable[str]]] = {
 def make() -> Table:
     table = Table(
         "Tools",
-        "What else one does with a T5. Numbers are compared with those of the same model as it is; to the bit, where "
-        "nothing is computed otherwise.",
+        "Other things that people do with a T5. Numbers are compared with those of the same model without the tool: to "
+        "the bit, unless the tool computes in another way.",
         ["outcome"],
     )
     for row, (check, arguments, models) in CHECKS.items():

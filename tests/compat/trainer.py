@@ -470,9 +470,9 @@ ON_LORA = {
 def make() -> Table:
     table = Table(
         "Trainer",
-        "`Seq2SeqTrainer` and `DataCollatorWithFusion(tokenizer)` on rows with vectors; the plain T5 with "
-        "`DataCollatorForSeq2Seq`. Everywhere the loss falls and the fusion layer moves. What is pushed is read in one "
-        "line, to the bit, by a process that cannot import this package, but for the last row: by one that can.",
+        "`Seq2SeqTrainer` with `DataCollatorWithFusion(tokenizer)` on rows with vectors; for the plain T5, with "
+        "`DataCollatorForSeq2Seq`. In every row, the loss falls and the fusion layer changes. A process that cannot "
+        "import this package loads what was pushed, in one line and to the bit; in the last row, it can import it.",
         ["all weights", "LoRA on top"],
     )
     for row, check in CHECKS.items():

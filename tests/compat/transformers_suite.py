@@ -29,7 +29,7 @@ def make() -> Table:
     return Table(
         "transformers' common tests",
         f"`ModelTesterMixin` of the installed transformers{whose_left_out()}. *refused* is a test that skips itself, "
-        f"or says why it is not for this model. Passed: {passed}.",
+        f"or gives the reason why it does not apply to this model. Passed: {passed}.",
         ["with vectors", "without vectors"],
         cells,
     )

@@ -18,6 +18,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from forks import Forks, free_port
 from safetensors.torch import load_file
+from training_folder import fill_training_folder
 
 COLUMNS = ["--text-column", "name", "--target-column", "text", "--vector-column", "vector"]
 # without dropout, of the base or of LoRA, which would draw other numbers
@@ -59,18 +60,11 @@ def launched_environment(words):
 
 @pytest.fixture(scope="module")
 def room(save_plain_t5, tmp_path_factory):
-    """A folder with a base without dropout, 32 rows to train on and 8 held out, their targets of many lengths."""
-    room = tmp_path_factory.mktemp("distributed")
-    save_plain_t5(room / "base", d_model=32, num_layers=1, dropout_rate=0.0)
-    numbers = torch.Generator().manual_seed(0)
-    rows = [
-        {"name": f"app_{a}{b}", "text": "settings of " + a * (1 + i % 7), "vector": torch.randn(8, generator=numbers)}
-        for i, (a, b) in enumerate((a, b) for a in "abcdefgh" for b in "stuvw")
-    ]
-    lines = [json.dumps(row | {"vector": row["vector"].tolist()}) + "\n" for row in rows]
-    (room / "rows.jsonl").write_text("".join(lines[:32]))
-    (room / "held_out.jsonl").write_text("".join(lines[32:]))
-    return room
+    """A folder to train in. The base model has no dropout, and the targets have different lengths."""
+    folder = tmp_path_factory.mktemp("distributed")
+    return fill_training_folder(
+        folder, save_plain_t5, lambda row, a: "settings of " + a * (1 + row % 7), dropout_rate=0.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +226,7 @@ def test_a_rank_that_dies_ends_the_job_and_another_number_of_processes_goes_on(r
     assert not (room / "killed" / "training.json").exists()
     assert not Path(f"/proc/{ranks[0]}").exists()
     code, _, err = forks.end(forks.start(*words, *TWO, "--resume"))
-    assert code == 1 and "batch size of all processes was 8, now 4. Resume with the same" in err
+    assert code == 1 and "batch size of all processes was 8, now 4. Resume with the same ones" in err
     (room / "killed" / "checkpoints" / "checkpoint-9999").mkdir()  # one that it was killed over
     succeed(forks, *words, *ALONE, "--resume")
     assert record(room / "killed")["processes"] == 1

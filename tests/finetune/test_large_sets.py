@@ -129,15 +129,15 @@ def test_what_is_there_is_gone_on_with_refused_or_replaced(room, commands, whole
     file = room / "whole.jsonl"
     assert "whole.jsonl is complete: all 2660 rows are there." in commands.run(*GENERATE, "--output", file.name)[2]
     code, _, err = commands.run(*GENERATE, "--output", file.name, "--beams", "2")  # whole, but not by two beams
-    assert code == 1 and "whole.jsonl was begun otherwise: num_beams was 1, now 2." in err
+    assert code == 1 and "whole.jsonl was started with other settings: num_beams was 1, now 2." in err
     begun = json.loads((room / "whole.jsonl.made-with").read_text())
     (room / "begun.jsonl").write_bytes(whole[:5000])
     (room / "begun.jsonl.made-with").write_text(json.dumps(begun | {"model": "another"}))
     code, _, err = commands.run(*GENERATE, "--output", "begun.jsonl")
-    assert code == 1 and "begun.jsonl was begun otherwise: model was another, now " in err
+    assert code == 1 and "begun.jsonl was started with other settings: model was another, now " in err
     (room / "notes.txt").write_text("not to be lost")
     code, _, err = commands.run(*GENERATE, "--output", "notes.txt")
-    assert code == 1 and "nothing beside it tells what its lines were made with" in err and len(err.splitlines()) == 1
+    assert code == 1 and "no file beside it records what its lines were made with" in err and len(err.splitlines()) == 1
     (room / "notes.txt.made-with").write_text(json.dumps(begun))
     code, _, err = commands.run(*GENERATE, "--output", "notes.txt")
     assert code == 1 and "line 1 of notes.txt is not of row 0 of the input" in err and len(err.splitlines()) == 1
@@ -258,8 +258,8 @@ def test_an_output_that_was_cut_at_any_byte_becomes_whole(tmp_path, monkeypatch)
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         output = write_again(path, names)
-        assert path.read_bytes() == whole and output.found == whole[:cut].count(b"\n")
-        assert output.found + output.made == len(names)
+        assert path.read_bytes() == whole and output.old == whole[:cut].count(b"\n")
+        assert output.old + output.new == len(names)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(room, commands, w
     written = file.read_bytes()
     assert code == 1 and out == "" and 0 < len(written) <= len(whole) // 2 and whole.startswith(written)
     rows = written.count(b"\n") // CHUNK * CHUNK
-    sentence = f"t5fusion: full.jsonl cannot be written (File too large): {rows} rows are in it. To go on, make room "
+    sentence = f"t5fusion: full.jsonl cannot be written (File too large): it holds {rows} rows. Free some space, and "
     assert err.startswith(sentence) and len(err.splitlines()) == 1 and rows > 0
     code, _, err = commands.run(*GENERATE, "--output", file.name)
     assert code == 0 and file.read_bytes() == whole, err
@@ -301,7 +301,7 @@ def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(room, commands, w
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        ("/dev/full", "/dev/full is no regular file. Name another --output, or none for standard output."),
+        ("/dev/full", "/dev/full is no regular file. Name another --output, or leave it out to print the lines."),
         ("model", "model is no regular file."),
         ("rows.jsonl/x", "rows.jsonl/x cannot be written (File exists)."),
         ("/proc/x.jsonl", "/proc/x.jsonl cannot be written ("),

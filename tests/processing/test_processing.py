@@ -18,7 +18,9 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, ByT5Tokenizer, RobertaTokenizer, T5Tokenizer
 
 from t5fusion import processing_t5fusion
-from t5fusion.processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor, add_lexical_token, tokenize
+from t5fusion.collating_t5fusion import DataCollatorWithFusion
+from t5fusion.processing_t5fusion import T5FusionProcessor, tokenize
+from t5fusion.rows_t5fusion import add_lexical_token
 
 TEXTS = ["app_config", "a", "settings:b_d"]
 VECTORS = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
@@ -336,7 +338,7 @@ def test_wrong_width_of_the_encoder():
 
 def test_no_encoder(tokenizer, tmp_path):
     without = T5FusionProcessor(tokenizer, lexical_encoder=None, lexical_dim=3)
-    sentence = r"no encoder .*`lexical_encoder` is None.*`lexical_embeds=`, 3 numbers .*`lexical_embeds=False` for none"
+    sentence = r"no encoder .*`lexical_encoder` is None.*`lexical_embeds=`, 3 numbers .*`lexical_embeds=False`"
     for given in ({}, {"lexical_texts": ["a"]}):
         with pytest.raises(ValueError, match=sentence):
             without(["a"], **given)

@@ -1,0 +1,300 @@
+"""From rows to a batch: `DataCollatorWithFusion`."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import logging
+
+from .configuration_t5fusion import LEXICAL_TOKEN
+from .rows_t5fusion import (
+    IGNORED,
+    NO_TEXT,
+    Ids,
+    Vectors,
+    add_lexical_token,
+    as_array,
+    bad_row,
+    check_choice,
+    place_lexical,
+    vectors_of_row,
+)
+
+logger = logging.get_logger(__name__)
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class DataCollatorWithFusion:
+    """Makes a batch from rows: trims padding, places `<lexical>`, pads on the right, and masks the padding of labels.
+
+    A row has `input_ids`. It may also have `attention_mask` (by default, everything but padding), `labels` and
+    `lexical_embeds`: numbers, (dim,) for one vector or (vectors, dim) for several; missing, None or empty for a row
+    without vectors. Lists, arrays and tensors are accepted, with padding (left or right, to any length) or without. The
+    ids hold either no placeholder or one per vector. Of other columns, strings are passed on as lists, and numbers and
+    arrays of one shape as tensors.
+
+    Args:
+        tokenizer: The base model's tokenizer, or a `T5FusionProcessor`. `<lexical>` is added to it, in place, if it is
+            missing.
+        pad_to_multiple_of: Rounds the padded length of ids and labels up to a multiple of this.
+        label_pad_token_id: Id with which labels are padded.
+        model: The model, if batches need `decoder_input_ids`, as with label smoothing, where the Trainer keeps the
+            labels.
+        padding: "longest" (or True) pads each batch to its longest row. "max_length" pads every batch to the three
+            sizes that follow. An `IterableDataset` with several processes needs that, because accelerate joins the
+            batches of all processes and they must have one size. (If the rows come padded to one length, labels
+            included, with one vector each, the collator keeps their length, and "longest" works there too.)
+        max_length: With "max_length", the length of `input_ids`, placeholders included: the longest row of the
+            tokenizer's, and one more per vector.
+        max_target_length: With "max_length", the length of `labels`; None for `max_length`.
+        max_vectors: With "max_length", the number of vectors to which each row is padded with zeros; None for 1. If a
+            whole batch may lack vectors, pass the processor as `tokenizer`, or pass `model`: both know the width.
+
+    Raises:
+        ValueError: The settings contradict each other, or tokenizer and model disagree about the placeholder's id.
+    """
+
+    tokenizer: Any
+    pad_to_multiple_of: int | None = None
+    label_pad_token_id: int = IGNORED
+    model: Any = None
+    padding: str | bool = "longest"
+    max_length: int | None = None
+    max_target_length: int | None = None
+    max_vectors: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_padding()
+        known = getattr(self.model, "config", self.tokenizer)
+        self.lexical_dim = getattr(known, "lexical_dim", None)
+        if isinstance(self.tokenizer, ProcessorMixin):
+            self.tokenizer = self.tokenizer.tokenizer
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no padding token. Set `tokenizer.pad_token` first.")
+        self.lexical_token_id = add_lexical_token(self.tokenizer)
+        expected = getattr(getattr(self.model, "config", None), "lexical_token_id", self.lexical_token_id)
+        if expected != self.lexical_token_id:
+            raise ValueError(
+                f"{LEXICAL_TOKEN} is token {self.lexical_token_id} of the tokenizer and {expected} of the model. Put "
+                "DataCollatorWithFusion or T5FusionProcessor on the base model's tokenizer before adding tokens to it, "
+                f"or build the model with `T5WithFusion(..., lexical_token_id={self.lexical_token_id})`."
+            )
+
+    def _check_padding(self) -> None:
+        """Raise ValueError if `padding` and the three sizes do not go together."""
+        check_choice("padding", self.padding, ("longest", "max_length", True))
+        sizes = {name: getattr(self, name) for name in ("max_length", "max_target_length", "max_vectors")}
+        for name, size in sizes.items():
+            if size is not None and self.padding != "max_length":
+                raise ValueError(f"`{name}` is {size}, which needs `padding='max_length'`. Give both, or neither.")
+            if size is not None and size < 1:
+                raise ValueError(f"`{name}` is {size}; expected at least 1.")
+        if self.padding == "max_length" and self.max_length is None:
+            raise ValueError("`padding` is 'max_length'; expected a `max_length` with it, such as `max_length=128`.")
+
+    # At run time this is a BatchFeature, which has `.to(device)`. The Trainer's type for collators asks for a dict, and
+    # transformers' own collators are annotated in the same way.
+    def __call__(self, features: Sequence[Row]) -> dict[str, Any]:
+        """Make a batch from rows.
+
+        Returns:
+            A [`~transformers.BatchFeature`] with:
+
+            - `input_ids` and `attention_mask`, int64 (batch, longest).
+            - `labels`, int64 (batch, longest labels), if the rows have labels.
+            - `lexical_embeds`, float32: (batch, dim) if each row has one vector; otherwise (batch, most vectors, dim),
+              padded with zeros; absent if no row has a vector. With `padding="max_length"`, (batch, max_vectors, dim).
+            - `decoder_input_ids`, int64, in the shape of the labels, if there are labels and a `model`. (A model that
+              gets the labels needs none.)
+
+        Raises:
+            ValueError: A row has no token of text; ids or labels that are not integers; a mask of another length; no
+                labels where other rows have them, or labels that are all padding; vectors that are not finite, not of
+                one width, or of a norm outside 1e-6 to 1e18; another number of placeholders than vectors; or more than
+                `padding="max_length"` allows. The message names the row's index in the batch and its field. Or no row
+                has `lexical_embeds`, and a column of another name holds vectors.
+        """
+        if len(features) == 0:
+            raise ValueError("the batch has no rows; expected one or more.")
+        if not any("lexical_embeds" in row for row in features):
+            _refuse_vectors_by_another_name(features)
+        vectors = [vectors_of_row(index, row.get("lexical_embeds")) for index, row in enumerate(features)]
+        texts = [self._read_text(index, row, len(vectors[index])) for index, row in enumerate(features)]
+        keep_lengths = _joined_by_accelerate() and self.padding != "max_length"
+        lengths = [length for _, _, length in texts] if keep_lengths else None
+        ids = self._pad("input_ids", [ids for ids, _, _ in texts], self.tokenizer.pad_token_id, lengths)
+        batch = {"input_ids": ids, "attention_mask": self._pad("input_ids", [mask for _, mask, _ in texts], 0, lengths)}
+        if any(row.get("labels") is not None for row in features):
+            labels = [self._read_labels(index, row.get("labels")) for index, row in enumerate(features)]
+            lengths = [len(row["labels"]) for row in features] if keep_lengths else None
+            batch["labels"] = self._pad("labels", labels, self.label_pad_token_id, lengths)
+            if self.model is not None:
+                batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        stacked = self._stack_vectors(vectors)
+        if stacked is not None:
+            batch["lexical_embeds"] = stacked
+        for name in _other_columns(features):
+            batch[name] = _stack_column(name, [row.get(name) for row in features])
+        batch_feature: Any = BatchFeature(batch)
+        return batch_feature
+
+    def _read_text(self, index: int, row: Row, count: int) -> tuple[Ids, Ids, int]:
+        """Return the ids of a row without its padding and with its placeholders, and their mask; int64 (length,).
+
+        The third value is the row's length with its placeholders and the padding that it came with.
+        """
+        ids = _read_ids(index, "input_ids", row.get("input_ids"))
+        pad = self.tokenizer.pad_token_id
+        if row.get("attention_mask") is None:
+            mask = ids != pad
+        else:
+            mask = np.asarray(row["attention_mask"]) != 0
+            if mask.shape != ids.shape:
+                expected = f"{ids.shape}, that of its `input_ids`. Leave it out to mask the padding"
+                raise bad_row(index, "attention_mask", f"shape {mask.shape}; expected {expected}")
+        if np.isin(ids[mask], (pad, self.lexical_token_id, self.tokenizer.eos_token_id)).all():
+            raise bad_row(index, "input_ids", NO_TEXT)
+        (used,) = mask.nonzero()
+        inside = slice(used[0], used[-1] + 1)
+        placed = place_lexical(ids[inside], count, self.lexical_token_id, index)
+        front = np.ones(len(placed) - (used[-1] + 1 - used[0]), dtype=np.int64)
+        return placed, np.concatenate([front, mask[inside]]), len(ids) + len(front)
+
+    def _read_labels(self, index: int, value: Any) -> Ids:
+        """Return the labels of a row without their padding, int64 (length,)."""
+        if value is None:
+            raise bad_row(index, "labels", "missing, where other rows have them. Give every row labels, or no row")
+        labels = _read_ids(index, "labels", value)
+        is_learnt = ~np.isin(labels, (self.tokenizer.pad_token_id, IGNORED, self.label_pad_token_id))
+        (used,) = is_learnt.nonzero()
+        if used.size == 0:
+            raise bad_row(index, "labels", "nothing but padding; expected at least </s>. Remove the row")
+        inside = slice(used[0], used[-1] + 1)
+        return np.where(is_learnt[inside], labels[inside], self.label_pad_token_id)
+
+    def _pad(self, field: str, rows: list[Ids], value: int, lengths: list[int] | None = None) -> torch.Tensor:
+        """Return `rows` padded on the right with `value`, int64 (batch, length).
+
+        Args:
+            field: Name of the field, for the message.
+            lengths: Lengths that the rows came with, if those count instead of the rows' own.
+        """
+        longest = max(lengths or map(len, rows))
+        if self.padding == "max_length":
+            name = "max_target_length" if field == "labels" and self.max_target_length else "max_length"
+            longest = getattr(self, name)
+            for index, row in enumerate(rows):
+                if len(row) > longest:
+                    count = f"{len(row)} ids" + (", placeholders included" if field == "input_ids" else "")
+                    remedy = "Raise it, or have the tokenizer cut the rows shorter"
+                    raise bad_row(index, field, f"{count}; expected at most {longest}, the `{name}`. {remedy}")
+        if lengths is not None and len(set(lengths)) > 1:
+            _warn_of_unequal_batches()
+        if self.pad_to_multiple_of:
+            longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        padded = np.full((len(rows), longest), value, dtype=np.int64)
+        for index, row in enumerate(rows):
+            padded[index, : len(row)] = row
+        return torch.from_numpy(padded)
+
+    def _stack_vectors(self, rows: list[Vectors]) -> torch.Tensor | None:
+        """Return the vectors of all rows, float32 (batch, dim) or (batch, vectors, dim); None if there are none."""
+        width = next((row.shape[1] for row in rows if len(row)), None)
+        for index, row in enumerate(rows):
+            if len(row) and row.shape[1] != width:
+                expected = f"{width}, as in the rows before. Encode all rows with one encoder"
+                raise bad_row(index, "lexical_embeds", f"vectors of {row.shape[1]} numbers; expected {expected}")
+        most = max(len(row) for row in rows)
+        if self.padding == "max_length":
+            most, width = self.max_vectors or 1, width or self.lexical_dim
+            for index, row in enumerate(rows):
+                if len(row) > most:
+                    expected = f"at most {most}. Give the collator `max_vectors={len(row)}` or more"
+                    raise bad_row(index, "lexical_embeds", f"{len(row)} vectors; expected {expected}")
+        elif most and all(len(row) == 1 for row in rows):
+            return torch.from_numpy(np.concatenate(rows))
+        elif most and _joined_by_accelerate():
+            _warn_of_unequal_batches()
+        if not most or width is None:
+            return None
+        padded = np.zeros((len(rows), most, width), dtype=np.float32)
+        for index, row in enumerate(rows):
+            padded[index, : len(row)] = row if len(row) else 0
+        return torch.from_numpy(padded)
+
+
+def _joined_by_accelerate() -> bool:
+    """Return whether accelerate will join this batch with those of other processes, as it does for streamed data."""
+    module: Any = sys.modules.get("accelerate.data_loader")
+    if module is None:
+        return False
+    loader = module.GradientState().active_dataloader
+    joins = isinstance(loader, module.DataLoaderDispatcher) and not loader.split_batches
+    return bool(joins and loader.state.num_processes > 1)
+
+
+def _warn_of_unequal_batches() -> None:
+    """Warn once that accelerate may have to join batches of different sizes, and say how to avoid it."""
+    logger.warning_once(
+        "The data are streamed to several processes: accelerate joins their batches, and refuses batches of different "
+        "sizes. Use DataCollatorWithFusion(..., padding='max_length', max_length=...), and `max_vectors=` if rows have "
+        "several vectors; or the Trainer's `accelerator_config={'dispatch_batches': False}`."
+    )
+
+
+def _read_ids(index: int, field: str, value: Any) -> Ids:
+    """Return token ids as int64 (length,), or raise the ValueError that names their row."""
+    array = as_array(value)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        given = "missing" if value is None else f"{array.dtype} of shape {array.shape}"
+        raise bad_row(index, field, f"{given}; expected a list of integers, the tokenizer's ids for one row")
+    return array.astype(np.int64)
+
+
+def _other_columns(rows: Sequence[Row]) -> list[str]:
+    """Return the names of the columns that are not the model's inputs."""
+    known = {"input_ids", "attention_mask", "labels", "lexical_embeds"}
+    return list(dict.fromkeys(name for row in rows for name in row if name not in known))
+
+
+def _refuse_vectors_by_another_name(rows: Sequence[Row]) -> None:
+    """Raise ValueError if another column than `lexical_embeds` holds vectors."""
+    for name in _other_columns(rows):
+        if any(_looks_like_vectors(row.get(name)) for row in rows):
+            raise ValueError(
+                f"column `{name}` of the batch holds vectors, and no row has `lexical_embeds`, the name by which the "
+                f"model takes them. Rename it: `rename_column({name!r}, 'lexical_embeds')`; or remove it."
+            )
+
+
+def _looks_like_vectors(value: Any) -> bool:
+    """Return whether `value` is a float array of one or two dimensions with more than one number."""
+    if value is None or isinstance(value, (str, bytes, int, float)):
+        return False
+    try:
+        array = as_array(value)
+    except (TypeError, ValueError, RuntimeError):  # not an array, for example because of unequal widths
+        return False
+    return array.ndim in (1, 2) and array.size > 1 and np.issubdtype(array.dtype, np.floating)
+
+
+def _stack_column(name: str, values: list[Any]) -> Any:
+    """Return a column of strings as a list, and one of numbers or arrays of one shape as a tensor."""
+    if all(isinstance(value, str) for value in values):
+        return values
+    try:
+        return torch.stack([torch.as_tensor(value) for value in values])
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"column `{name}` of the batch does not hold a string, a number or an array of one shape in every row. "
+            "Remove it from the data set (`remove_columns`)."
+        ) from None
+
+
+__all__ = ["DataCollatorWithFusion"]

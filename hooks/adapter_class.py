@@ -1,0 +1,105 @@
+"""The class of an adapter on a fused model: PEFT's own class, with `FusedAdapter` in front.
+
+PEFT chooses the class of a `PeftModel` by the task type and asks nothing of the model beneath. So `PeftModel.__init__`
+is wrapped: where the model has a fusion layer, the new object changes its class before it is built, as torch's FSDP and
+`parametrize` do with their modules. The methods of `PeftModel` itself stay as they are, so no other model is touched.
+
+What each method does can be switched off: T5FUSION_PEFT_HOOK for `add_adapter` and `save_pretrained`,
+T5FUSION_PUSH_HOOK for `push_to_hub` and `create_or_update_model_card`.
+"""
+
+from collections.abc import Callable
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from peft import PeftModel
+
+from ..common.permissions import apply_umask
+from ..modeling_t5fusion import T5WithFusion
+from .peft_hook import add_fusion, has_fusion
+from .push_hook import name_base_in_card, push_with_code
+from .switches import PEFT, PUSH, is_on
+
+
+class FusedAdapter:
+    """What differs from `PeftModel` where the model beneath is a fused model. Mixed in by `fused_adapter_class`."""
+
+    peft_class: type[PeftModel]
+
+    def add_adapter(self, adapter_name, peft_config, *args, **kwargs):
+        """Add an adapter that trains the fusion layer too, unless its config says otherwise."""
+        if peft_config.is_prompt_learning:  # all others go through `inject_adapter`
+            add_fusion(peft_config, self.base_model)
+        return super().add_adapter(adapter_name, peft_config, *args, **kwargs)
+
+    def save_pretrained(self, save_directory, safe_serialization=True, selected_adapters=None, *args, **kwargs):
+        """Save as PEFT does.
+
+        Raises:
+            ValueError: a reload would give another model (`T5WithFusion.check_reloadable`).
+        """
+        base = self.get_base_model()
+        if isinstance(base, T5WithFusion) and is_on(PEFT):
+            for adapter in selected_adapters or self.peft_config:
+                base.check_reloadable(adapter, self.peft_config[adapter])
+            if base.is_resized() and not args:  # PEFT would ask the Hub, and offline it assumes that it was not
+                kwargs.setdefault("save_embedding_layers", True)
+        super().save_pretrained(save_directory, safe_serialization, selected_adapters, *args, **kwargs)
+        if isinstance(base, T5WithFusion):
+            # safetensors writes files that only their owner can read
+            apply_umask(Path(save_directory), "adapter_model.safetensors")
+
+    def push_to_hub(self, repo_id, *args, **kwargs):
+        """Push as PEFT does, with the code and the config that load the adapter where t5fusion is not installed."""
+        return push_with_code(self, super().push_to_hub, repo_id, *args, **kwargs)
+
+    def create_or_update_model_card(self, output_dir, *args, **kwargs):
+        """Write PEFT's card. Its base model is named by an id that the Hub accepts, or not at all."""
+        file = Path(output_dir) / "README.md"
+        earlier_base = ModelCard.load(file).data.base_model if is_on(PUSH) and file.exists() else None
+        super().create_or_update_model_card(output_dir, *args, **kwargs)
+        base = self.get_base_model()
+        if isinstance(base, T5WithFusion) and is_on(PUSH):
+            name_base_in_card(file, base, earlier_base)
+
+    def __reduce_ex__(self, protocol):
+        # No module holds this class under its name, so copies and pickles build it from PEFT's class.
+        rebuild, arguments, *state = super().__reduce_ex__(protocol)
+        if type(self) is fused_adapter_class(self.peft_class):
+            rebuild, arguments = _new_adapter, (self.peft_class,)
+        return (rebuild, arguments, *state)
+
+
+@cache
+def fused_adapter_class(peft_class: Any) -> type:
+    """Return the subclass of a `PeftModel` class for adapters on fused models. It has the same name."""
+    fields: dict[str, Any] = {"__module__": peft_class.__module__, "__doc__": peft_class.__doc__}
+    fields["peft_class"] = peft_class  # for copies and pickles
+    return type(peft_class.__name__, (FusedAdapter, peft_class), fields)
+
+
+def _new_adapter(peft_class: Any) -> PeftModel:
+    return object.__new__(fused_adapter_class(peft_class))
+
+
+def _wrap_init(init: Callable) -> Callable:
+    @wraps(init)
+    def __init__(self, model, *args, **kwargs):
+        if has_fusion(model) and not isinstance(self, FusedAdapter):
+            object.__setattr__(self, "__class__", fused_adapter_class(type(self)))
+        init(self, model, *args, **kwargs)
+
+    return __init__
+
+
+_registered = False
+
+
+def register() -> None:
+    """Wrap `PeftModel.__init__`, once."""
+    global _registered
+    if not _registered:
+        _registered = True
+        PeftModel.__init__ = _wrap_init(PeftModel.__init__)

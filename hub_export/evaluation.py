@@ -1,0 +1,37 @@
+"""Keep what `evaluate` measured of a bundle: in its card, and when the bundle is replaced."""
+
+from pathlib import Path
+
+from ..common.run_folder import EVALUATION, RunFolder
+from .card import CARD, with_evaluation
+from .manifest import MANIFEST, as_json, file_digest, is_weights, json_digest, read_manifest, write_whole
+from .plan import Say
+
+
+def keep_evaluation(bundle: Path) -> None:
+    """Fill in the card of a bundle from the evaluation.json beside it, so that `push` sends the results.
+
+    Raises:
+        ValueError: The card has a broken marker or unreadable metadata. The bundle then stays as it was.
+    """
+    manifest = read_manifest(bundle)
+    write_whole(bundle / CARD, with_evaluation(bundle, manifest["kind"]))
+    manifest["files"][CARD] = file_digest(bundle / CARD)
+    write_whole(bundle / MANIFEST, as_json(manifest | {"digest": json_digest(manifest)}))
+
+
+def evaluation_still_holds(bundle: Path, new: Path, run: RunFolder, say: Say) -> bool:
+    """Return whether the evaluation.json of a bundle also describes the bundle that will replace it.
+
+    It does if the weights are the same, and the run folder brings no evaluation of its own.
+    """
+    if not (bundle / EVALUATION).exists() or (run.path / EVALUATION).exists():
+        return False
+    try:
+        weights = {name: value for name, value in read_manifest(bundle)["files"].items() if is_weights(name)}
+    except ValueError:  # The manifest is damaged, so nobody knows which weights were evaluated.
+        weights = {}
+    same = weights == {file.name: file_digest(file) for file in new.iterdir() if is_weights(file.name)}
+    if not same:
+        say(f"{bundle / EVALUATION} describes the weights that are replaced, and is removed. Evaluate the new ones.")
+    return same

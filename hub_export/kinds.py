@@ -1,0 +1,18 @@
+"""The kinds of bundles."""
+
+from typing import Literal, get_args
+
+Kind = Literal["adapter", "standalone", "merged", "fused"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def parse_kind(name: str) -> Kind:
+    """Return the kind of this name; "base", the earlier name of "fused", is accepted.
+
+    Raises:
+        ValueError: There is no such kind.
+    """
+    kind = "fused" if name == "base" else name
+    if kind not in KINDS:
+        raise ValueError(f"`kind` is {name!r}; expected one of {', '.join(KINDS)}.")
+    return kind

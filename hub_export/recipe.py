@@ -1,0 +1,114 @@
+"""The processor of a bundle: the one that training saved, or the tokenizer with a recipe that the user gives."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from ..common.run_folder import PROCESSOR_CONFIG
+from ..common.saved_files import one_sentence_errors
+from ..modeling_t5fusion import T5WithFusion
+from ..processing_t5fusion import T5FusionProcessor
+from .plan import ExportPlan, Say
+
+SAMPLE = "app_config"  # a text that the encoder is tried with
+
+
+def choose_processor(
+    plan: ExportPlan, fused_model: T5WithFusion, recipe: dict[str, Any], say: Say
+) -> T5FusionProcessor:
+    """Return the processor that readers get.
+
+    Args:
+        plan: The export; its run folder may hold a processor or a tokenizer.
+        fused_model: The model, which says how wide the vectors are.
+        recipe: The user's fields of `T5FusionProcessor`, used if no processor was saved.
+        say: Function that gets a line about each assumption.
+
+    Raises:
+        ValueError: A recipe is given, and the run folder holds a processor; readers could not make the vectors; or the
+            tokenizer and the model use different ids for the placeholder.
+        OSError: The tokenizer cannot be loaded.
+    """
+    processor = plan.run.processor
+    if processor is None:
+        processor = T5FusionProcessor(
+            load_tokenizer(plan, say), lexical_dim=fused_model.config.lexical_dim, **complete_recipe(recipe)
+        )
+        say_assumed(plan, processor, say)
+    elif recipe:
+        folder = plan.run.folder_with(PROCESSOR_CONFIG)
+        raise ValueError(f"{folder} holds a processor with a recipe of its own. Leave out {', '.join(recipe)}.")
+    for name in ("is_local", "local_files_only"):  # They say how it was loaded here, and would differ by machine.
+        processor.tokenizer.init_kwargs.pop(name, None)
+    check_encoder(processor, say)
+    token_id = fused_model.config.lexical_token_id
+    if token_id != processor.lexical_token_id:
+        raise ValueError(
+            f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {token_id} of the model on "
+            f"{plan.trained_on}. Save the tokenizer that was used in training, without other added tokens."
+        )
+    return processor
+
+
+def load_tokenizer(plan: ExportPlan, say: Say):
+    """Load the tokenizer of the run folder, or of the base model if the run folder holds none."""
+    folder = plan.run.folder_with("tokenizer_config.json")
+    name, revision = (plan.trained_on.name, plan.trained_on.revision) if folder is None else (folder, None)
+    if folder is None:
+        say(f"{plan.run} holds no tokenizer. Used instead: the tokenizer of {plan.trained_on}.")
+    with one_sentence_errors(f"the tokenizer of {name}"):
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+
+
+def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the user's fields of a processor, with the encoder and the source of vectors that follow from them.
+
+    Without an encoder ("none" counts as none), vectors are given with each call. With one, they are made of the text.
+    """
+    encoder = recipe.get("lexical_encoder")
+    encoder = None if encoder == "none" else encoder
+    source = "text" if encoder else "given"
+    return {"lexical_source": source} | recipe | {"lexical_encoder": encoder}
+
+
+def say_assumed(plan: ExportPlan, processor: T5FusionProcessor, say: Say) -> None:
+    """Say which recipe is assumed, since no file of the run folder records it."""
+    encoder = processor.lexical_encoder
+    sources = {
+        "text": f"made of the text itself by {encoder}",
+        "given": "given with each call" + (f" or made of its `lexical_texts` by {encoder}" if encoder else ""),
+        "none": "not used",
+    }
+    say(
+        f"{plan.run} does not say how its vectors were made. Assumed: vectors of {processor.lexical_dim} numbers, "
+        f"{sources[processor.lexical_source]}; prompt {processor.template!r}. If that is wrong, give --encoder, "
+        "--template, --lexical-source."
+    )
+
+
+def check_encoder(processor: T5FusionProcessor, say: Say) -> None:
+    """Check the recipe's encoder by encoding a text, and say so if the encoder cannot be loaded here.
+
+    Raises:
+        ValueError: The encoder is a folder of this machine; its vectors have another width than the model's; or the
+            vectors are to be made of the text, and no encoder is named.
+    """
+    encoder = processor.lexical_encoder
+    if encoder is None:
+        if processor.lexical_source == "text":
+            raise ValueError(
+                "the vectors are to be made of the text (`lexical_source` is 'text'), and no encoder is named. Name it "
+                "with --encoder ID, or in processor_config.json; or set `lexical_source` to 'given' there."
+            )
+        return
+    if Path(encoder).is_absolute() or Path(encoder).is_dir():
+        raise ValueError(
+            f"the lexical encoder is a folder of this machine, {encoder}, which readers do not have. Put its Hub id "
+            "into `lexical_encoder` of processor_config.json."
+        )
+    try:
+        processor.encode([SAMPLE])
+    except (ImportError, OSError) as error:
+        wanted = f"vectors of {processor.lexical_dim} numbers"
+        say(f"Not checked: whether {encoder} makes {wanted} ({error})")

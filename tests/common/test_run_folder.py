@@ -1,0 +1,69 @@
+"""What a run folder says about its base model, and that each of its files is read once."""
+
+import json
+
+import pytest
+
+from t5fusion import tiny_t5
+from t5fusion.common import run_folder
+from t5fusion.common.errors import first_line
+from t5fusion.common.run_folder import RunFolder
+from t5fusion.naming_t5fusion import FusedName
+
+COMMIT = "0fc9ddf78a1e988dac52e2dac162b0ede4fd74ab"
+ON_THE_HUB = {"base_model_name_or_path": f'T5WithFusion(google/t5@{COMMIT}, {{"lexical_dim": 8}})'}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(name=content, ...)` writes JSON files into a folder, which it returns as a `RunFolder`."""
+
+    def files(**contents):
+        for name, content in contents.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        return RunFolder(tmp_path)
+
+    return files
+
+
+def test_base_model_by_the_adapter(write):
+    run = write(adapter_config=ON_THE_HUB)
+    assert run.trained_on == FusedName("google/t5", COMMIT, {"lexical_dim": 8})
+    assert run.load_options == {"lexical_dim": 8} and not run.is_on_embedded_base
+
+
+def test_base_model_by_the_config_of_a_bundle(write):
+    config = {"backbone": "google/other", "backbone_revision": COMMIT}
+    assert write(adapter_config=ON_THE_HUB, config=config).trained_on == FusedName("google/other", COMMIT)
+
+
+@pytest.mark.parametrize("option", ["base", "base_model"])
+def test_embedded_base_model_by_the_record(write, option):
+    run = write(adapter_config={"base_model_name_or_path": "/gone/tiny_t5"}, training={"options": {option: "tiny_t5"}})
+    assert run.trained_on == FusedName("tiny_t5") and run.is_on_embedded_base
+
+
+@pytest.mark.parametrize("name", ["tiny_t5", tiny_t5.PATH, "T5WithFusion(tiny_t5)", "/gone/t5fusion/tiny_t5"])
+def test_embedded_base_model_by_its_name(write, name):
+    assert write(adapter_config={"base_model_name_or_path": name}).is_on_embedded_base
+
+
+def test_no_base_model(write):
+    assert write().trained_on is None
+    assert write(training={"options": {"base": "google/t5"}}).trained_on is None
+
+
+def test_each_file_is_read_once(write, monkeypatch):
+    files = []
+    read = run_folder.read_json
+    monkeypatch.setattr(run_folder, "read_json", lambda file: files.append(file.name) or read(file))
+    run = write(adapter_config=ON_THE_HUB, config={}, training={"options": {}}, evaluation={})
+    for _ in range(2):
+        assert run.adapter_config == ON_THE_HUB and run.model_config == {} and run.evaluation == {}
+        assert run.load_options["lexical_dim"] == 8 and run.trained_on.plain == "google/t5"
+    assert sorted(files) == ["adapter_config.json", "config.json", "evaluation.json", "training.json"]
+
+
+def test_first_line_of_an_error():
+    assert first_line(ValueError("It failed.\nFor a reason.")) == "It failed"
+    assert first_line(KeyError()) == "KeyError"

