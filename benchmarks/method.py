@@ -63,7 +63,7 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> None:
             model = six_steps(variant, inputs, processor.tokenizer, seed, args, output)
         else:
             choice = VARIANTS[variant]
-            options = TrainingOptions(base=args.base, epochs=args.epochs, batch_size=BATCH, seed=seed, **choice)
+            options = TrainingOptions(base_model=args.base, epochs=args.epochs, batch_size=BATCH, seed=seed, **choice)
             model = train(inputs, test, processor, options, Path(output))
     result = {"variant": variant, "seed": seed, "seconds": time.monotonic() - start}
     for kind in ("true",) if variant == "none" else ("true", "shuffled"):

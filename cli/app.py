@@ -1,4 +1,4 @@
-"""The program `t5fusion`: all commands, and errors as one sentence."""
+"""The program `t5fusion`: its commands, and its errors, each in one sentence."""
 
 import os
 import sys
@@ -21,20 +21,24 @@ app = Commands(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="T5 with a second kind of input: train, evaluate and run models that read lexical vectors beside their text.",
+    help="Train, evaluate and share T5 models that read vectors beside their text.",
 )
 
 
-def show_version(wanted: bool) -> None:
-    if wanted:
+def print_version(is_asked_for: bool) -> None:
+    if is_asked_for:
         typer.echo(f"t5fusion {version('t5fusion')}")
         raise typer.Exit
 
 
 @app.callback()
-def before_any(
-    show: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print it.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose. Also: T5FUSION_DEBUG=1.")] = False,
+def set_up(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error. T5FUSION_DEBUG=1 does the same.")
+    ] = False,
 ):
     if debug:
         os.environ["T5FUSION_DEBUG"] = "1"
@@ -45,18 +49,22 @@ for command in (demo, train, generate, evaluate, export, verify, push):
 
 
 def main() -> None:
-    """The console entry: what the user can mend ends in one sentence and exit code 1; `T5FUSION_DEBUG=1` shows all."""
+    """Run the program.
+
+    An error that the user can correct is printed in one sentence, and the exit code is 1. If `T5FUSION_DEBUG` is set,
+    its traceback is printed.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()  # here, where a full disk is an error like others
+            sys.stdout.flush()  # so that a full disk raises here, as any other error does
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         _drop_output()
         if os.environ.get("T5FUSION_DEBUG"):
             raise
-        if not isinstance(error, BrokenPipeError):  # whoever read standard output has had enough
+        if not isinstance(error, BrokenPipeError):  # the reader of standard output, such as `head`, has ended
             print(f"t5fusion: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -65,7 +73,7 @@ def main() -> None:
 
 
 def _drop_output() -> None:
-    """Python writes what is left of standard output once more as it ends; where that fails, it goes nowhere."""
+    """Discard what standard output cannot take: Python would try to write it again when it exits, and fail."""
     try:
         sys.stdout.flush()
     except OSError:

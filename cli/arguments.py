@@ -4,26 +4,31 @@ from typing import Annotated
 
 import typer
 
-TextColumn = Annotated[str, typer.Option(help="Column with the input text.")]
-TargetColumn = Annotated[str, typer.Option(help="Column with the text to write.")]
+Data = Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")]
+TextColumn = Annotated[str, typer.Option(help="Column of the input text.")]
+TargetColumn = Annotated[str, typer.Option(help="Column of the text to generate.")]
 LexicalColumn = Annotated[
-    str | None, typer.Option(help="Column with the text that the vector is made of. Default: the input text.")
+    str | None, typer.Option(help="Column of the text that the vector is made from. Default: the input text.")
 ]
-VectorColumn = Annotated[str | None, typer.Option(help="Column that holds the vectors themselves, one in each row.")]
+VectorColumn = Annotated[str | None, typer.Option(help="Column of the vectors themselves, one in each row.")]
 Encoding = Annotated[
-    str | None, typer.Option(help="Of a CSV or .txt file or standard input, such as latin-1. Default: UTF-8.")
+    str | None,
+    typer.Option(help="Encoding of a CSV file, a .txt file or standard input, such as latin-1. Default: UTF-8."),
 ]
 Trained = Annotated[
-    str, typer.Argument(metavar="FOLDER", help="What `t5fusion train` saved, or a bundle, or a repository's id.")
+    str,
+    typer.Argument(metavar="FOLDER", help="Folder that `t5fusion train` saved, bundle, or id of a repository."),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, where FOLDER is the id of a repository.")]
-Limit = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, if FOLDER is the id of a repository.")]
+Split = Annotated[str, typer.Option(help="Split of a data set on the Hub.")]
+Limit = Annotated[int | None, typer.Option(help="Use only so many rows, the first ones.", min=1)]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what is in the output folder, once there is a checkpoint.")
+    bool, typer.Option("--overwrite", help="Replace what is in the output folder, at the first checkpoint.")
 ]
 UseCache = Annotated[
-    bool, typer.Option("--use-cache", help="Use this machine's cache of the Hub; else all is fetched, as by a reader.")
+    bool,
+    typer.Option("--use-cache", help="Use this machine's cache of the Hub, instead of downloading as a reader does."),
 ]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Run its Python files even where they are not this package's own.")
+    bool, typer.Option("--trust-code", help="Run the bundle's Python files even if they are not this package's own.")
 ]

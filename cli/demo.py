@@ -16,28 +16,30 @@ class Lexical(str, Enum):
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Where to save the adapter.")] = Path("runs/demo"),
-    lexical: Annotated[Lexical, typer.Option(help="What the vector is made of.")] = Lexical.body,
-    base: Annotated[str, typer.Option(help="Hub id or folder of a T5; tiny_t5 is the embedded one.")] = "tiny_t5",
-    epochs: Annotated[float, typer.Option(min=0.01)] = 2.0,
-    seed: int = 42,
+    output: Annotated[Path, typer.Option(help="Folder to save the adapter in.")] = Path("runs/demo"),
+    lexical: Annotated[Lexical, typer.Option(help="What the vector is made from: code or name.")] = Lexical.body,
+    base_model: Annotated[
+        str, typer.Option(help='Hub id or folder of a T5. "tiny_t5" is the one in this package.')
+    ] = "tiny_t5",
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the rows.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 42,
     limit: Limit = None,
 ):
-    """Teach the embedded T5 to describe the Python standard library, and see what the vectors are worth.
+    """Teach the T5 in this package to describe the Python standard library, and see what the vectors are worth.
 
     Example: [bold]t5fusion demo --lexical name[/bold]
     """
     silence_libraries()
-    from ..demo.demo import DEMO
-    from ..demo.demo import demo as run
+    from ..demo.demo import DEMO  # slow to import: --help does without
+    from ..demo.demo import demo as run_demo
+    from ..finetune import Interrupted
     from ..finetune.output_folder import check_output, is_unused
-    from ..finetune.trainer import Interrupted
 
     if not is_unused(output) and not (output / DEMO).exists():
         raise ValueError(f"{output} holds something else than a demo, and is left alone. Choose another --output.")
     check_output(output, overwrite=True, mark=DEMO)
     try:
-        run(output, lexical=lexical.value, base=base, epochs=epochs, limit=limit, seed=seed)
+        run_demo(output, lexical=lexical.value, base=base_model, epochs=epochs, limit=limit, seed=seed)
     except Interrupted as stop:
         say("Stopped. The next demo starts over.")
         raise typer.Exit(stop.exit_code) from None

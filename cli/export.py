@@ -9,54 +9,56 @@ import typer
 from ..common.console import say, silence_libraries
 
 
-class KindOption(str, Enum):
-    adapter = "adapter"
-    standalone = "standalone"
-    merged = "merged"
-    fused = "fused"
-    base = "base"
-
-
 class FormatOption(str, Enum):
     safetensors = "safetensors"
     onnx = "onnx"
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="Folder that training saved; with --kind base, id or folder of a T5.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder that training saved; with --kind fused, id or folder of a base model.")
+    ],
     bundle: Annotated[Path, typer.Argument(help="Folder to write.")],
-    kind: Annotated[KindOption, typer.Option(help="What travels.")] = KindOption.adapter,
-    base_model: Annotated[str | None, typer.Option(help="ID or ID@REVISION of the T5 that readers get.")] = None,
-    template: Annotated[str | None, typer.Option(help="The prompt, where no processor was saved.")] = None,
+    kind: Annotated[
+        str, typer.Option(metavar="[adapter|standalone|merged|fused]", help="What the bundle holds (see above).")
+    ] = "adapter",
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="ID or ID@REVISION of the base model that readers get. Default: the one trained on."),
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="The prompt, if SOURCE holds no processor.")] = None,
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="Sentence-transformers model that made the vectors, where no processor was saved. Default: none"
+            help="Model of sentence-transformers that made the vectors, if SOURCE holds no processor. Default: none."
         ),
     ] = None,
     lexical_source: Annotated[
         str | None,
         typer.Option(
-            help="text, given or none, where no processor was saved. Default: text with --encoder, else given"
+            help="text, given or none, if SOURCE holds no processor. Default: text with --encoder, otherwise given."
         ),
     ] = None,
     format: Annotated[
-        FormatOption, typer.Option(help="onnx: graphs for onnxruntime as well, with the adapter folded in.")
+        FormatOption, typer.Option(help="onnx: the bundle also holds graphs for onnxruntime, with the adapter merged.")
     ] = FormatOption.safetensors,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier bundle.")] = False,
 ):
     """Write a folder that anyone can load: code, config, adapter, tokenizer, processor, card, reference outputs.
 
-    adapter: base weights come from the backbone; standalone: they travel too; merged: no PEFT needed; base: untuned.
+    adapter: readers get the base weights from the base model. standalone: the bundle holds them too. merged: the
+    adapter is merged into them, so that readers need no PEFT. fused: the untuned fused model.
 
     Example: [bold]t5fusion export runs/files bundles/describer[/bold]
     """
     silence_libraries()
-    from ..hub_export.bundle import export as write
+    from ..hub_export.bundle import export as write_bundle  # slow to import: --help does without
 
     given = {"template": template, "lexical_encoder": encoder, "lexical_source": lexical_source}
     recipe = {name: value for name, value in given.items() if value is not None}
-    folder = write(source, bundle, kind.value, base_model, recipe, overwrite, say, format.value)
+    folder = write_bundle(
+        source, bundle, kind, base_model=base_model, recipe=recipe, overwrite=overwrite, say=say, format=format.value
+    )
     size = sum(file.stat().st_size for file in folder.iterdir())
-    carried = f"{kind.value} and ONNX graphs" if format == FormatOption.onnx else kind.value
-    print(f"{bundle}: {carried}, {size / 1e6:.1f} MB. Next: t5fusion verify {bundle}")
+    content = f"{kind} and ONNX graphs" if format == FormatOption.onnx else kind
+    print(f"{bundle}: {content}, {size / 1e6:.1f} MB. Next: t5fusion verify {bundle}")

@@ -1,17 +1,38 @@
-"""How arguments are parsed: an option that is given twice is refused, and Ctrl-C ends with a sentence."""
+"""How commands are parsed: options made from dataclasses, former names, and an option that is given twice."""
 
+import dataclasses
+import inspect
 import sys
 from collections import Counter
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
 
+Command = TypeVar("Command", bound=Callable)
+Options = TypeVar("Options")
+FORMER_NAMES = {  # names of options in 0.1, by command and parameter; still accepted, but not shown by --help
+    ("train", "base_model"): "--base",
+    ("demo", "base_model"): "--base",
+    ("export", "base_model"): "--backbone",
+    ("verify", "fused_model"): "--base",
+}
+
 
 class OneValueEach(TyperCommand):
-    """A command that refuses an option which is given twice; click would take the last and say nothing.
+    """A command that refuses an option which is given twice; click would silently take the last value.
 
     Ctrl-C ends it with a sentence and exit code 130.
     """
+
+    def make_parser(self, ctx):
+        parser = super().make_parser(ctx)
+        for option in self.params:
+            former_name = FORMER_NAMES.get((self.name, option.name))
+            if former_name:
+                parser.add_option(obj=option, opts=[former_name], dest=option.name)
+        return parser
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(list(args))
@@ -24,13 +45,72 @@ class OneValueEach(TyperCommand):
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:  # of which typer says nothing, or "Aborted.", depending on its release
+        except KeyboardInterrupt:  # typer prints nothing or "Aborted.", depending on its release
             print("t5fusion: stopped.", file=sys.stderr)
             raise typer.Exit(130) from None
 
 
 class Commands(typer.Typer):
-    """A Typer all of whose commands are `OneValueEach`."""
+    """A Typer whose commands are all `OneValueEach`."""
 
     def command(self, name: str | None = None, **options):
         return super().command(name, **{"cls": OneValueEach, **options})
+
+
+def with_options_of(**panels: type) -> Callable[[Command], Command]:
+    """Give a command an option for each field of dataclasses, which it takes as `**fields`.
+
+    Args:
+        **panels: the dataclasses, by the title under which --help shows their options.
+    """
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        for title, options in panels.items():
+            parameters += [_parameter_of(field, title) for field in dataclasses.fields(options)]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _parameter_of(field: dataclasses.Field, panel: str) -> inspect.Parameter:
+    """Return the parameter from which typer makes the option of a field (see `finetune.options.option`)."""
+    metadata, kind = field.metadata, field.type
+    name, help = metadata.get("opposite", (field.name, metadata["help"]))
+    default = False if "opposite" in metadata else field.default
+    settings: dict[str, Any] = {"help": help, "rich_help_panel": panel}
+    if get_origin(kind) is Literal:  # typer reads it from 0.19 on
+        kind, settings["metavar"] = str, f"[{'|'.join(get_args(kind))}]"
+    if "parse" in metadata:
+        kind, settings["parser"], settings["metavar"] = str | None, metadata["parse"], "NAMES"
+    if metadata["allowed"] is not None:
+        settings["min"] = metadata["allowed"].least
+    flag = [f"--{name.replace('_', '-')}"] if kind is bool else []  # without a --no-... beside it
+    annotation = Annotated[kind, typer.Option(*flag, **settings)]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def options_from(options: type[Options], fields: dict[str, Any]) -> Options:
+    """Return a dataclass of options, made from the `**fields` of a command."""
+    values = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        opposite, _ = field.metadata.get("opposite", (None, None))
+        values[field.name] = not fields[opposite] if opposite else fields[field.name]
+    return options(**values)
+
+
+def refuse_idle(context: typer.Context, idle_options: dict[str, tuple[str, ...]]) -> None:
+    """Raise ValueError if an option on the command line has no effect beside another one.
+
+    Args:
+        idle_options: parameters of the command, and those that have no effect beside them.
+    """
+    names = {option.name: option.opts[0] for option in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    for option, others in idle_options.items():
+        for other in others:
+            if {option, other} <= given:
+                raise ValueError(f"{names[other]} has no effect with {names[option]}. Leave one of them out.")

@@ -11,13 +11,13 @@ from .arguments import TrustCode, UseCache
 
 def push(
     bundle: Annotated[Path, typer.Argument(help="Folder that `t5fusion export` wrote.")],
-    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; created where it is missing.")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; it is created if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to commit to. Default: main")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to. Default: main.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
     delete_others: Annotated[
-        bool, typer.Option("--delete-others", help="Remove the files that the bundle has not.")
+        bool, typer.Option("--delete-others", help="Delete the repository's files that are not in the bundle.")
     ] = False,
     trust_code: TrustCode = False,
     use_cache: UseCache = False,
@@ -27,9 +27,9 @@ def push(
     Example: [bold]t5fusion push bundles/describer me/describer[/bold]
     """
     silence_libraries()
-    from ..hub_export.upload import push as send
+    from ..hub_export.upload import push as push_bundle  # slow to import: --help does without
 
-    pushed = send(
+    pushed = push_bundle(
         bundle, repo_id, private, revision, create_pr, message, delete_others, use_cache, trust_code, say=say
     )  # fmt: skip
     print(

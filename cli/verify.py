@@ -11,17 +11,19 @@ from .arguments import TrustCode, UseCache
 def verify(
     name: Annotated[str, typer.Argument(help="Folder that `t5fusion export` wrote, or id of a repository.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
-    fused_model: Annotated[str | None, typer.Option(help="Repository of a fused model, to try the adapter on.")] = None,
+    fused_model: Annotated[
+        str | None, typer.Option(help="Repository of the untuned fused model, to load the adapter on.")
+    ] = None,
     trust_code: TrustCode = False,
     use_cache: UseCache = False,
 ):
-    """Reload a bundle as a reader would, through every door, and compare with the outputs that it carries.
+    """Reload a bundle as a reader would, by every loading path, and compare with the reference outputs in it.
 
     Example: [bold]t5fusion verify me/describer[/bold]
     """
     silence_libraries()
-    from ..hub_export.verification import verify as prove
+    from ..hub_export.verification import verify as verify_bundle  # slow to import: --help does without
 
-    report = prove(name, revision, use_cache, fused_model, trust_code=trust_code, say=print)
+    report = verify_bundle(name, revision, use_cache, fused_model=fused_model, trust_code=trust_code, say=print)
     if not report.ok:
-        raise ValueError(f"{name} does not verify: {len(report.failures)} of {len(report.lines)} lines did not hold.")
+        raise ValueError(f"{name} does not verify: {len(report.failures)} of {len(report.lines)} checks failed.")

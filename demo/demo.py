@@ -107,9 +107,9 @@ def demo(
     processor = demo_processor(base, lexical)
     inputs = demo_inputs(training, processor)
     test = demo_inputs(held_out, processor)
-    options = TrainingOptions(base=base, epochs=epochs, seed=seed, batch_size=BATCH, lr=RATE, dropout=DROPOUT)
+    options = TrainingOptions(base_model=base, epochs=epochs, seed=seed, batch_size=BATCH, lr=RATE, dropout=DROPOUT)
     with torch.random.fork_rng():
-        untuned = build_model(TrainingOptions(base=base, fusion_start="random", full=True), processor, inputs)
+        untuned = build_model(TrainingOptions(base_model=base, fusion_start="random", full=True), processor, inputs)
     model = train(inputs, test, processor, options, output, overwrite=True, mark=DEMO)
     results, evaluation = _compare(untuned, model, test, held_out, processor, console)
     save_evaluation(output, evaluation)

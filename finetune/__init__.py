@@ -1,0 +1,72 @@
+"""Train, evaluate and generate.
+
+From files (JSONL, CSV, Parquet, or a data set on the Hub), as the commands of the same names do:
+
+    from t5fusion.finetune import Columns, TrainingOptions, train_file
+    columns = Columns(text="filename", target="description", vector="vector")
+    model = train_file("my.jsonl", columns, "runs/mine", TrainingOptions(epochs=2))
+
+    from t5fusion.finetune import evaluate_file, generate_file
+    print(evaluate_file("runs/mine", "test.jsonl", columns, vectors="all").measures)
+    generate_file("runs/mine", "test.jsonl", columns, "runs/mine.jsonl")
+
+From rows in memory, `prepare` makes the model's inputs, `train` trains, and `load_trained` loads the model and its
+processor again, for `evaluate` and `generate_texts`.
+
+Names are loaded when they are first used, so that importing this package takes no time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..common.run_folder import load_trained
+    from .data import Columns
+    from .evaluation import Evaluation, evaluate
+    from .from_files import Generated, GenerationStopped, evaluate_file, generate_file, train_file
+    from .generation import generate_texts
+    from .inputs import prepare
+    from .options import Recipe, TrainingOptions
+    from .trainer import Interrupted
+    from .training import train
+
+__all__ = [
+    "Columns",
+    "Evaluation",
+    "Generated",
+    "GenerationStopped",
+    "Interrupted",
+    "Recipe",
+    "TrainingOptions",
+    "evaluate",
+    "evaluate_file",
+    "generate_file",
+    "generate_texts",
+    "load_trained",
+    "prepare",
+    "train",
+    "train_file",
+]
+
+_MODULES = {
+    "..common.run_folder": ("load_trained",),
+    ".data": ("Columns",),
+    ".evaluation": ("Evaluation", "evaluate"),
+    ".from_files": ("Generated", "GenerationStopped", "evaluate_file", "generate_file", "train_file"),
+    ".generation": ("generate_texts",),
+    ".inputs": ("prepare",),
+    ".options": ("Recipe", "TrainingOptions"),
+    ".trainer": ("Interrupted",),
+    ".training": ("train",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

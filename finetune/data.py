@@ -1,6 +1,7 @@
-"""The rows of a data set: their columns, which of them have text and vectors, which are held out."""
+"""The rows of a data set: their columns, their texts and vectors, and which rows are held out."""
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,17 +12,20 @@ import torch
 from datasets import Dataset
 
 from ..common.console import say
+from ..processing_t5fusion import MINILM
+from .files import load_rows
 
 HELD_OUT_ONE_IN = 10
+TEXT_DTYPES = ("string", "large_string", "string_view", "null")
 
 
 class Columns(NamedTuple):
-    """The names of a data set's columns, each None where it is not used."""
+    """The names of a data set's columns; None for a column that is not used."""
 
     text: str  # the input text
-    target: str | None = None  # the text to write
-    lexical: str | None = None  # the text that the vector is made of
-    vector: str | None = None  # the vector itself
+    target: str | None = None  # the text to generate
+    lexical: str | None = None  # the text that the encoder makes the vector from; if None, the input text
+    vector: str | None = None  # the vector itself, a list of numbers
 
     @property
     def texts(self) -> list[str]:
@@ -30,47 +34,51 @@ class Columns(NamedTuple):
 
 
 def hub_data_set(data: str) -> str | None:
-    """`data` if it is the id of a data set on the Hub; None for a file or folder."""
+    """Return `data` if it is the id of a data set on the Hub; None if it is a file or folder."""
     return None if Path(data).exists() else data
 
 
 def check_columns(rows: Dataset, columns: Sequence[str | None]) -> None:
-    """ValueError, with the columns there are, unless all of `columns` (None aside) are among them."""
+    """Raise ValueError, which lists the columns that exist, unless each of `columns` exists; None is skipped."""
     for column in columns:
         if column is not None and column not in rows.column_names:
             raise ValueError(f"there is no column {column!r}; the columns are {', '.join(rows.column_names)}.")
 
 
 def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
-    """ValueError if one of `columns` holds something else than text, numbers say."""
+    """Raise ValueError if one of `columns` holds anything but text, such as numbers."""
     for column in columns:
-        kind = getattr(rows.features[column], "dtype", "list")
-        if kind not in ("string", "large_string", "string_view", "null"):
-            raise ValueError(f"column {column!r} holds values of type {kind}; expected text.")
+        dtype = getattr(rows.features[column], "dtype", "list")
+        if dtype not in TEXT_DTYPES:
+            raise ValueError(f"column {column!r} holds values of type {dtype}; expected text.")
 
 
 def rows_with_text(rows: Dataset, columns: Sequence[str]) -> list[int]:
-    """The numbers of the rows whose `columns` all hold text, which is not white space alone.
+    """Return the numbers of the rows that have text in each of `columns`. White space alone is no text.
 
     Raises:
-        ValueError: as `check_texts` says.
+        ValueError: a column holds anything but text.
     """
     check_texts(rows, columns)
-    held = zip(*(rows[column] for column in columns), strict=True)
-    return [row for row, texts in enumerate(held) if all(text and text.strip() for text in texts)]
+    texts_by_row = zip(*(rows[column] for column in columns), strict=True)
+    return [row for row, texts in enumerate(texts_by_row) if all(text and text.strip() for text in texts)]
 
 
 def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
-    """The rows whose `columns` all hold text, and the number of those left out; raises as `rows_with_text` does."""
+    """Return the rows that have text in each of `columns`, and how many rows were left out.
+
+    Raises:
+        ValueError: a column holds anything but text.
+    """
     kept = rows_with_text(rows, columns)
     return rows.select(kept), len(rows) - len(kept)
 
 
 def with_all_texts(rows: Dataset, columns: Columns) -> Dataset:
-    """The rows that have text in every column of texts; a line says how many were left out.
+    """Return the rows that have text in each column of texts, and print how many were left out.
 
     Raises:
-        ValueError: a column is missing, or holds something else than text; or no row is left.
+        ValueError: a column is missing or holds anything but text, or no row is left.
     """
     check_columns(rows, columns)
     rows, dropped = without_empty(rows, columns.texts)
@@ -81,8 +89,46 @@ def with_all_texts(rows: Dataset, columns: Columns) -> Dataset:
     return rows
 
 
+def first_rows(rows: Dataset, limit: int | None) -> Dataset:
+    """Return the first `limit` rows; all of them if it is None."""
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def load_split(
+    data: str, columns: Columns, validation: str | None = None, encoder: str | None = None, encoding: str | None = None
+) -> tuple[Dataset, Dataset]:
+    """Return the rows to train on, and those to validate with. Rows without text are left out.
+
+    Args:
+        data: a file, or the id of a data set on the Hub.
+        validation: the same, for the rows to validate with; if None, `hold_out` splits `data`.
+        encoder: encoder that was chosen for the vectors, if any.
+        encoding: encoding of CSV files; None for UTF-8.
+
+    Raises:
+        ValueError: the rows cannot be used or split, or they hold vectors that no option reads.
+        OSError: there is neither a file nor a data set of this name.
+    """
+    rows = with_all_texts(load_rows(data, encoding=encoding), columns)
+    if not (columns.lexical or columns.vector or encoder):
+        _check_no_vectors(rows, data)
+    if validation is None:
+        return hold_out(rows, columns)
+    return rows, with_all_texts(load_rows(validation, "validation", encoding), columns)
+
+
+def _check_no_vectors(rows: Dataset, data: str) -> None:
+    unread = vector_columns(rows)
+    if unread:
+        raise ValueError(
+            f"{data} holds vectors in {'column' if len(unread) == 1 else 'columns'} {', '.join(map(repr, unread))}, "
+            f"which no option reads. Give --vector-column {shlex.quote(unread[0])}; or --encoder {MINILM} to make the "
+            "vectors from the text."
+        )
+
+
 def vector_columns(rows: Dataset) -> list[str]:
-    """The columns that hold lists of floating point numbers, by their type; lists of integers may be anything."""
+    """Return the columns whose type is lists of floating point numbers; lists of integers may mean anything."""
 
     def is_vector(kind: pa.DataType) -> bool:
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
@@ -93,132 +139,131 @@ def vector_columns(rows: Dataset) -> list[str]:
 
 
 def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
-    """About nine tenths to train on and one to validate with; all rows of one text are on the same side.
+    """Split rows: about nine tenths to train on, one to validate with. All rows of one text go to the same side.
 
-    Where vectors come from a column of their own, texts may be prompts that many rows share. If there are more than
-    twice as many pairs of a text and a vector (or the text that it is made of) as there are texts, a pair takes the
-    place of the text: all rows of one pair are on the same side, and it is said. In all other cases the split depends
-    on the texts alone, so that it is the same with and without vectors.
+    If the vectors have a column of their own, the texts may be prompts that many rows share. If there are more than
+    twice as many pairs of text and vector (or of text and the text that the vector is made from) as texts, then rows
+    are split by pair, and a line says so: all rows of one pair go to the same side. In all other cases the split
+    depends on the texts alone, so that it is the same with and without vectors.
 
     Raises:
-        ValueError: there are too few different texts or pairs; or a vector is none, as `given_vectors` says.
+        ValueError: there are too few different texts or pairs, or a vector is invalid (see `given_vectors`).
     """
     texts = [str(text).strip() for text in rows[columns.text]]
-    keys, told_by = texts, "text"
-    # where there are fewer rows than that, the pairs, for which all vectors are read, cannot be that many
+    keys, key_name = texts, "text"
+    # With fewer rows there cannot be that many pairs, and reading all vectors takes time.
     if (columns.lexical or columns.vector) and (len(rows) > 2 * _distinct(texts) or _distinct(texts) == 1):
         others = _vector_keys(rows, columns.vector) if columns.vector else rows[columns.lexical]
         pairs = [f"{text}\n{other}" for text, other in zip(texts, others, strict=True)]
         if _distinct(pairs) > 2 * _distinct(texts) or _distinct(pairs) == 1:
-            keys, told_by = pairs, f"text and {repr(columns.lexical) if columns.lexical else 'vector'}"
+            keys, key_name = pairs, f"text and {repr(columns.lexical) if columns.lexical else 'vector'}"
     sides = {key: is_held_out(key, HELD_OUT_ONE_IN) for key in keys}
     if len(set(sides.values())) < 2 or _distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
-        raise ValueError(f"{_why_not_split(keys, told_by)}. Name a file with --validation.")
+        raise ValueError(f"{_why_not_split(keys, key_name)}. Name a file with --validation.")
     if keys is not texts:
-        kinds, word = _distinct(texts), "text" if _distinct(texts) == 1 else "texts"
-        say(f"{len(rows)} rows have {kinds} different {word}; those to validate with are chosen by {told_by}.")
+        number, word = _distinct(texts), "text" if _distinct(texts) == 1 else "texts"
+        say(f"{len(rows)} rows have {number} different {word}; those to validate with are chosen by {key_name}.")
     held_out = np.array([sides[key] for key in keys], dtype=bool)
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
 
 def _vector_keys(rows: Dataset, column: str) -> list[str]:
-    """For each row what is the same where its vector is the same."""
+    """Return a string for each row that is the same for rows of the same vector."""
     vectors = read_vectors(rows, column)
     return ["" if vector is None else hashlib.md5(vector.numpy().tobytes()).hexdigest() for vector in vectors]
 
 
 def _distinct(keys: Sequence[str]) -> int:
-    return len({key.lower() for key in keys})  # `is_held_out` does not see case
+    return len({key.lower() for key in keys})  # `is_held_out` ignores case
 
 
-def _why_not_split(keys: Sequence[str], told_by: str) -> str:
-    if (kinds := _distinct(keys)) == len(keys):
-        return f"{kinds} rows are too few to hold some out for validation"
-    if kinds == 1:
-        return f"all {len(keys)} rows have the same {told_by}: none can be held out to validate with"
-    kind = "texts" if told_by == "text" else f"pairs of {told_by}"
-    return f"{len(keys)} rows have {kinds} different {kind}, too few to hold some out for validation"
+def _why_not_split(keys: Sequence[str], key_name: str) -> str:
+    if (number := _distinct(keys)) == len(keys):
+        return f"{number} rows are too few to hold some out for validation"
+    if number == 1:
+        return f"all {len(keys)} rows have the same {key_name}, so that no row can be held out to validate with"
+    word = "texts" if key_name == "text" else f"pairs of {key_name}"
+    return f"{len(keys)} rows have {number} different {word}, too few to hold some out for validation"
 
 
 def given_vectors(
-    rows: Dataset, column: str, called: Callable[[int], str] = "row {}".format
+    rows: Dataset, column: str, name_row: Callable[[int], str] = "row {}".format
 ) -> list[torch.Tensor | None]:
-    """The vector of each row in a column, float32 (dim,); None where it is null, missing or empty.
+    """Return the vector of each row in a column, float32 (dim,); None if it is null, missing or empty.
 
     Args:
-        called: what the message calls a row, of its index in `rows`.
+        name_row: what an error calls the row of an index.
 
     Raises:
-        ValueError: naming the first row that holds no vector of the width of those before it.
+        ValueError: a value is no vector, or its width differs from the rows before; the error names the first one.
     """
-    return list(read_vectors(rows, column, called))
+    return list(read_vectors(rows, column, name_row))
 
 
 def read_vectors(
-    rows: Dataset, column: str, called: Callable[[int], str] = "row {}".format
+    rows: Dataset, column: str, name_row: Callable[[int], str] = "row {}".format
 ) -> Iterator[torch.Tensor | None]:
-    """`given_vectors` row by row; some hundreds are in memory at a time."""
+    """Yield what `given_vectors` returns, row by row, with only some hundreds of rows in memory."""
     width = None
     values = (value for part in rows.select_columns([column]).iter(batch_size=512) for value in part[column])
     for index, value in enumerate(values):
         vector = _vector(value)
         if vector is None and value is not None and value != []:
-            raise _no_vector(called(index), column, value, width)
+            raise _vector_error(name_row(index), column, value, width)
         if vector is not None and vector.size != (width := width or vector.size):
-            raise _no_vector(called(index), column, value, width)
+            raise _vector_error(name_row(index), column, value, width)
         yield None if vector is None else torch.from_numpy(vector)
 
 
 def _vector(value) -> np.ndarray | None:
-    """`value` as finite numbers, float32 (dim,); None if it is not that."""
+    """Return `value` as float32 (dim,); None unless it is a list of finite numbers."""
     if not isinstance(value, list) or not value or any(isinstance(item, Sequence) for item in value):
         return None
     array = np.asarray(value)
     if array.ndim != 1 or array.dtype.kind not in "biuf":
         return None
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, and is refused below
         array = array.astype(np.float32)
     return array if np.isfinite(array).all() else None
 
 
-def _no_vector(row: str, column: str, value, width: int | None) -> ValueError:
+def _vector_error(row: str, column: str, value, width: int | None) -> ValueError:
     expected = f"{width} finite numbers, as in the first row with one" if width else "finite numbers"
-    return ValueError(f"{row}, column {column!r}: {_found(value)}; expected one vector of {expected}.")
+    return ValueError(f"{row}, column {column!r}: {_describe(value)}; expected one vector of {expected}.")
 
 
-def _found(value) -> str:
-    """What stands in the place of a vector."""
+def _describe(value) -> str:
+    """Describe a value that is no vector, in a few words."""
     kinds = {str: "a text", bytes: "binary data", bool: "a single truth value", int: "a single number"}
     if not isinstance(value, list):
         return {**kinds, float: "a single number"}.get(type(value), f"a {type(value).__name__}")
     if any(isinstance(item, list) for item in value):
-        return f"{len(value)} vectors (several in a row go through the Python interface)"
+        return f"{len(value)} vectors (several vectors in a row need the Python interface)"
     if not all(isinstance(item, (int, float)) for item in value):
         return f"{len(value)} values, not all of them numbers"
     with np.errstate(over="ignore"):
-        finite = np.isfinite(np.asarray(value, dtype=np.float64).astype(np.float32)).all()
-    return f"{len(value)} numbers" + ("" if finite else ", not all of them finite in float32")
+        is_finite = np.isfinite(np.asarray(value, dtype=np.float64).astype(np.float32)).all()
+    return f"{len(value)} numbers" + ("" if is_finite else ", not all of them finite in float32")
 
 
 def is_held_out(name: str, one_in: int) -> bool:
-    """Whether every row of this name belongs to the held-out part: a pure function of the name."""
+    """Return whether the rows of a name are held out. It depends on nothing but the name, in any case of letters."""
     return int(hashlib.md5(name.lower().encode()).hexdigest(), 16) % one_in == 0
 
 
-def vectors_by_text(rows: Dataset, columns: Columns) -> Iterator[torch.Tensor | None]:
-    """`read_vectors` of the vector column; an error names a row by its text."""
+def _vectors_by_text(rows: Dataset, columns: Columns) -> Iterator[torch.Tensor | None]:
     return read_vectors(rows, str(columns.vector), lambda index: f"the row of {rows[index][columns.text]!r}")
 
 
 def vector_width(rows: Dataset, columns: Columns) -> int:
-    """The width of the vectors in the vector column: that of the first row which has one."""
-    width = next((len(each) for each in vectors_by_text(rows, columns) if each is not None), None)
+    """Return the width of the first vector in the vector column; ValueError if it holds no vector."""
+    width = next((len(vector) for vector in _vectors_by_text(rows, columns) if vector is not None), None)
     if width is None:
         raise ValueError(f"column {columns.vector!r} holds no vector in any of {len(rows)} rows.")
     return width
 
 
-def rows_having_vector(rows: Dataset, columns: Columns) -> np.ndarray:
-    """Which rows have a vector in the vector column, bool (rows,); ValueError if none has."""
+def has_vector(rows: Dataset, columns: Columns) -> np.ndarray:
+    """Return which rows have a vector in the vector column, bool (rows,); ValueError if no row has one."""
     vector_width(rows, columns)
-    return np.array([each is not None for each in vectors_by_text(rows, columns)])
+    return np.array([vector is not None for vector in _vectors_by_text(rows, columns)])

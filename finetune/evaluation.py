@@ -1,16 +1,17 @@
-"""How well a model describes: loss, ROUGE and chrF, with the true vectors, with other rows' vectors, with none."""
+"""How well a model generates: loss, ROUGE and chrF, with the true vectors, with other rows' vectors, and with none."""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from ..common.losses import Losses, losses_of
+from ..common.losses import Losses, losses_of, paired_bootstrap
 from ..common.run_folder import EVALUATION
 from ..processing_t5fusion import T5FusionProcessor
 from .generation import generate_texts
@@ -20,24 +21,24 @@ from .parallel import shared
 from .streaming import spread
 
 Vectors = Literal["true", "shuffled", "none"]
-SAMPLES = 3  # texts that are kept with the measures
+SAMPLES = 3  # generated texts that are kept with the measures
 
 
 def change_vectors(rows: list[dict], vectors: Vectors, seed: int = 0) -> list[dict]:
-    """The rows with their own vectors, each with another row's, or without.
+    """Return rows with their own vectors ("true"), with another row's ("shuffled"), or without ("none").
 
     Raises:
-        ValueError: to shuffle them takes two rows with vectors, and there are fewer.
+        ValueError: "shuffled", and fewer than two rows have a vector.
     """
     if vectors == "true":
         return rows
     if vectors == "none":
         return [{name: value for name, value in row.items() if name != "lexical_embeds"} for row in rows]
-    having = [index for index, row in enumerate(rows) if row.get("lexical_embeds") is not None]
-    if len(having) < 2:
-        raise ValueError(f"{len(having)} of {len(rows)} rows have vectors; to shuffle them takes two or more.")
-    # a rotation of a random order: nobody keeps their own
-    order = np.random.default_rng(seed).permutation(having)
+    with_vector = [index for index, row in enumerate(rows) if row.get("lexical_embeds") is not None]
+    if len(with_vector) < 2:
+        raise ValueError(f"{len(with_vector)} of {len(rows)} rows have vectors; to shuffle them takes two or more.")
+    # In a rotation of a random order, no row keeps its own vector.
+    order = np.random.default_rng(seed).permutation(with_vector)
     changed = list(rows)
     for own, other in zip(order, np.roll(order, 1), strict=True):
         changed[own] = {**rows[own], "lexical_embeds": rows[other]["lexical_embeds"]}
@@ -46,7 +47,12 @@ def change_vectors(rows: list[dict], vectors: Vectors, seed: int = 0) -> list[di
 
 @torch.inference_mode()
 def losses(model, rows: list[dict], processor: T5FusionProcessor, batch_size: int = 64, progress=None) -> Losses:
-    """The loss of each row (as `prepare` makes them, with labels)."""
+    """Return the loss of each row.
+
+    Args:
+        rows: rows of `inputs.prepare`, with labels.
+        progress: title of the progress bar; None for no bar.
+    """
     model.eval()
     sums, tokens = np.zeros(len(rows)), np.zeros(len(rows))
     for indices, batch in batches(rows, processor, batch_size, "labels", progress):
@@ -64,27 +70,29 @@ def evaluate(
     progress: bool = False,
     **options,
 ) -> tuple[dict[str, float], Losses]:
-    """All measures of a model on rows (as `data.prepare` makes them, with labels).
+    """Return all measures of a model on rows, and the losses of the rows, for `paired_bootstrap`.
 
     Args:
+        rows: rows of `inputs.prepare`, with labels.
         references: the targets as texts, uncut, one per row.
-        vectors: the rows' own, other rows', or none.
-        **options: of `model.generate`.
+        vectors: see `change_vectors`.
+        **options: arguments of `model.generate`.
 
     Returns:
-        `rows`, `loss` (nats per token of the labels, exact whatever the batches), `rouge1`, `rouge2`, `rougeL`, `chrf`;
-        and the losses of the rows, for `paired_bootstrap`.
+        `rows`, `loss` (nats per token of the labels, the same for all batch sizes), `rouge1`, `rouge2`, `rougeL` and
+        `chrf`; and the losses.
     """
-    found, texts = _losses_and_texts(model, processor, rows, vectors, batch_size, progress, **options)
-    return measures_of(found, texts, references), found
+    row_losses, texts = _losses_and_texts(model, processor, rows, vectors, batch_size, progress, **options)
+    return measures_of(row_losses, texts, references), row_losses
 
 
 def _losses_and_texts(
     model, processor, rows: list[dict], vectors: Vectors, batch_size: int = 64, progress: bool = False, **options
 ) -> tuple[Losses, list[str]]:
     changed = change_vectors(rows, vectors)
-    found = losses(model, changed, processor, batch_size, "Loss" if progress else None)
-    return found, generate_texts(model, changed, processor, batch_size, "Writing" if progress else None, **options)
+    row_losses = losses(model, changed, processor, batch_size, "Loss" if progress else None)
+    texts = generate_texts(model, changed, processor, batch_size, "Generating" if progress else None, **options)
+    return row_losses, texts
 
 
 def evaluate_large(
@@ -94,43 +102,106 @@ def evaluate_large(
     inputs: Callable[[np.ndarray, Counter], list[dict]],
     kinds: Sequence[Vectors],
     progress: bool = False,
-    having: np.ndarray | None = None,
+    has_vector: np.ndarray | None = None,
 ) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
-    """Losses and texts of a set of any size; at no time more than some hundreds of its rows are inputs in memory.
+    """Return the losses and generated texts of a set of any size, with some hundreds of its rows in memory at a time.
 
-    All processes must call it; they share the work, and each gets all that comes of it. Vectors are shuffled among the
-    rows of a part of the set, which are drawn from all of it.
+    All processes must call it. They share the work, and each gets all results. Vectors are shuffled within parts of
+    the set, whose rows are drawn from all of it.
 
     Args:
-        rows: their number.
-        inputs: the inputs, with labels, of the rows of these numbers; it counts, as `data.prepare` does.
-        kinds: of vectors.
-        having: bool (rows,), which rows have a vector; None for all.
+        rows: number of rows in the set.
+        inputs: returns the inputs, with labels, of the rows of these numbers, and updates the counter as
+            `inputs.prepare` does.
+        kinds: the vectors to evaluate with.
+        has_vector: bool (rows,), which rows have a vector; None if all have one.
 
     Returns:
-        By kind of vectors the losses and the texts, in the order of rows; and what `inputs` counted.
+        Losses and texts in the order of the rows, by kind of vectors; and the counts.
     """
 
     def work(part: np.ndarray) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
-        counted: Counter[str] = Counter()
-        made = inputs(part, counted)
-        bare = having is not None and having.sum() > 1 and not having[part].any()  # of them there is nothing to shuffle
-        changes: dict[Vectors, Vectors] = {kind: "true" if bare else kind for kind in kinds}
+        counts: Counter[str] = Counter()
+        part_inputs = inputs(part, counts)
+        # A part in which no row has a vector has nothing to shuffle.
+        unchanged = has_vector is not None and has_vector.sum() > 1 and not has_vector[part].any()
+        changes: dict[Vectors, Vectors] = {kind: "true" if unchanged else kind for kind in kinds}
         return {
-            kind: _losses_and_texts(model, processor, made, change, progress=progress)
+            kind: _losses_and_texts(model, processor, part_inputs, change, progress=progress)
             for kind, change in changes.items()
-        }, counted
+        }, counts
 
-    counted: Counter[str] = Counter()
-    every = {kind: (Losses(np.zeros(rows), np.zeros(rows)), [""] * rows) for kind in kinds}
-    for part, (found, counts) in shared(spread(rows, having), work):
-        counted.update(counts)
-        for kind, (of_part, texts) in found.items():
-            whole, written = every[kind]
-            whole.sums[part], whole.tokens[part] = of_part
-            for row, text in zip(part, texts, strict=True):
-                written[row] = text
-    return every, counted
+    total_counts: Counter[str] = Counter()
+    results = {kind: (Losses(np.zeros(rows), np.zeros(rows)), [""] * rows) for kind in kinds}
+    for part, (part_results, counts) in shared(spread(rows, has_vector), work):
+        total_counts.update(counts)
+        for kind, (part_losses, part_texts) in part_results.items():
+            all_losses, all_texts = results[kind]
+            all_losses.sums[part], all_losses.tokens[part] = part_losses
+            for row, text in zip(part, part_texts, strict=True):
+                all_texts[row] = text
+    return results, total_counts
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Args:
+        measures: `rows`, `loss`, `rouge1`, `rouge2`, `rougeL` and `chrf`, by what vectors the model was given.
+        worth_of_vectors: by how much the loss with shuffled vectors, or with none, exceeds that with the true ones:
+            `difference`, and the bounds `low` and `high` that hold it with 95 % probability, in nats per token. Empty
+            unless all kinds of vectors were evaluated.
+        samples: `text`, `reference` and `output` of the first rows, with the true vectors.
+        is_saved: whether it was saved in the folder of the model (see `save_evaluation`).
+    """
+
+    measures: dict[str, dict[str, float]]
+    worth_of_vectors: dict[str, dict[str, float]]
+    samples: list[dict[str, str]]
+    is_saved: bool = False
+
+    def record(self, **source: Any) -> dict:
+        """Return what evaluation.json holds.
+
+        Args:
+            **source: `data` and `split`, if the rows are a data set on the Hub.
+        """
+        rows = int(next(iter(self.measures.values()))["rows"])
+        measures = {
+            kind: {name: value for name, value in values.items() if name != "rows"}
+            for kind, values in self.measures.items()
+        }
+        return evaluation_record(rows, rows, measures, self.worth_of_vectors, self.samples, **source)
+
+
+def kinds_of_vectors(vectors: Vectors | Literal["all"]) -> list[Vectors]:
+    """Return the kinds of vectors to evaluate with; ValueError for any other word."""
+    if vectors not in (*get_args(Vectors), "all"):
+        raise ValueError(f"`vectors` is {vectors!r}; expected one of {', '.join(get_args(Vectors))}, all.")
+    return [kind for kind in get_args(Vectors) if vectors in (kind, "all")]
+
+
+def summarize(
+    results: dict[Vectors, tuple[Losses, list[str]]], texts: Sequence[str], references: Sequence[str]
+) -> Evaluation:
+    """Return the measures of what `evaluate_large` returned.
+
+    Args:
+        texts, references: the input and the target of each row.
+    """
+    worth: dict[str, dict[str, float]] = {
+        kind: paired_bootstrap(row_losses, results["true"][0])._asdict()
+        for kind, (row_losses, _) in results.items()
+        if len(results) > 1 and kind != "true"
+    }
+    outputs = results["true"][1][:SAMPLES] if "true" in results else []
+    triples = zip(texts, references, outputs, strict=False)  # of the first rows only
+    return Evaluation(
+        measures={kind: measures_of(*result, references) for kind, result in results.items()},
+        worth_of_vectors=worth,
+        samples=[dict(zip(("text", "reference", "output"), triple, strict=True)) for triple in triples],
+    )
 
 
 def evaluation_record(
@@ -139,26 +210,26 @@ def evaluation_record(
     measures: dict[str, dict[str, float]],
     worth: dict[str, dict[str, float]],
     samples: list[dict[str, str]],
-    **known: Any,
+    **source: Any,
 ) -> dict:
-    """What `save_evaluation` writes.
+    """Return what `save_evaluation` writes.
 
     Args:
-        rows: of which the losses are.
-        scored_rows: those of them of which ROUGE and chrF are.
-        measures: by what the model was given ("true", "shuffled", "none", or "untuned" for the base): `loss`, and
-            `rouge1`, `rouge2`, `rougeL`, `chrf` where they were taken.
-        worth: intervals by which the loss with other vectors, or none, lies above that with the rows' own.
-        samples: `text`, `reference` and `output` of some rows with their own vectors.
-        **known: `data` and `split`, where the rows are a data set of the Hub.
+        rows: number of rows whose losses were taken.
+        scored_rows: number of rows for which texts were generated and scored.
+        measures: by what the model was given ("true", "shuffled" or "none"), or "untuned": `loss`, and `rouge1`,
+            `rouge2`, `rougeL` and `chrf` if they were taken.
+        worth: see `Evaluation.worth_of_vectors`.
+        samples: see `Evaluation.samples`.
+        **source: `data` and `split`, if the rows are a data set on the Hub.
     """
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     counts = {"rows": rows, "scored_rows": scored_rows}
-    return known | counts | {"measures": measures, "worth_of_vectors": worth, "samples": samples, "versions": versions}
+    return source | counts | {"measures": measures, "worth_of_vectors": worth, "samples": samples, "versions": versions}
 
 
 def save_evaluation(folder: Path, record: dict) -> bool:
-    """Writes `folder`/evaluation.json unless the one there is of more rows, or of more kinds of vectors.
+    """Write `record` to evaluation.json in a folder, unless that file covers more rows or more kinds of vectors.
 
     Returns:
         Whether it was written.

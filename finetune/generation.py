@@ -1,4 +1,4 @@
-"""Writing: what the model makes of each row."""
+"""Generate a text for each row."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,37 +17,23 @@ from .streaming import Chunk
 def generate_texts(
     model, rows: list[dict], processor: T5FusionProcessor, batch_size: int = 64, progress: str | None = None, **options
 ) -> list[str]:
-    """What the model writes for each row (as `data.prepare` makes them), in the rows' order.
+    """Return the text that the model generates for each row, in the rows' order.
 
     Args:
-        progress: what stands before the progress bar; None for no bar.
-        **options: those of `model.generate`; by default greedy, and at most 64 new tokens.
+        rows: rows of `inputs.prepare`.
+        progress: title of the progress bar; None for no bar.
+        **options: arguments of `model.generate`. By default, decoding is greedy, up to 64 new tokens.
     """
     model.eval()
     options = {"max_new_tokens": 64, "do_sample": False, **options}
     texts = [""] * len(rows)
     rows = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
     for indices, batch in batches(rows, processor, batch_size, "input_ids", progress):
-        written = processor.batch_decode(model.generate(**batch.to(model.device), **options), skip_special_tokens=True)
-        for index, text in zip(indices, written, strict=True):
+        generated = model.generate(**batch.to(model.device), **options)
+        decoded = processor.batch_decode(generated, skip_special_tokens=True)
+        for index, text in zip(indices, decoded, strict=True):
             texts[index] = text
     return texts
-
-
-def _generate_chunk(
-    chunk: Chunk,
-    columns: Columns,
-    inputs: Callable[..., list[dict]],
-    write: Callable[[list[dict], str], list[str]],
-) -> tuple[list[str | None], Counter[str]]:
-    kept = rows_with_text(chunk.rows, columns.texts)
-    counted = Counter(empty=len(chunk.rows) - len(kept))
-    made: list[str | None] = [None] * len(chunk.rows)
-    if kept:
-        rows = inputs(chunk.rows.select(kept), [chunk.first + row for row in kept], counted)
-        for row, text in zip(kept, write(rows, f"Writing from row {chunk.first:,}"), strict=True):
-            made[row] = text
-    return made, counted
 
 
 def generate_lines(
@@ -57,27 +43,44 @@ def generate_lines(
     write: Callable[[list[dict], str], list[str]],
     output: Output | None,
 ) -> Counter[str]:
-    """Appends the lines of all rows that have none yet, chunk by chunk; what several processes do, the first writes.
+    """Append a line for each row that has none yet, chunk by chunk. Processes share the work; the first one writes.
 
     Args:
-        chunks: the same in all processes.
+        chunks: the same chunks in all processes.
         columns: the columns to read.
-        inputs: makes the model's inputs of rows, their numbers and a counter, as `data.prepare` does.
-        write: makes texts of inputs; it is given what stands before the progress bar.
-        output: None in all processes but the first.
+        inputs: returns the model's inputs for rows, given their numbers and a counter, as `inputs.prepare` does.
+        write: returns the texts for inputs, given the title of the progress bar.
+        output: the file of lines in the first process, None in all others.
 
     Returns:
-        How many rows of this run were `empty`: have no text where one is needed, so that null is written for them; and
-        what `inputs` counted.
+        The counts of `inputs` over the rows of this run; and `empty`, how many rows lack a text, so that their line
+        holds null.
     """
-    counted: Counter[str] = Counter()
+    total_counts: Counter[str] = Counter()
     pending = unfinished(chunks, columns, output)
-    for (chunk, there), (made, counts) in shared(
-        pending, lambda todo: _generate_chunk(todo[0], columns, inputs, write)
+    for (chunk, written), (texts, counts) in shared(
+        pending, lambda item: _generate_chunk(item[0], columns, inputs, write)
     ):
-        counted.update(counts)
+        total_counts.update(counts)
         if output:
-            output.append(chunk.rows[output.text_column][there:], made[there:])
+            output.append(chunk.rows[output.text_column][written:], texts[written:])
     if output:
         output.finish()
-    return counted
+    return total_counts
+
+
+def _generate_chunk(
+    chunk: Chunk,
+    columns: Columns,
+    inputs: Callable[..., list[dict]],
+    write: Callable[[list[dict], str], list[str]],
+) -> tuple[list[str | None], Counter[str]]:
+    """Return a text for each row of a chunk, None for a row without text, and the counts."""
+    with_text = rows_with_text(chunk.rows, columns.texts)
+    counts = Counter(empty=len(chunk.rows) - len(with_text))
+    texts: list[str | None] = [None] * len(chunk.rows)
+    if with_text:
+        rows = inputs(chunk.rows.select(with_text), [chunk.first + row for row in with_text], counts)
+        for row, text in zip(with_text, write(rows, f"Generating from row {chunk.first:,}"), strict=True):
+            texts[row] = text
+    return texts, counts

@@ -1,4 +1,4 @@
-"""The scores of written texts: ROUGE and chrF."""
+"""The scores of generated texts: ROUGE and chrF."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,18 @@ import numpy as np
 from ..common.losses import Losses
 
 
-def measures_of(found: Losses, texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """`rows`, `loss` and the scores, as `evaluate` gives them."""
-    return {"rows": len(texts), "loss": found.mean, **text_scores(texts, references)}
+def measures_of(losses: Losses, texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Return `rows`, `loss` (nats per token) and the scores of generated texts."""
+    return {"rows": len(texts), "loss": losses.mean, **text_scores(texts, references)}
 
 
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, -2, -L (F measure, stemmed, mean over rows) by rouge-score and chrF by sacrebleu; all from 0 to 1."""
+    """Return ROUGE-1, -2 and -L by rouge-score (F measure, stemmed, mean over rows) and chrF by sacrebleu, from 0 to 1.
+
+    Raises:
+        ValueError: the numbers of texts and references differ.
+    """
+    # Both packages are slow to import, and only an evaluation needs them.
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import CHRF
 
@@ -23,7 +28,7 @@ def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, fl
     for row, (reference, text) in enumerate(zip(references, texts, strict=True)):
         score = scorer.score(reference, text)
         rouge[:, row] = [score[name].fmeasure for name in names]
-        # the two steps of its `corpus_score`, the first row by row: that holds the n-grams of all rows at once
+        # `CHRF.corpus_score` does the same in two steps, but it holds the n-grams of all rows in memory at once.
         statistics += chrf._extract_corpus_statistics([text], [[reference]])
     means = dict(zip(names, rouge.mean(1).tolist(), strict=True))
     return means | {"chrf": chrf._aggregate_and_compute(statistics).score / 100}

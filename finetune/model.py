@@ -1,4 +1,4 @@
-"""Build the model to train: the fused model, its fusion layer started, with LoRA on top."""
+"""Build the model to train: the fused model with an initialized fusion layer, and LoRA on top."""
 
 from pickle import UnpicklingError
 
@@ -12,41 +12,24 @@ from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .options import TrainingOptions
 
-DAMAGED = (SafetensorError, UnpicklingError, EOFError)  # what a file of weights that is torn or foreign raises
+DAMAGED = (SafetensorError, UnpicklingError, EOFError)  # errors of reading a damaged file of weights
 
 
 def build_model(
     options: TrainingOptions, processor: T5FusionProcessor, rows: list[dict], commit: str | None = None
 ) -> nn.Module:
-    """The fused model, its fusion layer started, with LoRA on top unless `options.full`.
+    """Return the fused model with an initialized fusion layer, and with LoRA on top unless `options.full`.
 
     Args:
-        commit: of the base; None for its main.
+        rows: rows of `inputs.prepare`, which the fusion layer is fitted to (see `T5WithFusion.fit_fusion`).
+        commit: commit of the base model; None for its main branch.
 
     Raises:
-        ValueError: model and tokenizer do not mean the same token by `<lexical>`, or the base is no T5, or it lacks one
-            of `options.target_modules`.
-        OSError: the base cannot be loaded.
+        ValueError: model and tokenizer differ in the id of `<lexical>`; or the base model is no T5, holds an adapter,
+            or lacks one of `options.target_modules`.
+        OSError: the base model cannot be loaded.
     """
-    try:
-        model = T5WithFusion(
-            base_folder(options.base),
-            revision=commit or "main",
-            lexical_dim=processor.lexical_dim,
-            dtype=torch.float32,
-        )
-    except (OSError, *DAMAGED) as error:
-        raise base_error(options.base, error) from error
-    if getattr(model, "peft_config", None):
-        raise ValueError(
-            f"{options.base} holds an adapter, beside which no other is trained. Name the T5 beneath it, or what "
-            "`t5fusion export --kind merged` makes of the two."
-        )
-    if model.config.lexical_token_id != processor.lexical_token_id:
-        raise ValueError(
-            f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {model.config.lexical_token_id} of "
-            f"the model. Use the tokenizer that belongs to {options.base}, with no other tokens added."
-        )
+    model = _load_base_model(options, processor, commit)
     with_vectors = [row for row in rows if row.get("lexical_embeds") is not None]
     if options.fusion_start == "targets" and options.train_fusion and with_vectors:
         model.fit_fusion(with_vectors)
@@ -63,33 +46,53 @@ def build_model(
     return get_peft_model(model, model.lora_config(**lora))
 
 
-def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
-    """ValueError unless each of `options.target_modules` is a module that LoRA can be put on.
+def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, commit: str | None) -> T5WithFusion:
+    try:
+        model = T5WithFusion(
+            base_folder(options.base_model),
+            revision=commit or "main",
+            lexical_dim=processor.lexical_dim,
+            dtype=torch.float32,
+        )
+    except (OSError, *DAMAGED) as error:
+        raise base_error(options.base_model, error) from error
+    if getattr(model, "peft_config", None):
+        raise ValueError(
+            f"{options.base_model} holds an adapter, and no second one is trained beside it. Name the base model "
+            "beneath it, or merge the two first: t5fusion export --kind merged."
+        )
+    if model.config.lexical_token_id != processor.lexical_token_id:
+        raise ValueError(
+            f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {model.config.lexical_token_id} of "
+            f"the model. Use the tokenizer that belongs to {options.base_model}, with no other tokens added."
+        )
+    return model
 
-    PEFT itself is content if one of them is.
-    """
+
+def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
+    """Raise ValueError unless LoRA can adapt each of `options.target_modules`; for PEFT, one of them would do."""
     if options.target_modules is None:
         return
-    fit = {
+    adaptable = {
         name
         for name, module in model.named_modules()
-        # The table is left out since T5 reads it by another of its names, past an adapter on this one. The fusion layer
-        # is left out since PEFT puts no adapter on what trains as a whole.
+        # `shared` is left out, because T5 reads that table by another of its names, past an adapter on this one. The
+        # fusion layer is left out, because PEFT puts no adapter on a module that trains as a whole.
         if isinstance(module, (nn.Linear, nn.Embedding))
         and module is not model.shared
         and not (options.train_fusion and ".fusion." in name)
     }
     unknown = [
-        wanted for wanted in options.target_modules if not any(f".{name}".endswith(f".{wanted}") for name in fit)
+        wanted for wanted in options.target_modules if not any(f".{name}".endswith(f".{wanted}") for name in adaptable)
     ]
     if unknown:
         raise ValueError(
-            f"{options.base} has no module {', '.join(map(repr, unknown))} that LoRA can be put on; expected any of "
-            f"{', '.join(sorted({name.rpartition('.')[2] for name in fit}))}."
+            f"{options.base_model} has no module {', '.join(map(repr, unknown))} that LoRA can be put on; expected "
+            f"any of {', '.join(sorted({name.rpartition('.')[2] for name in adaptable}))}."
         )
 
 
 def trainable_share(model: nn.Module) -> tuple[int, int]:
-    """Numbers that train, and all."""
+    """Return how many weights train, and how many there are."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)

@@ -1,88 +1,145 @@
-"""The options of a training, and the checks on them."""
+"""The options of a training: name, type, default, help and allowed values of each, in one place.
+
+The command line makes its options from the fields of these classes (see `cli/parsing.py`).
+"""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
 
 from ..common.run_folder import MAX_SOURCE, MAX_TARGET
 
-STARTS = ("targets", "random")
-LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options that have no effect where all weights train
-NUMBERS: dict[
-    str, tuple[type, Callable[[float], bool], str]
-] = {  # kind, check and words for each number of the options
-    "epochs": (Real, lambda value: value > 0, "a number above 0"),
-    "batch_size": (Integral, lambda value: value >= 1, "a whole number from 1"),
-    "lr": (Real, lambda value: value > 0, "a number above 0"),
-    "fusion_lr": (Real, lambda value: value >= 0, "0 or a number above it"),
-    "rank": (Integral, lambda value: value >= 1, "a whole number from 1"),
-    "alpha": (Real, lambda value: value > 0, "a number above 0"),
-    "dropout": (Real, lambda value: 0 <= value < 1, "a number from 0 to less than 1"),
-    "max_source": (Integral, lambda value: value >= 2, "a whole number from 2"),
-    "max_target": (Integral, lambda value: value >= 2, "a whole number from 2"),
-    "seed": (Integral, lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"),
-}
+LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options without effect if all weights train
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train; the defaults are the first user's, but where `docs/method.md` found better.
+class Allowed(NamedTuple):
+    """The numbers that an option accepts."""
+
+    kind: type  # Real or Integral
+    accepts: Callable[[float], bool]
+    words: str  # completes "expected ..."
+    least: float | None = None  # the smallest of them, if there is one
+
+
+POSITIVE = Allowed(Real, lambda number: number > 0, "a number above 0")
+NOT_NEGATIVE = Allowed(Real, lambda number: number >= 0, "a number from 0", least=0)
+FRACTION = Allowed(Real, lambda number: 0 <= number < 1, "a number from 0 to less than 1", least=0)
+COUNT = Allowed(Integral, lambda number: number >= 1, "a whole number from 1", least=1)
+LENGTH = Allowed(Integral, lambda number: number >= 2, "a whole number from 2", least=2)  # a token and </s>
+SEED = Allowed(Integral, lambda number: 0 <= number < 2**32, f"a whole number from 0 to {2**32 - 1}", least=0)
+
+
+def option(default: Any, help: str, allowed: Allowed | None = None, **command_line: Any) -> Any:
+    """A field of options.
 
     Args:
-        base: Hub id or folder of a plain T5 or of a fused model; "tiny_t5" is the embedded one.
-        full: train all weights, not LoRA.
-        batch_size: of each process.
-        lr: peak learning rate; None for 1e-3 with LoRA, 5e-4 without.
-        fusion_lr: that of the fusion layer; None for the same.
-        fusion_start: "targets" (closed-form, see `fusion_start`) or "random".
-        train_fusion: whether the adapter trains and holds the fusion layer; if not, it stays at its random start, which
-            every machine makes alike.
-        target_modules: what LoRA is put on, by the modules' names or the ends of their paths, each of which must be in
-            the model; None for each matrix of the blocks. ("q", "v") with `train_fusion=False` is the first user's own
-            LoraConfig.
-        max_source, max_target: what `data.prepare` cut the rows to, kept for whoever evaluates.
-        precision: "fp32", "bf16", or "auto": bf16 where the processor is fast at it.
+        help: what the option does; the command line shows it.
+        allowed: the numbers that it accepts; None for no number.
+        **command_line: `parse`, a function from the text on a command line to the value; or `opposite`, name and help
+            of a flag that sets a field from True to False.
+    """
+    return field(default=default, metadata={"help": help, "allowed": allowed, **command_line})
+
+
+def split_names(text: str) -> tuple[str, ...] | None:
+    """Return the names in a text such as "q, v"; None for "all"."""
+    return None if text == "all" else tuple(name.strip() for name in text.split(","))
+
+
+def describe_fields(options: type) -> type:
+    """Put the help of each field into the docstring of a class of options."""
+    arguments = "".join(f"        {each.name}: {each.metadata['help']}\n" for each in fields(options))
+    summary, raises, rest = (options.__doc__ or "").partition("    Raises:")
+    options.__doc__ = f"{summary}    Args:\n{arguments}\n{raises}{rest}"
+    return options
+
+
+def check_fields(options: Any) -> None:
+    """Raise ValueError for the first field whose value is not allowed."""
+    for each in fields(options):
+        value, allowed = getattr(options, each.name), each.metadata["allowed"]
+        if get_origin(each.type) is Literal and value not in get_args(each.type):
+            raise ValueError(f"`{each.name}` is {value!r}; expected one of {', '.join(get_args(each.type))}.")
+        if allowed is None or (value is None and each.default is None):
+            continue
+        is_number = isinstance(value, allowed.kind) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not allowed.accepts(value):
+            raise ValueError(f"`{each.name}` is {value!r}; expected {allowed.words}.")
+
+
+@describe_fields
+@dataclass(frozen=True)
+class Recipe:
+    """How the vectors and prompts of a new processor are made.
 
     Raises:
-        ValueError: a value is out of its range or not a number, or an option has no effect beside another.
+        ValueError: a value is not allowed.
     """
 
-    base: str = "tiny_t5"
-    full: bool = False
-    epochs: float = 3.0
-    batch_size: int = 8
-    lr: float | None = None
-    fusion_lr: float | None = None
-    fusion_start: str = "targets"
-    train_fusion: bool = True
-    target_modules: tuple[str, ...] | None = None
-    rank: int = 32
-    alpha: int = 32
-    dropout: float = 0.05
-    max_source: int = MAX_SOURCE
-    max_target: int = MAX_TARGET
-    seed: int = 42
-    precision: str = "auto"
+    encoder: str | None = option(
+        None, "Model of sentence-transformers that makes the vectors. Default: all-MiniLM-L6-v2."
+    )
+    lexical_dim: int = option(384, "Width of the encoder's vectors.", COUNT)
+    template: str = option("{text}", "The prompt. {text} stands for the row's text.")
 
     def __post_init__(self):
-        if self.fusion_start not in STARTS:
-            raise ValueError(f"`fusion_start` is {self.fusion_start!r}; expected one of {', '.join(STARTS)}.")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"`precision` is {self.precision!r}; expected auto, fp32 or bf16.")
-        for name, (kind, fits, expected) in NUMBERS.items():
-            value = getattr(self, name)
-            if value is None and name in ("lr", "fusion_lr"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not fits(value):
-                raise ValueError(f"`{name}` is {value!r}; expected {expected}.")
+        check_fields(self)
+
+
+@describe_fields
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train. Defaults follow the measurements in docs/method.md.
+
+    Raises:
+        ValueError: a value is not allowed, or an option has no effect beside another one.
+    """
+
+    base_model: str = option(
+        "tiny_t5", 'Hub id or folder of a T5, or of a fused model. "tiny_t5" is the one in this package.'
+    )
+    full: bool = option(False, "Train all weights instead of LoRA.")
+    target_modules: tuple[str, ...] | None = option(
+        None,
+        "Modules that LoRA adapts, by name or by the end of their path, such as q,v. Default: all, every matrix of "
+        "the blocks.",
+        parse=split_names,
+    )
+    train_fusion: bool = option(
+        True,
+        "Train the fusion layer. Otherwise it keeps its initial random weights, which are the same on every machine.",
+        opposite=("freeze_fusion", "Keep the fusion layer at its initial random weights."),
+    )
+    fusion_start: Literal["targets", "random"] = option(
+        "targets", "Initial weights of the fusion layer: fitted to the targets in closed form, or random."
+    )
+    epochs: float = option(3.0, "Passes over the rows.", POSITIVE)
+    batch_size: int = option(8, "Rows in a step, in each process.", COUNT)
+    lr: float | None = option(None, "Peak learning rate. Default: 1e-3 for LoRA, 5e-4 for all weights.", POSITIVE)
+    fusion_lr: float | None = option(
+        None, "Peak learning rate of the fusion layer. Default: that of the other weights.", NOT_NEGATIVE
+    )
+    rank: int = option(32, "Rank of LoRA.", COUNT)
+    alpha: int = option(32, "Scale of LoRA: its output is multiplied by alpha / rank.", POSITIVE)
+    dropout: float = option(0.05, "Dropout of LoRA's input.", FRACTION)
+    max_source: int = option(MAX_SOURCE, "Longest input in tokens; longer ones are cut.", LENGTH)
+    max_target: int = option(MAX_TARGET, "Longest target in tokens; longer ones are cut.", LENGTH)
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "Precision of computation. auto: bf16 on machines where it is fast."
+    )
+    seed: int = option(42, "Seed of the random numbers.", SEED)
+
+    def __post_init__(self):
+        check_fields(self)
         modules = self.target_modules
+        # A string would be read as a sequence of letters.
         if modules is not None and (isinstance(modules, str) or not modules or not all(modules)):
-            # a string would be taken for its letters
             raise ValueError(f"`target_modules` is {modules!r}; expected names such as ('q', 'v'), or None for all.")
-        defaults = {field.name: field.default for field in fields(self)}
+        defaults = {each.name: each.default for each in fields(self)}
         idle = [f"`{name}`" for name in LORA_ONLY if self.full and getattr(self, name) != defaults[name]]
         if idle:
             have, are = ("have", "they are") if len(idle) > 1 else ("has", "it is")
@@ -92,15 +149,17 @@ class TrainingOptions:
 
     @property
     def peak_lr(self) -> float:
+        """The peak learning rate of all weights but the fusion layer's."""
         return self.lr if self.lr is not None else 5e-4 if self.full else 1e-3
 
     @property
     def bf16(self) -> bool:
+        """Whether to compute in bf16."""
         return self.precision == "bf16" or (self.precision == "auto" and fast_bf16())
 
 
 def fast_bf16() -> bool:
-    """Whether this machine multiplies in bf16 faster than in fp32."""
+    """Return whether this machine multiplies faster in bf16 than in fp32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

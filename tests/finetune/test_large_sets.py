@@ -386,6 +386,6 @@ def test_rows_without_vectors_are_evaluated_beside_the_others(room, commands):
     words = ["evaluate", "model", "sparse.jsonl", *WORDS, "--target-column", "text", "--vectors", "all", "--json"]
     code, out, err = commands.run(*words, code=IN_SMALL_CHUNKS)
     assert code == 0, err
-    assert "146 of 149 rows have no vector; they are read by text alone." in err
+    assert "146 of 149 rows have no vector; the model reads only their text." in err
     losses = [json.loads(out)[kind]["loss"] for kind in ("true", "shuffled", "none")]
     assert len(set(losses)) == 3 and max(losses) - min(losses) < 1

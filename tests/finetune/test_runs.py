@@ -143,7 +143,7 @@ processor = make_processor("base", lexical_encoder=None, lexical_dim=8, lexical_
 rows = prepare(["app_a"] * 8, ["a b"] * 8, torch.ones(8, 8), processor)
 rows[3]["input_ids"] = [1]
 try:
-    train(rows, rows[:2], processor, TrainingOptions(base="base", epochs=1), Path(sys.argv[1]), overwrite=True)
+    train(rows, rows[:2], processor, TrainingOptions(base_model="base", epochs=1), Path(sys.argv[1]), overwrite=True)
 except ValueError as error:
     sys.exit(str(error))
 """
@@ -404,7 +404,7 @@ def test_resume_says_which_checkpoint_it_passes_over_and_keeps_none_that_is_dama
         time.sleep(0.02)
     code, _, err = stop(forks, started)
     assert code == 130, err
-    assert f"{later}: optimizer.pt is empty. Going on from {earlier}." in err
+    assert f"{later}: optimizer.pt is empty. Resuming from {earlier}." in err
     (left,) = (room / "over" / "checkpoints").iterdir()
     assert int(left.name.rpartition("-")[2]) >= int(later.rpartition("-")[2])
     assert last_checkpoint(room / "over" / "checkpoints") == (left, {})
@@ -479,7 +479,7 @@ def test_a_damaged_record_does_not_keep_a_finished_run_from_being_resumed(room, 
     (room / "finished" / "training.json").write_text(damage)
     code, _, err = forks.run(*TRAIN, *SHORT, "--resume", "--output", "finished")
     assert code == 0, err
-    assert "finished/training.json is damaged, and written anew" in err
+    assert "finished/training.json is damaged, and will be replaced" in err
     assert json.loads((room / "finished" / "training.json").read_text())["rows"] == 32
 
 

@@ -52,7 +52,7 @@ def rows(processor):
 @pytest.fixture(scope="module")
 def options(base):
     def make(**changes):
-        return TrainingOptions(**{"base": str(base), "epochs": 2, "batch_size": 8, "precision": "fp32"} | changes)
+        return TrainingOptions(**{"base_model": str(base), "epochs": 2, "batch_size": 8, "precision": "fp32"} | changes)
 
     return make
 
@@ -228,7 +228,7 @@ def test_stopped_and_resumed_is_as_never_stopped(rows, processor, options, tmp_p
     with pytest.raises(ValueError, match=r"with other settings: digest of the rows was \w+, now \w+\. Resume with"):
         train(others, rows[16:], processor, made, tmp_path / "stopped", resume=True)
     prompted = make_processor(
-        made.base, lexical_encoder=None, lexical_dim=DIM, lexical_source="given", template="Other: {text}"
+        made.base_model, lexical_encoder=None, lexical_dim=DIM, lexical_source="given", template="Other: {text}"
     )
     with pytest.raises(ValueError, match=r"template was \{text\}, now Other: \{text\}"):
         train(rows[:16], rows[16:], prompted, made, tmp_path / "stopped", resume=True)
@@ -279,8 +279,8 @@ def test_rows_without_vectors_train_no_fusion_layer(rows, processor, options):
 def test_a_base_that_holds_an_adapter_is_refused(trained, rows, processor, options):
     kind, _, folder, _ = trained
     if kind == "lora":
-        with pytest.raises(ValueError, match=r"holds an adapter, beside which no other is trained"):
-            build_model(options(base=str(folder)), processor, rows)
+        with pytest.raises(ValueError, match=r"holds an adapter, and no second one is trained beside it"):
+            build_model(options(base_model=str(folder)), processor, rows)
 
 
 def test_a_tokenizer_of_another_model_is_refused(rows, tokenizer, options):
@@ -294,13 +294,13 @@ def test_a_tokenizer_of_another_model_is_refused(rows, tokenizer, options):
     ("field", "value", "sentence"),
     [
         ("fusion_start", "zero", "`fusion_start` is 'zero'; expected one of targets, random"),
-        ("precision", "int8", "`precision` is 'int8'; expected auto, fp32 or bf16"),
+        ("precision", "int8", "`precision` is 'int8'; expected one of auto, fp32, bf16"),
         ("lr", -1.0, "`lr` is -1.0; expected a number above 0"),
         ("lr", float("nan"), "`lr` is nan; expected a number above 0"),
         ("lr", float("inf"), "`lr` is inf; expected a number above 0"),
         ("lr", "1e-3", "`lr` is '1e-3'; expected a number above 0"),
-        ("fusion_lr", float("nan"), "`fusion_lr` is nan; expected 0 or a number above it"),
-        ("fusion_lr", -1e-3, "`fusion_lr` is -0.001; expected 0 or a number above it"),
+        ("fusion_lr", float("nan"), "`fusion_lr` is nan; expected a number from 0"),
+        ("fusion_lr", -1e-3, "`fusion_lr` is -0.001; expected a number from 0"),
         ("epochs", float("nan"), "`epochs` is nan; expected a number above 0"),
         ("epochs", 0, "`epochs` is 0; expected a number above 0"),
         ("dropout", 1.0, "`dropout` is 1.0; expected a number from 0 to less than 1"),

@@ -42,7 +42,7 @@ def run(base, tmp_path_factory):
     vectors = torch.randn(len(NAMES), 384, generator=torch.Generator().manual_seed(0))
     targets = [f"settings of {name}" for name in NAMES]
     rows = prepare(NAMES, targets, vectors, processor)
-    options = TrainingOptions(base=str(base), epochs=1, precision="fp32")
+    options = TrainingOptions(base_model=str(base), epochs=1, precision="fp32")
     model = train(rows[:6], rows[6:], processor, options, folder, data="me/names")
     measured = {kind: evaluate(model, processor, rows, targets, kind) for kind in ("true", "shuffled", "none")}
     record = evaluation_record(

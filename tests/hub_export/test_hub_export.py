@@ -783,7 +783,7 @@ def test_the_evaluation_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
     author.t5fusion("export", bare, copy, "--overwrite")
     assert (copy / "README.md").read_text() == measured
     _, told = author.t5fusion("evaluate", copy, file, *tuned, "--limit", 2)
-    assert "Not kept" in told and (copy / "README.md").read_text() == measured
+    assert "Not saved" in told and (copy / "README.md").read_text() == measured
 
 
 def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tmp_path):
@@ -820,7 +820,7 @@ def test_an_id_wherever_a_folder_is_taken(author, hub, bundle, rows, tmp_path):
             save_file(changed, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
             repo.commit({"adapter_model.safetensors": (tmp_path / "adapter_model.safetensors").read_bytes()})
     measured, told = author.t5fusion("evaluate", "me/taken", file, *tuned, "--json", "--revision", pushed["commit"])
-    assert "Not kept: me/taken is a repository" in told
+    assert "Not saved: me/taken is a repository" in told
     assert not [*(author.home / "cache").rglob("evaluation.json")]
     assert json.loads(measured) == json.loads(author.t5fusion("evaluate", bundle, file, *tuned, "--json")[0])
     (bundle / "evaluation.json").unlink()
