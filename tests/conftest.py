@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.utils import logging as transformers_logging
+from warm import warm_python
 
 import t5fusion
 
@@ -139,13 +140,16 @@ def heard(caplog):
 
 @pytest.fixture
 def run_python(tmp_path):
-    """Runs code in another process, offline; with `hidden=True` that process cannot import t5fusion."""
+    """Runs code in another process, offline; with `hidden=True` that process cannot import t5fusion.
 
-    def run(code, *args, hidden=False, cwd=tmp_path):
+    With `fresh=True` it starts with nothing imported, for tests of what an import says.
+    """
+
+    def run(code, *args, hidden=False, fresh=False, cwd=tmp_path):
         code = (HIDE_THE_PACKAGE if hidden else "") + textwrap.dedent(code)
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf_home")}
         environment.pop("HF_MODULES_CACHE", None)
-        command = [sys.executable, "-c", code, *map(str, args)]
+        command = [sys.executable if fresh else warm_python(), "-c", code, *map(str, args)]
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout

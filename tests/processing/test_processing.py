@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from transformers import AutoProcessor, AutoTokenizer, ByT5Tokenizer, RobertaTokenizer, T5Tokenizer
+from warm import warm_python
 
 from t5fusion import processing_t5fusion
 from t5fusion.processing_t5fusion import DataCollatorWithFusion, T5FusionProcessor, add_lexical_token, tokenize
@@ -553,7 +554,7 @@ def test_remote_code_without_the_package(processor, tmp_path):
     Path(folders[0], "config.json").write_text('{"model_type": "t5_fusion"}')  # as in a bundle; unknown over there
     shutil.copytree(folders[0], tmp_path / "here")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    run = [sys.executable, "-c", REMOTE, *folders, "."]
+    run = [warm_python(), "-c", REMOTE, *folders, "."]
     done = subprocess.run(run, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     expected = processor(["app_config", "a"], lexical_embeds=VECTORS[:2])["input_ids"].tolist()
