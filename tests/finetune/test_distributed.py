@@ -18,7 +18,6 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from forks import Forks, free_port
 from safetensors.torch import load_file
-from warm import warm_python
 
 COLUMNS = ["--text-column", "name", "--target-column", "text", "--vector-column", "vector"]
 # without dropout, of the base or of LoRA, which would draw other numbers
@@ -216,8 +215,7 @@ def test_a_signal_in_one_rank_stops_all_at_one_step(room, forks, long_alone, kin
 
 
 def launch(arguments, folder, environment, prefix=()):
-    python = sys.executable if prefix else warm_python()  # a fork would be no process of that other machine
-    words = [*prefix, python, "-m", "accelerate.commands.launch", *arguments, "-m", "t5fusion"]
+    words = [*prefix, sys.executable, "-m", "accelerate.commands.launch", *arguments, "-m", "t5fusion"]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return lambda *more: subprocess.Popen([*words, *more], cwd=folder, env=environment, **pipes)
 

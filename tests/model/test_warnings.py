@@ -49,6 +49,7 @@ def warned(out):
     return [line for line in out.splitlines() if line.startswith("WARNED")]
 
 
+@pytest.mark.slow
 def test_what_a_reader_types(flan, tokenizer, run_python, tmp_path):
     """On an adapter that is its own base, as what was pushed is; where this package is not installed."""
     folder = tmp_path / "adapter"
@@ -60,6 +61,7 @@ def test_what_a_reader_types(flan, tokenizer, run_python, tmp_path):
     assert warned(run_python(HEAR + READ, folder, hidden=True, fresh=True)) == []
 
 
+@pytest.mark.slow
 def test_what_an_author_types(plain_folders, run_python):
     assert warned(run_python(HEAR + TRAIN, plain_folders["flan"], fresh=True)) == []
 

@@ -439,6 +439,7 @@ def test_no_room_in_a_target(processor, length):
         processor("a", lexical_embeds=False, text_target="b", max_target_length=length)
 
 
+@pytest.mark.slow
 def test_threads_with_lengths_of_their_own(processor):
     text = "abc def ghi jkl mno pqr stu vwx"
     lengths = list(range(4, 20))
@@ -541,6 +542,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_remote_code_without_the_package(processor, tmp_path):
     folders = [str(tmp_path / name) for name in NAMES]
     for folder in folders:
