@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from warm import warm_python
 
 import t5fusion
+from t5fusion.configuration_t5fusion import PLACED_TOKEN_IDS
 
 # pytest would import the repository's root, which is the package, a second time by the folder's name
 sys.modules.setdefault(Path(__file__).parent.parent.name, t5fusion)
@@ -126,6 +127,14 @@ def inputs_for():
         return make_inputs(model.config.lexical_token_id, *args, dim=model.config.lexical_dim, **kwargs)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def own_placeholders():
+    """Forget after each test the ids that its tokenizers gave `<lexical>`: a process remembers them for its errors."""
+    known = set(PLACED_TOKEN_IDS)
+    yield
+    PLACED_TOKEN_IDS.intersection_update(known)
 
 
 @pytest.fixture
