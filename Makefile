@@ -1,4 +1,4 @@
-# make demo | test | matrix | compat | lint | clean. Everything happens in .venv, which the first of them makes.
+# make demo | check | test | matrix | compat | lint | clean. Everything happens in .venv, which the first of them makes.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 COMPAT := build/compat/venv
-.PHONY: help venv demo test matrix compat lint clean
+.PHONY: help venv demo check test matrix compat lint clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -34,9 +34,12 @@ endef
 demo: $(STAMP) ## from nothing to a tuned model, beside what it was before
 	$(BIN)/t5fusion demo
 
-test: export HF_HUB_OFFLINE = 1
-test: export TOKENIZERS_PARALLELISM = false
-test: export OMP_NUM_THREADS = 1
+check test: export HF_HUB_OFFLINE = 1
+check test: export TOKENIZERS_PARALLELISM = false
+check test: export OMP_NUM_THREADS = 1
+check: lint ## lint, then the quick tests of what travels to the Hub: under a minute on two cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/model tests/processing
+
 test: lint ## lint, then all tests, without a network
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

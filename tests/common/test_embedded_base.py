@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from warm import warm_python
 
 import t5fusion
 from t5fusion import T5WithFusion, tiny_t5
@@ -52,7 +52,7 @@ def install(folder):
 def run(installed, room, code, *words):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(room / "hf")}
     environment["PYTHONPATH"] = str(installed)
-    command = [sys.executable, "-c", code, *map(str, words)]
+    command = [warm_python(), "-c", code, *map(str, words)]
     done = subprocess.run(command, cwd=room, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -1,20 +1,35 @@
 """A small plain T5, the fused model made of it, batches for both, and a clean process to reload things in."""
 
-import multiprocessing
+import atexit
+import os
+import pickle
+import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
 from conftest import KINDS, make_inputs, save_plain
+from forks import Forks
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from t5fusion import T5WithFusion
 
 CLASSES: dict[str, type[PreTrainedModel]] = {"T5": T5ForConditionalGeneration, "T5WithFusion": T5WithFusion}
 SHAPE = {"d_model": 64, "d_kv": 16, "d_ff": 128}  # each a multiple of what block-wise tuners divide by
+CALL = """
+import pickle, sys
+from pathlib import Path
+
+value = error = None
+try:
+    function, arguments = pickle.loads(Path(sys.argv[1]).read_bytes())
+    value = function(*arguments)
+except Exception as raised:
+    error = raised
+Path(sys.argv[2]).write_bytes(pickle.dumps((value, error)))
+"""
 KEPT = tempfile.TemporaryDirectory(prefix="t5fusion-compat-")
 
 
@@ -51,9 +66,22 @@ def logits_of(model: torch.nn.Module, batch: dict[str, torch.Tensor], **options)
     ).logits
 
 
+@cache
+def forks() -> Forks:
+    forks = Forks(Path(KEPT.name), {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, imports="conftest, peft")
+    atexit.register(forks.close)
+    return forks
+
+
 def in_another_process(function: Callable, *arguments):
     """What `function`, of a module of this package, returns in a process that has loaded no model yet."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["peft", "t5fusion", "conftest"])
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(function, *arguments).result()
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answer = Path(folder) / "asked", Path(folder) / "answer"
+        asked.write_bytes(pickle.dumps((function, arguments)))
+        code, _, said = forks().run(asked, answer, code=CALL)
+        if not answer.exists():
+            raise RuntimeError(f"the process ended with {code}: {said[-2000:]}")
+        value, error = pickle.loads(answer.read_bytes())
+    if error is not None:
+        raise error
+    return value

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
@@ -24,6 +23,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
+from warm import warm_python
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor
 
@@ -427,7 +427,7 @@ def push(model_name: str, lora: bool, by: str, base: str, made: str) -> None:
 def run(code: str, *arguments, environment: dict[str, str]) -> None:
     """In a process of its own; its last line, where it fails, as an error."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        [warm_python(), "-W", "ignore", "-c", code, *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS} | environment,
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip

@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ElementTree
 from importlib.metadata import version
 from pathlib import Path
 
+from warm import warm_python
+
 from .table import Outcome
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,7 @@ def run_tests(folder: Path, *arguments: str | Path, **environment: str) -> dict[
     # with a configuration of its own: not this project's, nor the library's
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", folder, f"--junitxml={report}"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *arguments],
+        [warm_python(), "-m", "pytest", *options, *arguments],
         cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip

@@ -3,11 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from warm import warm_python
 
 from t5fusion import T5FusionProcessor
 from t5fusion.common.base_models import make_processor
@@ -154,7 +154,7 @@ def command(tmp_path_factory):
     }
 
     def run(*words, typed=""):
-        line = [sys.executable, "-m", "t5fusion", *map(str, words)]
+        line = [warm_python(), "-m", "t5fusion", *map(str, words)]
         return subprocess.run(
             line, cwd=place, env=os.environ | caches, input=typed, capture_output=True, text=True, timeout=180
         )

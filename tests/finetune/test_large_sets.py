@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from datetime import datetime
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from forks import COMMAND, Forks
+from warm import warm_python
 
 from t5fusion import T5WithFusion
 from t5fusion.common.base_models import make_processor
@@ -101,7 +101,7 @@ def test_two_processes_killed_twice_write_to_the_byte_what_one_writes(room, comm
         assert [commands.end(rank)[0] for rank in ranks] == [-signal.SIGKILL] * 2
         earlier, written = written, file.read_bytes().count(b"\n")
         assert earlier < written < ROWS and (room / "killed.jsonl.made-with").exists()
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, "--main_process_port", "0"]
+    launcher = [warm_python(), "-m", "accelerate.commands.launch", *LAUNCH, "--main_process_port", "0"]
     launched = [*launcher, "-m", "t5fusion", *GENERATE, "--output", "killed.jsonl"]
     done = subprocess.run(launched, cwd=room, env=commands.environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -184,7 +184,7 @@ def test_evaluation_by_two_processes_is_that_of_one(room, commands):
 def test_lines_of_standard_input_are_answered_before_it_ends(room, commands):
     words = ["generate", "model", "--no-vectors", "--max-new-tokens", "2"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    line = [sys.executable, "-m", "t5fusion", *words]
+    line = [warm_python(), "-m", "t5fusion", *words]
     with subprocess.Popen(line, cwd=room, env=commands.environment, **pipes) as process:
         patience = threading.Timer(120, process.kill)  # who reads all of it first waits for us, as we for them
         patience.start()
@@ -315,7 +315,7 @@ def test_an_output_that_cannot_be_one_is_refused(room, commands, output, sentenc
 @pytest.mark.parametrize("output", ["full", "closed"])
 def test_standard_output_that_cannot_be_written(room, commands, output):
     words = ["generate", "model", "--file", "rows.jsonl", *WORDS, "--max-new-tokens", "2"]
-    line = [sys.executable, "-m", "t5fusion", *words]
+    line = [warm_python(), "-m", "t5fusion", *words]
     reads, writes = os.pipe()
     os.close(reads)
     with open("/dev/full" if output == "full" else writes, "wb") as stdout:
@@ -329,7 +329,7 @@ def test_standard_output_that_cannot_be_written(room, commands, output):
 
 
 def test_texts_of_standard_input_in_another_encoding(room, commands):
-    line = [sys.executable, "-m", "t5fusion", "generate", "model", "--no-vectors", "--max-new-tokens", "2"]
+    line = [warm_python(), "-m", "t5fusion", "generate", "model", "--no-vectors", "--max-new-tokens", "2"]
     options = {"cwd": room, "env": commands.environment, "input": "app\rü\r".encode("latin-1"), "capture_output": True}
     done = subprocess.run(line, **options)
     assert done.returncode == 1 and done.stdout == b""

@@ -8,13 +8,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 from conftest import HIDE_THE_PACKAGE
 from hub_server import HubServer, card_errors
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
+from warm import warm_python
 
 BACKBONE = "google/flan-tiny"
 PUSH = """
@@ -124,7 +124,7 @@ class Machine:
 
     def run(self, code, *arguments, **environment):
         return subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)], cwd=self.folder,
+            [warm_python(), "-W", "ignore", "-c", code, *map(str, arguments)], cwd=self.folder,
             env=self.environment | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 

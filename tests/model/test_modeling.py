@@ -276,6 +276,7 @@ def test_exported_encoder(flan, inputs_for):
     close(exported.module()(**other)[0], flan.encoder(**other)[0])
 
 
+@pytest.mark.slow
 def test_compiled(flan, inputs_for):
     torch._dynamo.reset()
     batch = inputs_for(flan, VECTORS, LENGTHS)

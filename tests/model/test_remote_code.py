@@ -48,6 +48,7 @@ torch.save(torch.stack(found), file)
 """
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_folders_of_any_name(flan, tmp_path, run_python, inputs_for):
     folders = [tmp_path / name for name in ("v1.0.dots", "with-dashes", "with spaces")]
@@ -82,6 +83,7 @@ def test_the_map_names_every_auto_class(flan, tmp_path):
     }
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_remote_code_beside_the_package(flan, tmp_path, run_python, inputs_for):
     """Where the package is installed as well, both copies of the code live in one process, and PEFT acts on both."""

@@ -65,6 +65,7 @@ def arguments(kind, folder, **more):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [True, False], ids=["padded to 128", "not padded"])
 def test_six_steps(plain_folders, tokenizer, tmp_path, run_python, padded):
     base, out = str(plain_folders["flan"]), tmp_path / "out"

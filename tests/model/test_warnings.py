@@ -49,6 +49,7 @@ def warned(out):
     return [line for line in out.splitlines() if line.startswith("WARNED")]
 
 
+@pytest.mark.slow
 def test_what_a_reader_types(flan, tokenizer, run_python, tmp_path):
     """On an adapter that is its own base, as what was pushed is; where this package is not installed."""
     folder = tmp_path / "adapter"
@@ -57,11 +58,12 @@ def test_what_a_reader_types(flan, tokenizer, run_python, tmp_path):
     T5FusionProcessor(tokenizer, lexical_encoder=None, lexical_source="given").save_pretrained(folder)
     config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(folder)}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    assert warned(run_python(HEAR + READ, folder, hidden=True)) == []
+    assert warned(run_python(HEAR + READ, folder, hidden=True, fresh=True)) == []
 
 
+@pytest.mark.slow
 def test_what_an_author_types(plain_folders, run_python):
-    assert warned(run_python(HEAR + TRAIN, plain_folders["flan"])) == []
+    assert warned(run_python(HEAR + TRAIN, plain_folders["flan"], fresh=True)) == []
 
 
 @pytest.mark.parametrize("given", [{}, {"cache": None}])

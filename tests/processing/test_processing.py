@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from transformers import AutoProcessor, AutoTokenizer, ByT5Tokenizer, RobertaTokenizer, T5Tokenizer
+from warm import warm_python
 
 from t5fusion import processing_t5fusion
 from t5fusion.collating_t5fusion import DataCollatorWithFusion
@@ -440,6 +441,7 @@ def test_no_room_in_a_target(processor, length):
         processor("a", lexical_embeds=False, text_target="b", max_target_length=length)
 
 
+@pytest.mark.slow
 def test_threads_with_lengths_of_their_own(processor):
     text = "abc def ghi jkl mno pqr stu vwx"
     lengths = list(range(4, 20))
@@ -542,6 +544,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_remote_code_without_the_package(processor, tmp_path):
     folders = [str(tmp_path / name) for name in NAMES]
     for folder in folders:
@@ -555,7 +558,7 @@ def test_remote_code_without_the_package(processor, tmp_path):
     Path(folders[0], "config.json").write_text('{"model_type": "t5_fusion"}')  # as in a bundle; unknown over there
     shutil.copytree(folders[0], tmp_path / "here")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    run = [sys.executable, "-c", REMOTE, *folders, "."]
+    run = [warm_python(), "-c", REMOTE, *folders, "."]
     done = subprocess.run(run, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     expected = processor(["app_config", "a"], lexical_embeds=VECTORS[:2])["input_ids"].tolist()

@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from forks import COMMAND, Forks
+from warm import warm_python
 
 
 class Author:
@@ -28,7 +28,7 @@ class Author:
             status, out, err = self.forks.run(*arguments, code=code, cwd=cwd)
         else:
             done = subprocess.run(
-                [sys.executable, "-c", code, *arguments], cwd=cwd, env=self.environment | environment,
+                [warm_python(), "-c", code, *arguments], cwd=cwd, env=self.environment | environment,
                 stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
             )  # fmt: skip
             status, out, err = done.returncode, done.stdout, done.stderr

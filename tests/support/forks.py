@@ -4,16 +4,18 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
+from warm import warm_python
+
+OF_THE_COMMANDS = "t5fusion.cli.app, t5fusion.finetune.training, t5fusion.hub_export.upload, torch.distributed.fsdp"
 COMMAND = "from t5fusion.cli.app import main; main()"
 
 # Imports once and forks for each. A line is [code, arguments, environment, folder, name of the files for standard
 # output and error], which it answers with the process's id; or such an id, which it answers with its exit code.
 SERVER = """
 import json, os, signal, sys, traceback
-import t5fusion.cli.app, t5fusion.finetune.training, t5fusion.hub_export.upload, torch.distributed.fsdp
+import {imports}
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for line in sys.stdin:
@@ -48,9 +50,10 @@ class Forks:
     Args:
         room: the folder, which also takes caches and what is printed.
         environment: of the processes, beside this one's own.
+        imports: names of the modules that are imported before the forks.
     """
 
-    def __init__(self, room: Path, environment: dict[str, str] | None = None):
+    def __init__(self, room: Path, environment: dict[str, str] | None = None, imports: str = OF_THE_COMMANDS):
         self.room, self.started = room, 0
         self.environment = os.environ | {
             "HF_HUB_OFFLINE": "1",
@@ -62,7 +65,9 @@ class Forks:
         self.environment |= environment or {}
         self.environment.pop("T5FUSION_DEBUG", None)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=room, env=self.environment, **pipes)
+        self.server = subprocess.Popen(
+            [warm_python(), "-c", SERVER.replace("{imports}", imports)], cwd=room, env=self.environment, **pipes
+        )
 
     def ask(self, question) -> int:
         self.server.stdin.write(json.dumps(question) + "\n")

@@ -17,6 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest imports each file of its own
 from hub_server import LFS_SIZE, HubServer, User
+from warm import warm_python
 
 PRELUDE = """
 import json, os, pathlib
@@ -58,7 +59,7 @@ def client(hub, tmp_path):
 
     def run(code, token="hf_owner", **environment):
         environment = os.environ | hub.environment(tmp_path / "home", token) | environment
-        command = [sys.executable, "-c", PRELUDE + textwrap.dedent(code)]
+        command = [warm_python(), "-c", PRELUDE + textwrap.dedent(code)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
