@@ -133,7 +133,7 @@ BAD_INPUT = {
     ),
     "output that is not ours": (
         ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--output", "full", "--overwrite"],
-        "full holds what t5fusion did not write",
+        "full holds files that t5fusion did not write",
     ),
     "demo into what is not ours": (
         ["demo", "--base-model", "base", "--output", "full"],

@@ -470,6 +470,7 @@ def test_from_a_config():
 @pytest.mark.parametrize("tied", [True, False])
 def test_random_weights_are_drawn_as_t5_draws_them(tied):
     sizes = {"vocab_size": 99, "d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    torch.manual_seed(0)  # the smallest matrix has 128 numbers, so its spread varies with the seed
     plain = T5ForConditionalGeneration(T5Config(**sizes, tie_word_embeddings=tied))
     fused = dict(T5WithFusion(T5FusionConfig(**sizes, tie_word_embeddings=tied)).named_parameters())
     for name, parameter in plain.named_parameters():
