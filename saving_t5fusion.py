@@ -69,7 +69,10 @@ class SavingMixin(Model):
         in_copies = {name for name, module in self.named_modules() if adapter in getattr(module, "modules_to_save", ())}
         merged = {name for name, module in self.named_modules() if getattr(module, "merged", False)}
         tuner_keeps_base = (
-            getattr(config.peft_type, "value", config.peft_type) == "LORA" and config.init_lora_weights in KEEPS_BASE
+            getattr(config.peft_type, "value", config.peft_type) == "LORA"
+            and config.init_lora_weights in KEEPS_BASE
+            # KaSA truncates the base weights when the adapter is put on, and a reload truncates them again.
+            and getattr(config, "kasa_config", None) is None
         )
         biases_saved = getattr(config, "bias", "none") != "none"
         changed = []

@@ -4,17 +4,19 @@ PEFT chooses the class of a `PeftModel` by the task type and asks nothing of the
 is wrapped: where the model has a fusion layer, the new object changes its class before it is built, as torch's FSDP and
 `parametrize` do with their modules. The methods of `PeftModel` itself stay as they are, so no other model is touched.
 
-What each method does can be switched off: T5FUSION_PEFT_HOOK for `add_adapter` and `save_pretrained`,
-T5FUSION_PUSH_HOOK for `push_to_hub` and `create_or_update_model_card`.
+What each method does can be switched off: T5FUSION_PEFT_HOOK for `add_adapter`, `save_pretrained` and
+`disable_adapter`, T5FUSION_PUSH_HOOK for `push_to_hub` and `create_or_update_model_card`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 
 from ..common.permissions import apply_umask
 from ..modeling_t5fusion import T5WithFusion
@@ -50,6 +52,25 @@ class FusedAdapter:
         if isinstance(base, T5WithFusion):
             # safetensors writes files that only their owner can read
             apply_umask(Path(save_directory), "adapter_model.safetensors")
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Disable the adapter as PEFT does, and with prompt learning the adapter's fusion layer too.
+
+        PEFT itself leaves the layers of `modules_to_save` in use there, so the model would not be the base model.
+        """
+        wrapper = self.get_base_model().encoder.fusion
+        is_in_use = isinstance(wrapper, ModulesToSaveWrapper) and not wrapper.disable_adapters
+        is_prompt_learning = self.peft_config[self.active_adapter].is_prompt_learning
+        with super().disable_adapter():
+            if not (is_in_use and is_prompt_learning and is_on(PEFT)):
+                yield
+                return
+            wrapper.enable_adapters(False)
+            try:
+                yield
+            finally:
+                wrapper.enable_adapters(True)
 
     def push_to_hub(self, repo_id, *args, **kwargs):
         """Push as PEFT does, with the code and the config that load the adapter where t5fusion is not installed."""

@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from peft import (
     IA3Config,
+    KasaConfig,
     LoraConfig,
     PeftModel,
     PromptTuningConfig,
@@ -205,6 +206,33 @@ def test_a_base_that_was_changed_is_refused(base, tmp_path, change):
     with pytest.raises(ValueError, match="have changed since they were loaded, and the adapter does not hold them"):
         peft_model.save_pretrained(tmp_path / "after", selected_adapters=["default"])
     assert not (tmp_path / "after").exists()
+
+
+def test_kasa_truncates_the_base_itself_and_is_saved(base, tmp_path, inputs_for):
+    """KaSA changes the base weights when it is put on; a reload changes them alike."""
+    kasa = LoraConfig(**QV | {"init_lora_weights": True}, kasa_config=KasaConfig())
+    model = T5WithFusion(base)
+    peft_model, batch = get_peft_model(model, kasa), inputs_for(model)
+    peft_model.save_pretrained(tmp_path)
+    assert torch.equal(
+        logits(PeftModel.from_pretrained(T5WithFusion(base), tmp_path), batch), logits(peft_model, batch)
+    )
+
+
+@pytest.mark.parametrize("config", [LoraConfig(**QV), PromptTuningConfig(**S2S, num_virtual_tokens=2)])
+def test_disabled_it_is_the_base(base, inputs_for, config):
+    """With prompt learning too, whose trained fusion layer PEFT would leave in use."""
+    model = T5WithFusion(base)
+    batch = inputs_for(model)
+    expected = logits(model, batch)
+    peft_model = get_peft_model(model, config)
+    with torch.no_grad():
+        model.encoder.fusion.modules_to_save["default"].projection.weight.mul_(2)
+    trained = logits(peft_model, batch)
+    with peft_model.disable_adapter():
+        assert torch.equal(logits(peft_model, batch), expected)
+    assert torch.equal(logits(peft_model, batch), trained)
+    assert fusion_trains(peft_model)
 
 
 def test_an_adapter_of_transformers_is_refused_too(base, tmp_path):
