@@ -233,6 +233,9 @@ def trains_fusion_too(model_name: str, tuner: Tuner) -> None:
     whole, weight = ("fusion", "projection.weight") if model_name == "T5WithFusion" else ("lm_head", "weight")
     named = {} if model_name == "T5WithFusion" else {"modules_to_save": [whole]}
     peft_model, batch = trained(model_name, tuner, **named)
+    config = peft_model.active_peft_config
+    if not hasattr(config, "modules_to_save"):  # nothing that such an adapter could hold the layer in
+        raise TypeError(f"{type(config).__name__} has no `modules_to_save`")
     before = dict(load(model_name).named_parameters())
     (name,) = (name for name in before if name.endswith(f"{whole}.{weight}"))
     copies = [value for key, value in peft_model.named_parameters() if key.endswith(f"default.{weight}")]
