@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 from peft import PeftModel
@@ -24,8 +24,13 @@ from .peft_hook import add_fusion, has_fusion
 from .push_hook import name_base_in_card, push_with_code
 from .switches import PEFT, PUSH, is_on
 
+if TYPE_CHECKING:  # a mixin of PEFT's models: a checker may know what they have
+    from peft import PeftModel as Base
+else:
+    Base = object
 
-class FusedAdapter:
+
+class FusedAdapter(Base):
     """What differs from `PeftModel` where the model beneath is a fused model. Mixed in by `fused_adapter_class`."""
 
     peft_class: type[PeftModel]
