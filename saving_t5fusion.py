@@ -68,12 +68,7 @@ class SavingMixin(Model):
             return []
         in_copies = {name for name, module in self.named_modules() if adapter in getattr(module, "modules_to_save", ())}
         merged = {name for name, module in self.named_modules() if getattr(module, "merged", False)}
-        tuner_keeps_base = (
-            getattr(config.peft_type, "value", config.peft_type) == "LORA"
-            and config.init_lora_weights in KEEPS_BASE
-            # KaSA truncates the base weights when the adapter is put on, and a reload truncates them again.
-            and getattr(config, "kasa_config", None) is None
-        )
+        tuner_keeps_base = _keeps_base(config)
         biases_saved = getattr(config, "bias", "none") != "none"
         changed = []
         for name, value in self.named_parameters():
@@ -129,6 +124,14 @@ class SavingMixin(Model):
             super().save_pretrained(*args, **kwargs)
         finally:
             self.__class__ = current_class
+
+
+def _keeps_base(config: Any) -> bool:
+    """Return whether the tuner leaves the base weights as they were. If not, a reload changes them in the same way."""
+    if getattr(config.peft_type, "value", config.peft_type) != "LORA":
+        return False
+    truncates = getattr(config, "kasa_config", None) is not None  # KaSA drops the smallest singular values
+    return config.init_lora_weights in KEEPS_BASE and not truncates
 
 
 def _saved_fusion(fusion: Any, adapter: str | None) -> Any:

@@ -39,7 +39,7 @@ def demo(
         raise ValueError(f"{output} holds something else than a demo, and is left alone. Choose another --output.")
     check_output(output, overwrite=True, mark=DEMO)
     try:
-        run_demo(output, lexical=lexical.value, base=base_model, epochs=epochs, limit=limit, seed=seed)
+        run_demo(output, lexical=lexical.value, base_model=base_model, epochs=epochs, limit=limit, seed=seed)
     except Interrupted as stop:
         say("Stopped. The next demo starts over.")
         raise typer.Exit(stop.exit_code) from None

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..common.console import say, silence_libraries
+from ..hub_export.kinds import KINDS
 
 
 class FormatOption(str, Enum):
@@ -20,7 +21,7 @@ def export(
     ],
     bundle: Annotated[Path, typer.Argument(help="Folder to write.")],
     kind: Annotated[
-        str, typer.Option(metavar="[adapter|standalone|merged|fused]", help="What the bundle holds (see above).")
+        str, typer.Option(metavar=f"[{'|'.join(KINDS)}]", help="What the bundle holds (see above).")
     ] = "adapter",
     base_model: Annotated[
         str | None,

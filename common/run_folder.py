@@ -196,13 +196,14 @@ def find_trained(name: str, revision: str | None = None) -> Path:
     return find_folder(name, revision, ignore_patterns=NOT_LOADED)
 
 
-def load_trained(folder: Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
+def load_trained(folder: str | Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
     """Load the model, in evaluation mode and fp32, and the processor of a run folder or a bundle.
 
     Raises:
         OSError: The folder holds no adapter and no model, or no processor, or its base model cannot be loaded.
         ValueError: A file is damaged or belongs to another kind of model, or `check_numbers` refuses a weight.
     """
+    folder = Path(folder)
     run = RunFolder(folder)
     if not run.has_adapter and not run.has_config:
         raise OSError(f"{folder} holds neither an adapter nor a model. Name a folder that `t5fusion train` wrote.")

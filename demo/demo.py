@@ -58,10 +58,10 @@ def demo_rows(limit: int | None = None) -> tuple[list[DocumentedName], list[Docu
     return [r for r in rows if not is_held_out(r.name, 10)], [r for r in rows if is_held_out(r.name, 10)]
 
 
-def demo_processor(base: str, lexical: str) -> T5FusionProcessor:
+def demo_processor(base_model: str, lexical: str) -> T5FusionProcessor:
     """Return the processor of the demo, for vectors of the "body" or of the "name"."""
     source = {"body": "given", "name": "text"}[lexical]
-    return make_processor(base, template=TEMPLATE, lexical_source=source, lexical_max_tokens=BODY_TOKENS)
+    return make_processor(base_model, template=TEMPLATE, lexical_source=source, lexical_max_tokens=BODY_TOKENS)
 
 
 def demo_inputs(rows: list[DocumentedName], processor: T5FusionProcessor) -> list[dict]:
@@ -74,7 +74,7 @@ def demo_inputs(rows: list[DocumentedName], processor: T5FusionProcessor) -> lis
 def demo(
     output: Path,
     lexical: str = "body",
-    base: str = "tiny_t5",
+    base_model: str = "tiny_t5",
     epochs: float = 2.0,
     limit: int | None = None,
     seed: int = 42,
@@ -85,7 +85,7 @@ def demo(
     Args:
         output: The run folder.
         lexical: What the vector is made from, "body" or "name".
-        base: The base model: Hub id, folder, or "tiny_t5".
+        base_model: Hub id, folder, or "tiny_t5".
         limit: At most this many names are used. None for all.
 
     Returns:
@@ -104,12 +104,16 @@ def demo(
             "more of each. Give a --limit of 100 or more."
         )
     console.print(f"{len(training):,} names of the standard library to train on, {len(held_out):,} held out")
-    processor = demo_processor(base, lexical)
+    processor = demo_processor(base_model, lexical)
     inputs = demo_inputs(training, processor)
     test = demo_inputs(held_out, processor)
-    options = TrainingOptions(base_model=base, epochs=epochs, seed=seed, batch_size=BATCH, lr=RATE, dropout=DROPOUT)
+    options = TrainingOptions(
+        base_model=base_model, epochs=epochs, seed=seed, batch_size=BATCH, lr=RATE, dropout=DROPOUT
+    )
     with torch.random.fork_rng():
-        untuned = build_model(TrainingOptions(base_model=base, fusion_start="random", full=True), processor, inputs)
+        untuned = build_model(
+            TrainingOptions(base_model=base_model, fusion_start="random", full=True), processor, inputs
+        )
     model = train(inputs, test, processor, options, output, overwrite=True, mark=DEMO)
     results, evaluation = _compare(untuned, model, test, held_out, processor, console)
     save_evaluation(output, evaluation)

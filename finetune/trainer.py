@@ -214,7 +214,7 @@ class StopOnSignal(TrainerCallback):
             raise Interrupted(max(gather_object([int(self.received)])))
 
 
-def _arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTrainingArguments:
+def training_arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTrainingArguments:
     return Seq2SeqTrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=options.epochs,

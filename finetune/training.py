@@ -25,7 +25,7 @@ from .model import build_model, trainable_share
 from .options import TrainingOptions
 from .output_folder import CHECKPOINTS, OutputFolder
 from .record import pin_encoder, resume_conditions, training_record
-from .trainer import FusionTrainer, ShowProgress, StopOnSignal, _arguments
+from .trainer import FusionTrainer, ShowProgress, StopOnSignal, training_arguments
 
 Result = TypeVar("Result")
 
@@ -65,7 +65,7 @@ def train(
             empty, or another training is writing there; or the base model does not suit the options or the tokenizer.
         OSError: the base model cannot be loaded, or `output` cannot be written.
     """
-    arguments = _arguments(options, Path(output) / CHECKPOINTS)
+    arguments = training_arguments(options, Path(output) / CHECKPOINTS)
     folder = OutputFolder(Path(output), resume, overwrite, mark)
     with _locked(folder, arguments):
         conditions = resume_conditions(rows, held_out, processor, options, columns, arguments.world_size)

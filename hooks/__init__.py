@@ -22,10 +22,13 @@ Apart from these hooks, `import t5fusion` registers the model type "t5_fusion" w
 gives it the row of "t5" in each of PEFT's tables of target modules.
 """
 
+from functools import cache
+
 from . import adapter_class, peft_hook, push_hook, trainer_hook
 from .switches import PEFT, PUSH, TRAINER, is_on
 
 
+@cache  # a second call would wrap the wraps
 def register() -> None:
     """Install the hooks whose switch is on, once."""
     if is_on(PEFT):

@@ -120,12 +120,6 @@ def _wrap_init(init: Callable) -> Callable:
     return __init__
 
 
-_registered = False
-
-
 def register() -> None:
-    """Wrap `PeftModel.__init__`, once."""
-    global _registered
-    if not _registered:
-        _registered = True
-        PeftModel.__init__ = _wrap_init(PeftModel.__init__)
+    """Wrap `PeftModel.__init__`."""
+    PeftModel.__init__ = _wrap_init(PeftModel.__init__)

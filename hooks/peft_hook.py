@@ -109,13 +109,7 @@ def _wrap_read(read: classmethod) -> classmethod:
     return classmethod(from_pretrained)
 
 
-_registered = False
-
-
 def register() -> None:
-    """Wrap both methods, once."""
-    global _registered
-    if not _registered:
-        _registered = True
-        BaseTuner.inject_adapter = _wrap_inject(BaseTuner.inject_adapter)
-        PeftConfigMixin.from_pretrained = _wrap_read(vars(PeftConfigMixin)["from_pretrained"])
+    """Wrap both methods."""
+    BaseTuner.inject_adapter = _wrap_inject(BaseTuner.inject_adapter)
+    PeftConfigMixin.from_pretrained = _wrap_read(vars(PeftConfigMixin)["from_pretrained"])

@@ -173,7 +173,6 @@ def is_unpushed(folder: Path) -> bool:
 
 def register() -> None:
     """Add the callback to every Trainer made from now on; wrap `push_to_hub` of our class, and PEFT's Auto classes."""
-    if PushCallback not in trainer.DEFAULT_CALLBACKS:
-        trainer.DEFAULT_CALLBACKS.append(PushCallback)
-        _BaseAutoPeftModel.from_pretrained = classmethod(_wrap_auto(_BaseAutoPeftModel.from_pretrained.__func__))
-        T5WithFusion.push_to_hub = _wrap_push(T5WithFusion.push_to_hub)  # for adapters that transformers put on
+    trainer.DEFAULT_CALLBACKS.append(PushCallback)
+    _BaseAutoPeftModel.from_pretrained = classmethod(_wrap_auto(_BaseAutoPeftModel.from_pretrained.__func__))
+    T5WithFusion.push_to_hub = _wrap_push(T5WithFusion.push_to_hub)  # for adapters that transformers put on

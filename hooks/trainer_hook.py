@@ -118,6 +118,5 @@ def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
 
 
 def register() -> None:
-    """Add the callback to the Trainer's defaults, once. Every Trainer made from now on has it."""
-    if FusionCallback not in trainer.DEFAULT_CALLBACKS:
-        trainer.DEFAULT_CALLBACKS.append(FusionCallback)
+    """Add the callback to the Trainer's defaults. Every Trainer made from now on has it."""
+    trainer.DEFAULT_CALLBACKS.append(FusionCallback)
