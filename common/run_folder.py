@@ -20,12 +20,12 @@ from ..naming_t5fusion import EMBEDDED, FusedName, name_of_embedded, was_embedde
 from ..processing_t5fusion import T5FusionProcessor
 from .base_models import base_error, base_folder
 from .hub_errors import in_one_sentence
+from .limits import MAX_SOURCE, MAX_TARGET
 from .replace_folder import recover
 from .saved_files import check_contents, check_numbers, one_sentence_errors, read_json, read_weights, weights_in
 
 RECORD, EVALUATION = "training.json", "evaluation.json"
 ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG = "adapter_config.json", "config.json", "processor_config.json"
-MAX_SOURCE, MAX_TARGET = 128, 64  # tokens
 PROJECTION = "fusion.projection.weight"  # end of the name of a weight (d_model, width of the vectors)
 # Files of a repository that are not needed to load a model.
 NOT_LOADED = ["*/*", "*.py", "*.md", "*.onnx*", "onnx_*", "reference.safetensors", "training_args.bin"]

@@ -1,6 +1,7 @@
 """The options of a training: name, type, default, help and allowed values of each, in one place.
 
-The command line makes its options from the fields of these classes (see `cli/parsing.py`).
+The command line makes its options from the fields of these classes (see `cli/parsing.py`). This module imports nothing
+that is slow, so that the command line is quick.
 """
 
 import math
@@ -9,9 +10,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-import torch
-
-from ..common.run_folder import MAX_SOURCE, MAX_TARGET
+from ..common.limits import MAX_SOURCE, MAX_TARGET
 
 LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options without effect if all weights train
 
@@ -151,15 +150,3 @@ class TrainingOptions:
     def peak_lr(self) -> float:
         """The peak learning rate of all weights but the fusion layer's."""
         return self.lr if self.lr is not None else 5e-4 if self.full else 1e-3
-
-    @property
-    def bf16(self) -> bool:
-        """Whether to compute in bf16."""
-        return self.precision == "bf16" or (self.precision == "auto" and fast_bf16())
-
-
-def fast_bf16() -> bool:
-    """Return whether this machine multiplies faster in bf16 than in fp32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
