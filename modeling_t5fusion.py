@@ -1,7 +1,8 @@
 """T5 that reads lexical vectors: each vector is projected and takes the place of one `<lexical>` token of its row.
 
 `LexicalFusion` projects the vectors, `LexicalEncoder` puts them in place, and `T5WithFusion` is the whole model.
-`loading_t5fusion.py` loads it, `saving_t5fusion.py` saves it, and `fitting_t5fusion.py` starts its fusion layer.
+`checking_t5fusion.py` checks its inputs, `loading_t5fusion.py` loads it, `saving_t5fusion.py` saves it, and
+`fitting_t5fusion.py` starts its fusion layer.
 """
 
 import os
@@ -15,7 +16,8 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 
-from .configuration_t5fusion import LEXICAL_TOKEN, PLACED_TOKEN_IDS, T5FusionConfig
+from .checking_t5fusion import check_placeholders, check_token_id, check_vectors
+from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 from .fitting_t5fusion import FittingMixin
 from .loading_t5fusion import FusedLoadingMixin, FusedModel, NameOrPath
 from .naming_t5fusion import FusedName, resolve_embedded
@@ -165,122 +167,6 @@ class LexicalEncoder(T5InitMixin, T5Stack):
                 "lexical_embeds=...)` as `inputs_embeds`, without `lexical_embeds`."
             )
         return self.embed_tokens.weight[token_id]
-
-
-def check_token_id(
-    input_ids: torch.Tensor, lexical_embeds: torch.Tensor | None, token_id: int, pad_token_id: int | None
-) -> None:
-    """Check that the rows come from a tokenizer in which `<lexical>` has the model's `token_id`.
-
-    Skipped in compiled graphs, and if every tokenizer of this process uses `token_id`.
-
-    Raises:
-        ValueError: A row with a vector begins, after its padding, with another tokenizer's placeholder.
-    """
-    if torch.compiler.is_compiling() or lexical_embeds is None or input_ids.is_meta or lexical_embeds.is_meta:
-        return
-    other_ids = PLACED_TOKEN_IDS - {token_id}
-    if not other_ids or lexical_embeds.shape[:1] != input_ids.shape[:1] or input_ids.shape[1] == 0:
-        return  # `check_vectors` reports different batch sizes.
-    has_vector = (lexical_embeds != 0).flatten(1).any(1).tolist()
-    is_text = (input_ids != (-1 if pad_token_id is None else pad_token_id)).int()
-    first = input_ids.gather(1, is_text.argmax(1, keepdim=True)).squeeze(1).tolist()
-    has_own = (input_ids == token_id).any(1).tolist()
-    for row, other in enumerate(first):
-        # A smaller id may be a word of this model's vocabulary as well as the placeholder of another model's tokenizer.
-        # It is a word if the row also holds this model's own placeholder.
-        is_word = other < token_id and token_id in PLACED_TOKEN_IDS and has_own[row]
-        if has_vector[row] and other in other_ids and not is_word:
-            raise ValueError(
-                f"row {row} begins with token {other}, which is {LEXICAL_TOKEN} in the tokenizer; in the model it is "
-                f"token {token_id}. Put DataCollatorWithFusion or T5FusionProcessor on the tokenizer before adding "
-                f"tokens to it, or build the model with `T5WithFusion(..., lexical_token_id={other})`."
-            )
-
-
-def check_vectors(lexical_embeds: torch.Tensor, is_placeholder: torch.Tensor, width: int) -> torch.Tensor:
-    """Return `lexical_embeds` as (batch, vectors, width).
-
-    Raises:
-        ValueError: They have another dtype, device or shape than the model needs.
-    """
-    batch = is_placeholder.shape[0]
-    if not lexical_embeds.is_floating_point():
-        raise ValueError(
-            f"`lexical_embeds` are {lexical_embeds.dtype}; expected floating point numbers. Use `.float()`."
-        )
-    if lexical_embeds.device != is_placeholder.device:
-        raise ValueError(
-            f"`lexical_embeds` are on {lexical_embeds.device}, the input ids on {is_placeholder.device}. "
-            f"Use `.to({str(is_placeholder.device)!r})`."
-        )
-    if lexical_embeds.dim() not in (2, 3) or lexical_embeds.shape[0] != batch:
-        raise ValueError(
-            f"`lexical_embeds` have the shape {tuple(lexical_embeds.shape)}; expected ({batch}, {width}) or ({batch}, "
-            f"vectors, {width}): one entry for each row of the batch."
-        )
-    if lexical_embeds.shape[-1] != width:
-        raise ValueError(
-            f"`lexical_embeds` are {lexical_embeds.shape[-1]} numbers wide; expected {width} (`config.lexical_dim`). "
-            "Use the encoder that made the training vectors, or build the model with "
-            f"`lexical_dim={lexical_embeds.shape[-1]}`."
-        )
-    return lexical_embeds if lexical_embeds.dim() == 3 else lexical_embeds.unsqueeze(1)
-
-
-def check_placeholders(is_placeholder: torch.Tensor, lexical_embeds: torch.Tensor | None, token_id: int) -> None:
-    """Check that each vector has a placeholder and each placeholder a vector.
-
-    On a GPU, and in compiled graphs, reading the numbers would stall the queue. There, an assertion is queued instead.
-
-    Args:
-        is_placeholder: Bool (batch, length).
-        lexical_embeds: Float (batch, vectors, lexical_dim), or None.
-        token_id: The placeholder's id, for the message.
-
-    Raises:
-        ValueError: On the CPU. The message names the row and both numbers. Elsewhere the device's assertion fails.
-    """
-    placeholders = is_placeholder.sum(1)
-    if lexical_embeds is None:
-        vectors = torch.zeros_like(placeholders)
-    else:  # The last vector of a row that is not zero ends its vectors; the rest is padding.
-        number = torch.arange(1, lexical_embeds.shape[1] + 1, device=lexical_embeds.device)
-        used = (lexical_embeds != 0).any(-1) * number
-        vectors = used.amax(1) if lexical_embeds.shape[1] else torch.zeros_like(placeholders)
-    most = 0 if lexical_embeds is None else lexical_embeds.shape[1]
-    mismatch = (placeholders < vectors) | (placeholders > most)
-    if is_placeholder.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(~mismatch.any(), f"{LEXICAL_TOKEN} placeholders and lexical vectors do not agree in number")
-    elif mismatch.any():
-        row = int(mismatch.nonzero()[0])
-        raise ValueError(_mismatch_message(placeholders, vectors, row, most, token_id))
-
-
-def _mismatch_message(placeholders: torch.Tensor, vectors: torch.Tensor, row: int, most: int, token_id: int) -> str:
-    """Return what is wrong with the number of placeholders of `row`, and what to do.
-
-    Args:
-        placeholders: Number of placeholders of each row, int64 (batch,).
-        vectors: Number of vectors of each row, without padding, int64 (batch,).
-        most: Number of vectors of each row, with padding.
-    """
-    if most == 0:
-        return (
-            f"row {row} holds {int(placeholders[row])} placeholders {LEXICAL_TOKEN} (id {token_id}), but no vectors "
-            "were given. Pass them as `lexical_embeds`, or leave the placeholders out."
-        )
-    if not placeholders.any():
-        return (
-            f"`lexical_embeds` were given, but no row holds a placeholder {LEXICAL_TOKEN} (id {token_id}). Use "
-            "DataCollatorWithFusion or T5FusionProcessor, which place it."
-        )
-    count = int(vectors[row]) if placeholders[row] < vectors[row] else most
-    return (
-        f"row {row} holds {int(placeholders[row])} placeholders {LEXICAL_TOKEN} (id {token_id}) for {count} vectors; "
-        "expected one placeholder per vector. Use DataCollatorWithFusion or T5FusionProcessor, which place them; a "
-        "row with fewer vectors than others is padded with zeros."
-    )
 
 
 class T5WithFusion(

@@ -9,8 +9,8 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.utils import cached_file
 
+from ..checking_t5fusion import check_placeholders, check_vectors
 from ..configuration_t5fusion import T5FusionConfig
-from ..modeling_t5fusion import check_placeholders, check_vectors
 from . import reader_check
 from .onnx_graphs import DATA, DECODER, ENCODER, LOGITS, as_cache, need, past_names
 

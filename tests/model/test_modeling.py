@@ -21,8 +21,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from t5fusion import DataCollatorWithFusion, T5FusionConfig, T5FusionProcessor, T5WithFusion, modeling_t5fusion
-from t5fusion.modeling_t5fusion import LexicalFusion, check_token_id
+from t5fusion import DataCollatorWithFusion, T5FusionConfig, T5FusionProcessor, T5WithFusion, checking_t5fusion
+from t5fusion.checking_t5fusion import check_token_id
+from t5fusion.modeling_t5fusion import LexicalFusion
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 VECTORS, LENGTHS = (2, 1, 0, 3), (4, 7, 5, 2)
@@ -850,7 +851,7 @@ def test_the_line_that_the_mismatch_names_mends_it(added_first, plain_folders):
 
 
 def test_models_of_several_vocabularies_in_one_process(flan, plain_folders, inputs_for, monkeypatch):
-    monkeypatch.setattr(modeling_t5fusion, "PLACED_TOKEN_IDS", {135, 20})
+    monkeypatch.setattr(checking_t5fusion, "PLACED_TOKEN_IDS", {135, 20})
     batch = inputs_for(flan)  # placeholders in front: whatever other tokenizers place
     expected = flan(**batch).logits
     other = T5WithFusion(plain_folders["flan"], lexical_token_id=20).eval()
@@ -859,16 +860,16 @@ def test_models_of_several_vocabularies_in_one_process(flan, plain_folders, inpu
     words[:, 0], words[:, 1] = 20, 135  # a text that begins with a word, and holds its placeholder itself
     assert flan(**batch | {"input_ids": words}).logits.shape == expected.shape
     for ids in ({135}, set(), {135, 999}):
-        monkeypatch.setattr(modeling_t5fusion, "PLACED_TOKEN_IDS", ids)
+        monkeypatch.setattr(checking_t5fusion, "PLACED_TOKEN_IDS", ids)
         assert torch.equal(flan(**batch).logits, expected)
 
 
 def test_where_no_tokenizer_places_another_token_nothing_is_looked_at(flan, inputs_for, monkeypatch):
     batch = inputs_for(flan)
-    monkeypatch.setattr(modeling_t5fusion, "PLACED_TOKEN_IDS", {135})
+    monkeypatch.setattr(checking_t5fusion, "PLACED_TOKEN_IDS", {135})
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: pytest.fail("the numbers were looked at"))
     check_token_id(batch["input_ids"], batch["lexical_embeds"], 135, 0)
-    monkeypatch.setattr(modeling_t5fusion, "PLACED_TOKEN_IDS", {135, 136})
+    monkeypatch.setattr(checking_t5fusion, "PLACED_TOKEN_IDS", {135, 136})
     check_token_id(batch["input_ids"], None, 135, 0)
     check_token_id(batch["input_ids"].to("meta"), batch["lexical_embeds"], 135, 0)
 

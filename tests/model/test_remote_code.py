@@ -11,7 +11,7 @@ from t5fusion import T5WithFusion
 FILES = {
     f"{name}_t5fusion.py"
     for name in (
-        *("collating", "configuration", "fitting", "loading", "modeling"),
+        *("checking", "collating", "configuration", "fitting", "loading", "modeling"),
         *("naming", "processing", "rows", "saving"),
     )
 }
