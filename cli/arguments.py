@@ -4,31 +4,55 @@ from typing import Annotated
 
 import typer
 
+from ..common.panels import DATA, HUB, OUTPUT, VECTORS
+
 Data = Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")]
-TextColumn = Annotated[str, typer.Option(help="Column of the input text.")]
-TargetColumn = Annotated[str, typer.Option(help="Column of the text to generate.")]
+TextColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the input text.")]
+TargetColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the text to generate.")]
 LexicalColumn = Annotated[
-    str | None, typer.Option(help="Column of the text that the vector is made from. Default: the input text.")
+    str | None,
+    typer.Option(
+        rich_help_panel=VECTORS, help="Column of the text that the vector is made from. Default: the input text."
+    ),
 ]
-VectorColumn = Annotated[str | None, typer.Option(help="Column of the vectors themselves, one in each row.")]
+VectorColumn = Annotated[
+    str | None, typer.Option(rich_help_panel=VECTORS, help="Column of the vectors themselves, one in each row.")
+]
 Encoding = Annotated[
     str | None,
-    typer.Option(help="Encoding of a CSV file, a .txt file or standard input, such as latin-1. Default: UTF-8."),
+    typer.Option(
+        rich_help_panel=DATA,
+        help="Encoding of a CSV file, a .txt file or standard input, such as latin-1. Default: UTF-8.",
+    ),
 ]
 Trained = Annotated[
     str,
     typer.Argument(metavar="FOLDER", help="Folder that `t5fusion train` saved, bundle, or id of a repository."),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, if FOLDER is the id of a repository.")]
-Split = Annotated[str, typer.Option(help="Split of a data set on the Hub.")]
-Limit = Annotated[int | None, typer.Option(help="Use only so many rows, the first ones.", min=1)]
+Revision = Annotated[
+    str | None, typer.Option(rich_help_panel=HUB, help="Branch, tag or commit, if FOLDER is the id of a repository.")
+]
+Split = Annotated[str, typer.Option(rich_help_panel=DATA, help="Split of a data set on the Hub.")]
+Limit = Annotated[int | None, typer.Option(rich_help_panel=DATA, help="Use only so many rows, the first ones.", min=1)]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what is in the output folder, at the first checkpoint.")
+    bool,
+    typer.Option(
+        "--overwrite", rich_help_panel=OUTPUT, help="Replace what is in the output folder, at the first checkpoint."
+    ),
 ]
 UseCache = Annotated[
     bool,
-    typer.Option("--use-cache", help="Use this machine's cache of the Hub, instead of downloading as a reader does."),
+    typer.Option(
+        "--use-cache",
+        rich_help_panel=HUB,
+        help="Use this machine's cache of the Hub, instead of downloading as a reader does.",
+    ),
 ]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Run the bundle's Python files even if they are not this package's own.")
+    bool,
+    typer.Option(
+        "--trust-code",
+        rich_help_panel=HUB,
+        help="Run the bundle's Python files even if they are not this package's own.",
+    ),
 ]

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..common.console import say, silence_libraries
+from ..common.panels import OUTPUT, TRAINING, VECTORS
 from .arguments import Limit
 
 
@@ -16,13 +17,18 @@ class Lexical(str, Enum):
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder to save the adapter in.")] = Path("runs/demo"),
-    lexical: Annotated[Lexical, typer.Option(help="What the vector is made from: code or name.")] = Lexical.body,
+    output: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Folder to save the adapter in.")] = Path(
+        "runs/demo"
+    ),
+    lexical: Annotated[
+        Lexical, typer.Option(rich_help_panel=VECTORS, help="What the vector is made from: code or name.")
+    ] = Lexical.body,
     base_model: Annotated[
-        str, typer.Option(help='Hub id or folder of a T5. "tiny_t5" is the one in this package.')
+        str,
+        typer.Option(rich_help_panel=TRAINING, help='Hub id or folder of a T5. "tiny_t5" is the one in this package.'),
     ] = "tiny_t5",
-    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the rows.")] = 2.0,
-    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 42,
+    epochs: Annotated[float, typer.Option(min=0.01, rich_help_panel=TRAINING, help="Passes over the rows.")] = 2.0,
+    seed: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Seed of the random numbers.")] = 42,
     limit: Limit = None,
 ):
     """Teach the T5 in this package to describe the Python standard library, and see what the vectors are worth.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..common.console import is_first_process, say, silence_libraries
+from ..common.panels import OUTPUT, VECTORS
 from ..common.run_folder import EVALUATION
 from .arguments import (
     Data,
@@ -39,12 +40,17 @@ def evaluate(
     vector_column: VectorColumn = None,
     split: Split = "validation",
     vectors: Annotated[
-        VectorKind, typer.Option(help="The rows' own vectors, other rows' vectors, none, or all three, compared.")
+        VectorKind,
+        typer.Option(
+            rich_help_panel=VECTORS, help="The rows' own vectors, other rows' vectors, none, or all three, compared."
+        ),
     ] = VectorKind.true,
     revision: Revision = None,
     limit: Limit = None,
     encoding: Encoding = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON instead of a table.")
+    ] = False,
 ):
     """Measure loss, ROUGE and chrF on rows that have a target.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..common.console import say, silence_libraries
+from ..common.panels import BUNDLE, OUTPUT
 from ..hub_export.kinds import KINDS
 
 
@@ -21,29 +22,42 @@ def export(
     ],
     bundle: Annotated[Path, typer.Argument(help="Folder to write.")],
     kind: Annotated[
-        str, typer.Option(metavar=f"[{'|'.join(KINDS)}]", help="What the bundle holds (see above).")
+        str,
+        typer.Option(metavar=f"[{'|'.join(KINDS)}]", rich_help_panel=BUNDLE, help="What the bundle holds (see above)."),
     ] = "adapter",
     base_model: Annotated[
         str | None,
-        typer.Option(help="ID or ID@REVISION of the base model that readers get. Default: the one trained on."),
+        typer.Option(
+            rich_help_panel=BUNDLE,
+            help="ID or ID@REVISION of the base model that readers get. Default: the one trained on.",
+        ),
     ] = None,
-    template: Annotated[str | None, typer.Option(help="The prompt, if SOURCE holds no processor.")] = None,
+    template: Annotated[
+        str | None, typer.Option(rich_help_panel=BUNDLE, help="The prompt, if SOURCE holds no processor.")
+    ] = None,
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="Model of sentence-transformers that made the vectors, if SOURCE holds no processor. Default: none."
+            rich_help_panel=BUNDLE,
+            help="Model of sentence-transformers that made the vectors, if SOURCE holds no processor. Default: none.",
         ),
     ] = None,
     lexical_source: Annotated[
         str | None,
         typer.Option(
-            help="text, given or none, if SOURCE holds no processor. Default: text with --encoder, otherwise given."
+            rich_help_panel=BUNDLE,
+            help="text, given or none, if SOURCE holds no processor. Default: text with --encoder, otherwise given.",
         ),
     ] = None,
     format: Annotated[
-        FormatOption, typer.Option(help="onnx: the bundle also holds graphs for onnxruntime, with the adapter merged.")
+        FormatOption,
+        typer.Option(
+            rich_help_panel=BUNDLE, help="onnx: the bundle also holds graphs for onnxruntime, with the adapter merged."
+        ),
     ] = FormatOption.safetensors,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier bundle.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace an earlier bundle.")
+    ] = False,
 ):
     """Write a folder that anyone can load: code, config, adapter, tokenizer, processor, card, reference outputs.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..common.console import say, silence_libraries
+from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
 from .arguments import Encoding, LexicalColumn, Revision, Split, TextColumn, Trained, VectorColumn
 
 
@@ -17,24 +18,35 @@ def generate(
     file: Annotated[
         str | None,
         typer.Option(
-            help="JSONL, CSV or Parquet file, or id of a data set on the Hub; or .txt file with one text per line."
+            rich_help_panel=DATA,
+            help="JSONL, CSV or Parquet file, or id of a data set on the Hub; or .txt file with one text per line.",
         ),
     ] = None,
     text_column: TextColumn = "text",
     lexical_column: LexicalColumn = None,
     vector_column: VectorColumn = None,
-    no_vectors: Annotated[bool, typer.Option("--no-vectors", help="Give the model no vectors.")] = False,
-    beams: Annotated[int, typer.Option(min=1, help="Number of beams. 1: greedy decoding.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest output in tokens.")] = 64,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 64,
+    no_vectors: Annotated[
+        bool, typer.Option("--no-vectors", rich_help_panel=VECTORS, help="Give the model no vectors.")
+    ] = False,
+    beams: Annotated[
+        int, typer.Option(min=1, rich_help_panel=GENERATION, help="Number of beams. 1: greedy decoding.")
+    ] = 1,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, rich_help_panel=GENERATION, help="Longest output in tokens.")
+    ] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=GENERATION, help="Rows in a batch.")] = 64,
     split: Split = "train",
     encoding: Encoding = None,
     revision: Revision = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Output file. An interrupted run resumes from it. Default: standard output."),
+        typer.Option(
+            rich_help_panel=OUTPUT, help="Output file. An interrupted run resumes from it. Default: standard output."
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the output file.")
+    ] = False,
 ):
     """Generate a text for each input, and write JSON lines: one per row, in order, with null for a row without text.
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
+from ..common.panels import HELP, PANELS
+
 Command = TypeVar("Command", bound=Callable)
 Options = TypeVar("Options")
 FORMER_NAMES = {  # names of options in 0.1, by command and parameter; still accepted, but not shown by --help
@@ -23,8 +25,17 @@ FORMER_NAMES = {  # names of options in 0.1, by command and parameter; still acc
 class OneValueEach(TyperCommand):
     """A command that refuses an option which is given twice; click would silently take the last value.
 
-    Ctrl-C ends it with a sentence and exit code 130.
+    Its --help shows the panels in the order of `common.panels`. Ctrl-C ends it with a sentence and exit code 130.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.params.sort(key=_place_in_help)
+
+    def get_help_option(self, ctx):
+        option = super().get_help_option(ctx)
+        option.rich_help_panel = HELP  # otherwise it has a panel of its own, above the others
+        return option
 
     def make_parser(self, ctx):
         parser = super().make_parser(ctx)
@@ -57,30 +68,32 @@ class Commands(typer.Typer):
         return super().command(name, **{"cls": OneValueEach, **options})
 
 
-def with_options_of(**panels: type) -> Callable[[Command], Command]:
-    """Give a command an option for each field of dataclasses, which it takes as `**fields`.
+def _place_in_help(parameter) -> int:
+    """Return the place of an option's panel. Arguments come first, in their order."""
+    panel = getattr(parameter, "rich_help_panel", None)
+    return PANELS.index(panel) if panel else -1
 
-    Args:
-        **panels: the dataclasses, by the title under which --help shows their options.
-    """
+
+def with_options_of(*classes: type) -> Callable[[Command], Command]:
+    """Give a command an option for each field of dataclasses, which it takes as `**fields`."""
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command)
         parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-        for title, options in panels.items():
-            parameters += [_parameter_of(field, title) for field in dataclasses.fields(options)]
+        for options in classes:
+            parameters += [_parameter_of(field) for field in dataclasses.fields(options)]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
     return decorate
 
 
-def _parameter_of(field: dataclasses.Field, panel: str) -> inspect.Parameter:
+def _parameter_of(field: dataclasses.Field) -> inspect.Parameter:
     """Return the parameter from which typer makes the option of a field (see `finetune.options.option`)."""
     metadata, kind = field.metadata, field.type
     name, help = metadata.get("opposite", (field.name, metadata["help"]))
     default = False if "opposite" in metadata else field.default
-    settings: dict[str, Any] = {"help": help, "rich_help_panel": panel}
+    settings: dict[str, Any] = {"help": help, "rich_help_panel": metadata["panel"]}
     if get_origin(kind) is Literal:  # typer reads it from 0.19 on
         kind, settings["metavar"] = str, f"[{'|'.join(get_args(kind))}]"
     if "parse" in metadata:

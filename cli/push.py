@@ -6,18 +6,28 @@ from typing import Annotated
 import typer
 
 from ..common.console import say, silence_libraries
+from ..common.panels import HUB
 from .arguments import TrustCode, UseCache
 
 
 def push(
     bundle: Annotated[Path, typer.Argument(help="Folder that `t5fusion export` wrote.")],
     repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; it is created if it does not exist.")],
-    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to commit to. Default: main.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
-    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    private: Annotated[
+        bool, typer.Option("--private", rich_help_panel=HUB, help="Create a private repository.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(rich_help_panel=HUB, help="Branch to commit to. Default: main.")
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", rich_help_panel=HUB, help="Open a pull request instead.")
+    ] = False,
+    message: Annotated[str | None, typer.Option(rich_help_panel=HUB, help="Message of the commit.")] = None,
     delete_others: Annotated[
-        bool, typer.Option("--delete-others", help="Delete the repository's files that are not in the bundle.")
+        bool,
+        typer.Option(
+            "--delete-others", rich_help_panel=HUB, help="Delete the repository's files that are not in the bundle."
+        ),
     ] = False,
     trust_code: TrustCode = False,
     use_cache: UseCache = False,

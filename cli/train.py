@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..common.console import say, silence_libraries
+from ..common.panels import DATA, OUTPUT
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
 from .arguments import Data, Encoding, LexicalColumn, Limit, Overwrite, TargetColumn, TextColumn, VectorColumn
 from .parsing import options_from, refuse_idle, with_options_of
@@ -18,7 +19,7 @@ IDLE_OPTIONS = {  # options, and those that have no effect beside them
 }
 
 
-@with_options_of(Recipe=Recipe, Training=TrainingOptions)
+@with_options_of(Recipe, TrainingOptions)
 def train(
     context: typer.Context,
     data: Data,
@@ -26,13 +27,19 @@ def train(
     target_column: TargetColumn,
     lexical_column: LexicalColumn = None,
     vector_column: VectorColumn = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to save in. Default: runs/ and the name of DATA.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=OUTPUT, help="Folder to save in. Default: runs/ and the name of DATA."),
+    ] = None,
     validation: Annotated[
-        str | None, typer.Option(help="File to validate with. Default: a tenth of DATA is held out.")
+        str | None,
+        typer.Option(rich_help_panel=DATA, help="File to validate with. Default: a tenth of DATA is held out."),
     ] = None,
     limit: Limit = None,
     encoding: Encoding = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in the output.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Resume from the last checkpoint in the output.")
+    ] = False,
     overwrite: Overwrite = False,
     **fields,
 ):

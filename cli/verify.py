@@ -5,14 +5,18 @@ from typing import Annotated
 import typer
 
 from ..common.console import silence_libraries
+from ..common.panels import HUB
 from .arguments import TrustCode, UseCache
 
 
 def verify(
     name: Annotated[str, typer.Argument(help="Folder that `t5fusion export` wrote, or id of a repository.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(rich_help_panel=HUB, help="Branch, tag or commit of the repository.")
+    ] = None,
     fused_model: Annotated[
-        str | None, typer.Option(help="Repository of the untuned fused model, to load the adapter on.")
+        str | None,
+        typer.Option(rich_help_panel=HUB, help="Repository of the untuned fused model, to load the adapter on."),
     ] = None,
     trust_code: TrustCode = False,
     use_cache: UseCache = False,

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from ..common.limits import MAX_SOURCE, MAX_TARGET
+from ..common.panels import DATA, LORA, TRAINING, VECTORS
 
 LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options without effect if all weights train
 
@@ -32,16 +33,19 @@ LENGTH = Allowed(Integral, lambda number: number >= 2, "a whole number from 2", 
 SEED = Allowed(Integral, lambda number: 0 <= number < 2**32, f"a whole number from 0 to {2**32 - 1}", least=0)
 
 
-def option(default: Any, help: str, allowed: Allowed | None = None, **command_line: Any) -> Any:
+def option(
+    default: Any, help: str, allowed: Allowed | None = None, *, panel: str = TRAINING, **command_line: Any
+) -> Any:
     """A field of options.
 
     Args:
         help: what the option does; the command line shows it.
         allowed: the numbers that it accepts; None for no number.
+        panel: one of `common.panels`, in which --help shows it.
         **command_line: `parse`, a function from the text on a command line to the value; or `opposite`, name and help
             of a flag that sets a field from True to False.
     """
-    return field(default=default, metadata={"help": help, "allowed": allowed, **command_line})
+    return field(default=default, metadata={"help": help, "allowed": allowed, "panel": panel, **command_line})
 
 
 def split_names(text: str) -> tuple[str, ...] | None:
@@ -80,10 +84,10 @@ class Recipe:
     """
 
     encoder: str | None = option(
-        None, "Model of sentence-transformers that makes the vectors. Default: all-MiniLM-L6-v2."
+        None, "Model of sentence-transformers that makes the vectors. Default: all-MiniLM-L6-v2.", panel=VECTORS
     )
-    lexical_dim: int = option(384, "Width of the encoder's vectors.", COUNT)
-    template: str = option("{text}", "The prompt. {text} stands for the row's text.")
+    lexical_dim: int = option(384, "Width of the encoder's vectors.", COUNT, panel=VECTORS)
+    template: str = option("{text}", "The prompt. {text} stands for the row's text.", panel=DATA)
 
     def __post_init__(self):
         check_fields(self)
@@ -106,27 +110,34 @@ class TrainingOptions:
         None,
         "Modules that LoRA adapts, by name or by the end of their path, such as q,v. Default: all, every matrix of "
         "the blocks.",
+        panel=LORA,
         parse=split_names,
     )
     train_fusion: bool = option(
         True,
         "Train the fusion layer. Otherwise it keeps its initial random weights, which are the same on every machine.",
+        panel=VECTORS,
         opposite=("freeze_fusion", "Keep the fusion layer at its initial random weights."),
     )
     fusion_start: Literal["targets", "random"] = option(
-        "targets", "Initial weights of the fusion layer: fitted to the targets in closed form, or random."
+        "targets",
+        "Initial weights of the fusion layer: fitted to the targets in closed form, or random.",
+        panel=VECTORS,
     )
     epochs: float = option(3.0, "Passes over the rows.", POSITIVE)
     batch_size: int = option(8, "Rows in a step, in each process.", COUNT)
     lr: float | None = option(None, "Peak learning rate. Default: 1e-3 for LoRA, 5e-4 for all weights.", POSITIVE)
     fusion_lr: float | None = option(
-        None, "Peak learning rate of the fusion layer. Default: that of the other weights.", NOT_NEGATIVE
+        None,
+        "Peak learning rate of the fusion layer. Default: that of the other weights.",
+        NOT_NEGATIVE,
+        panel=VECTORS,
     )
-    rank: int = option(32, "Rank of LoRA.", COUNT)
-    alpha: int = option(32, "Scale of LoRA: its output is multiplied by alpha / rank.", POSITIVE)
-    dropout: float = option(0.05, "Dropout of LoRA's input.", FRACTION)
-    max_source: int = option(MAX_SOURCE, "Longest input in tokens; longer ones are cut.", LENGTH)
-    max_target: int = option(MAX_TARGET, "Longest target in tokens; longer ones are cut.", LENGTH)
+    rank: int = option(32, "Rank of LoRA.", COUNT, panel=LORA)
+    alpha: int = option(32, "Scale of LoRA: its output is multiplied by alpha / rank.", POSITIVE, panel=LORA)
+    dropout: float = option(0.05, "Dropout of LoRA's input.", FRACTION, panel=LORA)
+    max_source: int = option(MAX_SOURCE, "Longest input in tokens; longer ones are cut.", LENGTH, panel=DATA)
+    max_target: int = option(MAX_TARGET, "Longest target in tokens; longer ones are cut.", LENGTH, panel=DATA)
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "Precision of computation. auto: bf16 on machines where it is fast."
     )

@@ -21,6 +21,7 @@ from warm import warm_python
 import t5fusion
 from t5fusion.cli.app import app
 from t5fusion.cli.parsing import FORMER_NAMES, Commands
+from t5fusion.common.panels import PANELS
 from t5fusion.finetune.options import Recipe, TrainingOptions
 
 COLUMNS = ["--text-column", "name", "--target-column", "text"]
@@ -201,6 +202,13 @@ def test_every_command_refuses_an_option_that_is_given_twice():
                     command.make_context(name, [*arguments, option.opts[0], "1", option.opts[0], "1"])
                 tried += 1
     assert tried > 40
+
+
+def test_help_shows_every_option_in_a_panel_and_the_panels_in_order():
+    for name, command in typer.main.get_command(app).commands.items():
+        options = [each for each in command.get_params(typer.Context(command)) if each.param_type_name == "option"]
+        places = [PANELS.index(option.rich_help_panel) for option in options]
+        assert places == sorted(places), name
 
 
 @pytest.mark.parametrize(("command", "parameter"), FORMER_NAMES)
