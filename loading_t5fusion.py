@@ -18,7 +18,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
-from .naming_t5fusion import EMBEDDED, FusedName, name_of_embedded, resolve_embedded, was_embedded
+from .naming_t5fusion import EMBEDDED, HUB_KEYWORDS, FusedName, name_of_embedded, resolve_embedded, was_embedded
 from .saving_t5fusion import PEFT_WRAPPERS
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
@@ -29,7 +29,6 @@ else:
 FusedModel = TypeVar("FusedModel", bound="FusedLoadingMixin")
 NameOrPath = str | os.PathLike[str]
 
-HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 SKIP_ADAPTER = {"subfolder": "no-adapter-here"}  # with these adapter_kwargs, transformers loads no adapter by itself
 NOTHING_LOADED: dict[str, Any] = {
     "missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": [],
@@ -38,8 +37,8 @@ BASE_MODEL_TYPES = ("t5", "mt5")  # An mT5 is a T5 with an unscaled head.
 FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
 # Config fields that say where a model is from or how it is loaded, and so do not change what it computes.
 NOT_CHOICES = {
-    "_name_or_path", "adapter_beside", "architectures", "auto_map", "backbone", "backbone_revision", "dtype",
-    "quantization_config", "torch_dtype", "transformers_version", "weights_from_backbone",
+    "_name_or_path", "adapter_beside", "architectures", "auto_map", "backbone", "backbone_revision", "custom_pipelines",
+    "dtype", "quantization_config", "torch_dtype", "transformers_version", "weights_from_backbone",
 }  # fmt: skip
 
 

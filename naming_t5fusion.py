@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+# The keywords of `from_pretrained` that say where files are.
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 EMBEDDED = "tiny_t5"  # names the base model inside the package t5fusion, wherever that is installed
 # An adapter in a bundle names its base model this way until `push` fills in the repository. No repository can have this
 # name, so no class loads another model by mistake.

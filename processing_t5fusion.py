@@ -3,21 +3,26 @@
 The placeholders of a row's vectors stand *before* its text: `<lexical> ... <lexical> tokens of the text </s>`.
 """
 
+import json
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoProcessor, BatchFeature, ProcessorMixin
-from transformers.utils import logging
+from safetensors import safe_open
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.utils import cached_file, logging
 
 from .collating_t5fusion import DataCollatorWithFusion
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
+from .naming_t5fusion import HUB_KEYWORDS, FusedName, resolve_embedded
 from .rows_t5fusion import NO_TEXT, Vectors, add_lexical_token, bad_row, check_choice, place_lexical, vectors_of_row
 
 logger = logging.get_logger(__name__)
 
+DEFAULT_DIM = 384  # as in `T5FusionConfig`
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LEXICAL_SOURCES = ("text", "given", "none")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -76,7 +81,8 @@ class T5FusionProcessor(ProcessorMixin):
     """A tokenizer and the recipe that turns a text into lexical vectors, saved and loaded together.
 
     Args:
-        tokenizer: The base model's tokenizer. `<lexical>` is added to it, in place, if it is missing.
+        tokenizer: The base model's tokenizer, or its Hub id or folder ("tiny_t5" for the embedded base model).
+            `<lexical>` is added to it, in place, if it is missing.
         lexical_encoder: Hub id or folder of a sentence-transformers model; None if vectors are always given. It is
             saved as it is, so another machine cannot find a local folder.
         lexical_encoder_revision: Branch, tag or commit of the encoder.
@@ -101,7 +107,7 @@ class T5FusionProcessor(ProcessorMixin):
         tokenizer: Any,
         lexical_encoder: str | None = MINILM,
         lexical_encoder_revision: str | None = None,
-        lexical_dim: int = 384,
+        lexical_dim: int = DEFAULT_DIM,
         normalize: bool = True,
         lexical_dtype: str = "float32",
         lexical_max_tokens: int | None = None,
@@ -112,6 +118,8 @@ class T5FusionProcessor(ProcessorMixin):
             raise ValueError(f"`template` is {template!r}; expected '{{text}}' in it, such as 'Filename: {{text}}'.")
         check_choice("lexical_source", lexical_source, LEXICAL_SOURCES)
         check_choice("lexical_dtype", lexical_dtype, DTYPES)
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = AutoTokenizer.from_pretrained(resolve_embedded(tokenizer))
         super().__init__(tokenizer)
         # Earlier releases exported "none" for no encoder.
         self.lexical_encoder = None if lexical_encoder in (None, "none") else str(lexical_encoder)
@@ -126,6 +134,19 @@ class T5FusionProcessor(ProcessorMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
+        """Return the recipe that `from_pretrained` reads, and the keywords that are left.
+
+        A fused model or an adapter that was saved without a processor has no recipe: its vectors are given with each
+        call. A base model has the default recipe.
+        """
+        hub_kwargs = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
+        recipe, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "lexical_encoder" not in recipe:
+            recipe = _recipe_of_bare_model(pretrained_model_name_or_path, hub_kwargs) | recipe
+        return recipe, kwargs
 
     @property
     def lexical_token_id(self) -> int:
@@ -160,7 +181,7 @@ class T5FusionProcessor(ProcessorMixin):
                 array per row, (dim,) or (vectors, dim), or None for a row without vectors. `False` means no vectors
                 and no placeholders; the ids are then those of the tokenizer.
             text_target: Target texts, one per row.
-            return_tensors: "pt" for a padded batch. None for rows without padding, in lists, for `Dataset.map` and
+            return_tensors: "pt" for a padded batch. None for rows without padding, for `Dataset.map` and
                 `DataCollatorWithFusion`; a single string then gives a single row.
             max_length: Largest number of ids per row, with placeholders and `</s>`. Only text is cut.
             max_target_length: Largest number of ids per target.
@@ -171,7 +192,8 @@ class T5FusionProcessor(ProcessorMixin):
             `input_ids` and `attention_mask`, int64 (batch, length). `lexical_embeds`, float32: (batch, dim) if each row
             has one vector; otherwise (batch, most vectors, dim), padded with zeros; absent if no row has a vector.
             `labels`, int64 (batch, target length), padded with -100, if there are targets. With `return_tensors=None`
-            the same without padding, in lists.
+            the same without padding: ids in lists, and the vectors of each row in a NumPy array, float16 if they were
+            given in float16 arrays or the recipe's `lexical_dtype` is "float16", otherwise float32.
 
         Raises:
             ValueError: The arguments differ in length; vectors are not `lexical_dim` wide, not finite, or of a norm
@@ -189,18 +211,52 @@ class T5FusionProcessor(ProcessorMixin):
                 lexical_embeds = [lexical_embeds]
         texts = _check_texts("text", text)
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
-        rows = self._rows(texts, [len(row_vectors) for row_vectors in vectors], max_length)
-        if any(map(len, vectors)):
-            one_each = all(len(row_vectors) == 1 for row_vectors in vectors)
-            for row, row_vectors in zip(rows, vectors, strict=True):
-                row["lexical_embeds"] = row_vectors[0] if one_each else row_vectors
-        if text_target is not None:
-            self._add_labels(rows, text_target, max_target_length)
+        counts = [len(row_vectors) for row_vectors in vectors]
+        rows = self._rows(texts, counts, vectors, text_target, max_length, max_target_length)
         if return_tensors == "pt":
             batch: Any = DataCollatorWithFusion(self.tokenizer, pad_to_multiple_of)(rows)
             return batch
-        rows = [{name: np.asarray(value).tolist() for name, value in row.items()} for row in rows]
         return BatchFeature(rows[0] if is_single else {name: [row[name] for row in rows] for name in rows[0]})
+
+    def rows(
+        self,
+        text: Any,
+        text_target: Any = None,
+        lexical_texts: Any = None,
+        lexical_embeds: Any = None,
+        max_length: int | None = None,
+        max_target_length: int | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Make rows to train on: `rows = processor.rows(texts, targets, lexical_embeds=vectors)`.
+
+        The Trainer, `Dataset.from_list` and `model.fit_fusion` take such rows. `DataCollatorWithFusion` makes batches
+        of them and adds the placeholders, which the rows themselves do not hold (unless a text has its own).
+
+        Args:
+            text: One or more strings, in a list.
+            text_target: Target texts, one per row.
+            lexical_texts, lexical_embeds: As in a call of the processor.
+            max_length: Largest number of ids per row, with `</s>` and without the placeholders.
+            max_target_length: Largest number of ids per target.
+            batch_size, show_progress_bar: As in `encode`.
+
+        Returns:
+            A dict per text: `input_ids`, `attention_mask` and, with targets, `labels`, lists of int. If any row has a
+            vector, also `lexical_embeds`, an array (dim,) if each row has one vector, otherwise (vectors, dim).
+
+        Raises:
+            ValueError, ImportError, OSError: As in a call of the processor.
+        """
+        texts = _check_texts("text", text)
+        vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
+        # A text that holds placeholders of its own keeps them, so they are checked here.
+        counts = [
+            len(row_vectors) if LEXICAL_TOKEN in self._prompt(row_text) else 0
+            for row_text, row_vectors in zip(texts, vectors, strict=True)
+        ]
+        return self._rows(texts, counts, vectors, text_target, max_length, max_target_length)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Save the tokenizer and the recipe, but not the truncation and padding of earlier calls.
@@ -233,11 +289,7 @@ class T5FusionProcessor(ProcessorMixin):
         """
         texts = _check_texts("texts", [texts] if isinstance(texts, str) else texts)
         if self.lexical_encoder is None:
-            raise ValueError(
-                "this processor has no encoder to make vectors with (`lexical_encoder` is None). Pass them as "
-                f"`lexical_embeds=`, {self.lexical_dim} numbers (`lexical_dim`) per text; or pass "
-                "`lexical_embeds=False` for no vectors."
-            )
+            raise ValueError(self._no_recipe())
         recipe = (self.lexical_encoder, self.lexical_encoder_revision)
         with LOADING:
             if getattr(self, "_encoder", (None,))[0] != recipe:
@@ -259,7 +311,7 @@ class T5FusionProcessor(ProcessorMixin):
     def _vectors(
         self, texts: list[str], lexical_texts: Any, lexical_embeds: Any, batch_size: int, show_progress_bar: bool
     ) -> list[Vectors]:
-        """Return the vectors of each row, float32 (vectors, lexical_dim); see `__call__` for the arguments."""
+        """Return the vectors of each row, (vectors, lexical_dim); see `__call__` for the arguments and the dtype."""
         if lexical_texts is not None and lexical_embeds is not None:
             raise ValueError("`lexical_texts` and `lexical_embeds` were both given; give one of them.")
         if lexical_embeds is not None and lexical_embeds is not False:
@@ -267,6 +319,8 @@ class T5FusionProcessor(ProcessorMixin):
         if lexical_embeds is False or (lexical_texts is None and self.lexical_source == "none"):
             return [np.zeros((0, self.lexical_dim), dtype=np.float32)] * len(texts)
         if lexical_texts is None and self.lexical_source == "given":
+            if self.lexical_encoder is None:
+                raise ValueError(self._no_recipe())
             raise ValueError(
                 "this processor does not make vectors from the text itself (`lexical_source` is 'given'). Pass, as in "
                 "training, `lexical_texts=[...]` or `lexical_embeds=...`; or `lexical_embeds=False` for no vectors."
@@ -284,25 +338,75 @@ class T5FusionProcessor(ProcessorMixin):
             groups = [_texts_of_row(row, item) for row, item in enumerate(items)]
         flat = [text for group in groups for text in group]
         vectors = self.encode(flat, batch_size, show_progress_bar).numpy() if flat else np.zeros((0, self.lexical_dim))
-        return np.split(vectors, np.cumsum([len(group) for group in groups])[:-1])
+        dtype = np.float16 if self.lexical_dtype == "float16" else np.float32
+        return np.split(vectors.astype(dtype), np.cumsum([len(group) for group in groups])[:-1])
+
+    def _no_recipe(self) -> str:
+        """Return what to do where texts should become vectors and no encoder is known."""
+        return (
+            "this processor has no encoder to make vectors with (`lexical_encoder` is None). Pass them as "
+            f"`lexical_embeds=`, {self.lexical_dim} numbers (`lexical_dim`) per text; or pass `lexical_embeds=False` "
+            "for no vectors. If an encoder made them in training, name it: `T5FusionProcessor.from_pretrained(..., "
+            "lexical_encoder='ID', lexical_source='text')`."
+        )
 
     def _given_vectors(self, lexical_embeds: Any, count: int) -> list[Vectors]:
-        """Return the vectors of each of `count` rows, float32 (vectors, lexical_dim), from numbers."""
-        rows = [vectors_of_row(i, row) for i, row in enumerate(_check_list("lexical_embeds", lexical_embeds, count))]
+        """Return the vectors of each of `count` rows, (vectors, lexical_dim), from numbers.
+
+        They are float32, or float16 if all of them were given as such arrays or tensors.
+        """
+        items = _check_list("lexical_embeds", lexical_embeds, count)
+        rows = [vectors_of_row(index, item) for index, item in enumerate(items)]
         for index, row in enumerate(rows):
             if len(row) and row.shape[1] != self.lexical_dim:
-                expected = f"{self.lexical_dim}, the processor's `lexical_dim`. Use the encoder of the training"
-                raise bad_row(index, "lexical_embeds", f"vectors of {row.shape[1]} numbers; expected {expected}")
-        return rows
+                width = row.shape[1]
+                remedy = (
+                    "Make them as in training. For vectors of another width, train with "
+                    f"`T5WithFusion(..., lexical_dim={width})` and `T5FusionProcessor(..., lexical_dim={width})`"
+                )
+                expected = f"{self.lexical_dim}, the processor's `lexical_dim`. {remedy}"
+                raise bad_row(index, "lexical_embeds", f"vectors of {width} numbers; expected {expected}")
+        dtypes = {str(getattr(item, "dtype", None)) for item, row in zip(items, rows, strict=True) if len(row)}
+        is_half = bool(dtypes) and dtypes <= {"float16", "torch.float16"}
+        dtype: type[np.floating[Any]] = np.float16 if is_half else np.float32
+        return [row.astype(dtype) if len(row) else np.zeros((0, self.lexical_dim), dtype) for row in rows]
 
-    def _rows(self, texts: list[str], counts: list[int], max_length: int | None) -> list[dict[str, Any]]:
-        """Return `input_ids` and `attention_mask`, int64 (length,), of each text in its template.
+    def _prompt(self, text: str) -> str:
+        """Return a text in the recipe's template."""
+        return self.template.replace("{text}", text)
+
+    def _rows(
+        self,
+        texts: list[str],
+        counts: list[int],
+        vectors: list[Vectors],
+        text_target: Any,
+        max_length: int | None,
+        max_target_length: int | None,
+    ) -> list[dict[str, Any]]:
+        """Return rows: ids in lists, and vectors in arrays.
 
         Args:
             counts: Number of placeholders of each row.
+            vectors: The vectors of each row, (vectors, lexical_dim).
+            text_target, max_length, max_target_length: As in `__call__`.
         """
-        prompts = [self.template.replace("{text}", text) for text in texts]
-        rows: list[dict[str, Any]] = [{} for _ in texts]
+        rows: list[dict[str, Any]] = [
+            {"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in self._ids(texts, counts, max_length)
+        ]
+        if any(map(len, vectors)):
+            one_each = all(len(row_vectors) == 1 for row_vectors in vectors)
+            for row, row_vectors in zip(rows, vectors, strict=True):
+                row["lexical_embeds"] = row_vectors[0] if one_each else row_vectors
+        if text_target is not None:
+            for row, labels in zip(rows, self._labels(text_target, len(rows), max_target_length), strict=True):
+                row["labels"] = labels
+        return rows
+
+    def _ids(self, texts: list[str], counts: list[int], max_length: int | None) -> list[list[int]]:
+        """Return the ids of each text in its template, with as many placeholders as `counts` says."""
+        prompts = [self._prompt(text) for text in texts]
+        rows: list[list[int]] = [[] for _ in texts]
         for count in set(counts):  # Rows with the same count share one call of the tokenizer.
             limit = None if max_length is None else max_length - count
             indices = [index for index, row_count in enumerate(counts) if row_count == count]
@@ -318,18 +422,59 @@ class T5FusionProcessor(ProcessorMixin):
                 special_ids = (self.tokenizer.pad_token_id, self.lexical_token_id, self.tokenizer.eos_token_id)
                 if np.isin(ids, special_ids).all():
                     raise bad_row(index, "text", NO_TEXT)
-                ids = place_lexical(ids, count, self.lexical_token_id, index, "text")
-                rows[index] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+                rows[index] = place_lexical(ids, count, self.lexical_token_id, index, "text").tolist()
         return rows
 
-    def _add_labels(self, rows: list[dict[str, Any]], text_target: Any, max_target_length: int | None) -> None:
-        """Put the ids of the target texts into the rows, as `labels`."""
-        targets = _check_texts("text_target", text_target, len(rows))
+    def _labels(self, text_target: Any, count: int, max_target_length: int | None) -> list[list[int]]:
+        """Return the ids of `count` target texts."""
+        targets = _check_texts("text_target", text_target, count)
         if max_target_length is not None and max_target_length < 1:
             raise ValueError(f"`max_target_length` is {max_target_length}; expected at least 1, for </s>.")
-        labels_of_rows = tokenize(self.tokenizer, targets, max_target_length, as_targets=True)
-        for row, labels in zip(rows, labels_of_rows, strict=True):
-            row["labels"] = labels
+        return tokenize(self.tokenizer, targets, max_target_length, as_targets=True)
+
+
+def _recipe_of_bare_model(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a fused model or an adapter that was saved without one: its vectors are given.
+
+    The recipe of anything else is empty, which stands for the defaults.
+    """
+    config = _read_json(name, "config.json", hub_kwargs)
+    adapter_config = _read_json(name, "adapter_config.json", hub_kwargs)
+    if config.get("model_type") == T5FusionConfig.model_type:
+        width = config.get("lexical_dim", DEFAULT_DIM)
+    elif adapter_config:
+        named = FusedName.parse(adapter_config["base_model_name_or_path"])
+        width = named.choices.get("lexical_dim") or _width_of_adapter(name, hub_kwargs)
+    else:
+        return {}
+    return {"lexical_encoder": None, "lexical_source": "given", "lexical_dim": width}
+
+
+def _width_of_adapter(name: Any, hub_kwargs: dict[str, Any]) -> int:
+    """Return the width of the vectors of an adapter that does not name it, as those of 0.1.0, by its weights."""
+    file = _find_file(name, "adapter_model.safetensors", hub_kwargs)
+    if file is not None:
+        with safe_open(file, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 (not a dict)
+                if key.endswith("fusion.projection.weight"):
+                    return int(weights.get_slice(key).get_shape()[-1])
+    return DEFAULT_DIM
+
+
+def _find_file(name: Any, file: str, hub_kwargs: dict[str, Any]) -> str | None:
+    """Return the path of a file in a folder or a repository; None if it does not exist."""
+    path: str | None = cached_file(name, file, **hub_kwargs, _raise_exceptions_for_missing_entries=False)
+    return path
+
+
+def _read_json(name: Any, file: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the contents of a JSON file in a folder or a repository; empty if it does not exist."""
+    path = _find_file(name, file, hub_kwargs)
+    if path is None:
+        return {}
+    with open(path, encoding="utf-8") as opened:
+        contents: dict[str, Any] = json.load(opened)
+    return contents
 
 
 def _check_texts(name: str, values: Any, count: int | None = None) -> list[str]:

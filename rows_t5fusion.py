@@ -14,7 +14,7 @@ from transformers import AddedToken
 from .configuration_t5fusion import LEXICAL_TOKEN, PLACED_TOKEN_IDS
 
 Ids = npt.NDArray[np.int64]
-Vectors = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.floating[Any]]
 
 IGNORED = -100  # the label id that losses ignore
 # The fusion layer adds 1e-6 to the mean square of a projected vector, so a smaller vector would become zero. A larger

