@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
-from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from ..common.permissions import apply_umask
+from ..common.progress import Progress
 from .checkpoints import check_weights, loading, problem_of, saving
 from .options import TrainingOptions
 from .output_folder import RESUMED, OutputFolder
@@ -142,26 +141,51 @@ class FusionTrainer(Seq2SeqTrainer):
         fully_shard(holders, reshard_after_forward=False, offload_policy=plugin.cpu_offload, mp_policy=policy)
 
 
-class ShowProgress(ProgressCallback):
-    """Shows the Trainer's progress bars, and a line for each epoch instead of its dictionaries."""
+class ShowProgress(TrainerCallback):
+    """Shows how far the training has come, and a line for each evaluation."""
 
-    loss = float("nan")
+    def __init__(self):
+        self.progress: Progress | None = None
+        self.loss: float | None = None  # in training, as it was logged last
+        self.evaluated = 0  # batches of the present evaluation
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Close the bars at the end of this context, even after an error, so that its message gets its own line."""
+        """Close the bar at the end of this context, even after an error, so that its message gets its own line."""
         try:
             yield
         finally:
-            for bar in (self.training_bar, self.prediction_bar):
-                if bar is not None:
-                    bar.close()
+            if self.progress is not None:
+                self.progress.close()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.progress = Progress("Training", state.max_steps, "steps", done=state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.progress.advance(state.global_step - self.progress.done)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        self.evaluated += 1
+        self.progress.advance(0, f"evaluating, {self.evaluated} of {len(eval_dataloader)} batches")
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.evaluated = 0
+        self._remark()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.loss = logs.get("loss", self.loss)
-        if state.is_world_process_zero and "eval_loss" in logs and self.training_bar is not None:
-            line = f"epoch {logs['epoch']:g}: loss {self.loss:.3f} in training, {logs['eval_loss']:.3f} held out"
-            self.training_bar.write(line, file=sys.stderr)
+        if "loss" in logs:
+            self.loss = logs["loss"]
+            self._remark()
+        is_line = "eval_loss" in logs or ("loss" in logs and args.eval_strategy == IntervalStrategy.NO)
+        if is_line and state.is_world_process_zero:
+            by_epoch = IntervalStrategy.EPOCH in (args.eval_strategy, args.logging_strategy)
+            when = f"epoch {logs['epoch']:g}" if by_epoch else f"step {state.global_step}"
+            losses = [f"{self.loss:.3f} in training"] if self.loss is not None else []
+            losses += [f"{logs['eval_loss']:.3f} held out"] if "eval_loss" in logs else []
+            self.progress.write(f"{when}: loss {', '.join(losses)}")
+
+    def _remark(self) -> None:
+        self.progress.advance(0, "" if self.loss is None else f"loss {self.loss:.3f}")
 
 
 class StopOnSignal(TrainerCallback):

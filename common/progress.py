@@ -1,0 +1,76 @@
+"""How far long work has come: a bar in a terminal, and a line every half minute elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from .console import is_first_process, say
+
+HALF_A_MINUTE = 30.0  # seconds
+
+
+class Progress:
+    """Show how far long work has come, on standard error.
+
+    In a terminal, that is a bar with the time left; elsewhere, such as in a pipe or a log, a line every half minute. Of
+    several processes, only the first shows it. Use it as a context manager, or call `close` at the end.
+
+    Args:
+        title: What is done, such as "Encoding".
+        total: How many units of work there are.
+        unit: What is counted, in the plural.
+        done: How many of the units an earlier run has done.
+        every: Seconds between two lines where there is no terminal.
+    """
+
+    def __init__(self, title: str, total: int, unit: str = "rows", done: int = 0, every: float = HALF_A_MINUTE):
+        self.title, self.total, self.unit, self.done, self.every = title, total, unit, done, every
+        self.earlier, self.remark = done, ""
+        self.started = self.last_line = time.monotonic()
+        self.bar: tqdm | None = None
+        if is_first_process() and sys.stderr.isatty():
+            self.bar = tqdm(desc=title, total=total, initial=done, unit=f" {unit}", leave=False, dynamic_ncols=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def advance(self, units: int = 1, remark: str | None = None) -> None:
+        """Count units of work that are done, 0 to show a new remark only.
+
+        Args:
+            remark: A few words shown beside the numbers, such as "loss 0.412". None leaves those that are there.
+        """
+        self.done += units
+        if remark is not None:
+            self.remark = remark
+        if self.bar is not None:
+            if remark is not None:
+                self.bar.set_postfix_str(remark, refresh=False)
+            self.bar.update(units)
+        elif time.monotonic() - self.last_line >= self.every:
+            self.last_line = time.monotonic()
+            say(self._line())
+
+    def write(self, line: str) -> None:
+        """Print a line on standard error, above the bar."""
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            say(line)
+
+    def close(self) -> None:
+        """Remove the bar, so that what is printed next gets its own line. Further calls do nothing."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _line(self) -> str:
+        share = f" ({self.done / self.total:.0%})" if self.total else ""
+        line = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}{share}"
+        if self.done > self.earlier:
+            seconds = (time.monotonic() - self.started) * (self.total - self.done) / (self.done - self.earlier)
+            line += f", {tqdm.format_interval(seconds)} left"
+        return f"{line}, {self.remark}" if self.remark else line
