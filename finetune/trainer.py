@@ -144,10 +144,9 @@ class FusionTrainer(Seq2SeqTrainer):
 class ShowProgress(TrainerCallback):
     """Shows how far the training has come, and a line for each evaluation."""
 
-    def __init__(self):
-        self.progress: Progress | None = None
-        self.loss: float | None = None  # in training, as it was logged last
-        self.evaluated = 0  # batches of the present evaluation
+    progress: Progress | None = None
+    loss: float | None = None  # in training, as it was logged last
+    evaluated = 0  # batches of the present evaluation
 
     @contextmanager
     def closed(self) -> Iterator[None]:
@@ -170,12 +169,12 @@ class ShowProgress(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluated = 0
-        self._remark()
+        self.progress.advance(0, self._remark())
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
             self.loss = logs["loss"]
-            self._remark()
+            self.progress.advance(0, self._remark())
         is_line = "eval_loss" in logs or ("loss" in logs and args.eval_strategy == IntervalStrategy.NO)
         if is_line and state.is_world_process_zero:
             by_epoch = IntervalStrategy.EPOCH in (args.eval_strategy, args.logging_strategy)
@@ -184,8 +183,8 @@ class ShowProgress(TrainerCallback):
             losses += [f"{logs['eval_loss']:.3f} held out"] if "eval_loss" in logs else []
             self.progress.write(f"{when}: loss {', '.join(losses)}")
 
-    def _remark(self) -> None:
-        self.progress.advance(0, "" if self.loss is None else f"loss {self.loss:.3f}")
+    def _remark(self) -> str:
+        return "" if self.loss is None else f"loss {self.loss:.3f}"
 
 
 class StopOnSignal(TrainerCallback):
