@@ -18,7 +18,15 @@ from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
-from .naming_t5fusion import EMBEDDED, HUB_KEYWORDS, FusedName, name_of_embedded, resolve_embedded, was_embedded
+from .naming_t5fusion import (
+    EMBEDDED,
+    HUB_KEYWORDS,
+    FusedName,
+    base_in,
+    name_of_embedded,
+    resolve_embedded,
+    was_embedded,
+)
 from .saving_t5fusion import PEFT_WRAPPERS
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
@@ -427,12 +435,6 @@ def base_of_adapter(adapter: NameOrPath, hub_kwargs: dict[str, Any]) -> FusedNam
             "write its new place into `base_model_name_or_path` of adapter_config.json."
         )
     return base
-
-
-def base_in(adapter_config: dict[str, Any]) -> FusedName:
-    """Return the base model that an adapter's config names, with the config's revision if the name has no commit."""
-    base = FusedName.parse(adapter_config["base_model_name_or_path"])
-    return base if base.commit else base._replace(commit=adapter_config.get("revision"))
 
 
 def fused_config(

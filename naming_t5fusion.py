@@ -62,6 +62,12 @@ class FusedName(NamedTuple):
         return self.config_fields | self.hub_kwargs
 
 
+def base_in(adapter_config: Mapping[str, Any]) -> FusedName:
+    """Return the base model that an adapter's config names, with the config's revision if the name has no commit."""
+    base = FusedName.parse(adapter_config["base_model_name_or_path"])
+    return base if base.commit else base._replace(commit=adapter_config.get("revision"))
+
+
 def embedded_folder() -> str | None:
     """Return the folder of the embedded base model, or None if the package t5fusion is not installed."""
     try:

@@ -9,7 +9,7 @@ import typer
 
 from ..common.console import is_first_process, say, silence_libraries
 from ..common.panels import OUTPUT, VECTORS
-from ..common.run_folder import EVALUATION
+from ..common.run_files import EVALUATION
 from .arguments import (
     Data,
     Encoding,

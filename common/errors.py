@@ -1,6 +1,19 @@
-"""The text of an error, for a sentence that quotes it."""
+"""Sentences about the errors of libraries."""
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message without its full stop, or the error's type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def cannot_be_loaded(what: str, error: Exception) -> ValueError:
+    """Return a ValueError that says in one sentence that files are damaged or foreign.
+
+    Args:
+        what: The thing that was to be loaded, as the subject of the sentence: "the adapter in runs/files".
+        error: What a library raised over it.
+    """
+    return ValueError(
+        f"{what} cannot be loaded ({type(error).__name__}: {first_line(error)}). A file is damaged, or belongs to "
+        "another kind of model. Save it again."
+    )

@@ -1,4 +1,4 @@
-"""Run folders and bundles: find one by its name, read its files, and load its model and its processor."""
+"""Run folders and bundles: load their model and their processor."""
 
 import hashlib
 import warnings
@@ -7,133 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import sha_fileobj
 from peft import PeftModel
 from torch import nn
 
-from ..loading_t5fusion import base_in
 from ..modeling_t5fusion import T5WithFusion
-from ..naming_t5fusion import EMBEDDED, FusedName, name_of_embedded, was_embedded
 from ..processing_t5fusion import T5FusionProcessor
 from .base_models import base_error, base_folder
-from .hub_errors import in_one_sentence
 from .limits import MAX_SOURCE, MAX_TARGET
-from .replace_folder import recover
-from .saved_files import check_contents, check_numbers, one_sentence_errors, read_json, read_weights, weights_in
+from .run_files import PROCESSOR_CONFIG, RECORD, RunFiles, find_folder, read_json
+from .saved_files import check_contents, check_numbers, one_sentence_errors, read_weights, weights_in
 
-RECORD, EVALUATION = "training.json", "evaluation.json"
-ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG = "adapter_config.json", "config.json", "processor_config.json"
 PROJECTION = "fusion.projection.weight"  # end of the name of a weight (d_model, width of the vectors)
 # Files of a repository that are not needed to load a model.
 NOT_LOADED = ["*/*", "*.py", "*.md", "*.onnx*", "onnx_*", "reference.safetensors", "training_args.bin"]
 
 
-class RunFolder:
-    """The files of a run folder, a checkpoint of the Trainer, or a bundle. Each is read once, when it is first needed.
-
-    A file that does not exist reads as an empty dict. Each property raises ValueError if its file is damaged.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-
-    def __str__(self) -> str:
-        return str(self.path)
+class RunFolder(RunFiles):
+    """A run folder, a checkpoint of the Trainer, or a bundle: its JSON files, its processor, and its weights."""
 
     def check(self) -> None:
         """Read every config and all weights; see `check_contents` for what is refused."""
         check_contents(self.path)
-
-    def _read(self, name: str) -> dict[str, Any]:
-        return read_json(self.path / name) if (self.path / name).exists() else {}
-
-    @cached_property
-    def adapter_config(self) -> dict[str, Any]:
-        return self._read(ADAPTER_CONFIG)
-
-    @cached_property
-    def model_config(self) -> dict[str, Any]:
-        """config.json, which lies beside an adapter in a bundle only."""
-        return self._read(CONFIG)
-
-    @cached_property
-    def processor_config(self) -> dict[str, Any]:
-        return self._read(PROCESSOR_CONFIG)
-
-    @cached_property
-    def record(self) -> dict[str, Any]:
-        """training.json, which `train` writes."""
-        return self._read(RECORD)
-
-    @cached_property
-    def evaluation(self) -> dict[str, Any]:
-        """evaluation.json, which `evaluate` writes."""
-        return self._read(EVALUATION)
-
-    @property
-    def has_adapter(self) -> bool:
-        return (self.path / ADAPTER_CONFIG).exists()
-
-    @property
-    def has_config(self) -> bool:
-        return (self.path / CONFIG).exists()
-
-    def folder_with(self, name: str) -> Path | None:
-        """Return the folder that holds a file of this name: this one, or for a checkpoint also the run around it."""
-        around = [self.path.parent, self.path.parent.parent] if self.path.name.startswith("checkpoint-") else []
-        return next((folder for folder in (self.path, *around) if (folder / name).exists()), None)
 
     @cached_property
     def processor(self) -> T5FusionProcessor | None:
         """The processor that was saved, or None."""
         folder = self.folder_with(PROCESSOR_CONFIG)
         return None if folder is None else load_processor(folder)
-
-    @cached_property
-    def adapter_base(self) -> FusedName:
-        """The base model that the adapter's config names, with the choices that were made when it was fused.
-
-        The embedded base model is called "tiny_t5", wherever t5fusion was installed during training.
-        """
-        with one_sentence_errors(f"the adapter in {self.path}"):
-            return self._recognize(base_in(self.adapter_config))
-
-    @cached_property
-    def trained_on(self) -> FusedName | None:
-        """The base model that training started from, or None if no file names it."""
-        if self.model_config.get("backbone"):
-            return self._known_by_name(
-                FusedName(self.model_config["backbone"], self.model_config.get("backbone_revision"))
-            )
-        named = self.adapter_base if self.has_adapter else self._recognize(FusedName(""))
-        return named if named.base_model else None
-
-    @property
-    def is_embedded_base(self) -> bool:
-        """Whether this folder is tiny_t5 itself, which the package t5fusion carries."""
-        return name_of_embedded(str(self.path)) == EMBEDDED
-
-    @property
-    def is_on_embedded_base(self) -> bool:
-        """Whether training started from tiny_t5."""
-        return self.trained_on is not None and self.trained_on.base_model == EMBEDDED
-
-    def _recognize(self, named: FusedName) -> FusedName:
-        # training.json is the only file that says so for a model that was trained from a development install.
-        options = self.record.get("options", {})
-        if EMBEDDED in (options.get("base"), options.get("base_model")):
-            return named._replace(base_model=EMBEDDED, commit=None)
-        return self._known_by_name(named)
-
-    def _known_by_name(self, named: FusedName) -> FusedName:
-        if named.base_model and (
-            was_embedded(named.base_model, self.path) or name_of_embedded(named.base_model) == EMBEDDED
-        ):
-            return named._replace(base_model=EMBEDDED, commit=None)
-        return named
 
     @property
     def load_options(self) -> dict[str, Any]:
@@ -158,37 +59,6 @@ class RunFolder:
             tensor.shape[-1] for file in adapters for name, tensor in read_weights(file) if name.endswith(PROJECTION)
         ]
         return widths[0] if widths else None
-
-
-def find_folder(name: str, revision: str | None = None, **download: Any) -> Path:
-    """Return the folder of this name, or the cached files of the Hub repository of this id.
-
-    Args:
-        name: A folder, or the id of a repository.
-        revision: Branch, tag or commit of the repository.
-        **download: Arguments of `huggingface_hub.snapshot_download`.
-
-    Raises:
-        ValueError: A revision is given for a folder.
-        OSError: There is neither such a folder nor such a repository.
-    """
-    folder = Path(name)
-    recover(folder)
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"--revision is for a repository on the Hub, and {name} is a folder. Leave it out.")
-        return folder
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        problem = "is a file" if folder.exists() else "is no folder"
-        raise OSError(
-            f"{name} {problem}; expected a folder, or the id of a repository on the Hub, OWNER/NAME."
-        ) from error
-    try:
-        return Path(snapshot_download(name, revision=revision, **download))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise OSError(f"there is no folder {name}, and as an id: {in_one_sentence(error, name)}") from error
 
 
 def find_trained(name: str, revision: str | None = None) -> Path:

@@ -1,6 +1,5 @@
 """Read the files of a saved model, and refuse damaged ones in one sentence."""
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .errors import first_line
+from .errors import cannot_be_loaded, first_line
+from .run_files import read_json
 
 CONFIGS = (
     "adapter_config.json",
@@ -36,10 +36,7 @@ def one_sentence_errors(what: str) -> Iterator[None]:
     except (ValueError, OSError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # Tokenizers, safetensors and PEFT raise types of their own; a wrong field, a TypeError.
-        raise ValueError(
-            f"{what} cannot be loaded ({type(error).__name__}: {first_line(error)}). A file is damaged, or belongs to "
-            "another kind of model. Save it again."
-        ) from error
+        raise cannot_be_loaded(what, error) from error
 
 
 def check_contents(folder: Path) -> None:
@@ -114,18 +111,3 @@ def check_numbers(tensors: Iterable[tuple[str, torch.Tensor]], where: str, may_b
             f"all {count} tensors in {where} are zero: nothing was trained, or the weights were lost when they were "
             "saved. Train or save again."
         )
-
-
-def read_json(file: Path) -> dict:
-    """Return the JSON object in a file.
-
-    Raises:
-        ValueError: The file is not valid JSON, not UTF-8, or holds something other than an object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: it is no JSON ({error}). Copy or save it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; expected an object, {{...}}. Save it again.")
-    return content

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..common.losses import Losses, losses_of, paired_bootstrap
-from ..common.run_folder import EVALUATION
+from ..common.run_files import EVALUATION
 from ..processing_t5fusion import T5FusionProcessor
 from .generation import generate_texts
 from .inputs import batches

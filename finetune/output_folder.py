@@ -12,7 +12,7 @@ from typing import TextIO
 import portalocker
 
 from ..common.console import say
-from ..common.run_folder import RECORD
+from ..common.run_files import RECORD
 
 RESUMED = "options.json"  # in each checkpoint: what a resumed training must agree with
 CHECKPOINTS = "checkpoints"

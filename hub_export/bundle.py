@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from ..common.permissions import apply_umask
 from ..common.remote_code import write_code
 from ..common.replace_folder import replace, workplace
-from ..common.run_folder import ADAPTER_CONFIG, CONFIG, EVALUATION, RunFolder, load_adapter
-from ..common.saved_files import read_json
+from ..common.run_files import ADAPTER_CONFIG, CONFIG, EVALUATION, read_json
+from ..common.run_folder import RunFolder, load_adapter
 from ..modeling_t5fusion import T5WithFusion
 from ..naming_t5fusion import UNPUSHED_BASE
 from .card import CARD, make_card

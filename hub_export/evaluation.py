@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ..common.run_folder import EVALUATION, RunFolder
+from ..common.run_files import EVALUATION
+from ..common.run_folder import RunFolder
 from .card import CARD, with_evaluation
 from .manifest import MANIFEST, as_json, file_digest, is_weights, json_digest, read_manifest, write_whole
 from .plan import Say

@@ -8,11 +8,10 @@ from typing import Any
 
 from huggingface_hub.utils.sha import sha_fileobj
 
-from ..common.saved_files import read_json
+from ..common.run_files import MANIFEST, read_json
 from .kinds import Kind, parse_kind
 from .reference import REFERENCE
 
-MANIFEST = "t5fusion.json"
 FORMAT = 1  # version of the manifest's format
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ..common.run_folder import PROCESSOR_CONFIG
+from ..common.run_files import PROCESSOR_CONFIG
 from ..common.saved_files import one_sentence_errors
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor

@@ -15,8 +15,8 @@ from huggingface_hub.utils.sha import git_hash
 
 from ..common.hub_errors import in_one_sentence
 from ..common.replace_folder import recover
-from ..common.run_folder import ADAPTER_CONFIG, RunFolder
-from ..common.saved_files import read_json
+from ..common.run_files import ADAPTER_CONFIG, read_json
+from ..common.run_folder import RunFolder
 from .card import CARD, name_repository
 from .manifest import file_digest, json_digest, read_manifest, write_json, write_manifest
 from .verification import verify

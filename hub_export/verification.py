@@ -13,8 +13,9 @@ from typing import Any
 
 from huggingface_hub import constants, get_token
 
-from ..common.run_folder import ADAPTER_CONFIG, RunFolder, find_folder
-from ..common.saved_files import one_sentence_errors, read_json
+from ..common.run_files import ADAPTER_CONFIG, find_folder, read_json
+from ..common.run_folder import RunFolder
+from ..common.saved_files import one_sentence_errors
 from ..configuration_t5fusion import T5FusionConfig
 from ..naming_t5fusion import UNPUSHED_BASE
 from . import reader_check

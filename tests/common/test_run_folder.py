@@ -5,7 +5,7 @@ import json
 import pytest
 
 from t5fusion import tiny_t5
-from t5fusion.common import run_folder
+from t5fusion.common import run_files
 from t5fusion.common.errors import first_line
 from t5fusion.common.run_folder import RunFolder
 from t5fusion.naming_t5fusion import FusedName
@@ -55,8 +55,8 @@ def test_no_base_model(write):
 
 def test_each_file_is_read_once(write, monkeypatch):
     files = []
-    read = run_folder.read_json
-    monkeypatch.setattr(run_folder, "read_json", lambda file: files.append(file.name) or read(file))
+    read = run_files.read_json
+    monkeypatch.setattr(run_files, "read_json", lambda file: files.append(file.name) or read(file))
     run = write(adapter_config=ON_THE_HUB, config={}, training={"options": {}}, evaluation={})
     for _ in range(2):
         assert run.adapter_config == ON_THE_HUB and run.model_config == {} and run.evaluation == {}
