@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .rows_t5fusion import vectors_of_row
+from .rows_t5fusion import as_array, vectors_of_row
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
     from transformers import PreTrainedModel as Model
@@ -98,7 +98,7 @@ def read_rows(rows: Iterable[Mapping[str, Any]], width: int) -> tuple[Tensor, li
                 f"the encoder of the training, or build the model with `lexical_dim={vector.shape[1]}`."
             )
         vectors.append(torch.from_numpy(vector).mean(0))
-        labels.append(torch.as_tensor(row["labels"]).flatten().tolist())
+        labels.append(as_array(row["labels"]).ravel().tolist())
     if not vectors:
         raise ValueError("no row has both `lexical_embeds` and `labels`; expected one or more that do.")
     return torch.stack(vectors), labels
@@ -140,7 +140,8 @@ def mean_target_embeddings(labels: list[list[int]], embeddings: Tensor) -> Tenso
     Rare tokens weigh more: the weight of a token is its inverse document frequency, log(rows / rows that hold it)
     (Sparck Jones 1972).
     """
-    rows = [torch.tensor(sorted({token for token in row if token >= FIRST_WORD}), dtype=torch.int64) for row in labels]
+    words = [sorted({token for token in row if token >= FIRST_WORD}) for row in labels]
+    rows = [torch.tensor(row, dtype=torch.int64, device="cpu") for row in words]  # whatever the default device is
     frequency = torch.bincount(torch.cat(rows), minlength=len(embeddings)).clamp(min=1)
     weight = (len(rows) / frequency).log()
     return torch.stack(

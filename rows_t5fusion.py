@@ -87,11 +87,18 @@ def vectors_of_row(index: int, value: Any) -> Vectors:
             field,
             f"{count} numbers that are NaN or infinite; expected finite ones. Encode it again, or remove the row",
         )
-    norms = np.linalg.norm(exact, axis=1)
-    for norm in norms[((norms < SMALLEST_NORM) & exact.any(1)) | (norms > LARGEST_NORM)][:1]:
-        expected = f"{SMALLEST_NORM:g} to {LARGEST_NORM:g}, within which the model can tell vectors apart"
-        raise bad_row(index, field, f"a vector of Euclidean norm {norm:.3g}; expected {expected}. Scale all vectors")
+    for vector in exact:
+        if not has_readable_norm(vector):
+            norm = np.linalg.norm(vector)
+            expected = f"{SMALLEST_NORM:g} to {LARGEST_NORM:g}, within which the model can tell vectors apart"
+            raise bad_row(index, field, f"a vector of Euclidean norm {norm:.3g}; expected {expected}. Scale all vectors")
     return vectors
+
+
+def has_readable_norm(vector: npt.NDArray[Any]) -> bool:
+    """Return whether the model can tell a vector, numbers (dim,), from others by its size; zeros count as padding."""
+    exact = vector.astype(np.float64)
+    return bool(SMALLEST_NORM <= np.linalg.norm(exact) <= LARGEST_NORM or not exact.any())
 
 
 def as_array(value: Any) -> npt.NDArray[Any]:

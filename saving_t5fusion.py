@@ -16,7 +16,7 @@ else:
     Model = object
 
 ALSO_OPENED_BY = ("AutoModel", "AutoModelForMultimodalLM")  # beside AutoModelForSeq2SeqLM
-SAMPLES = 64  # Compare about this many numbers of each weight: training and merging change nearly all of them.
+TABLES = ("shared.weight", "lm_head.weight")  # PEFT saves them if it is asked for `save_embedding_layers`.
 UNDER_TUNER, UNDER_COPY = ".base_layer.", ".original_module."  # PEFT puts these into the names of weights it wraps.
 PEFT_WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)\b")  # matches them, to remove them
 KEEPS_BASE = (True, False, "gaussian", "orthogonal")  # values of `init_lora_weights` that leave the base weight alone
@@ -29,12 +29,13 @@ class SavingMixin(Model):
         """Keep samples of the weights as they were loaded, for `check_reloadable` to compare with."""
         self._loaded_samples = {name: _sample(name, value) for name, value in self.named_parameters()}
 
-    def check_reloadable(self, adapter: str | None = None, config: Any = None) -> None:
+    def check_reloadable(self, adapter: str | None = None, config: Any = None, with_tables: bool = False) -> None:
         """Check that a reload of what is about to be saved gives this model.
 
         Args:
             adapter: Name of the PEFT adapter that is saved by itself; None if all weights are saved.
             config: The adapter's `PeftConfig`; by default the one that PEFT has put on this model.
+            with_tables: Whether the embedding table and the head are saved with the adapter.
 
         Raises:
             ValueError: The fusion layer differs from the config; or weights that the adapter does not hold have
@@ -44,6 +45,8 @@ class SavingMixin(Model):
         if adapter is None:
             return
         changed = self.changed_weights(adapter, config or self.peft_config[adapter])
+        if with_tables:
+            changed = [name for name in changed if name not in TABLES]
         if changed:
             fusion_only = all(".fusion." in name for name in changed)
             remedy = (
@@ -157,16 +160,19 @@ def _check_layout(fusion: nn.Module, lexical_dim: int, d_model: int) -> None:
 
 
 def _sample(name: str, value: Tensor) -> Tensor | None:
-    """Return some numbers of a weight, or all numbers of a fusion layer's weight, float32 (n,) on the CPU.
+    """Return one number of each row of a weight, or all numbers of a fusion layer's weight, float32 (n,) on the CPU.
 
-    The last number is the count of rows, so that a resized table gives another sample. Returns None for a weight whose
+    Training and merging change nearly all numbers of a weight. By hand, people change rows: those of their tokens. The
+    last number is the count of rows, so that a resized table gives another sample. Returns None for a weight whose
     numbers cannot be compared, for example a quantised or a sharded one.
     """
     if value.is_meta or not value.is_floating_point() or type(value) is not nn.Parameter or value.numel() == 0:
         return None
-    flat = value.detach().reshape(-1)
-    step = 1 if ".fusion." in name else max(1, len(flat) // SAMPLES)
-    return torch.cat([flat[::step].float().cpu(), torch.tensor([float(value.shape[0])])])
+    numbers = value.detach()
+    if numbers.dim() == 2 and ".fusion." not in name:
+        row = torch.arange(len(numbers), device=numbers.device)
+        numbers = numbers[row, row % numbers.shape[1]]
+    return torch.cat([numbers.reshape(-1).float().cpu(), torch.tensor([float(value.shape[0])], device="cpu")])
 
 
 def _same(loaded: Tensor | None, current: Tensor | None) -> bool:

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from ..common.console import say
 from ..processing_t5fusion import MINILM
+from ..rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, has_readable_norm
 from .files import load_rows
 
 HELD_OUT_ONE_IN = 10
@@ -216,15 +217,15 @@ def read_vectors(
 
 
 def _vector(value) -> np.ndarray | None:
-    """Return `value` as float32 (dim,); None unless it is a list of finite numbers."""
+    """Return `value` as float32 (dim,); None unless it is a list of finite numbers with a norm that the model can read."""
     if not isinstance(value, list) or not value or any(isinstance(item, Sequence) for item in value):
         return None
     array = np.asarray(value)
     if array.ndim != 1 or array.dtype.kind not in "biuf":
         return None
     with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, and is refused below
-        array = array.astype(np.float32)
-    return array if np.isfinite(array).all() else None
+        single = array.astype(np.float32)
+    return single if np.isfinite(single).all() and has_readable_norm(array) else None
 
 
 def _vector_error(row: str, column: str, value, width: int | None) -> ValueError:
@@ -243,6 +244,9 @@ def _describe(value) -> str:
         return f"{len(value)} values, not all of them numbers"
     with np.errstate(over="ignore"):
         is_finite = np.isfinite(np.asarray(value, dtype=np.float64).astype(np.float32)).all()
+    if is_finite and not has_readable_norm(np.asarray(value)):
+        norm = np.linalg.norm(np.asarray(value, dtype=np.float64))
+        return f"{len(value)} numbers of Euclidean norm {norm:.3g}, outside {SMALLEST_NORM:g} to {LARGEST_NORM:g}"
     return f"{len(value)} numbers" + ("" if is_finite else ", not all of them finite in float32")
 
 

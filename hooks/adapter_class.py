@@ -4,13 +4,13 @@ PEFT chooses the class of a `PeftModel` by the task type and asks nothing of the
 is wrapped: where the model has a fusion layer, the new object changes its class before it is built, as torch's FSDP and
 `parametrize` do with their modules. The methods of `PeftModel` itself stay as they are, so no other model is touched.
 
-What each method does can be switched off: T5FUSION_PEFT_HOOK for `add_adapter`, `save_pretrained` and
-`disable_adapter`, T5FUSION_PUSH_HOOK for `push_to_hub` and `create_or_update_model_card`.
+What each method does can be switched off: T5FUSION_PEFT_HOOK for `add_adapter`, `add_weighted_adapter`,
+`save_pretrained` and `disable_adapter`, T5FUSION_PUSH_HOOK for `push_to_hub` and `create_or_update_model_card`.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from ..modeling_t5fusion import T5WithFusion
 from .peft_hook import add_fusion, has_fusion
 from .push_hook import name_base_in_card, push_with_code
 from .switches import PEFT, PUSH, is_on
+from .weighted_adapter import add_weighted
 
 if TYPE_CHECKING:  # a mixin of PEFT's models: a checker may know what they have
     from peft import PeftModel as Base
@@ -41,6 +42,13 @@ class FusedAdapter(Base):
             add_fusion(peft_config, self.base_model)
         return super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
+    def add_weighted_adapter(self, adapters, weights, adapter_name, *args, **kwargs):
+        """Combine adapters as PEFT does, and their fusion layers in the same way; see `weighted_adapter.py`."""
+        tuner, fusion = self.base_model, self.get_base_model().encoder.fusion
+        is_held = isinstance(fusion, ModulesToSaveWrapper) and adapter_name not in self.peft_config
+        combine = partial(add_weighted, tuner, fusion) if is_held and is_on(PEFT) else tuner.add_weighted_adapter
+        return combine(adapters, weights, adapter_name, *args, **kwargs)
+
     def save_pretrained(self, save_directory, safe_serialization=True, selected_adapters=None, *args, **kwargs):
         """Save as PEFT does.
 
@@ -49,8 +57,9 @@ class FusedAdapter(Base):
         """
         base = self.get_base_model()
         if isinstance(base, T5WithFusion) and is_on(PEFT):
+            with_tables = (args[0] if args else kwargs.get("save_embedding_layers")) is True
             for adapter in selected_adapters or self.peft_config:
-                base.check_reloadable(adapter, self.peft_config[adapter])
+                base.check_reloadable(adapter, self.peft_config[adapter], with_tables)
             if base.is_resized() and not args:  # PEFT would ask the Hub, and offline it assumes that it was not
                 kwargs.setdefault("save_embedding_layers", True)
         super().save_pretrained(save_directory, safe_serialization, selected_adapters, *args, **kwargs)

@@ -319,6 +319,8 @@ def test_a_row_without_a_vector_is_prepared_as_text_alone(processor):
         ([[1.0, 2.0], [3.0, float("inf")]], 1, "2 numbers, not all of them finite in float32"),
         ([[1.0, 2.0], None, [1.0]], 2, "1 numbers; expected one vector of 2 finite numbers, as in the first row"),
         ([[1.0, 2.0], [3.0, 1e39]], 1, "2 numbers, not all of them finite in float32"),
+        ([[1.0, 2.0], [0.0, 0.0], [3e30, 4e30]], 2, r"2 numbers of Euclidean norm 5e\+30, outside 1e-06 to 1e\+18;"),
+        ([[1.0, 2.0], [3e-20, 4e-20]], 1, r"2 numbers of Euclidean norm 5e-20, outside 1e-06 to 1e\+18; expected one"),
         ([b"ab", b"cd"], 0, "binary data; expected one vector"),
         ([datetime(2026, 1, 1)] * 2, 0, "a datetime; expected one vector"),
         ([[[1.0], [2.0]]], 0, "2 vectors"),

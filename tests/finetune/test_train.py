@@ -271,6 +271,12 @@ def test_the_start_from_the_targets_is_said_and_used(rows, processor, options, c
     assert not torch.equal(weight, started.modules_to_save["default"].projection.weight)
 
 
+def test_useless_vectors_are_reported(rows, processor, options, tmp_path, capsys):
+    rows = [row | {"lexical_embeds": torch.ones(DIM)} for row in rows]
+    train(rows[:16], rows[16:], processor, options(epochs=1), tmp_path / "run")
+    assert capsys.readouterr().err.count("The vectors bring nothing: on 4 held-out rows the loss is") == 1
+
+
 def test_rows_without_vectors_train_no_fusion_layer(rows, processor, options):
     model = build_model(options(), processor, [{"input_ids": [5, 1], "labels": [6, 1]}] * 4)
     assert not [name for name, p in model.named_parameters() if p.requires_grad and "fusion" in name]

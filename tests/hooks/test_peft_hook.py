@@ -198,7 +198,21 @@ def merge_into_base(peft_model):
     layer.merged_adapters.clear()  # so that PEFT takes the merge for permanent
 
 
-@pytest.mark.parametrize("change", [train_beside, train_another_matrix, merge_into_base])
+def train_one_number(peft_model):
+    with torch.no_grad():
+        peft_model.get_base_model().encoder.fusion.projection.weight[3, 7] += 1
+
+
+def give_a_token_its_embedding(peft_model):
+    """T5's table has spare rows for the tokens of a user, so it need not be resized for them."""
+    with torch.no_grad():
+        peft_model.get_base_model().shared.weight[141] = 0.5
+
+
+CHANGES = [train_beside, train_another_matrix, merge_into_base, train_one_number, give_a_token_its_embedding]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_base_that_was_changed_is_refused(base, tmp_path, change):
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=[]))
     peft_model.save_pretrained(tmp_path / "before")
@@ -206,6 +220,17 @@ def test_a_base_that_was_changed_is_refused(base, tmp_path, change):
     with pytest.raises(ValueError, match="have changed since they were loaded, and the adapter does not hold them"):
         peft_model.save_pretrained(tmp_path / "after", selected_adapters=["default"])
     assert not (tmp_path / "after").exists()
+
+
+def test_a_changed_table_may_be_saved_with_the_adapter(base, tmp_path, inputs_for):
+    peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV))
+    batch = inputs_for(peft_model)
+    batch["input_ids"][:, 1] = 141
+    give_a_token_its_embedding(peft_model)
+    peft_model.save_pretrained(tmp_path, save_embedding_layers=True)
+    expected = logits(peft_model, batch)
+    assert torch.equal(logits(PeftModel.from_pretrained(T5WithFusion(base), tmp_path), batch), expected)
+    assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path), batch), expected)
 
 
 def test_kasa_truncates_the_base_itself_and_is_saved(base, tmp_path, inputs_for):
@@ -247,6 +272,14 @@ def test_an_adapter_of_transformers_is_refused_too(base, tmp_path):
 def test_another_dtype_is_not_a_change(base, tmp_path, cast):
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=[])).to(cast)
     peft_model.save_pretrained(tmp_path)
+
+
+def test_a_projection_of_another_width_is_refused(base, tmp_path):
+    model = T5WithFusion(base)
+    model.encoder.fusion.projection = torch.nn.Linear(512, model.config.d_model)
+    for folder, saved in (("model", model), ("adapter", get_peft_model(model, LoraConfig(**QV)))):
+        with pytest.raises(ValueError, match=r"a projection from 384 to 16 numbers, .*\(projection.weight differ\)"):
+            saved.save_pretrained(tmp_path / folder)
 
 
 def test_a_layer_of_another_layout_is_refused(base, tmp_path):
@@ -322,22 +355,65 @@ def test_trained_tokens_come_back(base, tmp_path, inputs_for):
     assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path), batch), logits(peft_model, batch))
 
 
-@pytest.mark.parametrize("state", ["dtype", "device"])
-def test_the_start_does_not_depend_on_what_the_process_has_set(base, state):
+def test_the_start_does_not_depend_on_the_default_dtype(base):
     expected = T5WithFusion(base).encoder.fusion.state_dict()
     try:
-        if state == "dtype":
-            torch.set_default_dtype(torch.float64)
-            model = T5WithFusion(base, dtype=torch.float32)
-        else:
-            torch.set_default_device("cpu")
-            with torch.device("cpu"):
-                model = T5WithFusion(base)
+        torch.set_default_dtype(torch.float64)
+        model = T5WithFusion(base, dtype=torch.float32)
     finally:
         torch.set_default_dtype(torch.float32)
-        torch.set_default_device(None)
     for name, value in model.encoder.fusion.state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+DEFAULT_DEVICE = """
+import json, sys, torch
+torch.set_default_device("meta")
+from t5fusion import T5WithFusion
+from t5fusion.modeling_t5fusion import initial_projection
+
+start = initial_projection(torch.Size([16, 384]))
+torch.set_default_device("cpu")  # transformers loads no weights to "meta"
+model = T5WithFusion(sys.argv[1])
+weight = model.encoder.fusion.projection.weight
+assert torch.equal(start, weight)
+torch.set_default_device("meta")
+model.fit_fusion(json.load(open(sys.argv[2])))
+torch.set_default_device("cpu")
+torch.save(weight.detach(), sys.argv[3])
+"""
+
+
+def test_the_start_does_not_depend_on_the_default_device(base, run_python, tmp_path):
+    """The default device "meta" stands in for a GPU: a tensor that is made there by mistake has no numbers."""
+    model = T5WithFusion(base)
+    rows = rows_for(model)
+    model.fit_fusion(rows)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    run_python(DEFAULT_DEVICE, base, tmp_path / "rows.json", tmp_path / "weight.pt")
+    assert torch.equal(torch.load(tmp_path / "weight.pt"), model.encoder.fusion.projection.weight)
+
+
+# Fitting the layer
+
+
+@pytest.mark.parametrize("kind", [list, iter, Dataset.from_list], ids=["list", "iterator", "Dataset"])
+def test_it_is_fitted_to_rows_of_any_kind_before_or_after_the_adapter(base, kind):
+    before, after = T5WithFusion(base), T5WithFusion(base)
+    rows = rows_for(before)
+    explained = before.fit_fusion(rows)
+    peft_model = get_peft_model(after, LoraConfig(**QV))
+    assert peft_model.fit_fusion(kind(rows)) == pytest.approx(explained)
+    fitted = after.encoder.fusion.modules_to_save["default"].projection.weight
+    torch.testing.assert_close(fitted, before.encoder.fusion.projection.weight)
+    assert not torch.equal(after.encoder.fusion.original_module.projection.weight, fitted)
+
+
+def test_what_would_not_be_saved_is_not_fitted(base):
+    model = T5WithFusion(base)
+    get_peft_model(model, LoraConfig(**QV, modules_to_save=[]))
+    with pytest.raises(ValueError, match="'default' does not hold the fusion layer, so fitted weights would not be"):
+        model.fit_fusion(rows_for(model))
 
 
 # In the Trainer

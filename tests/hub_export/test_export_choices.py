@@ -65,6 +65,16 @@ def test_an_adapter_bundle_on_a_subfolder_is_refused(save_plain_t5, tmp_path):
     assert verify(export(tmp_path / "out", tmp_path / "whole", "standalone")).ok
 
 
+def test_a_tokenizer_with_another_placeholder_is_refused(plain_folders, tmp_path):
+    get_peft_model(T5WithFusion(plain_folders["flan"]), LoraConfig(**QV)).save_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(plain_folders["flan"])
+    tokenizer.add_tokens(["<mine>"])
+    tokenizer.save_pretrained(tmp_path / "out")
+    with pytest.raises(ValueError, match="<lexical> is token 136 of the tokenizer and 135 of the model"):
+        export(tmp_path / "out", tmp_path / "bundle", "standalone")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_the_earlier_name_of_a_kind(plain_folders, tmp_path):
     """ "base" is now "fused": `export` takes both, and the manifests of earlier bundles are read."""
     bundle = export(plain_folders["flan"], tmp_path / "bundle", "base")

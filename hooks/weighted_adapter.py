@@ -1,0 +1,77 @@
+"""`add_weighted_adapter` of PEFT, for adapters that hold the fusion layer.
+
+PEFT combines what adapters add to the base model's matrices. For a layer that trains as a whole it knows no such
+difference: it refuses two adapters that both hold the layer, and from a single one it makes an adapter with an untrained
+layer, in silence. Here the difference is what training changed: the adapter's copy of the layer minus the base model's.
+The differences are combined by PEFT's own functions, in the way that the call asks for.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.utils import ModulesToSaveWrapper, merge_utils
+from torch import Tensor, nn
+
+
+def add_weighted(
+    tuner: Any, fusion: ModulesToSaveWrapper, adapters: Sequence[str], weights: Sequence[float], *args: Any, **kwargs: Any
+) -> None:
+    """Call `tuner.add_weighted_adapter(adapters, weights, ...)`, and combine the fusion layers of the adapters as well.
+
+    The new adapter's layer is the base model's plus the combined differences. If the weights sum up to 1 and the
+    combination is "svd", "cat" or "linear", that is the weighted mean of the layers.
+    """
+    # PEFT copies the config of the first adapter, which decides whether the new adapter holds the layer.
+    pairs = sorted(zip(adapters, weights, strict=True), key=lambda pair: pair[0] not in fusion.modules_to_save)
+    names, factors = [name for name, _ in pairs], [weight for _, weight in pairs]
+    call = inspect.signature(tuner.add_weighted_adapter).bind(names, factors, *args, **kwargs)
+    call.apply_defaults()
+    with _unseen_by_check(tuner, fusion):
+        tuner.add_weighted_adapter(*call.args, **call.kwargs)
+    held = [(fusion.modules_to_save[name], weight) for name, weight in pairs if name in fusion.modules_to_save]
+    if held:
+        _combine(fusion, call.arguments["adapter_name"], held, _method(call.arguments))
+
+
+@contextmanager
+def _unseen_by_check(tuner: Any, fusion: ModulesToSaveWrapper) -> Iterator[None]:
+    """Hide the adapters' copies of the fusion layer from PEFT's check, which refuses layers that adapters share."""
+    check, copies = tuner._check_add_weighted_adapter, fusion.modules_to_save
+
+    def check_other_layers(*args: Any, **kwargs: Any) -> Any:
+        fusion.modules_to_save = nn.ModuleDict()
+        try:
+            return check(*args, **kwargs)
+        finally:
+            fusion.modules_to_save = copies
+
+    tuner._check_add_weighted_adapter = check_other_layers
+    try:
+        yield
+    finally:
+        del tuner._check_add_weighted_adapter
+
+
+def _method(arguments: dict[str, Any]) -> Callable[[list[Tensor], Tensor], Tensor]:
+    """Return the function of PEFT that combines differences in the way that a call asks for."""
+    kind = str(arguments.get("combination_type", "linear")).removesuffix("_svd")
+    if len(arguments["adapters"]) == 1 or kind in ("linear", "cat", "svd"):
+        return merge_utils.task_arithmetic
+    sign = {"majority_sign_method": arguments["majority_sign_method"]} if kind.endswith("ties") else {}
+    return partial(getattr(merge_utils, kind), density=arguments["density"], **sign)
+
+
+@torch.no_grad()
+def _combine(
+    fusion: ModulesToSaveWrapper, adapter_name: str, held: list[tuple[nn.Module, float]], method: Callable
+) -> None:
+    """Set the fusion layer of an adapter to the base model's plus the combined differences of `held`."""
+    factors = torch.tensor([weight for _, weight in held], device=fusion.original_module.norm.weight.device)
+    copies = zip(*(module.parameters() for module, _ in held), strict=True)
+    new, base = fusion.modules_to_save[adapter_name].parameters(), fusion.original_module.parameters()
+    for target, start, trained in zip(new, base, copies, strict=True):
+        target.data = start + method([value - start for value in trained], factors)  # in the precision of the copies
