@@ -91,7 +91,9 @@ def vectors_of_row(index: int, value: Any) -> Vectors:
         if not has_readable_norm(vector):
             norm = np.linalg.norm(vector)
             expected = f"{SMALLEST_NORM:g} to {LARGEST_NORM:g}, within which the model can tell vectors apart"
-            raise bad_row(index, field, f"a vector of Euclidean norm {norm:.3g}; expected {expected}. Scale all vectors")
+            raise bad_row(
+                index, field, f"a vector of Euclidean norm {norm:.3g}; expected {expected}. Scale all vectors"
+            )
     return vectors
 
 

@@ -217,7 +217,7 @@ def read_vectors(
 
 
 def _vector(value) -> np.ndarray | None:
-    """Return `value` as float32 (dim,); None unless it is a list of finite numbers with a norm that the model can read."""
+    """Return `value` as float32 (dim,); None unless it is a list of finite numbers with a readable norm."""
     if not isinstance(value, list) or not value or any(isinstance(item, Sequence) for item in value):
         return None
     array = np.asarray(value)

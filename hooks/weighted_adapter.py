@@ -1,9 +1,9 @@
 """`add_weighted_adapter` of PEFT, for adapters that hold the fusion layer.
 
 PEFT combines what adapters add to the base model's matrices. For a layer that trains as a whole it knows no such
-difference: it refuses two adapters that both hold the layer, and from a single one it makes an adapter with an untrained
+difference. It refuses two adapters that both hold the layer, and of a single one it makes an adapter with an untrained
 layer, in silence. Here the difference is what training changed: the adapter's copy of the layer minus the base model's.
-The differences are combined by PEFT's own functions, in the way that the call asks for.
+PEFT's own functions combine the differences, in the way that the call asks for.
 """
 
 import inspect
@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 
 def add_weighted(
-    tuner: Any, fusion: ModulesToSaveWrapper, adapters: Sequence[str], weights: Sequence[float], *args: Any, **kwargs: Any
+    tuner: Any,
+    fusion: ModulesToSaveWrapper,
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    *args: Any,
+    **kwargs: Any,
 ) -> None:
     """Call `tuner.add_weighted_adapter(adapters, weights, ...)`, and combine the fusion layers of the adapters as well.
 

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
 
-from t5fusion import tiny_t5
+from t5fusion import T5FusionProcessor, T5WithFusion, tiny_t5
 from t5fusion.common import run_files
 from t5fusion.common.errors import first_line
-from t5fusion.common.run_folder import RunFolder
+from t5fusion.common.run_folder import RunFolder, load_trained
 from t5fusion.naming_t5fusion import FusedName
 
 COMMIT = "0fc9ddf78a1e988dac52e2dac162b0ede4fd74ab"
@@ -67,3 +69,13 @@ def test_each_file_is_read_once(write, monkeypatch):
 def test_first_line_of_an_error():
     assert first_line(ValueError("It failed.\nFor a reason.")) == "It failed"
     assert first_line(KeyError()) == "KeyError"
+
+
+def test_a_trained_model_is_loaded_with_the_choices_of_its_training(plain_folders, tmp_path):
+    model = T5WithFusion(plain_folders["flan"], lexical_token_id=136, dropout_rate=0.3)
+    get_peft_model(model, LoraConfig(r=4, target_modules=["q"], task_type="SEQ_2_SEQ_LM")).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(plain_folders["flan"])
+    tokenizer.add_tokens(["<mine>"])
+    T5FusionProcessor(tokenizer, lexical_encoder=None, lexical_source="given").save_pretrained(tmp_path)
+    loaded, processor = load_trained(tmp_path)
+    assert loaded.config.lexical_token_id == processor.lexical_token_id == 136 and loaded.config.dropout_rate == 0.3

@@ -26,8 +26,8 @@ def make() -> Table:
         "`tests/test_encoder_decoder_models.py` of the installed PEFT. Its T5 is replaced by a random one of the same "
         "shape: a plain T5, and the fused model built from it, with a frozen fusion layer (`T5FUSION_PEFT_HOOK=0`). "
         f"The cells are numbers of tests; PEFT itself skips some. *{TRAINING}*: tests that fail by default, when the "
-        "fusion layer trains with the adapter. They assert that only the adapter trains, or, with prompt learning, that "
-        "the base model's state has no wrapped layer (upstream/base_state_of_prompt_learning.py).",
+        "fusion layer trains with the adapter. They assert that only the adapter trains, or, with prompt learning, "
+        "that the base model's state has no wrapped layer (upstream/base_state_of_prompt_learning.py).",
         ["passed", "skipped", "failed on both", "failed on the fused model only", TRAINING],
     )
     by_model = {"T5": run("T5"), "T5WithFusion": run("T5WithFusion", T5FUSION_PEFT_HOOK="0")}

@@ -129,6 +129,6 @@ def test_what_peft_refuses_is_refused(base, trained, monkeypatch):
     with_heads.add_adapter("right", config)
     with pytest.raises(ValueError, match="modules_to_save, but found 1 such"):  # the heads
         with_heads.add_weighted_adapter(["left", "right"], [1, 1], "both")
+    prompts = get_peft_model(T5WithFusion(base), PromptTuningConfig(**S2S, num_virtual_tokens=2))
     with pytest.raises(AttributeError, match="add_weighted_adapter"):
-        prompts = get_peft_model(T5WithFusion(base), PromptTuningConfig(**S2S, num_virtual_tokens=2))
         prompts.add_weighted_adapter(["default"], [1], "both")
