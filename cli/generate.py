@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from ..common.console import say, silence_libraries
 from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
-from .arguments import Encoding, LexicalColumn, Revision, Split, TextColumn, Trained, VectorColumn
+from .arguments import Encoding, LexicalColumn, Limit, Revision, Split, TextColumn, Trained, VectorColumn
 
 
 def generate(
@@ -35,20 +36,25 @@ def generate(
         int, typer.Option(min=1, rich_help_panel=GENERATION, help="Longest output in tokens.")
     ] = 64,
     batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=GENERATION, help="Rows in a batch.")] = 64,
+    limit: Limit = None,
     split: Split = "train",
     encoding: Encoding = None,
     revision: Revision = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=OUTPUT, help="Output file. An interrupted run resumes from it. Default: standard output."
+            rich_help_panel=OUTPUT,
+            help="Output file: .jsonl, .csv, .parquet, .jsonl.gz or .csv.gz. Default: JSON lines on standard output.",
         ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the output file.")
     ] = False,
 ):
-    """Generate a text for each input, and write JSON lines: one per row, in order, with null for a row without text.
+    """Generate a text for each row, and write the rows, in order, with a column "output"; null for a row without text.
+
+    All columns of FILE are kept; vectors only in .jsonl and .parquet. A run with --output that was interrupted resumes
+    from OUTPUT.partial if it is started again. OUTPUT itself is written when all rows have their text.
 
     Example: [bold]t5fusion generate runs/files app_config read_settings[/bold]
 
@@ -57,31 +63,32 @@ def generate(
     if texts and file:
         raise ValueError("texts and --file were both given; give one of them.")
     silence_libraries()
-    from ..finetune import Columns, GenerationStopped  # slow to import: --help does without
+    from ..finetune import Columns, GenerationStopped, generate_file  # slow to import: --help does without
     from ..finetune.from_files import generate_chunks
-    from ..finetune.streaming import chunks_of_texts, read_chunks
+    from ..finetune.streaming import chunks_of_texts
 
-    if file:
-        chunks = read_chunks(file, split, text_column, encoding)
-    else:
-        chunks = chunks_of_texts(texts or _lines_of_standard_input(encoding), text_column)
+    columns = Columns(text_column, None, lexical_column, vector_column)
+    options = {
+        "vectors": not no_vectors, "num_beams": beams, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
+        "revision": revision, "overwrite": overwrite,
+    }  # fmt: skip
     try:
-        generated = generate_chunks(
-            name, chunks, Columns(text_column, None, lexical_column, vector_column), output, vectors=not no_vectors,
-            num_beams=beams, max_new_tokens=max_new_tokens, batch_size=batch_size, revision=revision,
-            overwrite=overwrite,
-        )  # fmt: skip
-    except GenerationStopped as stop:
-        if output is None:
-            say("Stopped.")
+        if file:
+            generated = generate_file(
+                name, file, columns, output, limit=limit, split=split, encoding=encoding, **options
+            )
         else:
-            say(f"Stopped; {stop.lines} rows are in {output}. To go on, give the same command.")
+            chunks = chunks_of_texts(islice(texts or _lines_of_standard_input(encoding), limit), text_column)
+            generated = generate_chunks(name, chunks, columns, output, **options)
+    except GenerationStopped as stop:
+        again = "the same command without --overwrite" if overwrite else "the same command"
+        say(f"Stopped; {stop.rows} rows are in {output}.partial. To go on, give {again}." if output else "Stopped.")
         raise typer.Exit(130) from None
-    if output and generated.lines == generated.earlier:
-        say(f"{output} is complete: all {generated.lines} rows are there.")
+    if output and generated.rows == generated.earlier:
+        say(f"{output} is complete: all {generated.rows} rows are there.")
     elif output:
         from_before = f", {generated.earlier} of them from before" if generated.earlier else ""
-        say(f"{generated.lines} rows are in {output}{from_before}.")
+        say(f"{generated.rows} rows are in {output}{from_before}.")
 
 
 def _lines_of_standard_input(encoding: str | None) -> Iterator[str]:

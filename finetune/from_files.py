@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,10 +21,10 @@ from .files import load_rows
 from .generation import generate_lines, generate_texts
 from .inputs import make_inputs, report_counts
 from .options import Recipe, TrainingOptions
-from .output_file import Output
+from .output_file import OutputFile, StandardOutput
 from .output_folder import check_output
 from .parallel import processes
-from .streaming import Chunk, read_chunks
+from .streaming import Chunk, first_of, read_chunks
 from .trainer import check_launch
 from .training import train
 
@@ -177,18 +177,18 @@ def evaluate_file(
 
 
 class Generated(NamedTuple):
-    """How many lines an output holds."""
+    """How many rows an output holds."""
 
-    lines: int  # all lines
+    rows: int  # all rows
     earlier: int  # those of them that an earlier run wrote
 
 
 class GenerationStopped(KeyboardInterrupt):
-    """Ctrl-C was pressed; an output file holds `lines` complete lines (None in all processes but the first)."""
+    """Ctrl-C was pressed; the texts of `rows` rows are kept (None in all processes but the first)."""
 
-    def __init__(self, lines: int | None):
+    def __init__(self, rows: int | None):
         super().__init__()
-        self.lines = lines
+        self.rows = rows
 
 
 def generate_file(
@@ -201,36 +201,52 @@ def generate_file(
     num_beams: int = 1,
     max_new_tokens: int = 64,
     batch_size: int = 64,
+    limit: int | None = None,
     split: str = "train",
     revision: str | None = None,
     encoding: str | None = None,
     overwrite: bool = False,
 ) -> Generated:
-    """Generate a text for each row of a file, and write them as JSON lines, in the rows' order.
+    """Generate a text for each row of a file, and write the rows with their texts, in their order.
 
-    A line holds the row's text, under the name of its column, and "output": the generated text, or null if the row
-    lacks a text. A run that was interrupted resumes if it is started again.
+    The output has all columns of the input and, as the last one, "output": the generated text, or null if the row lacks
+    a text. If the input has a column "output" itself, the texts are in "output_2". Columns of vectors are kept in
+    .jsonl and .parquet; a .csv file and standard output do not hold them. Values that are no text become JSON in .jsonl
+    and .csv, with times by ISO 8601 and binary data in base64.
+
+    While texts are generated, they are kept in a file beside the output, OUTPUT.partial. The output itself is written
+    when all rows have their text, so it is whole as soon as it exists. A run that was interrupted or killed resumes
+    from OUTPUT.partial if it is started again; so does a .jsonl output that earlier code began under its final name. If
+    the output is whole and the input has more rows by now, only these are generated. OUTPUT.made-with records what the
+    texts were made with.
 
     Args:
         name: folder that training saved, bundle, or id of a repository on the Hub.
         data: JSONL, CSV or Parquet file, or id of a data set on the Hub; or a .txt file with one text per line.
         columns: the columns to read. `columns.target` is ignored.
-        output: file to write; None for standard output.
+        output: file to write, which ends in .jsonl, .csv, .parquet, .jsonl.gz or .csv.gz; None to print JSON lines on
+            standard output.
         vectors: whether to give the model vectors.
         num_beams, max_new_tokens: arguments of `model.generate`.
+        batch_size: rows in a batch.
+        limit: use only the first rows.
         split: split of the data set on the Hub.
         revision: branch, tag or commit of the repository.
-        encoding: encoding of a .txt or CSV file; None for UTF-8.
+        encoding: encoding of a .txt or CSV file; None for UTF-8. Outputs are always UTF-8.
         overwrite: replace what is in `output`.
 
     Raises:
         GenerationStopped: Ctrl-C was pressed.
-        ValueError: an argument or the rows cannot be used, `output` holds other lines, or the model is damaged.
+        ValueError: an argument or the rows cannot be used, `output` has another ending or holds other rows, or the
+            model is damaged.
         OSError: a file, a data set, the model or its base model cannot be read, or `output` cannot be written.
     """
-    chunks = read_chunks(str(data), split, columns.text, encoding)
+
+    def chunks() -> Iterable[Chunk]:
+        return first_of(read_chunks(str(data), split, columns.text, encoding), limit)
+
     return generate_chunks(
-        name, chunks, columns, output, vectors=vectors, num_beams=num_beams, max_new_tokens=max_new_tokens,
+        name, chunks(), columns, output, chunks, vectors=vectors, num_beams=num_beams, max_new_tokens=max_new_tokens,
         batch_size=batch_size, revision=revision, overwrite=overwrite,
     )  # fmt: skip
 
@@ -240,6 +256,7 @@ def generate_chunks(
     chunks: Iterable[Chunk],
     columns: Columns,
     output: str | Path | None,
+    reread: Callable[[], Iterable[Chunk]] | None = None,
     *,
     vectors: bool = True,
     num_beams: int = 1,
@@ -248,20 +265,21 @@ def generate_chunks(
     revision: str | None = None,
     overwrite: bool = False,
 ) -> Generated:
-    """Do as `generate_file` does, for rows that come in chunks, such as those of `streaming.chunks_of_texts`."""
-    if columns.text == "output":
-        raise ValueError(
-            "each line holds the generated text under the name 'output', which is also the name of the text column. "
-            "Rename the column."
-        )
+    """Do as `generate_file` does, for rows that come in chunks, such as those of `streaming.chunks_of_texts`.
+
+    Args:
+        reread: returns the chunks once more; None if the rows have no other column than their text.
+    """
     columns = columns._replace(target=None)
     folder, model, processor, limits = _load(name, revision)
     options: dict = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
-    lines_depend_on = {
+    texts_depend_on = {
         "model": trained_digest(folder), "columns": list(columns), "no_vectors": not vectors, "batch_size": batch_size,
-    }  # fmt: skip
-    path, is_first = None if output is None else Path(output), processes().is_main_process
-    lines = Output(path, columns.text, lines_depend_on | options, overwrite) if is_first else None
+    } | options  # fmt: skip
+    is_first, lines = processes().is_main_process, None
+    if is_first:
+        path = None if output is None else Path(output)
+        lines = OutputFile(path, columns, texts_depend_on, overwrite) if path else StandardOutput(columns)
 
     def inputs(rows, numbers, counts):
         return make_inputs(rows, columns, processor, limits, vectors, keep=False, numbers=numbers, counts=counts)
@@ -270,23 +288,26 @@ def generate_chunks(
         return generate_texts(model, rows, processor, batch_size, progress if is_first else None, **options)
 
     try:
-        counts = generate_lines(chunks, columns, inputs, write, lines)
+        counts = generate_lines(chunks, columns, inputs, write, lines, reread)
     except KeyboardInterrupt:
         raise GenerationStopped(lines.old + lines.new if lines else None) from None
+    finally:
+        if lines:
+            lines.close()
     numbers = [lines.old, lines.new] if lines else [0, 0]
     broadcast_object_list(numbers)
-    generated = Generated(lines=sum(numbers), earlier=numbers[0])
+    generated = Generated(rows=sum(numbers), earlier=numbers[0])
     _report(generated, counts, limits)
     if columns.vector and vectors and 0 < counts["inputs"] == counts["without vectors"] and not generated.earlier:
         raise ValueError(
-            f"column {columns.vector!r} holds no vector in any row; all {generated.lines} lines are generated from "
-            "the text alone."
+            f"column {columns.vector!r} holds no vector in any row; all {generated.rows} texts are generated from "
+            "the rows' text alone."
         )
     return generated
 
 
 def _report(generated: Generated, counts: Counter, limits: tuple[int, int]) -> None:
-    if generated.lines == 0:
+    if generated.rows == 0:
         raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
     report_counts(counts, *limits)
     if counts["empty"]:

@@ -42,19 +42,21 @@ def generate_lines(
     inputs: Callable[..., list[dict]],
     write: Callable[[list[dict], str], list[str]],
     output: Output | None,
+    reread: Callable[[], Iterable[Chunk]] | None = None,
 ) -> Counter[str]:
-    """Append a line for each row that has none yet, chunk by chunk. Processes share the work; the first one writes.
+    """Generate a text for each row that has none yet, chunk by chunk. Processes share the work; the first one writes.
 
     Args:
         chunks: the same chunks in all processes.
         columns: the columns to read.
         inputs: returns the model's inputs for rows, given their numbers and a counter, as `inputs.prepare` does.
         write: returns the texts for inputs, given the title of the progress bar.
-        output: the file of lines in the first process, None in all others.
+        output: where the rows and their texts go, in the first process; None in all others.
+        reread: returns the same chunks once more, for `output.finish`; None if the rows have no column but their text.
 
     Returns:
-        The counts of `inputs` over the rows of this run; and `empty`, how many rows lack a text, so that their line
-        holds null.
+        The counts of `inputs` over the rows of this run; and `empty`, how many rows lack a text, so that null
+        is generated for them.
     """
     total_counts: Counter[str] = Counter()
     pending = unfinished(chunks, columns, output)
@@ -63,9 +65,9 @@ def generate_lines(
     ):
         total_counts.update(counts)
         if output:
-            output.append(chunk.rows[output.text_column][written:], texts[written:])
+            output.append(chunk.rows.select(range(written, len(chunk.rows))), texts[written:])
     if output:
-        output.finish()
+        output.finish(reread)
     return total_counts
 
 

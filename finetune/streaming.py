@@ -58,6 +58,14 @@ def chunks_of_texts(texts: Iterable[str], text_column: str) -> Iterator[Chunk]:
     return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in rows)
 
 
+def first_of(chunks: Iterable[Chunk], limit: int | None) -> Iterator[Chunk]:
+    """Yield the chunks of the first `limit` rows; all chunks if it is None. No row beyond them is read."""
+    for first, rows in chunks:
+        yield Chunk(first, rows if limit is None else rows.select(range(min(len(rows), limit - first))))
+        if limit is not None and first + len(rows) >= limit:
+            return
+
+
 def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
     first = 0
     for rows in parts:

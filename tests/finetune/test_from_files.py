@@ -62,7 +62,7 @@ def test_the_lines_in_the_documentation_run(room, monkeypatch, capsys):
     record = json.loads((room / "runs" / "mine" / "training.json").read_text())
     assert record["options"]["base"] == "tiny_t5" and record["options"]["epochs"] == 2
     lines = [json.loads(line) for line in (room / "runs" / "mine.jsonl").read_text().splitlines()]
-    assert [set(line) for line in lines] == [{"filename", "output"}] * 6
+    assert [list(line) for line in lines] == [["filename", "description", "vector", "output"]] * 6
 
 
 def test_importing_the_package_loads_none_of_its_modules():
@@ -102,7 +102,7 @@ def test_generation_resumes_and_counts(room, trained):
     output = room / "lines.jsonl"
     assert generate_file(folder, room / "test.jsonl", COLUMNS, output, max_new_tokens=4) == (6, 0)
     whole = output.read_bytes()
-    output.write_bytes(whole[: whole.index(b"\n") + 3])
+    output.write_bytes(whole[: whole.index(b"\n") + 3])  # as earlier code left it, which appended to the output itself
     assert generate_file(folder, room / "test.jsonl", COLUMNS, output, max_new_tokens=4) == (6, 1)
     assert output.read_bytes() == whole
 

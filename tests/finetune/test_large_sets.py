@@ -17,16 +17,12 @@ import portalocker
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import Dataset, List, Value
 from forks import COMMAND, Forks
 from warm import warm_python
 
 from t5fusion import T5WithFusion
 from t5fusion.common.base_models import make_processor
-from t5fusion.finetune import streaming
-from t5fusion.finetune.data import Columns
-from t5fusion.finetune.generation import generate_lines
-from t5fusion.finetune.output_file import Output
 from t5fusion.finetune.streaming import CHUNK, chunks_of_texts, read_chunks, spread
 
 DIM = 8
@@ -82,25 +78,26 @@ def wait_for_lines(file, number):
     raise AssertionError(f"{file} has no {number} lines")
 
 
-def test_every_row_has_its_line_in_order(room, whole):
+def test_every_row_is_there_in_order_with_all_its_columns(room, whole):
     rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()]
     lines = [json.loads(line) for line in whole.splitlines()]
-    assert [line["name"] for line in lines] == [row["name"] for row in rows]
+    assert [list(line) for line in lines] == [["name", "text", "vector", "output"]] * ROWS
+    assert [{name: line[name] for name in rows[0]} for line in lines] == rows
     assert [row for row, line in enumerate(lines) if line["output"] is None] == list(EMPTY)
     assert len({line["output"] for line in lines}) > 100  # else a row's text might be another row's, and none see it
 
 
 def test_two_processes_killed_twice_write_to_the_byte_what_one_writes(room, commands, whole):
-    file = room / "killed.jsonl"
+    file, partial = room / "killed.jsonl", room / "killed.jsonl.partial"
     written = 0
     for _ in range(2):
         ranks = commands.start_two(*GENERATE, "--output", "killed.jsonl")
-        wait_for_lines(file, written + 1)
+        wait_for_lines(partial, written + 1)
         for process, _ in ranks:
             os.kill(process, signal.SIGKILL)
         assert [commands.end(rank)[0] for rank in ranks] == [-signal.SIGKILL] * 2
-        earlier, written = written, file.read_bytes().count(b"\n")
-        assert earlier < written < ROWS and (room / "killed.jsonl.made-with").exists()
+        earlier, written = written, partial.read_bytes().count(b"\n")
+        assert earlier < written < ROWS and (room / "killed.jsonl.made-with").exists() and not file.exists()
     launcher = [warm_python(), "-m", "accelerate.commands.launch", *LAUNCH, "--main_process_port", "0"]
     launched = [*launcher, "-m", "t5fusion", *GENERATE, "--output", "killed.jsonl"]
     done = subprocess.run(launched, cwd=room, env=commands.environment, capture_output=True, text=True, timeout=240)
@@ -111,18 +108,56 @@ def test_two_processes_killed_twice_write_to_the_byte_what_one_writes(room, comm
 
 
 def test_ctrl_c_says_how_to_go_on_and_one_process_goes_on_where_two_were(room, commands, whole):
-    file = room / "stopped.jsonl"
+    file, partial = room / "stopped.jsonl", room / "stopped.jsonl.partial"
     ranks = commands.start_two(*GENERATE, "--output", "stopped.jsonl")
-    wait_for_lines(file, 1)
+    wait_for_lines(partial, 1)
     for process, _ in ranks:
         os.kill(process, signal.SIGINT)
     (code, out, err), (other, _, silent) = map(commands.end, ranks)
-    there = file.read_bytes().count(b"\n")
-    assert (code, other, out) == (130, 130, "") and 0 < there < ROWS
-    assert err == f"Stopped; {there} rows are in stopped.jsonl. To go on, give the same command.\n" and silent == ""
+    there = partial.read_bytes().count(b"\n")
+    assert (code, other, out) == (130, 130, "") and 0 < there < ROWS and not file.exists()
+    sentence = f"Stopped; {there} rows are in stopped.jsonl.partial. To go on, give the same command.\n"
+    assert err == sentence and silent == ""
     code, _, err = commands.run(*GENERATE, "--output", "stopped.jsonl")
     assert code == 0 and f"{there} of them from before" in err
     assert file.read_bytes() == whole
+
+
+def test_a_parquet_file_of_the_same_rows_holds_the_same_texts(room, commands, whole):
+    rows = Dataset.from_list([json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()])
+    rows.cast_column("vector", List(Value("float16"), length=DIM)).to_parquet(room / "rows.parquet")
+    words = ["generate", "model", "--file", "rows.parquet", *GENERATE[4:], "--output", "made.parquet"]
+    process, name = commands.start(*words)
+    wait_for_lines(room / "made.parquet.partial", 1)
+    os.kill(process, signal.SIGKILL)
+    assert commands.end((process, name))[0] == -signal.SIGKILL and not (room / "made.parquet").exists()
+    code, _, err = commands.run(*words)
+    assert code == 0, err
+    table = pq.read_table(room / "made.parquet")
+    assert table.schema.field("vector").type == pa.list_(pa.float16(), DIM)
+    made = [json.loads(line) for line in whole.splitlines()]
+    assert table["name"].to_pylist() == [line["name"] for line in made]
+    same = sum(a == b["output"] for a, b in zip(table["output"].to_pylist(), made, strict=True))
+    assert same > 0.9 * ROWS  # the vectors are rounded to float16
+
+
+def test_an_output_that_earlier_code_began_is_gone_on_with(room, commands, whole):
+    """It appended lines of a text and its output to the file itself."""
+    lines = [json.loads(line) for line in whole.splitlines()]
+    old = [json.dumps({"name": line["name"], "output": line["output"]}, ensure_ascii=False) for line in lines]
+    (room / "old.jsonl").write_text("\n".join(old[:700]) + "\n" + old[700][:9])
+    made_with = json.loads((room / "whole.jsonl.made-with").read_text())
+    assert made_with.keys() == {"model", "columns", "no_vectors", "batch_size", "num_beams", "max_new_tokens"}
+    (room / "old.jsonl.made-with").write_text(json.dumps(made_with))
+    code, _, err = commands.run(*GENERATE, "--output", "old.jsonl")
+    assert code == 0 and f"{ROWS} rows are in old.jsonl, 700 of them from before." in err
+    assert (room / "old.jsonl").read_bytes() == whole
+    for name in ("old.csv", "old.txt"):
+        (room / name).write_text("\n".join(old) + "\n")
+        (room / f"{name}.made-with").write_text(json.dumps(made_with))
+        code, _, err = commands.run(*GENERATE, "--output", name)
+        sentence = "holds JSON lines, which an earlier release wrote. To go on, rename it to old.jsonl, and "
+        assert code == 1 and f"{name} {sentence}{name}.made-with to old.jsonl.made-with" in err
 
 
 def test_what_is_there_is_gone_on_with_refused_or_replaced(room, commands, whole):
@@ -135,23 +170,39 @@ def test_what_is_there_is_gone_on_with_refused_or_replaced(room, commands, whole
     (room / "begun.jsonl.made-with").write_text(json.dumps(begun | {"model": "another"}))
     code, _, err = commands.run(*GENERATE, "--output", "begun.jsonl")
     assert code == 1 and "begun.jsonl was started with other settings: model was another, now " in err
-    (room / "notes.txt").write_text("not to be lost")
-    code, _, err = commands.run(*GENERATE, "--output", "notes.txt")
-    assert code == 1 and "no file beside it records what its lines were made with" in err and len(err.splitlines()) == 1
-    (room / "notes.txt.made-with").write_text(json.dumps(begun))
-    code, _, err = commands.run(*GENERATE, "--output", "notes.txt")
-    assert code == 1 and "line 1 of notes.txt is not of row 0 of the input" in err and len(err.splitlines()) == 1
-    assert (room / "notes.txt").read_text() == "not to be lost"
-    with (room / "begun.jsonl").open("ab") as other:
+    (room / "notes.csv").write_text("not to be lost")
+    code, _, err = commands.run(*GENERATE, "--output", "notes.csv")
+    assert code == 1 and "notes.csv exists, and no file beside it records what its texts were made with." in err
+    assert (room / "notes.csv").read_text() == "not to be lost" and not (room / "notes.csv.partial").exists()
+    (room / "notes.csv.made-with").write_text(json.dumps(begun))
+    code, _, err = commands.run(*GENERATE, "--output", "notes.csv")
+    assert code == 1 and "there is no column 'name'; the columns are not to be lost." in err
+    assert (room / "notes.csv").read_text() == "not to be lost" and not (room / "notes.csv.partial").exists()
+    with (room / "begun.jsonl.partial").open("ab") as other:
         portalocker.lock(other, portalocker.LOCK_EX)
         code, _, err = commands.run(*GENERATE, "--output", "begun.jsonl", "--overwrite")
-    assert code == 1 and "begun.jsonl is being written by another process." in err
+    assert code == 1 and "begun.jsonl.partial is being written by another process." in err
     assert (room / "begun.jsonl").read_bytes() == whole[:5000]
     few = ["--file", "few.jsonl", *GENERATE[4:], "--output", "begun.jsonl", "--overwrite"]
     (room / "few.jsonl").write_text("".join((room / "rows.jsonl").read_text().splitlines(True)[:5]))
     code, _, err = commands.run(*GENERATE[:2], *few)
     assert code == 0 and "5 rows are in begun.jsonl.\n" in err
     assert (room / "begun.jsonl").read_bytes().count(b"\n") == 5
+
+
+def test_a_limit_takes_the_first_rows_and_more_are_added_later(room, commands, whole):
+    words = [*GENERATE, "--output", "first.jsonl", "--limit"]
+    code, _, err = commands.run(*words, "520")
+    assert code == 0 and "520 rows are in first.jsonl.\n" in err
+    assert (room / "first.jsonl").read_bytes() == b"".join(whole.splitlines(True)[:520])
+    code, _, err = commands.run(*words, "1024")
+    assert code == 0 and "1024 rows are in first.jsonl, 520 of them from before." in err
+    assert (room / "first.jsonl").read_bytes() == b"".join(whole.splitlines(True)[:1024])
+    code, _, err = commands.run(*words, "5")
+    assert code == 1 and "the input has 5 rows, and first.jsonl has more." in err
+    typed = ["generate", "model", "app", "settings", "app", "--no-vectors", "--max-new-tokens", "2", "--limit", "2"]
+    code, out, _ = commands.run(*typed)
+    assert code == 0 and [json.loads(line)["text"] for line in out.splitlines()] == ["app", "settings"]
 
 
 def test_a_bad_row_is_named_by_its_number_in_the_file(room, commands):
@@ -234,52 +285,6 @@ def test_what_is_no_file_is_named(tmp_path, name):
         next(read_chunks(str(tmp_path / name)))
 
 
-def write_again(path, names, **options):
-    """`generate_lines` with a text that tells its row, in place of a model."""
-    output = Output(path, "name", options)
-    columns = Columns("name")
-    generate_lines(
-        chunks_of_texts(names, "name"),
-        columns,
-        lambda rows, numbers, _: list(zip(rows["name"], numbers, strict=True)),
-        lambda rows, _: [f"{name} ü {number}" for name, number in rows],
-        output,
-    )
-    return output
-
-
-def test_an_output_that_was_cut_at_any_byte_becomes_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(streaming, "CHUNK", 4)
-    names = ["a", 'b"\n', "", "ü", "e"]
-    path = tmp_path / "made.jsonl"
-    write_again(path, names)
-    whole = path.read_bytes()
-    assert [json.loads(line)["output"] for line in whole.splitlines()][:4] == ["a ü 0", 'b"\n ü 1', None, "ü ü 3"]
-    for cut in range(len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        output = write_again(path, names)
-        assert path.read_bytes() == whole and output.old == whole[:cut].count(b"\n")
-        assert output.old + output.new == len(names)
-
-
-@pytest.mark.parametrize(
-    ("names", "sentence"),
-    [
-        (["a", "c"], "line 2 of .* is not of row 1 of the input, whose text is 'c'"),
-        (["a"], "the input has 1 rows, and .* has more lines"),
-    ],
-)
-def test_an_output_of_other_rows_is_refused_and_left_as_it_is(tmp_path, names, sentence):
-    path = tmp_path / "made.jsonl"
-    write_again(path, ["a", "b"])
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match=sentence):
-        write_again(path, names)
-    assert path.read_bytes() == before
-    write_again(path, ["a", "b", "c"])  # rows that were added since
-    assert path.read_bytes().startswith(before) and path.read_bytes().count(b"\n") == 3
-
-
 def limited(bytes_of_a_file):
     """The command, in a process that can write no larger file: as on a disk that is full."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_of_a_file}, -1)); "
@@ -287,13 +292,20 @@ def limited(bytes_of_a_file):
 
 
 def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(room, commands, whole):
-    file = room / "full.jsonl"
-    code, out, err = commands.run(*GENERATE, "--output", file.name, code=limited(len(whole) // 2))
-    written = file.read_bytes()
-    assert code == 1 and out == "" and 0 < len(written) <= len(whole) // 2 and whole.startswith(written)
+    file, partial = room / "full.jsonl", room / "full.jsonl.partial"
+    code, out, err = commands.run(*GENERATE, "--output", file.name, code=limited(70_000))
+    written = partial.read_bytes()
+    assert code == 1 and out == "" and 0 < len(written) <= 70_000 and not file.exists()
     rows = written.count(b"\n") // CHUNK * CHUNK
-    sentence = f"t5fusion: full.jsonl cannot be written (File too large): it holds {rows} rows. Free some space, and "
+    cause = f"(File too large): full.jsonl.partial holds {rows} rows. Free some space, and "
+    sentence = f"t5fusion: full.jsonl.partial cannot be written {cause}"
     assert err.startswith(sentence) and len(err.splitlines()) == 1 and rows > 0
+    code, out, err = commands.run(*GENERATE, "--output", file.name, code=limited(len(whole) - 1))
+    cause = f"(File too large): full.jsonl.partial holds {ROWS} rows. Free some space, and "
+    assert code == 1 and err.startswith(f"t5fusion: full.jsonl cannot be written {cause}")
+    assert [file.name for file in sorted(room.glob("full.jsonl*"))] == [
+        f"full.jsonl.{x}" for x in ("made-with", "partial")
+    ]
     code, _, err = commands.run(*GENERATE, "--output", file.name)
     assert code == 0 and file.read_bytes() == whole, err
 
@@ -303,8 +315,11 @@ def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(room, commands, w
     [
         ("/dev/full", "/dev/full is no regular file. Name another --output, or leave it out to print the lines."),
         ("model", "model is no regular file."),
-        ("rows.jsonl/x", "rows.jsonl/x cannot be written (File exists)."),
-        ("/proc/x.jsonl", "/proc/x.jsonl cannot be written ("),
+        ("rows.jsonl/x.csv", "rows.jsonl/x.csv.partial cannot be written (File exists)."),
+        ("/proc/x.jsonl", "/proc/x.jsonl.partial cannot be written ("),
+        ("x.txt", "x.txt ends in .txt; expected one of .jsonl, .csv, .parquet, .jsonl.gz, .csv.gz."),
+        ("x", "x has no ending; expected one of .jsonl, .csv, .parquet, .jsonl.gz, .csv.gz."),
+        ("x.parquet.gz", "x.parquet.gz ends in .parquet.gz; expected one of .jsonl, .csv, .parquet, .jsonl.gz, "),
     ],
 )
 def test_an_output_that_cannot_be_one_is_refused(room, commands, output, sentence):
