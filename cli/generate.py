@@ -68,7 +68,7 @@ def generate(
     from ..finetune.streaming import chunks_of_texts
 
     columns = Columns(text_column, None, lexical_column, vector_column)
-    options = {
+    options: dict = {
         "vectors": not no_vectors, "num_beams": beams, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
         "revision": revision, "overwrite": overwrite,
     }  # fmt: skip

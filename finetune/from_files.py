@@ -21,7 +21,7 @@ from .files import load_rows
 from .generation import generate_lines, generate_texts
 from .inputs import make_inputs, report_counts
 from .options import Recipe, TrainingOptions
-from .output_file import OutputFile, StandardOutput
+from .output_file import OutputFile, StandardOutput, check_output_name
 from .output_folder import check_output
 from .parallel import processes
 from .streaming import Chunk, first_of, read_chunks
@@ -271,6 +271,8 @@ def generate_chunks(
         reread: returns the chunks once more; None if the rows have no other column than their text.
     """
     columns = columns._replace(target=None)
+    if output is not None:  # before the model is loaded
+        check_output_name(Path(output))
     folder, model, processor, limits = _load(name, revision)
     options: dict = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
     texts_depend_on = {

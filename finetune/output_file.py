@@ -53,6 +53,27 @@ def _report_name(name: str) -> None:
         say(f"The input has a column {OUTPUT_COLUMN!r}; the generated texts are in column {name!r}.")
 
 
+def check_output_name(path: Path) -> None:
+    """Check that a file of generated texts can have this name.
+
+    Raises:
+        ValueError: its ending is not in `OUTPUT_ENDINGS`, it is no regular file, or it holds JSON lines of earlier code
+            under an ending that means another format now.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file. Name another --output, or leave it out to print the lines.")
+    marker = path.with_name(path.name + MADE_WITH)
+    if marker.exists() and path.exists() and kind_of(str(path)) != ".jsonl":
+        with path.open("rb") as file:
+            if file.read(2) == b'{"':  # no CSV and no Parquet file begins so
+                renamed = path.with_suffix(".jsonl")
+                raise ValueError(
+                    f"{path} holds JSON lines, which an earlier release wrote. To go on, rename it to {renamed}, and "
+                    f"{marker} to {renamed}{MADE_WITH}, and give --output {renamed}."
+                )
+    check_ending(path)
+
+
 class _Written(NamedTuple):
     """What an earlier run wrote of a row."""
 
@@ -125,7 +146,7 @@ class OutputFile:
         self.old = self.new = 0  # rows of earlier runs, and rows that this run wrote
         self.schemas: list[pa.Schema] = []  # of the chunks as the output holds them, each distinct one once
         self.names: dict[str, None] = {}  # all columns of the input, as keys
-        self._check_name()
+        check_output_name(path)
         self.file = _open_locked(self.partial)
         if overwrite:
             self.file.truncate(0)
@@ -139,21 +160,6 @@ class OutputFile:
         self.file.seek(0)
         # The earlier rows, until all of them have been compared.
         self.earlier: Iterator[_Written] | None = self._lines() if self.is_resumed else self._rows_of_output()
-
-    def _check_name(self) -> None:
-        if self.path.exists() and not self.path.is_file():
-            raise ValueError(
-                f"{self.path} is no regular file. Name another --output, or leave it out to print the lines."
-            )
-        if self.marker.exists() and self.path.exists() and kind_of(str(self.path)) != ".jsonl":
-            with self.path.open("rb") as file:
-                if file.read(2) == b'{"':  # no CSV and no Parquet file begins so
-                    renamed = self.path.with_suffix(".jsonl")
-                    raise ValueError(
-                        f"{self.path} holds JSON lines, which an earlier release wrote. To go on, rename it to "
-                        f"{renamed}, and {self.marker} to {renamed}{MADE_WITH}, and give --output {renamed}."
-                    )
-        check_ending(self.path)
 
     def _check_begun_with(self) -> None:
         there = self.partial if self.is_resumed else self.path
