@@ -1,24 +1,57 @@
-"""T5 with a second kind of input: lexical vectors beside the text."""
+"""T5 with a second kind of input: lexical vectors beside the text.
+
+`import t5fusion` registers the model type with transformers and PEFT, and installs the hooks (see `t5fusion.hooks`).
+The names below are loaded when they are first used.
+"""
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-try:
-    from . import tiny_t5
+from . import tiny_t5
+
+if TYPE_CHECKING:
     from .collating_t5fusion import DataCollatorWithFusion
     from .configuration_t5fusion import T5FusionConfig
-    from .hooks import register
     from .modeling_t5fusion import T5WithFusion
     from .processing_t5fusion import T5FusionProcessor
-except KeyboardInterrupt:
-    # The commands `t5fusion` and `python -m t5fusion` import this package before their `main` runs. That takes seconds,
-    # so Ctrl-C is handled here too. Any other program handles it as it likes.
-    if sys.argv[0] != "-m" and Path(sys.argv[0]).stem != "t5fusion":
-        raise
-    print("t5fusion: stopped.", file=sys.stderr)
-    sys.exit(130)
-
-register()
 
 __version__ = "0.1.0"
 __all__ = ["DataCollatorWithFusion", "T5FusionConfig", "T5FusionProcessor", "T5WithFusion", "tiny_t5"]
+
+_MODULES = {
+    "DataCollatorWithFusion": "collating_t5fusion",
+    "T5FusionConfig": "configuration_t5fusion",
+    "T5FusionProcessor": "processing_t5fusion",
+    "T5WithFusion": "modeling_t5fusion",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _register()
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register() -> None:
+    from .hooks import register  # takes as long as importing torch, transformers and peft
+
+    register()
+
+
+def _is_command_line() -> bool:
+    """Return whether Python imports this package in order to run its command line: `t5fusion`, `python -m t5fusion`."""
+    program = sys.argv[0] if sys.argv else ""
+    if program == "-m":  # as long as the package is imported; then it is the path of __main__.py
+        return sys.orig_argv[-len(sys.argv)] == __name__
+    return Path(program).stem == "t5fusion"
+
+
+if not _is_command_line():  # which registers once it knows that its arguments are good (`cli/libraries.py`)
+    _register()

@@ -57,7 +57,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         try:
-            app()
+            app(prog_name="t5fusion")  # also for `python -m t5fusion`
         finally:
             sys.stdout.flush()  # so that a full disk raises here, as any other error does
     except (ValueError, OSError, ImportError, RuntimeError) as error:

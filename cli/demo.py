@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..common.console import say, silence_libraries
+from ..common.console import say
 from ..common.panels import OUTPUT, TRAINING, VECTORS
 from .arguments import Limit
+from .libraries import load_libraries
 
 
 class Lexical(str, Enum):
@@ -35,7 +36,7 @@ def demo(
 
     Example: [bold]t5fusion demo --lexical name[/bold]
     """
-    silence_libraries()
+    load_libraries()
     from ..demo.demo import DEMO  # slow to import: --help does without
     from ..demo.demo import demo as run_demo
     from ..finetune import Interrupted

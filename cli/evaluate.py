@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..common.console import is_first_process, say, silence_libraries
+from ..common.console import is_first_process, say
 from ..common.panels import OUTPUT, VECTORS
-from ..common.run_files import EVALUATION
 from .arguments import (
     Data,
     Encoding,
@@ -22,6 +21,7 @@ from .arguments import (
     Trained,
     VectorColumn,
 )
+from .libraries import load_libraries
 
 
 class VectorKind(str, Enum):
@@ -59,7 +59,7 @@ def evaluate(
 
     Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc[/bold]
     """
-    silence_libraries()
+    load_libraries()
     from ..finetune import Columns, evaluate_file  # slow to import: --help does without
 
     columns = Columns(text_column, target_column, lexical_column, vector_column)
@@ -78,7 +78,8 @@ def evaluate(
 
 def _update_card(name: str, is_saved: bool) -> None:
     """Update the card if `name` is a bundle, and tell the user where the evaluation is."""
-    from ..hub_export.evaluation import keep_evaluation  # slow to import: --help does without
+    from ..common.run_files import EVALUATION  # slow to import: --help does without
+    from ..hub_export.evaluation import keep_evaluation
     from ..hub_export.manifest import MANIFEST
 
     folder = Path(name)

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..common.console import say, silence_libraries
+from ..common.console import say
 from ..common.panels import BUNDLE, OUTPUT
 from ..hub_export.kinds import KINDS
+from .libraries import load_libraries
 
 
 class FormatOption(str, Enum):
@@ -66,7 +67,7 @@ def export(
 
     Example: [bold]t5fusion export runs/files bundles/describer[/bold]
     """
-    silence_libraries()
+    load_libraries()
     from ..hub_export.bundle import export as write_bundle  # slow to import: --help does without
 
     given = {"template": template, "lexical_encoder": encoder, "lexical_source": lexical_source}

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ..common.console import say, silence_libraries
+from ..common.console import say
 from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
 from .arguments import Encoding, LexicalColumn, Limit, Revision, Split, TextColumn, Trained, VectorColumn
+from .libraries import load_libraries
 
 
 def generate(
@@ -62,7 +63,7 @@ def generate(
     """
     if texts and file:
         raise ValueError("texts and --file were both given; give one of them.")
-    silence_libraries()
+    load_libraries()
     from ..finetune import Columns, GenerationStopped, generate_file  # slow to import: --help does without
     from ..finetune.from_files import generate_chunks
     from ..finetune.streaming import chunks_of_texts

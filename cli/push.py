@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ..common.console import say, silence_libraries
+from ..common.console import say
 from ..common.panels import HUB
 from .arguments import TrustCode, UseCache
+from .libraries import load_libraries
 
 
 def push(
@@ -36,7 +37,7 @@ def push(
 
     Example: [bold]t5fusion push bundles/describer me/describer[/bold]
     """
-    silence_libraries()
+    load_libraries()
     from ..hub_export.upload import push as push_bundle  # slow to import: --help does without
 
     pushed = push_bundle(

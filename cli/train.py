@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from ..common.console import say, silence_libraries
+from ..common.console import say
 from ..common.panels import DATA, OUTPUT
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
 from .arguments import Data, Encoding, LexicalColumn, Limit, Overwrite, TargetColumn, TextColumn, VectorColumn
+from .libraries import load_libraries
 from .parsing import options_from, refuse_idle, with_options_of
 
 IDLE_OPTIONS = {  # options, and those that have no effect beside them
@@ -48,7 +49,7 @@ def train(
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
     refuse_idle(context, IDLE_OPTIONS)
-    silence_libraries()
+    load_libraries()
     from ..finetune import Columns, Interrupted, train_file  # slow to import: --help does without
 
     output = output or Path("runs") / Path(data.removesuffix(".gz")).stem

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from ..common.console import silence_libraries
 from ..common.panels import HUB
 from .arguments import TrustCode, UseCache
+from .libraries import load_libraries
 
 
 def verify(
@@ -25,7 +25,7 @@ def verify(
 
     Example: [bold]t5fusion verify me/describer[/bold]
     """
-    silence_libraries()
+    load_libraries()
     from ..hub_export.verification import verify as verify_bundle  # slow to import: --help does without
 
     report = verify_bundle(name, revision, use_cache, fused_model=fused_model, trust_code=trust_code, say=print)

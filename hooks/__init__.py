@@ -5,8 +5,8 @@
 | `BaseTuner.inject_adapter` | a new adapter trains and saves the fusion layer | PEFT |
 | `PeftConfig.from_pretrained` | marks a config that was read, so that nothing is added to a saved adapter | PEFT |
 | `PeftModel.__init__` | an adapter on a fused model gets the class in `adapter_class.py` | PEFT, PUSH |
-| the Trainer's default callbacks: `FusionCallback` | starts the fusion layer, and reports useless vectors | TRAINER |
-| the Trainer's default callbacks: `PushCallback` | a pushed adapter loads without this package | PUSH |
+| `CallbackHandler.__init__`: adds `FusionCallback` | starts the fusion layer, and reports useless vectors | TRAINER |
+| `CallbackHandler.__init__`: adds `PushCallback` | a pushed adapter loads without this package | PUSH |
 | `AutoPeftModel*.from_pretrained` | its error for an adapter that was not pushed says what to type | PUSH |
 
 All of them act on fused models only, and leave other models to PEFT and the Trainer. The switches are the environment
@@ -24,13 +24,14 @@ gives it the row of "t5" in each of PEFT's tables of target modules.
 
 from functools import cache
 
+from .. import modeling_t5fusion, processing_t5fusion  # noqa: F401  register the model type and its processor
 from . import adapter_class, peft_hook, push_hook, trainer_hook
 from .switches import PEFT, PUSH, TRAINER, is_on
 
 
 @cache  # a second call would wrap the wraps
 def register() -> None:
-    """Install the hooks whose switch is on, once."""
+    """Install the hooks whose switch is on, once. (The model type is registered as soon as this module is imported.)"""
     if is_on(PEFT):
         peft_hook.register()
     if is_on(TRAINER):

@@ -20,13 +20,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel
 from peft.auto import _BaseAutoPeftModel
-from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..common.remote_code import write_code
 from ..modeling_t5fusion import T5WithFusion
 from ..naming_t5fusion import NOT_PUSHED, UNPUSHED_BASE, FusedName
 from .switches import PUSH, is_on
+from .trainer_hook import add_to_fused_models
 
 BASE_TAG = "base_model:"  # prefix of the Hub's tags for what a model is based on
 
@@ -172,7 +173,7 @@ def is_unpushed(folder: Path) -> bool:
 
 
 def register() -> None:
-    """Add the callback to every Trainer made from now on; wrap `push_to_hub` of our class, and PEFT's Auto classes."""
-    trainer.DEFAULT_CALLBACKS.append(PushCallback)
+    """Add the callback to the Trainers of fused models; wrap `push_to_hub` of our class, and PEFT's Auto classes."""
+    add_to_fused_models(PushCallback)
     _BaseAutoPeftModel.from_pretrained = classmethod(_wrap_auto(_BaseAutoPeftModel.from_pretrained.__func__))
     T5WithFusion.push_to_hub = _wrap_push(T5WithFusion.push_to_hub)  # for adapters that transformers put on

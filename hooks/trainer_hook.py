@@ -1,18 +1,23 @@
 """In every `Trainer`, for fused models only: start the fusion layer, and report if the vectors brought nothing.
 
-`import t5fusion` puts `FusionCallback` among the Trainer's default callbacks: a callback is the only thing to which the
-Trainer shows its data. `trainer.remove_callback(FusionCallback)` removes it from one Trainer, and the environment
+A callback is the only thing to which the Trainer shows its data. So `import t5fusion` wraps `CallbackHandler.__init__`,
+which every Trainer calls with its callbacks and its model: where the model is a fused model, `FusionCallback` is among
+them. (transformers' list of default callbacks would do too, but importing its module takes a second, and not every user
+of a model needs a Trainer.) `trainer.remove_callback(FusionCallback)` removes it from one Trainer, and the environment
 variable T5FUSION_TRAINER_HOOK=0 switches it off.
 """
 
 import sys
+from collections.abc import Callable
+from functools import wraps
 from itertools import islice
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import TrainerCallback, TrainerState, TrainingArguments, trainer
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
 from ..common.losses import Losses, losses_of, paired_bootstrap
 from ..modeling_t5fusion import T5WithFusion, initial_projection
@@ -117,6 +122,21 @@ def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
     return Losses.of_batches(own), Losses.of_batches(other)
 
 
+def add_to_fused_models(callback: type[TrainerCallback]) -> None:
+    """Give a callback to every Trainer of a fused model that is made from now on."""
+    CallbackHandler.__init__ = _wrap_init(CallbackHandler.__init__, callback)
+
+
+def _wrap_init(init: Callable, callback: type[TrainerCallback]) -> Callable:
+    @wraps(init)
+    def __init__(self, callbacks, model, *args, **kwargs):
+        if fused_model(model) is not None:
+            callbacks = [callback, *callbacks]
+        init(self, callbacks, model, *args, **kwargs)
+
+    return __init__
+
+
 def register() -> None:
-    """Add the callback to the Trainer's defaults. Every Trainer made from now on has it."""
-    trainer.DEFAULT_CALLBACKS.append(FusionCallback)
+    """Add the callback to the Trainers of fused models."""
+    add_to_fused_models(FusionCallback)

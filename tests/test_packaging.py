@@ -95,7 +95,7 @@ def test_the_wheel_and_its_command_work_outside_the_checkout(installed):
     )
     package, command, version = run_installed(installed, script)
     assert Path(package) == installed / "t5fusion" / "__init__.py"
-    assert Path(command) == installed / "t5fusion" / "cli" / "app.py"
+    assert Path(command) == installed / "t5fusion" / "__main__.py"
     assert version == PROJECT["version"]
 
 

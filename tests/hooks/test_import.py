@@ -81,11 +81,11 @@ CHANGED_BY = {
         "peft.peft_model.PeftModel.__init__",
         "peft.tuners.tuners_utils.BaseTuner.inject_adapter",
     },
-    TRAINER: {"transformers.trainer.DEFAULT_CALLBACKS[:]"},
+    TRAINER: {"transformers.trainer_callback.CallbackHandler.__init__"},
     PUSH: {
         "peft.auto._BaseAutoPeftModel.from_pretrained",
         "peft.peft_model.PeftModel.__init__",
-        "transformers.trainer.DEFAULT_CALLBACKS[:]",
+        "transformers.trainer_callback.CallbackHandler.__init__",
     },
 }
 # The model type "t5_fusion" is registered in any case. PEFT's tables of target modules have many names in common ends.
