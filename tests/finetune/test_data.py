@@ -16,7 +16,7 @@ from transformers import ByT5Tokenizer
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, processing_t5fusion
 from t5fusion.finetune.data import Columns, check_columns, given_vectors, hold_out, vector_columns
 from t5fusion.finetune.files import load_rows
-from t5fusion.finetune.inputs import prepare
+from t5fusion.finetune.inputs import make_inputs, prepare
 from t5fusion.finetune.streaming import read_chunks
 from t5fusion.finetune.vector_cache import cache_folder, encode_cached
 
@@ -219,6 +219,13 @@ def test_white_space_trains_as_it_is_read_at_inference(encoder):
     assert row == dict(called)
     assert processor.tokenizer.decode(row["input_ids"], skip_special_tokens=True) == text
     assert processor.tokenizer.decode(row["labels"], skip_special_tokens=True) == target
+
+
+@pytest.mark.parametrize("columns", [Columns("t"), Columns("u", lexical="t")])
+def test_the_encoder_gets_the_text_as_it_is(processor, encoder, columns):
+    text = "def f(x):\n    return  x\n"
+    make_inputs(Dataset.from_dict({"t": [text], "u": ["f"]}), columns, processor, (16, 16))
+    assert encoder.asked == [[text]]
 
 
 def test_a_placeholder_in_a_text_keeps_its_place(processor):

@@ -235,6 +235,14 @@ def test_an_adapter_of_a_resized_model_holds_its_table(plain_folders, tmp_path, 
     assert torch.equal(PeftModel.from_pretrained(base, tmp_path).eval()(**batch).logits, model(**batch).logits)
 
 
+def test_an_adapter_of_transformers_cannot_hold_a_resized_table(flan, tmp_path):
+    flan.add_adapter(LoraConfig(**S2S))
+    flan.resize_token_embeddings(170)
+    with pytest.raises(ValueError, match="was resized to 170 rows, and transformers saves an adapter without it"):
+        flan.save_pretrained(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
 @torch.no_grad()
 def test_an_adapter_loaded_into_a_fused_model(plain_folders, trained):
     folder, batch, expected = trained
