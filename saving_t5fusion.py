@@ -5,6 +5,8 @@ folder names. So changes to the base model in memory, by training, by a merge or
 """
 
 import re
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,6 +129,24 @@ class SavingMixin(Model):
             super().save_pretrained(*args, **kwargs)
         finally:
             self.__class__ = current_class
+        folder = Path(args[0] if args else kwargs["save_directory"])
+        if folder.is_dir():  # processes other than the main one may write nothing
+            apply_umask(folder, "*.safetensors")
+
+
+def apply_umask(folder: Path, pattern: str = "**/*") -> None:
+    """Give the files that match `pattern` in a folder the permissions that the user's umask asks for.
+
+    safetensors and tempfile write files that only their owner can read. Other users of a shared folder could not load
+    the model.
+    """
+    probe = folder / ".permissions"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink(missing_ok=True)  # Another process may have removed it.
+    for file in folder.glob(pattern):
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
 
 
 def _keeps_base(config: Any) -> bool:

@@ -231,13 +231,17 @@ def evaluation_record(
 def save_evaluation(folder: Path, record: dict) -> bool:
     """Write `record` to evaluation.json in a folder, unless that file covers more rows or more kinds of vectors.
 
+    A damaged file is replaced: the new result may have taken hours.
+
     Returns:
         Whether it was written.
     """
     file = folder / EVALUATION
-    if file.exists():
+    try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
         if earlier["rows"] > record["rows"] or len(earlier["measures"]) > len(record["measures"]):
             return False
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        pass
     file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return True

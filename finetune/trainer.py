@@ -17,8 +17,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
-from ..common.permissions import apply_umask
 from ..common.progress import Progress
+from ..saving_t5fusion import apply_umask
 from .checkpoints import check_weights, loading, problem_of, saving
 from .options import TrainingOptions
 from .output_folder import RESUMED, OutputFolder

@@ -16,11 +16,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..collating_t5fusion import DataCollatorWithFusion
 from ..common.base_models import base_commit
 from ..common.console import is_first_process, say
-from ..common.permissions import apply_umask
 from ..common.run_files import RECORD
 from ..common.run_folder import align
 from ..hooks.trainer_hook import FusionCallback
 from ..processing_t5fusion import T5FusionProcessor
+from ..saving_t5fusion import apply_umask
 from .checkpoints import check_resumed, last_checkpoint, read_begun, saving
 from .model import build_model, trainable_share
 from .options import TrainingOptions

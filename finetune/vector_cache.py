@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from ..common.console import say
 from ..common.errors import first_line
 from ..processing_t5fusion import T5FusionProcessor
+from ..saving_t5fusion import apply_umask
 
 SHARD = 8192  # texts: about a minute's work with MiniLM on two CPU cores
 REPORT_EVERY = 10**9  # bytes: the user is told of the cache each time that it has grown by so much
@@ -141,6 +142,7 @@ class VectorCache:
         unfinished = self.folder / "unfinished"  # always this name, so that a killed process's is written over
         try:
             save_file({"hashes": hashes, "vectors": vectors}, unfinished, metadata={"sha256": _digest(hashes, vectors)})
+            apply_umask(self.folder, unfinished.name)  # so that others can use a shared cache
             unfinished.replace(shard)
         except UNUSABLE as error:
             unfinished.unlink(missing_ok=True)

@@ -18,8 +18,8 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 
-from ..common.permissions import apply_umask
 from ..modeling_t5fusion import T5WithFusion
+from ..saving_t5fusion import apply_umask
 from .peft_hook import add_fusion, has_fusion
 from .push_hook import name_base_in_card, push_with_code
 from .switches import PEFT, PUSH, is_on
@@ -65,7 +65,7 @@ class FusedAdapter(Base):
         super().save_pretrained(save_directory, safe_serialization, selected_adapters, *args, **kwargs)
         if isinstance(base, T5WithFusion):
             # safetensors writes files that only their owner can read
-            apply_umask(Path(save_directory), "adapter_model.safetensors")
+            apply_umask(Path(save_directory), "**/adapter_model.safetensors")
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

@@ -9,13 +9,13 @@ import torch
 from peft.utils import load_peft_weights
 from safetensors.torch import save_file
 
-from ..common.permissions import apply_umask
 from ..common.remote_code import write_code
 from ..common.replace_folder import replace, workplace
 from ..common.run_files import ADAPTER_CONFIG, CONFIG, EVALUATION, read_json
 from ..common.run_folder import RunFolder, load_adapter
 from ..modeling_t5fusion import T5WithFusion
 from ..naming_t5fusion import UNPUSHED_BASE
+from ..saving_t5fusion import apply_umask
 from .card import CARD, make_card
 from .evaluation import evaluation_still_holds
 from .kinds import parse_kind

@@ -211,3 +211,10 @@ def test_an_evaluation_does_not_replace_a_better_one(tmp_path, rows, kinds, writ
     save_evaluation(tmp_path, a_record(5, "true", "none") | {"split": "first"})
     assert save_evaluation(tmp_path, a_record(rows, *kinds)) == written
     assert ("split" in json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))) != written
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": 2}', '{"rows": null, "measures": {}}'])
+def test_a_damaged_evaluation_is_replaced(tmp_path, content):
+    (tmp_path / "evaluation.json").write_text(content)
+    assert save_evaluation(tmp_path, a_record(5, "true"))
+    assert json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["rows"] == 5

@@ -89,6 +89,15 @@ def test_what_is_saved(trained, base):
         assert config["modules_to_save"] == ([] if kind == "frozen fusion" else ["fusion"])
 
 
+def test_others_can_read_what_is_saved(trained, tmp_path):
+    """The weights, which safetensors writes for their owner alone, and the checkpoints."""
+    (tmp_path / "of the umask").touch()
+    expected = (tmp_path / "of the umask").stat().st_mode
+    files = [file for file in trained[2].rglob("*") if file.is_file()]
+    assert any(file.parent.name.startswith("checkpoint-") for file in files)
+    assert [file.name for file in files if file.stat().st_mode != expected] == []
+
+
 def test_what_is_recorded(trained, base):
     _, made, folder, model = trained
     record = json.loads((folder / "training.json").read_text())

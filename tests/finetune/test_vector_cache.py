@@ -251,6 +251,13 @@ def test_the_size_of_the_cache_is_reported_each_time_it_has_grown(processor, mon
     assert said.count("GB of vectors. You may empty it at any time.") == size // 3000 > 0
 
 
+def test_others_can_read_a_shared_cache(processor, tmp_path):
+    encode_cached(TEXTS, processor)
+    (tmp_path / "of the umask").touch()
+    expected = (tmp_path / "of the umask").stat().st_mode
+    assert {shard.stat().st_mode for shard in shards()} == {expected}
+
+
 def test_encode_distinct_caches_nothing(processor):
     assert encode_distinct(["b", "app", "b"], processor).shape == (3, DIM)
     assert processor.asked == [["b", "app"]] and not cache_folder().exists()

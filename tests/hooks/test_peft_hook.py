@@ -1,6 +1,7 @@
 """The fusion layer trains and is saved with every adapter. Saving refuses a model that a reload would change."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -292,6 +293,17 @@ def test_a_layer_of_another_layout_is_refused(base, tmp_path):
         model.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=layout):
         get_peft_model(model, LoraConfig(**QV)).save_pretrained(tmp_path / "adapter")
+
+
+def test_others_can_read_an_adapter(base, tmp_path):
+    peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV))
+    peft_model.add_adapter("second", LoraConfig(**QV))
+    mask = os.umask(0o027)
+    try:
+        peft_model.save_pretrained(tmp_path)
+    finally:
+        os.umask(mask)
+    assert [oct(file.stat().st_mode & 0o777) for file in tmp_path.rglob("*.safetensors")] == ["0o640"] * 2
 
 
 # Choices that were made when the model was built

@@ -3,11 +3,13 @@
 import copy
 import hashlib
 import json
+import os
 import pickle
 import shutil
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -605,6 +607,19 @@ def test_round_trip(plain_folder, tmp_path, inputs_for, dtype, heard):
         assert reloaded.config.scale_decoder_outputs == fused.config.scale_decoder_outputs
     assert type(AutoConfig.from_pretrained(tmp_path)) is T5FusionConfig
     assert not [message for message in heard() if "fusion" in message or "instantiate" in message]
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(target_modules=["q"])], ids=["whole", "adapter"])
+def test_others_can_read_what_was_saved(flan, tmp_path, adapter):
+    """safetensors writes files that only their owner can read."""
+    if adapter is not None:
+        flan.add_adapter(adapter)
+    mask = os.umask(0o027)
+    try:
+        flan.save_pretrained(tmp_path)
+    finally:
+        os.umask(mask)
+    assert {oct(file.stat().st_mode & 0o777) for file in tmp_path.glob("*.safetensors")} == {"0o640"}
 
 
 def test_saved_twice_is_saved_the_same(flan, tmp_path):
