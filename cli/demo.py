@@ -8,6 +8,7 @@ import typer
 
 from ..common.console import say
 from ..common.panels import OUTPUT, TRAINING, VECTORS
+from ..demo import DEMO
 from .arguments import Limit
 from .libraries import load_libraries
 
@@ -36,15 +37,15 @@ def demo(
 
     Example: [bold]t5fusion demo --lexical name[/bold]
     """
-    load_libraries()
-    from ..demo.demo import DEMO  # slow to import: --help does without
-    from ..demo.demo import demo as run_demo
-    from ..finetune import Interrupted
-    from ..finetune.output_folder import check_output, is_unused
+    from ..finetune.output_folder import check_output, is_unused  # imports the Hub's client: --help does without
 
     if not is_unused(output) and not (output / DEMO).exists():
         raise ValueError(f"{output} holds something else than a demo, and is left alone. Choose another --output.")
     check_output(output, overwrite=True, mark=DEMO)
+    load_libraries()
+    from ..demo.demo import demo as run_demo  # slow to import: --help does without
+    from ..finetune import Interrupted
+
     try:
         run_demo(output, lexical=lexical.value, base_model=base_model, epochs=epochs, limit=limit, seed=seed)
     except Interrupted as stop:

@@ -9,6 +9,7 @@ import typer
 
 from ..common.console import is_first_process, say
 from ..common.panels import OUTPUT, VECTORS
+from ..finetune.file_names import check_readable
 from .arguments import (
     Data,
     Encoding,
@@ -59,6 +60,10 @@ def evaluate(
 
     Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc[/bold]
     """
+    from ..common.run_files import check_folder  # imports the Hub's client: --help does without
+
+    check_folder(name, revision)
+    check_readable(data, encoding)
     load_libraries()
     from ..finetune import Columns, evaluate_file  # slow to import: --help does without
 

@@ -8,7 +8,7 @@ import typer
 
 from ..common.console import say
 from ..common.panels import BUNDLE, OUTPUT
-from ..hub_export.kinds import KINDS
+from ..hub_export.kinds import KINDS, parse_kind
 from .libraries import load_libraries
 
 
@@ -67,6 +67,7 @@ def export(
 
     Example: [bold]t5fusion export runs/files bundles/describer[/bold]
     """
+    parse_kind(kind)
     load_libraries()
     from ..hub_export.bundle import export as write_bundle  # slow to import: --help does without
 

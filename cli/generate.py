@@ -10,6 +10,7 @@ import typer
 
 from ..common.console import say
 from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
+from ..finetune.file_names import STREAMED_KINDS, check_ending, check_readable
 from .arguments import Encoding, LexicalColumn, Limit, Revision, Split, TextColumn, Trained, VectorColumn
 from .libraries import load_libraries
 
@@ -63,6 +64,13 @@ def generate(
     """
     if texts and file:
         raise ValueError("texts and --file were both given; give one of them.")
+    from ..common.run_files import check_folder  # imports the Hub's client: --help does without
+
+    if file:
+        check_readable(file, encoding, STREAMED_KINDS)
+    if output:
+        check_ending(output)
+    check_folder(name, revision)
     load_libraries()
     from ..finetune import Columns, GenerationStopped, generate_file  # slow to import: --help does without
     from ..finetune.from_files import generate_chunks

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -111,7 +112,14 @@ def options_from(options: type[Options], fields: dict[str, Any]) -> Options:
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         opposite, _ = field.metadata.get("opposite", (None, None))
         values[field.name] = not fields[opposite] if opposite else fields[field.name]
-    return options(**values)
+    try:
+        return options(**values)
+    except ValueError as error:  # it names fields, as Python code knows them
+        raise ValueError(re.sub(r"`(\w+)`", lambda field: _option_of(field[1], values), str(error))) from error
+
+
+def _option_of(name: str, fields: dict[str, Any]) -> str:
+    return f"--{name.replace('_', '-')}" if name in fields else f"`{name}`"
 
 
 def refuse_idle(context: typer.Context, idle_options: dict[str, tuple[str, ...]]) -> None:

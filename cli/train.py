@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ..common.console import say
+from ..common.console import is_first_process, say
 from ..common.panels import DATA, OUTPUT
+from ..finetune.file_names import check_readable
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
 from .arguments import Data, Encoding, LexicalColumn, Limit, Overwrite, TargetColumn, TextColumn, VectorColumn
 from .libraries import load_libraries
@@ -15,7 +16,7 @@ from .parsing import options_from, refuse_idle, with_options_of
 IDLE_OPTIONS = {  # options, and those that have no effect beside them
     "full": LORA_ONLY,
     "freeze_fusion": ("fusion_lr", "fusion_start"),
-    "vector_column": ("encoder", "lexical_dim"),
+    "vector_column": ("lexical_column", "encoder", "lexical_dim"),
     "resume": ("overwrite",),
 }
 
@@ -49,12 +50,18 @@ def train(
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
     refuse_idle(context, IDLE_OPTIONS)
+    options, recipe = options_from(TrainingOptions, fields), options_from(Recipe, fields)
+    output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
+    for source in filter(None, (data, validation)):
+        check_readable(source, encoding)
+    if is_first_process():  # the others would see what it writes
+        from ..finetune.output_folder import check_output  # imports the Hub's client: --help does without
+
+        check_output(output, resume, overwrite)
     load_libraries()
     from ..finetune import Columns, Interrupted, train_file  # slow to import: --help does without
 
-    output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
     columns = Columns(text_column, target_column, lexical_column, vector_column)
-    options, recipe = options_from(TrainingOptions, fields), options_from(Recipe, fields)
     try:
         train_file(
             data, columns, output, options, recipe,

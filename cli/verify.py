@@ -25,6 +25,9 @@ def verify(
 
     Example: [bold]t5fusion verify me/describer[/bold]
     """
+    from ..common.run_files import check_folder  # imports the Hub's client: --help does without
+
+    check_folder(name, revision)
     load_libraries()
     from ..hub_export.verification import verify as verify_bundle  # slow to import: --help does without
 

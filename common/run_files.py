@@ -15,6 +15,7 @@ from .hub_errors import in_one_sentence
 from .replace_folder import recover
 
 RECORD, EVALUATION, MANIFEST = "training.json", "evaluation.json", "t5fusion.json"
+REFERENCE = "reference.safetensors"
 ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG = "adapter_config.json", "config.json", "processor_config.json"
 
 
@@ -115,6 +116,28 @@ class RunFiles:
         return named
 
 
+def check_folder(name: str, revision: str | None = None) -> None:
+    """Check that `name` is a folder, or may be the id of a repository. The Hub is not asked.
+
+    Raises:
+        ValueError: A revision is given for a folder.
+        OSError: `name` is neither.
+    """
+    folder = Path(name)
+    recover(folder)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"--revision is for a repository on the Hub, and {name} is a folder. Leave it out.")
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        problem = "is a file" if folder.exists() else "is no folder"
+        raise OSError(
+            f"{name} {problem}; expected a folder, or the id of a repository on the Hub, OWNER/NAME."
+        ) from error
+
+
 def find_folder(name: str, revision: str | None = None, **download: Any) -> Path:
     """Return the folder of this name, or the cached files of the Hub repository of this id.
 
@@ -127,19 +150,9 @@ def find_folder(name: str, revision: str | None = None, **download: Any) -> Path
         ValueError: A revision is given for a folder.
         OSError: There is neither such a folder nor such a repository.
     """
-    folder = Path(name)
-    recover(folder)
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"--revision is for a repository on the Hub, and {name} is a folder. Leave it out.")
-        return folder
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        problem = "is a file" if folder.exists() else "is no folder"
-        raise OSError(
-            f"{name} {problem}; expected a folder, or the id of a repository on the Hub, OWNER/NAME."
-        ) from error
+    check_folder(name, revision)
+    if Path(name).is_dir():
+        return Path(name)
     try:
         return Path(snapshot_download(name, revision=revision, **download))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

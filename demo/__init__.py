@@ -1,0 +1,3 @@
+"""The demonstration."""
+
+DEMO = "demo.json"  # the results, and the mark of a folder that the next demonstration may overwrite

@@ -34,6 +34,7 @@ from ..finetune.options import TrainingOptions
 from ..finetune.training import train
 from ..finetune.vector_cache import encode_cached
 from ..processing_t5fusion import T5FusionProcessor
+from . import DEMO
 from .harvest import DocumentedName, harvest, standard_library
 
 TEMPLATE = "describe: {text}"
@@ -42,7 +43,7 @@ DROPOUT = 0.0  # drawing its random numbers takes a fifth of the time, and two e
 BODY_TOKENS = 64  # the encoder reads at most this many tokens of a body
 GENERATED = 200  # about this many held-out rows are generated for and scored
 SHOWN = 8  # examples in the last table
-PROBE, DEMO = "probe.json", "demo.json"
+PROBE = "probe.json"
 DECODING: dict[str, Any] = {
     "max_new_tokens": 32,
     "no_repeat_ngram_size": 3,

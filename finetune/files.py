@@ -16,23 +16,10 @@ import pyarrow as pa
 from datasets import Dataset, load_dataset
 
 from ..common.errors import first_line
+from .file_names import FILE_KINDS, check_readable, is_zipped, kind_of
 
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-TEXT_KINDS = (".txt", ".csv")  # may have any encoding; JSON is always UTF-8
 LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # in a CSV file, more means that a quote or a line end is missing
 EXPANDED = set("$~%:")  # fsspec and datasets give these characters a meaning in file names
-
-
-def kind_of(data: str) -> str:
-    """Return the suffix that decides how a file is read, in lower case and without .gz: "rows.CSV.gz" gives ".csv"."""
-    path = Path(data)
-    suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
-
-
-def is_zipped(data: str) -> bool:
-    """Return whether a file's name ends in .gz."""
-    return Path(data).suffix.lower() == ".gz"
 
 
 def load_rows(data: str, split: str = "train", encoding: str | None = None) -> Dataset:
@@ -101,21 +88,15 @@ def reading(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_
         ValueError: the file has another type, is empty, or cannot be read.
         OSError: there is no such file, or the data set cannot be fetched.
     """
-    path, kind = Path(data), kind_of(data)
-    is_file = path.is_file()
-    if is_file and (kind not in kinds or (kind == ".parquet" and is_zipped(data))):
-        raise ValueError(f"{data} is a {path.suffix or 'nameless'} file; expected one of {', '.join(kinds)}.")
-    if not is_file and kind in kinds:
-        raise OSError(f"there is no file {data}.")
-    if is_file and path.stat().st_size == 0:
-        raise ValueError(f"{data} is empty; expected rows.")
-    if encoding and kind not in TEXT_KINDS:
-        raise ValueError(f"an encoding was given for {data}; only {' and '.join(TEXT_KINDS)} files have one to choose.")
+    check_readable(data, encoding, kinds)
+    is_file = Path(data).is_file()
     try:
         yield
     except Exception as error:  # pyarrow, csv, json, gzip, the network and the Hub raise many types
         if is_file:
-            raise ValueError(f"{data} cannot be read as {FILE_KINDS.get(kind, 'text')}: {_cause(error)}.") from error
+            raise ValueError(
+                f"{data} cannot be read as {FILE_KINDS.get(kind_of(data), 'text')}: {_cause(error)}."
+            ) from error
         raise OSError(f"{data} is no file, and no data set that could be fetched: {_cause(error)}.") from error
 
 

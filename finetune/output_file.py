@@ -21,8 +21,9 @@ from datasets import Dataset
 
 from ..common.console import say
 from .data import Columns, check_columns, check_texts, vector_columns
-from .files import kind_of, opened
-from .output_formats import UNFINISHED, can_hold_vectors, check_ending, json_line, write_whole
+from .file_names import check_ending, kind_of
+from .files import opened
+from .output_formats import UNFINISHED, can_hold_vectors, json_line, write_whole
 from .streaming import CHUNK, Chunk, read_chunks
 
 PARTIAL = ".partial"  # ends the name of the file with the texts that are generated so far

@@ -14,21 +14,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .files import is_zipped, kind_of
+from .file_names import is_zipped, kind_of
 
-OUTPUT_ENDINGS = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
 GROUP_ROWS, GROUP_BYTES = 8192, 2**25  # of a row group in a Parquet file, which is in memory as a whole
 UNFINISHED = "~"  # ends the name of a file that is not yet whole
-
-
-def check_ending(path: Path) -> None:
-    """Raise ValueError unless a file's name ends in one of `OUTPUT_ENDINGS`."""
-    kind = kind_of(str(path))
-    if f"{kind}.gz" not in OUTPUT_ENDINGS if is_zipped(str(path)) else kind not in OUTPUT_ENDINGS:
-        ending = "".join(path.suffixes[-2:] if is_zipped(str(path)) else path.suffixes[-1:])
-        raise ValueError(
-            f"{path} {f'ends in {ending}' if ending else 'has no ending'}; expected one of {', '.join(OUTPUT_ENDINGS)}."
-        )
 
 
 def can_hold_vectors(path: Path | None) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, load_dataset
 
-from .files import FILE_KINDS, file_tables, kind_of, lines_of, opened, reading
+from .file_names import STREAMED_KINDS, kind_of
+from .files import file_tables, lines_of, opened, reading
 
 CHUNK = 512  # rows: enough to sort eight batches by length, and few enough to lose when a process is killed
 
@@ -40,7 +41,7 @@ def read_chunks(
         ValueError: the file has another type, is damaged, or has another encoding.
         OSError: there is neither a file nor a data set of this name.
     """
-    with reading(data, encoding, [*FILE_KINDS, ".txt"]):
+    with reading(data, encoding, STREAMED_KINDS):
         if not Path(data).is_file():
             streamed = load_dataset(data, split=split, streaming=True)
             yield from _numbered(map(Dataset, streamed.with_format("arrow").iter(batch_size=CHUNK)))

@@ -17,7 +17,7 @@ from huggingface_hub.repocard import RepoCard
 from huggingface_hub.utils import validate_repo_id
 
 from ..common.run_folder import RunFolder
-from ..finetune.files import FILE_KINDS
+from ..finetune.file_names import FILE_KINDS
 from .kinds import Kind
 from .onnx_graphs import ENCODER
 

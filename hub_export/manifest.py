@@ -8,9 +8,8 @@ from typing import Any
 
 from huggingface_hub.utils.sha import sha_fileobj
 
-from ..common.run_files import MANIFEST, read_json
+from ..common.run_files import MANIFEST, REFERENCE, read_json
 from .kinds import Kind, parse_kind
-from .reference import REFERENCE
 
 FORMAT = 1  # version of the manifest's format
 

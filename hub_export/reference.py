@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ..common.run_files import REFERENCE
 from ..processing_t5fusion import T5FusionProcessor
 from .reader_check import align, digest, environment, outputs
 
-REFERENCE = "reference.safetensors"
 TEXTS = ["app_config", "read_settings of the user", "a"]
 COLUMNS = 64  # The reference keeps the logits of so many tokens of the vocabulary, and a digest of all logits.
 

@@ -142,7 +142,7 @@ BAD_INPUT = {
     ),
     "both columns": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "vector"],
-        "a lexical column and a vector column were both given; give one of them.",
+        "--lexical-column has no effect with --vector-column. Leave one of them out.",
     ),
     "vectors that nothing reads": (
         ["train", "rows.jsonl", *COLUMNS, "--base-model", "base", "--output", "new"],

@@ -40,3 +40,60 @@ def test_help_imports_no_heavy_library(tmp_path, program, words):
     code, out, err, packages = run(program, *words, folder=tmp_path)
     assert code == (0 if words else 2) and not packages & HEAVY
     assert "t5fusion" in out + err and (words == ["--version"] or " Usage: t5fusion " in out + err)
+
+
+TRAIN = ["train", "rows.jsonl", "--text-column", "name", "--target-column", "text"]
+EVALUATE = ["evaluate", "folder", "rows.jsonl", "--text-column", "name", "--target-column", "text"]
+REFUSED = {  # words, what the error says, exit code
+    "no such command": (["tarin"], "No such command 'tarin'", 2),
+    "no such option": ([*TRAIN, "--epohcs", "2"], "No such option: --epohcs", 2),
+    "an argument is missing": (["train"], "Missing", 2),
+    "no number": ([*TRAIN, "--epochs", "many"], "'--epochs'", 2),
+    "below a range": (["generate", "folder", "--beams", "0"], "'--beams'", 2),
+    "no choice": (["evaluate", "folder", "rows.jsonl", "--vectors", "some"], "'--vectors'", 2),
+    "twice": ([*TRAIN, "--lr", "1e-3", "--lr", "1e-4"], "--lr was given twice.", 1),
+    "idle": ([*TRAIN, "--full", "--rank", "8"], "--rank has no effect with --full.", 1),
+    "two sources of vectors": (
+        [*TRAIN, "--vector-column", "vector", "--lexical-column", "body"],
+        "--lexical-column has no effect with --vector-column.",
+        1,
+    ),
+    "a value that is not allowed": ([*TRAIN, "--lr", "0"], "--lr is 0.0; expected a number above 0.", 1),
+    "a name that is not allowed": ([*TRAIN, "--precision", "fp8"], "--precision is 'fp8'; expected one of auto,", 1),
+    "texts and a file": (["generate", "folder", "a text", "--file", "rows.jsonl"], "give one of them.", 1),
+    "no such file": (["train", "none.csv", *TRAIN[2:]], "there is no file none.csv.", 1),
+    "no such file to validate with": ([*TRAIN, "--validation", "none.csv"], "there is no file none.csv.", 1),
+    "no such file to generate for": (["generate", "folder", "--file", "none.txt"], "there is no file none.txt.", 1),
+    "no such file to evaluate with": ([*EVALUATE[:2], "none.csv", *EVALUATE[3:]], "there is no file none.csv.", 1),
+    "another kind of file": (["train", "rows.docx", *TRAIN[2:]], "rows.docx is a .docx file; expected one of", 1),
+    "an encoding of JSON": ([*TRAIN, "--encoding", "latin-1"], "an encoding was given for rows.jsonl;", 1),
+    "another kind of output": (
+        ["generate", "folder", "--file", "rows.jsonl", "--output", "out.xls"],
+        "out.xls ends in .xls; expected one of",
+        1,
+    ),
+    "output in use": ([*TRAIN, "--output", "folder"], "folder is not empty. Choose another --output, or give", 1),
+    "no demo": (["demo", "--output", "folder"], "folder holds something else than a demo", 1),
+    "neither folder nor repository": (["generate", "./nothing", "a text"], "./nothing is no folder; expected a", 1),
+    "a revision of a folder": (["evaluate", "folder", *EVALUATE[2:], "--revision", "v1"], "--revision is for a", 1),
+    "no kind of bundle": (["export", "folder", "bundle", "--kind", "zip"], "`kind` is 'zip'; expected one of", 1),
+    "no bundle": (["push", "folder", "me/describer"], "folder is no bundle: it holds no t5fusion.json.", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    room = tmp_path_factory.mktemp("start")
+    (room / "rows.jsonl").write_text('{"name": "app", "text": "the app"}\n')
+    (room / "rows.docx").write_text("rows")
+    (room / "folder").mkdir()
+    (room / "folder" / "mine.txt").write_text("not to be lost")
+    return room
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_argument_is_refused_before_heavy_libraries_are_imported(room, case):
+    words, sentence, expected_code = REFUSED[case]
+    code, out, err, packages = run("python -m t5fusion", *words, folder=room)
+    assert code == expected_code and sentence in err and out == ""
+    assert not packages & HEAVY

@@ -12,10 +12,10 @@ from datasets import Dataset
 
 from t5fusion.finetune import streaming
 from t5fusion.finetune.data import Columns
+from t5fusion.finetune.file_names import OUTPUT_ENDINGS
 from t5fusion.finetune.files import load_rows
 from t5fusion.finetune.generation import generate_lines
 from t5fusion.finetune.output_file import OutputFile
-from t5fusion.finetune.output_formats import OUTPUT_ENDINGS
 from t5fusion.finetune.streaming import Chunk, chunks_of_texts, first_of, read_chunks
 
 COLUMNS = Columns("name", vector="vector")
