@@ -11,6 +11,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .generate import generate
+from .info import info
 from .parsing import Commands
 from .push import push
 from .train import train
@@ -44,7 +45,7 @@ def set_up(
         os.environ["T5FUSION_DEBUG"] = "1"
 
 
-for command in (demo, train, generate, evaluate, export, verify, push):
+for command in (demo, train, generate, evaluate, info, export, verify, push):
     app.command()(command)
 
 

@@ -48,9 +48,11 @@ def push(
     pushed = push_bundle(
         bundle, repo_id, private, revision, create_pr, message, delete_others, use_cache, trust_code, say=say
     )  # fmt: skip
+    pin = f', revision="{revision}"' if revision else ""
+    merged = "Once the pull request is merged, a" if create_pr else "A"
     print(
-        f"{pushed.url} ({pushed.size / 1e6:.1f} MB). A reader types:\n"
+        f"{pushed.url} ({pushed.size / 1e6:.1f} MB). {merged} reader types:\n"
         f"  from transformers import AutoModelForSeq2SeqLM, AutoProcessor\n"
-        f'  processor = AutoProcessor.from_pretrained("{repo_id}", trust_remote_code=True)\n'
-        f'  model = AutoModelForSeq2SeqLM.from_pretrained("{repo_id}", trust_remote_code=True)'
+        f'  processor = AutoProcessor.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)\n'
+        f'  model = AutoModelForSeq2SeqLM.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)'
     )

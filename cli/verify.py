@@ -1,9 +1,11 @@
 """`t5fusion verify`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..common.console import say
 from ..common.panels import HUB
 from .arguments import TrustCode, UseCache
 from .libraries import load_libraries
@@ -34,3 +36,5 @@ def verify(
     report = verify_bundle(name, revision, use_cache, fused_model=fused_model, trust_code=trust_code, say=print)
     if not report.ok:
         raise ValueError(f"{name} does not verify: {len(report.failures)} of {len(report.lines)} checks failed.")
+    if Path(name).is_dir():
+        say(f"Next: t5fusion push {name} OWNER/{Path(name).resolve().name}")

@@ -57,6 +57,11 @@ class RunFiles:
         """evaluation.json, which `evaluate` writes."""
         return self._read(EVALUATION)
 
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """t5fusion.json, which `export` writes, as it is: see `hub_export.manifest.read_manifest` for its checks."""
+        return self._read(MANIFEST)
+
     @property
     def has_adapter(self) -> bool:
         return (self.path / ADAPTER_CONFIG).exists()

@@ -157,8 +157,10 @@ def test_from_a_bare_folder_to_one_line(author, hub, tmp_path):
     }  # fmt: skip
     said, told = author.t5fusion("export", bare, tmp_path / "bundle")
     assert "adapter" in said and "Assumed: vectors of 384 numbers, given with each call; prompt" in told
-    held, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert said.endswith(f"Next: t5fusion verify {tmp_path / 'bundle'}\n")
+    held, told = author.t5fusion("verify", tmp_path / "bundle")
     assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    assert told.endswith(f"Next: t5fusion push {tmp_path / 'bundle'} OWNER/bundle\n")
     said, _ = author.t5fusion("push", tmp_path / "bundle", repo_id)
     lines = [line.strip() for line in said.splitlines()[1:]]
     assert len(lines) == 3 and all(repo_id in line for line in lines[1:])

@@ -1,0 +1,168 @@
+"""`t5fusion info`."""
+
+import json
+import textwrap
+from typing import Annotated
+
+import typer
+
+from ..common.console import say
+from ..common.folder_info import FolderInfo, VectorKind, folder_info
+from ..common.panels import HUB, OUTPUT
+from ..naming_t5fusion import EMBEDDED
+
+WIDTH, INDENT = 80, 14
+WHAT = {
+    "run folder": "a run folder, which training saved",
+    "checkpoint": "a checkpoint of a training",
+    "adapter": "an adapter on a fused model",
+    "fused model": "a saved fused model",
+    "T5": "a plain T5, which can be a base model",
+}
+MODELS = {"true": "own vectors", "shuffled": "other rows' vectors", "none": "no vectors", "untuned": "untuned model"}
+SCORES = {"loss": "loss", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
+SOURCES = {"text": "made from the text", "given": "given with each text", "none": "not used"}
+
+
+def info(
+    name: Annotated[str, typer.Argument(help="A folder, the id of a repository on the Hub, or tiny_t5.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the repository.", rich_help_panel=HUB)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.", rich_help_panel=OUTPUT)] = False,
+):
+    """Say what a folder or repository is: base model, vectors, adapter, recipe, versions, what was measured, size.
+
+    Example: [bold]t5fusion info runs/demo[/bold]
+    """
+    facts = folder_info(name, revision)
+    if as_json:
+        print(facts.to_json())
+        return
+    print("\n".join(_lines(facts)))
+    say(f"Next: {_next_command(facts)}")
+
+
+def _lines(facts: FolderInfo) -> list[str]:
+    title = f"{facts.name}: {WHAT.get(facts.what) or f'a bundle of kind {facts.kind}'}"
+    rows = {
+        "commit": [facts.commit],
+        "base model": [_base(facts)],
+        "vectors": [_vectors(kind) for kind in facts.vectors],
+        "adapter": _adapter(facts),
+        "weights": [_weights(facts)],
+        "recipe": _recipe(facts),
+        "training": [_training(facts)],
+        "measured": _measures(facts),
+        "written by": [", ".join(f"{package} {version}" for package, version in facts.versions.items())],
+        "size": [_size(facts)],
+    }
+    lines = _wrapped(title, "")
+    for label, texts in rows.items():
+        for text in filter(None, texts):
+            lines += _wrapped(text, f"  {label}")
+            label = ""
+    return lines
+
+
+def _wrapped(text: str, label: str) -> list[str]:
+    indent = " " * INDENT if label else "  "
+    first = label.ljust(INDENT) if label else ""
+    if text.startswith("|"):  # a row of a table, whose spaces count
+        return [(first or " " * INDENT) + text[1:]]
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _base(facts: FolderInfo) -> str | None:
+    if facts.base_model is None:
+        return None if facts.what == "T5" else "not recorded"
+    own = " (in this package)" if facts.base_model == EMBEDDED else ""
+    return f"{facts.base_model}{own}" + (f" at commit {facts.base_commit}" if facts.base_commit else "")
+
+
+def _adapter(facts: FolderInfo) -> list[str]:
+    adapter = facts.adapter
+    if adapter is None:
+        return []
+    numbers = [f"{name} {value:g}" for name, value in (("rank", adapter.rank), ("alpha", adapter.alpha)) if value]
+    lines = [", ".join([adapter.method, *numbers])]
+    if adapter.target_modules:
+        lines.append(f"on {', '.join(adapter.target_modules)}")
+    if adapter.modules_to_save:
+        lines.append(f"trained whole beside it: {', '.join(adapter.modules_to_save)}")
+    return lines
+
+
+def _vectors(kind: VectorKind) -> str:
+    width = f"{kind.width} numbers each" if kind.width else "of a width that no file here records"
+    return f"{width}, in the place of {kind.placeholder}"
+
+
+def _weights(facts: FolderInfo) -> str | None:
+    if facts.trained_share is not None:
+        return f"{facts.trained_weights:,} of {facts.weights:,} trained ({facts.trained_share:.1%})"
+    if facts.trained_weights is not None:
+        return f"{facts.trained_weights:,} trained"
+    return None if facts.weights is None else f"{facts.weights:,}"
+
+
+def _recipe(facts: FolderInfo) -> list[str]:
+    recipe = facts.recipe
+    if not recipe:
+        return []
+    encoder, revision = recipe.get("lexical_encoder"), recipe.get("lexical_encoder_revision")
+    source = recipe.get("lexical_source", "")
+    made = f"vectors {SOURCES.get(source, source)}"
+    if encoder and source != "none":
+        made += f", by {encoder}" + (f" at commit {revision}" if revision else "")
+        made += ", of length 1" if recipe.get("normalize") else ", not normalised"
+        if recipe.get("lexical_max_tokens"):
+            made += f", of at most {recipe['lexical_max_tokens']} tokens"
+    return [f"prompt {json.dumps(recipe.get('template'), ensure_ascii=False)}", made]
+
+
+def _training(facts: FolderInfo) -> str:
+    names = {"epochs": "epochs: {:g}", "batch_size": "batches of {}", "lr": "learning rate {:g}", "seed": "seed {}"}
+    training = facts.training
+    parts = [f"on {training['data']}"] if "data" in training else []
+    parts += [f"{training['rows']:,} rows"] if "rows" in training else []
+    parts += [words.format(training[name]) for name, words in names.items() if name in training]
+    parts += [f"{training['seconds'] / 60:.1f} minutes"] if "seconds" in training else []
+    return ", ".join(parts)
+
+
+def _measures(facts: FolderInfo) -> list[str]:
+    if not facts.measures:
+        return []
+    columns = [name for name in SCORES if any(name in values for values in facts.measures.values())]
+    rows = f"on {facts.measured_rows:,} rows" if facts.measured_rows else "held out"
+    lines = [f"|{rows:22}" + "".join(f"{SCORES[name]:>9}" for name in columns)]
+    for kind, values in facts.measures.items():
+        cells = (f"{values[name]:9.3f}" if name in values else " " * 9 for name in columns)
+        lines.append(f"|{MODELS.get(kind, kind):22}" + "".join(cells))
+    worth = facts.worth_of_vectors.get("shuffled")
+    if worth:
+        lines.append(
+            f"another row's vector costs {worth['difference']:+.3f} nats per token (95 % between {worth['low']:+.3f} "
+            f"and {worth['high']:+.3f})"
+        )
+    return [line.rstrip() for line in lines]
+
+
+def _size(facts: FolderInfo) -> str:
+    if facts.size is None:
+        return "not known: the Hub cannot be asked"
+    size = f"{facts.size / 1e6:,.1f} MB" if facts.size >= 1e5 else f"{facts.size / 1e3:,.1f} kB"
+    return f"{size} in {facts.files} file{'' if facts.files == 1 else 's'}"
+
+
+def _next_command(facts: FolderInfo) -> str:
+    """Return the command that a user of this folder most likely needs next."""
+    name = facts.name.rstrip("/")
+    if facts.what == "T5" or facts.kind == "fused":
+        return f"t5fusion train DATA --text-column NAME --target-column NAME --base-model {name}"
+    if facts.commit is not None or facts.what == "fused model":
+        return f't5fusion generate {name} "a text"'
+    if facts.what == "bundle":
+        return f"t5fusion verify {name}"
+    return f"t5fusion export {name} bundles/{name.rpartition('/')[2]}"

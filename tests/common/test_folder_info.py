@@ -1,0 +1,219 @@
+"""`t5fusion info`: what a folder or a repository is, by its JSON files and the headers of its weights."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from author import Author
+from hub_server import HubServer
+
+from t5fusion import tiny_t5
+from t5fusion.cli.info import _lines
+from t5fusion.common.folder_info import VectorKind, folder_info
+
+TESTS = Path(__file__).parents[1]
+SAVED, BUNDLES = TESTS / "model" / "saved_by_0_1", TESTS / "hub_export" / "bundle_by_0_1"
+RUN = {
+    "training": {
+        "options": {"base": "tiny_t5", "epochs": 2.0, "batch_size": 8, "lr": 0.001, "seed": 42},
+        "rows": 7164,
+        "held_out_rows": 775,
+        "trainable_weights": 1_204_608,
+        "weights": 7_771_392,
+        "seconds": 246.0,
+        "history": [{"loss": 4.1}, {"eval_loss": 3.9}, {"loss": 3.8}, {"eval_loss": 3.8}],
+        "versions": {"t5fusion": "0.1.0", "torch": "2.13.0"},
+    },
+    "adapter_config": {
+        "peft_type": "LORA",
+        "r": 32,
+        "lora_alpha": 64,
+        "target_modules": ["v", "q"],
+        "modules_to_save": ["fusion"],
+        "base_model_name_or_path": "T5WithFusion(tiny_t5)",
+        "peft_version": "0.21.2",
+    },
+    "processor_config": {
+        "lexical_dim": 384,
+        "lexical_encoder": "sentence-transformers/all-MiniLM-L6-v2",
+        "lexical_source": "text",
+        "normalize": True,
+        "template": "describe: {text}",
+        "processor_class": "T5FusionProcessor",
+    },
+}
+EVALUATION = {
+    "rows": 700,
+    "measures": {"true": {"loss": 3.73, "rouge1": 0.216, "rougeL": 0.205, "chrf": 0.174}, "shuffled": {"loss": 4.031}},
+    "worth_of_vectors": {"shuffled": {"difference": 0.302, "low": 0.281, "high": 0.322}},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(training={...}, ...)` writes JSON files into a folder, and returns its path."""
+
+    def files(**contents):
+        folder = tmp_path / "runs" / "mine"
+        folder.mkdir(parents=True)
+        for name, content in contents.items():
+            (folder / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(folder)
+
+    return files
+
+
+def test_run_folder(write):
+    facts = folder_info(write(**RUN, evaluation=EVALUATION))
+    assert (facts.what, facts.kind, facts.base_model, facts.base_commit) == ("run folder", None, "tiny_t5", None)
+    assert facts.vectors == [VectorKind("<lexical>", 384)]
+    adapter = facts.adapter
+    assert (adapter.method, adapter.rank, adapter.alpha) == ("LoRA", 32, 64)
+    assert (adapter.target_modules, adapter.modules_to_save) == (["q", "v"], ["fusion"])
+    assert facts.trained_share == 1_204_608 / 7_771_392
+    assert facts.recipe["template"] == "describe: {text}" and "processor_class" not in facts.recipe
+    assert facts.training == {
+        "rows": 7164, "held_out_rows": 775, "seconds": 246.0, "epochs": 2.0, "batch_size": 8, "lr": 0.001, "seed": 42,
+    }  # fmt: skip
+    assert facts.measures == EVALUATION["measures"] and facts.measured_rows == 700
+    assert facts.versions == {"t5fusion": "0.1.0", "torch": "2.13.0", "peft": "0.21.2"}
+    assert facts.files == 4 and facts.size == sum(file.stat().st_size for file in Path(facts.name).iterdir())
+
+
+def test_the_last_loss_of_a_training_without_evaluation(write):
+    facts = folder_info(write(**RUN))
+    assert facts.measures == {"true": {"loss": 3.8}} and facts.measured_rows == 775
+
+
+def test_one_screen(write):
+    name = write(**RUN, evaluation=EVALUATION)
+    lines = _lines(folder_info(name))
+    assert len(lines) < 24 and all(len(line) <= 80 for line in lines if name not in line)
+    text = " ".join(" ".join(lines).split())
+    for fact in (
+        "a run folder, which training saved",
+        "base model tiny_t5 (in this package)",
+        "384 numbers each, in the place of <lexical>",
+        "LoRA, rank 32, alpha 64 on q, v trained whole beside it: fusion",
+        "1,204,608 of 7,771,392 trained (15.5%)",
+        'prompt "describe: {text}" vectors made from the text, by sentence-transformers/all-MiniLM-L6-v2, of length 1',
+        "7,164 rows, epochs: 2, batches of 8, learning rate 0.001, seed 42, 4.1 minutes",
+        "on 700 rows loss ROUGE-1 ROUGE-L chrF own vectors 3.730 0.216 0.205 0.174 other rows' vectors 4.031",
+        "another row's vector costs +0.302 nats per token (95 % between +0.281 and +0.322)",
+        "written by t5fusion 0.1.0, peft 0.21.2, torch 2.13.0",
+    ):
+        assert fact in text
+
+
+@pytest.mark.parametrize(
+    ("folder", "what", "kind", "width", "trained", "weights"),
+    [
+        (BUNDLES / "adapter", "bundle", "adapter", 8, 272, None),
+        (BUNDLES / "merged", "bundle", "merged", 8, None, 4_360),
+        (SAVED / "adapter-trained", "adapter", None, 384, 8_864, None),
+        (SAVED / "adapter-wide", "adapter", None, None, 768, None),
+        (SAVED / "fused", "fused model", None, 384, None, 24_032),
+    ],
+)
+def test_what_earlier_code_saved(folder, what, kind, width, trained, weights):
+    facts = folder_info(str(folder))
+    assert (facts.what, facts.kind, facts.trained_weights, facts.weights) == (what, kind, trained, weights)
+    assert [each.width for each in facts.vectors] == [width]
+
+
+@pytest.mark.parametrize("name", ["tiny_t5", tiny_t5.PATH])
+def test_a_plain_t5(name):
+    facts = folder_info(name)
+    assert (facts.what, facts.base_model, facts.vectors, facts.weights) == ("T5", None, [], 6_492_672)
+
+
+def test_weights_are_counted_as_train_counts_them(tmp_path, save_plain_t5):
+    """The share of an adapter without a record is that of `trainable_share`, which `train` prints."""
+    from peft import get_peft_model
+
+    from t5fusion import T5WithFusion
+    from t5fusion.finetune.model import trainable_share
+
+    save_plain_t5(tmp_path / "base", d_model=32, num_layers=1)
+    model = T5WithFusion(str(tmp_path / "base"), lexical_dim=8)
+    adapted = get_peft_model(model, model.lora_config())
+    adapted.save_pretrained(tmp_path / "out")
+    facts = folder_info(str(tmp_path / "out"))
+    assert facts.what == "adapter" and facts.vectors[0].width == 8
+    assert (facts.trained_weights, facts.weights) == trainable_share(adapted)
+
+
+@pytest.mark.parametrize(
+    ("contents", "complaint"),
+    [
+        ({}, "holds no model and no adapter; expected what t5fusion writes"),
+        ({"config": {"model_type": "bert"}}, "holds a model of type bert; expected"),
+        ({"adapter_config": {"base_model_name_or_path": "gpt2", "peft_type": "LORA"}}, "an adapter on gpt2, which is no"),
+        ({"config": "{"}, "config.json is damaged: it is no JSON"),
+        (RUN | {"training": "[1]"}, "training.json holds a list; expected an object"),
+        (RUN | {"training": {"options": 3}}, "cannot be loaded (AttributeError"),
+        (RUN | {"adapter_config": {"r": 3}}, "cannot be loaded (KeyError"),
+    ],
+    ids=["empty", "bert", "gpt2", "no JSON", "no object", "no options", "no base"],
+)  # fmt: skip
+def test_damaged_and_foreign_folders_in_one_sentence(write, contents, complaint):
+    with pytest.raises(ValueError) as refused:
+        folder_info(write(**contents))
+    assert complaint in str(refused.value)
+
+
+@pytest.mark.parametrize("keep", [5, 200, 4000])
+def test_damaged_weights(tmp_path, keep):
+    folder = tmp_path / "cut"
+    shutil.copytree(SAVED / "adapter-trained", folder)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="adapter_model.safetensors cannot be read"):
+        folder_info(str(folder))
+
+
+def test_a_revision_of_a_folder_is_refused():
+    with pytest.raises(ValueError, match="--revision is for a repository"):
+        folder_info(str(SAVED / "fused"), "main")
+
+
+# The package's own __init__ is left out: it decides what a command imports before it parses its arguments.
+NOTHING_SLOW = """
+import sys, types
+package = types.ModuleType("t5fusion")
+package.__path__ = [sys.argv[1]]
+sys.modules["t5fusion"] = package
+from t5fusion.cli.info import info
+info(sys.argv[2], as_json=True)
+print({"torch", "transformers", "peft", "datasets", "safetensors"} & set(sys.modules), file=sys.stderr)
+"""
+
+
+def test_nothing_slow_is_imported(tmp_path):
+    words = [sys.executable, "-c", NOTHING_SLOW, str(TESTS.parent), str(SAVED / "adapter-trained")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "set()\n")
+    assert json.loads(done.stdout)["what"] == "adapter"
+
+
+def test_repository(tmp_path):
+    """Only its small files are downloaded, its size is known all the same; and the cache will do without the Hub."""
+    with HubServer(tokens={"hf_owner": "me"}) as hub:
+        hub.add_folder("me/describer", BUNDLES / "adapter")
+        commit = hub.repo("me/describer").commits[-1]
+        author = Author(hub, tmp_path / "author")
+        out, err = author.t5fusion("info", "me/describer", "--json")
+        facts = json.loads(out)
+        assert (facts["what"], facts["kind"], facts["name"]) == ("bundle", "adapter", "me/describer")
+        assert facts["size"] == sum(map(len, commit.files.values())) and facts["files"] == len(commit.files)
+        assert len(facts["commit"]) == 40 and facts["vectors"] == [{"placeholder": "<lexical>", "width": 8}]
+        loaded = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
+        assert loaded and all(name.endswith(".json") for name in loaded), loaded
+        out, err = author.t5fusion("info", "me/describer", "--revision", facts["commit"])
+        assert facts["commit"] in out and err.splitlines()[-1] == 'Next: t5fusion generate me/describer "a text"'
+        assert "nothing" in author.refused("info", "me/nothing")
+        out, err = author.t5fusion("info", "me/describer", HF_HUB_OFFLINE="1")
+        assert "size        not known" in out
