@@ -22,6 +22,7 @@ from ..hooks.trainer_hook import FusionCallback
 from ..processing_t5fusion import T5FusionProcessor
 from ..saving_t5fusion import apply_umask
 from .checkpoints import check_resumed, last_checkpoint, read_begun, saving
+from .loss_curve import save_loss_curve
 from .model import build_model, trainable_share
 from .options import TrainingOptions
 from .output_folder import CHECKPOINTS, OutputFolder
@@ -43,7 +44,7 @@ def train(
     overwrite: bool = False,
     mark: str | None = None,
 ) -> nn.Module:
-    """Train, and save into `output`: adapter (or all weights), tokenizer, processor, and `training.json`.
+    """Train, and save into `output`: adapter (or all weights), tokenizer, processor, `training.json` and `loss.svg`.
 
     Nothing in `output` changes before the first checkpoint is saved, after the first epoch.
 
@@ -225,6 +226,7 @@ def _save(trainer: FusionTrainer, processor: T5FusionProcessor, record: dict[str
             pin_encoder(processor)
             processor.save_pretrained(folder.path)
             (folder.path / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+            save_loss_curve(folder.path, record["history"])
             apply_umask(folder.path)
     return model
 
