@@ -2,14 +2,16 @@
 
 import json
 import textwrap
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..common.console import say
-from ..common.folder_info import FolderInfo, VectorKind, folder_info
 from ..common.panels import HUB, OUTPUT
 from ..naming_t5fusion import EMBEDDED
+
+if TYPE_CHECKING:
+    from ..common.folder_info import FolderInfo, VectorKind
 
 WIDTH, INDENT = 80, 14
 WHAT = {
@@ -35,6 +37,11 @@ def info(
 
     Example: [bold]t5fusion info runs/demo[/bold]
     """
+    from huggingface_hub.utils import disable_progress_bars  # slow to import: --help does without
+
+    from ..common.folder_info import folder_info
+
+    disable_progress_bars()
     facts = folder_info(name, revision)
     if as_json:
         print(facts.to_json())
@@ -43,7 +50,7 @@ def info(
     say(f"Next: {_next_command(facts)}")
 
 
-def _lines(facts: FolderInfo) -> list[str]:
+def _lines(facts: "FolderInfo") -> list[str]:
     title = f"{facts.name}: {WHAT.get(facts.what) or f'a bundle of kind {facts.kind}'}"
     rows = {
         "commit": [facts.commit],
@@ -73,14 +80,14 @@ def _wrapped(text: str, label: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _base(facts: FolderInfo) -> str | None:
+def _base(facts: "FolderInfo") -> str | None:
     if facts.base_model is None:
         return None if facts.what == "T5" else "not recorded"
     own = " (in this package)" if facts.base_model == EMBEDDED else ""
     return f"{facts.base_model}{own}" + (f" at commit {facts.base_commit}" if facts.base_commit else "")
 
 
-def _adapter(facts: FolderInfo) -> list[str]:
+def _adapter(facts: "FolderInfo") -> list[str]:
     adapter = facts.adapter
     if adapter is None:
         return []
@@ -93,12 +100,12 @@ def _adapter(facts: FolderInfo) -> list[str]:
     return lines
 
 
-def _vectors(kind: VectorKind) -> str:
+def _vectors(kind: "VectorKind") -> str:
     width = f"{kind.width} numbers each" if kind.width else "of a width that no file here records"
     return f"{width}, in the place of {kind.placeholder}"
 
 
-def _weights(facts: FolderInfo) -> str | None:
+def _weights(facts: "FolderInfo") -> str | None:
     if facts.trained_share is not None:
         return f"{facts.trained_weights:,} of {facts.weights:,} trained ({facts.trained_share:.1%})"
     if facts.trained_weights is not None:
@@ -106,7 +113,7 @@ def _weights(facts: FolderInfo) -> str | None:
     return None if facts.weights is None else f"{facts.weights:,}"
 
 
-def _recipe(facts: FolderInfo) -> list[str]:
+def _recipe(facts: "FolderInfo") -> list[str]:
     recipe = facts.recipe
     if not recipe:
         return []
@@ -121,7 +128,7 @@ def _recipe(facts: FolderInfo) -> list[str]:
     return [f"prompt {json.dumps(recipe.get('template'), ensure_ascii=False)}", made]
 
 
-def _training(facts: FolderInfo) -> str:
+def _training(facts: "FolderInfo") -> str:
     names = {"epochs": "epochs: {:g}", "batch_size": "batches of {}", "lr": "learning rate {:g}", "seed": "seed {}"}
     training = facts.training
     parts = [f"on {training['data']}"] if "data" in training else []
@@ -131,7 +138,7 @@ def _training(facts: FolderInfo) -> str:
     return ", ".join(parts)
 
 
-def _measures(facts: FolderInfo) -> list[str]:
+def _measures(facts: "FolderInfo") -> list[str]:
     if not facts.measures:
         return []
     columns = [name for name in SCORES if any(name in values for values in facts.measures.values())]
@@ -149,14 +156,14 @@ def _measures(facts: FolderInfo) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _size(facts: FolderInfo) -> str:
+def _size(facts: "FolderInfo") -> str:
     if facts.size is None:
         return "not known: the Hub cannot be asked"
     size = f"{facts.size / 1e6:,.1f} MB" if facts.size >= 1e5 else f"{facts.size / 1e3:,.1f} kB"
     return f"{size} in {facts.files} file{'' if facts.files == 1 else 's'}"
 
 
-def _next_command(facts: FolderInfo) -> str:
+def _next_command(facts: "FolderInfo") -> str:
     """Return the command that a user of this folder most likely needs next."""
     name = facts.name.rstrip("/")
     if facts.what == "T5" or facts.kind == "fused":

@@ -1,6 +1,6 @@
 """Small charts as SVG: lines, and horizontal bars. Readable in light and in dark mode, and by a screen reader.
 
-The colours follow the reader's `prefers-color-scheme`. A chart has a background of its own, so it may stand in any page.
+The colours follow the reader's `prefers-color-scheme`, on a background of their own, so a chart may stand in any page.
 """
 
 import math
