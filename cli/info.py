@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,7 +53,7 @@ def info(
 
 def _lines(facts: "FolderInfo") -> list[str]:
     title = f"{facts.name}: {WHAT.get(facts.what) or f'a bundle of kind {facts.kind}'}"
-    rows = {
+    rows: dict[str, Sequence[str | None]] = {
         "commit": [facts.commit],
         "base model": [_base(facts)],
         "vectors": [_vectors(kind) for kind in facts.vectors],
