@@ -74,7 +74,8 @@ def weights_of(folder):
 def test_what_is_saved(trained, base):
     kind, made, folder, model = trained
     saved = {file.name for file in folder.iterdir()}
-    assert {"training.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json", "checkpoints"} <= saved
+    assert {"training.json", "loss.svg", "processor_config.json", "tokenizer_config.json", "tokenizer.json"} <= saved
+    assert "checkpoints" in saved
     assert ("model.safetensors" in saved and "config.json" in saved) == made.full
     assert ("adapter_model.safetensors" in saved and "adapter_config.json" in saved) != made.full
     assert isinstance(model, T5WithFusion) == made.full
