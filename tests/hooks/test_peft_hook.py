@@ -223,6 +223,14 @@ def test_a_base_that_was_changed_is_refused(base, tmp_path, change):
     assert not (tmp_path / "after").exists()
 
 
+def test_a_table_that_was_changed_beneath_trained_tokens_is_refused(base, tmp_path):
+    peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, trainable_token_indices=[5, 6]))
+    with torch.no_grad():
+        peft_model.get_base_model().shared.token_adapter.base_layer.weight[20] += 1
+    with pytest.raises(ValueError, match=r"shared.weight among them, have changed since they were loaded"):
+        peft_model.save_pretrained(tmp_path)
+
+
 def test_a_changed_table_may_be_saved_with_the_adapter(base, tmp_path, inputs_for):
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV))
     batch = inputs_for(peft_model)
