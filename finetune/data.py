@@ -223,9 +223,7 @@ def _vector(value) -> np.ndarray | None:
     array = np.asarray(value)
     if array.ndim != 1 or array.dtype.kind not in "biuf":
         return None
-    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, and is refused below
-        single = array.astype(np.float32)
-    return single if np.isfinite(single).all() and has_readable_norm(array) else None
+    return array.astype(np.float32) if has_readable_norm(array) else None
 
 
 def _vector_error(row: str, column: str, value, width: int | None) -> ValueError:

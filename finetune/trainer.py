@@ -18,7 +18,6 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallba
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from ..common.progress import Progress
-from ..saving_t5fusion import apply_umask
 from .checkpoints import check_weights, loading, problem_of, saving
 from .options import TrainingOptions
 from .output_folder import RESUMED, OutputFolder
@@ -101,7 +100,6 @@ class FusionTrainer(Seq2SeqTrainer):
                     checkpoint.mkdir(parents=True, exist_ok=True)
                     # First, because the Trainer ends by deleting the previous checkpoint.
                     (checkpoint / RESUMED).write_text(json.dumps(self.begun_with))
-                    apply_umask(checkpoint)
                 super()._save_checkpoint(*args, **kwargs)
         except OSError:
             if self.is_world_process_zero() and problem_of(checkpoint) is not None:

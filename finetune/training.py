@@ -20,7 +20,6 @@ from ..common.run_files import RECORD
 from ..common.run_folder import align
 from ..hooks.trainer_hook import FusionCallback
 from ..processing_t5fusion import T5FusionProcessor
-from ..saving_t5fusion import apply_umask
 from .checkpoints import check_resumed, last_checkpoint, read_begun, saving
 from .loss_curve import save_loss_curve
 from .model import build_model, trainable_share
@@ -227,7 +226,6 @@ def _save(trainer: FusionTrainer, processor: T5FusionProcessor, record: dict[str
             processor.save_pretrained(folder.path)
             (folder.path / RECORD).write_text(json.dumps(record, indent=1) + "\n")
             save_loss_curve(folder.path, record["history"])
-            apply_umask(folder.path)
     return model
 
 
