@@ -103,6 +103,12 @@ def plain_folder(request, plain_folders):
     return plain_folders[request.param]
 
 
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """The folder of a plain T5 with one layer: a base model that tests share and do not change."""
+    return save_plain(tmp_path_factory.mktemp("base") / "base", d_model=32, num_layers=1)
+
+
 @pytest.fixture
 def flan(plain_folders):
     """A fused model from the plain checkpoint with a head of its own, in evaluation mode."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,10 +31,10 @@ NUMBERS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 
 
 @pytest.fixture(scope="module")
-def room(save_plain_t5, tmp_path_factory):
-    """A folder with a base, 64 rows with vectors of eight numbers, and caches of its own."""
+def room(base, tmp_path_factory):
+    """A folder with a base model, 64 rows with vectors of eight numbers, and caches of its own."""
     room = tmp_path_factory.mktemp("cli")
-    save_plain_t5(room / "base", d_model=32, num_layers=1)
+    shutil.copytree(base, room / "base")
     numbers = torch.Generator().manual_seed(0)
     rows = [
         {

@@ -20,11 +20,6 @@ TEXTS = ["app_settings_of_abcdef", "a", "settings", "bc_de", "x", "app", "long_l
 TARGETS = ["the settings", "a", "some of the longest of all targets here", "b c", "de", "f g h", "it"]
 
 
-@pytest.fixture(scope="module")
-def base(save_plain_t5, tmp_path_factory):
-    return save_plain_t5(tmp_path_factory.mktemp("evaluate") / "base", d_model=32, num_layers=1)
-
-
 @pytest.fixture
 def model(base):
     return T5WithFusion(str(base), lexical_dim=DIM)

@@ -25,10 +25,9 @@ COLUMNS = Columns("filename", "description", vector="vector")
 
 
 @pytest.fixture(scope="module")
-def room(save_plain_t5, tmp_path_factory):
-    """A folder with a small base model, and two files of rows with vectors of eight numbers."""
+def room(tmp_path_factory):
+    """A folder with two files of rows, which have vectors of eight numbers."""
     room = tmp_path_factory.mktemp("files")
-    save_plain_t5(room / "base", d_model=32, num_layers=1)
     numbers = torch.Generator().manual_seed(0)
     rows = [
         {
@@ -46,8 +45,8 @@ def room(save_plain_t5, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(room):
-    options = TrainingOptions(base_model=str(room / "base"), epochs=1, precision="fp32")
+def trained(room, base):
+    options = TrainingOptions(base_model=str(base), epochs=1, precision="fp32")
     return room / "run", train_file(room / "my.jsonl", COLUMNS, room / "run", options)
 
 

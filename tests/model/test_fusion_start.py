@@ -11,11 +11,6 @@ from t5fusion.fitting_t5fusion import STRENGTHS, mean_target_embeddings, ridge
 DIM = 8
 
 
-@pytest.fixture(scope="module")
-def base(save_plain_t5, tmp_path_factory):
-    return save_plain_t5(tmp_path_factory.mktemp("start") / "base", d_model=32, num_layers=1)
-
-
 @pytest.fixture
 def model(base):
     return T5WithFusion(str(base), lexical_dim=DIM)
