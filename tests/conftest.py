@@ -1,4 +1,4 @@
-"""Small random T5s saved as plain checkpoints, batches for them, and other processes to load things in."""
+"""Fixtures: small random T5s saved as plain checkpoints, batches for them, and processes that load what was saved."""
 
 import json
 import logging
@@ -18,13 +18,13 @@ from warm import warm_python
 import t5fusion
 from t5fusion.configuration_t5fusion import PLACED_TOKEN_IDS
 
-# pytest would import the repository's root, which is the package, a second time by the folder's name
+# The repository's root is the package. pytest would import it a second time, by the folder's name.
 sys.modules.setdefault(Path(__file__).parent.parent.name, t5fusion)
 
-torch.set_num_threads(1)  # as in the processes that tests start: the last bit of a product depends on it
+torch.set_num_threads(1)  # The last bit of a product depends on it. The processes that tests start use one thread too.
 
 DIM = 384
-ROWS = 160  # of the embedding tables: some more than tokens, as in T5
+ROWS = 160  # of the embedding tables; more than there are tokens, as in T5
 KINDS = {
     "v1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
     "v1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": True},
@@ -41,14 +41,14 @@ sys.meta_path.insert(0, Hidden())
 
 
 def make_tokenizer():
-    """T5's tokenizer with a made vocabulary of a few pieces and 100 extra ids."""
+    """Return T5's tokenizer with a small vocabulary and 100 extra ids."""
     pieces = ["▁Filename", "▁app", "▁settings", *"abcdefghijklmnopqrstuvwxyz_:"]
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((piece, -3.0) for piece in pieces)]
     return T5Tokenizer(vocab=vocab + [(f"<extra_id_{i}>", 0.0) for i in range(99, -1, -1)], extra_ids=100)
 
 
 def save_plain(folder, seed=0, **changes):
-    """Saves a random plain T5 and its tokenizer the way that those on the Hub are: weights and a config of old keys."""
+    """Save a random plain T5 and its tokenizer in the format of checkpoints on the Hub, with the config's old keys."""
     config = T5Config(
         **{"vocab_size": ROWS, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
         | {"decoder_start_token_id": 0}
@@ -71,7 +71,7 @@ def save_plain(folder, seed=0, **changes):
 
 
 def make_inputs(token_id, vectors=(1, 1), lengths=(6, 3), dim=DIM, seed=0):
-    """Rows padded on the right: as many placeholders as vectors, `lengths` tokens of text, </s>; and labels."""
+    """Return a batch padded on the right. A row is a placeholder for each vector, `lengths` tokens and </s>."""
     numbers = torch.Generator().manual_seed(seed)
     longest = max(map(sum, zip(vectors, lengths, strict=True))) + 1
     ids = torch.zeros(len(vectors), longest, dtype=torch.int64)
@@ -93,7 +93,7 @@ def make_inputs(token_id, vectors=(1, 1), lengths=(6, 3), dim=DIM, seed=0):
 
 @pytest.fixture(scope="session")
 def plain_folders(tmp_path_factory):
-    """Folders of plain T5s by kind: v1.0 (relu, tied), v1.1 (gated, tied), flan (gated, a head of its own)."""
+    """Folders of plain T5s by kind: v1.0 (relu, tied head), v1.1 (gated, tied head), flan (gated, untied head)."""
     root = tmp_path_factory.mktemp("plain")
     return {kind: save_plain(root / kind, **changes) for kind, changes in KINDS.items()}
 
@@ -111,7 +111,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def flan(plain_folders):
-    """A fused model from the plain checkpoint with a head of its own, in evaluation mode."""
+    """A fused model on the plain checkpoint with an untied head, in evaluation mode."""
     return t5fusion.T5WithFusion(str(plain_folders["flan"])).eval()
 
 
@@ -127,7 +127,7 @@ def save_plain_t5():
 
 @pytest.fixture(scope="session")
 def inputs_for():
-    """`inputs_for(model, vectors=(1, 1), lengths=(6, 3))`: a batch of random rows for it."""
+    """`inputs_for(model, vectors=(1, 1), lengths=(6, 3))` returns a batch of random rows for the model."""
 
     def make(model, *args, **kwargs):
         return make_inputs(model.config.lexical_token_id, *args, dim=model.config.lexical_dim, **kwargs)
@@ -137,7 +137,7 @@ def inputs_for():
 
 @pytest.fixture(autouse=True)
 def own_placeholders():
-    """Forget after each test the ids that its tokenizers gave `<lexical>`: a process remembers them for its errors."""
+    """Forget the ids of `<lexical>` in a test's tokenizers, which the process remembers for error messages."""
     known = set(PLACED_TOKEN_IDS)
     yield
     PLACED_TOKEN_IDS.intersection_update(known)
@@ -145,7 +145,7 @@ def own_placeholders():
 
 @pytest.fixture
 def heard(caplog):
-    """A function that gives all that transformers and this package have logged since the test began."""
+    """A function that returns all messages that transformers and this package have logged in this test."""
     transformers_logging.warning_once.cache_clear()
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
@@ -155,9 +155,9 @@ def heard(caplog):
 
 @pytest.fixture
 def run_python(tmp_path):
-    """Runs code in another process, offline; with `hidden=True` that process cannot import t5fusion.
+    """Run code in another process, offline. With `hidden=True`, that process cannot import t5fusion.
 
-    With `fresh=True` it starts with nothing imported, for tests of what an import says.
+    With `fresh=True`, no module is imported beforehand, for tests of the messages of an import.
     """
 
     def run(code, *args, hidden=False, fresh=False, cwd=tmp_path):

@@ -1,4 +1,4 @@
-"""Backbones: the T5s of the Hub, in small, with the fields of their configs; and the forms in which weights come."""
+"""Base models: small versions of the T5s on the Hub, with their configs, tokenizers and formats of weights."""
 
 import json
 from collections.abc import Callable
@@ -47,11 +47,11 @@ CODE = V1_0 | {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 270, "feed_fo
 
 
 def of_bytes():
-    return ByT5Tokenizer()  # 3 + 256 + 125 ids, which fill the table
+    return ByT5Tokenizer()  # 3 + 256 + 125 ids fill the table.
 
 
 def of_code():
-    """RoBERTa's, with the five special tokens where CodeT5 has them; its ids fill the table."""
+    """RoBERTa's tokenizer with the five special tokens in CodeT5's positions. Its ids fill the table."""
     pieces = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", *bytes_to_unicode().values()]
     merges = [("a", "p"), ("ap", "p"), ("s", "e"), ("se", "t"), ("t", "i")]
     pieces += ["".join(pair) for pair in merges]
@@ -68,12 +68,12 @@ def with_tokens(*tokens: str):
 
 @dataclass
 class SentencePiece:
-    """A `spiece.model` and a `tokenizer_config.json`, as older repositories hold them, without a `tokenizer.json`."""
+    """The tokenizer of an older repository: `spiece.model` and `tokenizer_config.json`, without `tokenizer.json`."""
 
     extra_ids: int
 
     def save_pretrained(self, folder: Path) -> None:
-        from sentencepiece import sentencepiece_model_pb2  # what reading it takes as well
+        from sentencepiece import sentencepiece_model_pb2  # Reading the file needs it as well.
 
         model = sentencepiece_model_pb2.ModelProto()
         model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
@@ -88,7 +88,7 @@ class SentencePiece:
         (folder / "tokenizer_config.json").write_text(json.dumps(saved))
 
 
-# How weights are written
+# Formats of weights
 
 
 def in_one_file(weights, folder: Path) -> None:
@@ -122,7 +122,7 @@ def encoder_alone(weights, folder: Path) -> None:
 
 @dataclass
 class Backbone:
-    """A checkpoint of the Hub: what its config says, its tokenizer, its weights, and how it is loaded."""
+    """A checkpoint on the Hub: its config, its tokenizer, its weights, and the options to load it."""
 
     saved: dict = field(default_factory=lambda: V1_1)
     tokenizer: Callable = make_tokenizer
@@ -197,7 +197,7 @@ def load(model_name: str, row: str, folder: str | Path | None = None) -> PreTrai
 
 
 def batch_for(model_name: str, row: str) -> dict[str, torch.Tensor]:
-    """What the processor makes of two texts; the plain model gets no vectors."""
+    """Return the processor's inputs for two texts. The plain model gets no vectors."""
     processor = make_processor(row)
     vectors = torch.nn.functional.normalize(torch.randn(3, 384, generator=torch.Generator().manual_seed(0)), dim=-1)
     vectors = [vectors[0], vectors[1:]] if model_name == "T5WithFusion" else False
@@ -233,7 +233,7 @@ def trained(model_name: str, row: str) -> tuple[PeftModel, dict[str, torch.Tenso
     return peft_model, batch
 
 
-# The checks: each takes "T5", which is the stock class, or "T5WithFusion", and a row.
+# The checks. Each takes a row, and "T5WithFusion" or "T5", which stands for the stock class.
 
 
 def exact(model_name: str, row: str) -> None:
@@ -252,7 +252,7 @@ def trains(model_name: str, row: str) -> None:
 
 
 def reloads(model_name: str, row: str) -> None:
-    """The adapter on the backbone, and the whole model with the adapter merged."""
+    """Reload the adapter on its base model, and the whole model with the adapter merged."""
     peft_model, batch = trained(model_name, row)
     with TemporaryDirectory() as folder:
         peft_model.save_pretrained(f"{folder}/adapter")
@@ -275,7 +275,7 @@ def reloaded(model_name: str, row: str, backbone: str, folder: str, batch):
 
 
 def processes(model_name: str, row: str) -> None:
-    """Saved and reloaded, the processor makes the same of a text, with the model's placeholder, and reads it back."""
+    """A reloaded processor makes the same inputs of a text, with the model's placeholder, and decodes them."""
     processor, model, batch = make_processor(row), load(model_name, row), batch_for(model_name, row)
     with TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
@@ -307,7 +307,7 @@ CHECKS = {
 
 
 def opens(model_name: str, row: str) -> None:
-    with TemporaryDirectory() as folder, chdir(folder):  # so that the sentence names no folder but the row
+    with TemporaryDirectory() as folder, chdir(folder):  # The sentence then names the row and no folder.
         REFUSED[row](Path(row))
         T5WithFusion(row)
 

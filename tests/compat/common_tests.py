@@ -15,14 +15,14 @@ SIZES = {
     "relative_attention_num_buckets": 8, "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
     "bos_token_id": 0,
 }  # fmt: skip
-VECTORS, LEXICAL_ID = 2, 2  # an id that has a row, so that `inputs_embeds` may hold it, in the smallest table as well
+VECTORS, LEXICAL_ID = 2, 2  # The id has a row even in the smallest table, so that `inputs_embeds` may hold it.
 
-# where transformers' tests look up by its name who has a head for labels
+# In this table, transformers' tests look up the models that take labels.
 MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["t5_fusion"] = "T5WithFusion"
 
 
 class Tester:
-    """Sizes, a config and inputs, by the names that the common tests ask for."""
+    """Sizes, a config and inputs. The common tests fix the names."""
 
     batch_size, seq_length, encoder_seq_length, decoder_seq_length = 7, 9, 7, 9
     hidden_size, num_hidden_layers, num_attention_heads = SIZES["d_model"], SIZES["num_layers"], SIZES["num_heads"]

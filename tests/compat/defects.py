@@ -1,4 +1,4 @@
-"""Scripts that reproduce defects of the libraries, each run by itself."""
+"""Scripts that reproduce defects of the libraries. Each runs in its own process."""
 
 import ast
 import subprocess

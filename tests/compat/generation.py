@@ -1,4 +1,4 @@
-"""Every way of decoding: without vectors as the plain T5 does; rows of different numbers of vectors as one by one."""
+"""Every way of decoding. Without vectors, the plain T5 must give the same; batches must give what single rows give."""
 
 import torch
 from conftest import make_tokenizer
@@ -52,7 +52,7 @@ def write(model, batch: dict, **options) -> torch.Tensor:
 
 
 def one_row(batch: dict, row: int) -> dict:
-    """A row of a batch, without padding and spare vectors."""
+    """Return one row of a batch, without padding and spare vectors."""
     real = batch["attention_mask"][row].bool()
     alone = {name: batch[name][row][real][None] for name in ("input_ids", "attention_mask")}
     vectors = batch.get("lexical_embeds")
@@ -61,7 +61,7 @@ def one_row(batch: dict, row: int) -> dict:
 
 
 def as_t5(model_name: str, options: dict) -> None:
-    """The same text, and no vectors."""
+    """The plain T5 writes the same for a text without vectors."""
     batch = batch_for("T5", VECTORS, LENGTHS)
     found = write(load(model_name), batch, **options)
     if model_name == "T5WithFusion":
@@ -69,7 +69,7 @@ def as_t5(model_name: str, options: dict) -> None:
 
 
 def one_by_one(model_name: str, options: dict) -> None:
-    if options.get("do_sample"):  # draws as many numbers as there are rows
+    if options.get("do_sample"):  # It draws as many random numbers as there are rows.
         return as_drawn(model_name, options)
     model, batch = load(model_name), batch_for(model_name, VECTORS, LENGTHS)
     together = write(model, batch, **options)
@@ -81,7 +81,7 @@ def one_by_one(model_name: str, options: dict) -> None:
 
 
 def as_drawn(model_name: str, options: dict) -> str:
-    """Twice by the same random numbers; the vectors count."""
+    """The same random numbers give the same text twice, and other vectors give another."""
     model, batch = load(model_name), batch_for(model_name, VECTORS, LENGTHS)
     assert torch.equal(write(model, batch, **options), write(model, batch, **options)), "another by the same numbers"
     return "drawn twice by the same numbers, in place of one by one"
@@ -98,7 +98,7 @@ def vectors_count(model_name: str, options: dict) -> None:
 
 
 def assisted(model_name: str) -> None:
-    """By a smaller model's guesses, here its own: one row, as transformers asks."""
+    """Assisted decoding of one row, as transformers requires. The assistant is the model itself."""
     model, batch = load(model_name), one_row(batch_for(model_name, (2,), (4,)), 0)
     alone = write(model, batch)
     assert torch.equal(write(model, batch, assistant_model=load(model_name)), alone), "not what it writes by itself"
@@ -131,7 +131,7 @@ def given_embeddings(model_name: str) -> None:
 
 
 def beginning(model_name: str) -> None:
-    """A text to go on with."""
+    """The text that generation continues."""
     model, batch = load(model_name), batch_for(model_name, VECTORS, LENGTHS)
     start = torch.tensor([[0, 5, 6]] * len(LENGTHS))
     written = write(model, batch, decoder_input_ids=start)
@@ -139,7 +139,7 @@ def beginning(model_name: str) -> None:
 
 
 def past_the_table(model_name: str) -> None:
-    """A penalty that looks up the input's ids in the logits, where `<lexical>` has none."""
+    """A penalty that looks up the input's ids in the logits, which have no column for `<lexical>`."""
     if model_name == "T5":
         return
     model = load(model_name, lexical_token_id=1000)

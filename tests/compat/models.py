@@ -1,4 +1,4 @@
-"""A small plain T5, the fused model made of it, batches for both, and a clean process to reload things in."""
+"""A small plain T5, a fused model built on it, batches for both, and a clean process for reloading."""
 
 import atexit
 import os
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 from t5fusion import T5WithFusion
 
 CLASSES: dict[str, type[PreTrainedModel]] = {"T5": T5ForConditionalGeneration, "T5WithFusion": T5WithFusion}
-SHAPE = {"d_model": 64, "d_kv": 16, "d_ff": 128}  # each a multiple of what block-wise tuners divide by
+SHAPE = {"d_model": 64, "d_kv": 16, "d_ff": 128}  # multiples of the block sizes of block-wise tuners
 CALL = """
 import pickle, sys
 from pathlib import Path
@@ -35,7 +35,7 @@ KEPT = tempfile.TemporaryDirectory(prefix="t5fusion-compat-")
 
 @cache
 def plain_folder() -> Path:
-    """A plain T5 with a head of its own, as FLAN has, and its tokenizer."""
+    """Save a plain T5 with an untied head, like FLAN's, and its tokenizer. Return the folder."""
     return save_plain(Path(KEPT.name) / "plain", **KINDS["flan"] | SHAPE)
 
 
@@ -49,7 +49,7 @@ def load(model: str, folder: str | Path | None = None, **options) -> PreTrainedM
 
 
 def batch_for(model: str, vectors=(1, 2), lengths=(6, 3)) -> dict[str, torch.Tensor]:
-    """Rows of a different number of vectors; the plain T5 gets the same text, and none."""
+    """Return rows with different numbers of vectors. The plain T5 gets the same text without vectors."""
     fused = model == "T5WithFusion"
     batch = make_inputs(lexical_token_id(), vectors if fused else (0,) * len(vectors), lengths)
     return batch if fused else {name: value for name, value in batch.items() if name != "lexical_embeds"}
@@ -57,7 +57,10 @@ def batch_for(model: str, vectors=(1, 2), lengths=(6, 3)) -> dict[str, torch.Ten
 
 @torch.no_grad()
 def logits_of(model: torch.nn.Module, batch: dict[str, torch.Tensor], **options) -> torch.Tensor:
-    """In evaluation mode, each weight in memory that torch has laid out: a file's own layout moves the last bit."""
+    """Return the logits in evaluation mode.
+
+    Weights are first copied to memory that torch has laid out, because the layout in a file changes the last bit.
+    """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     batch = {name: value for name, value in batch.items() if name != "labels"}
@@ -74,7 +77,7 @@ def forks() -> Forks:
 
 
 def in_another_process(function: Callable, *arguments):
-    """What `function`, of a module of this package, returns in a process that has loaded no model yet."""
+    """Return what a function of this package returns in a process that has loaded no model yet."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "asked", Path(folder) / "answer"
         asked.write_bytes(pickle.dumps((function, arguments)))

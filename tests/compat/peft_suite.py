@@ -1,4 +1,4 @@
-"""PEFT's own tests of encoder-decoder models, with no change but what the Hub has under the model's name."""
+"""PEFT's own tests of encoder-decoder models, unchanged. Only the model behind its name on the Hub is another."""
 
 import re
 import shutil
@@ -46,7 +46,7 @@ def make() -> Table:
 
 
 def run(model: str, **environment: str) -> dict[str, Outcome]:
-    """Test -> outcome."""
+    """Return the outcome of each test."""
     folder = BUILD / "peft" / model
     shutil.rmtree(folder, ignore_errors=True)
     plain, fused = folder / "plain", folder / "fused"
@@ -55,10 +55,10 @@ def run(model: str, **environment: str) -> dict[str, Outcome]:
     if model == "T5WithFusion":
         T5WithFusion(plain).save_pretrained(fused)
     shutil.copytree(source_of("peft") / "tests", folder / "tests")
-    (folder / "tests" / "__init__.py").touch()  # which the distribution leaves out
-    with HubServer() as hub:  # they look for the model there, and for much that is not
+    (folder / "tests" / "__init__.py").touch()  # The distribution leaves it out.
+    with HubServer() as hub:  # The tests look there for the model, and for much that is missing.
         hub.add_folder(NAME, plain if model == "T5" else fused)
-        # where they parametrise, they write the model's name into the test's
+        # Parametrised tests contain the model's name in their own.
         tests = ("tests/test_encoder_decoder_models.py", "-k", OF_T5, "-n", "2")
         found = run_tests(folder, "-p", "t5fusion", *tests, **hub.environment(folder / "home"), **environment)
     return {test: outcome for (_, test), outcome in found.items()}
@@ -73,7 +73,7 @@ def by_tuner(results: dict[str, dict[str, Outcome]]) -> dict[str, dict[str, dict
 
 
 def summary(tests: dict[str, dict[str, Outcome]]) -> dict[str, dict[str, Outcome]]:
-    """A row's cells: numbers, and the names of the tests that the fused model alone fails."""
+    """Return the cells of a row: numbers, and the names of the tests that only the fused model fails."""
     kinds = Counter((found["T5"].status, found["T5WithFusion"].status) for found in tests.values())
     lost = [
         f"{test}: {found['T5WithFusion']}"

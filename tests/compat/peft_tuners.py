@@ -1,4 +1,4 @@
-"""PEFT's tuners, read from PEFT itself, so that a new one is a row by itself; and the variants of LoRA."""
+"""PEFT's tuners and the variants of LoRA. The list is read from PEFT, so that a new tuner becomes a row."""
 
 import copy
 import json
@@ -19,13 +19,13 @@ from peft.utils.hotswap import hotswap_adapter
 from .models import batch_for, in_another_process, load, logits_of
 from .table import Table
 
-TASKS = ("MULTITASK_PROMPT_TUNING", "POLY")  # which are told of each row's task
-RATES = (1e-2, 1e-1, 1.0)  # a vector of a few numbers wants another rate than a matrix
+TASKS = ("MULTITASK_PROMPT_TUNING", "POLY")  # These need the task of each row.
+RATES = (1e-2, 1e-1, 1.0)  # A small vector needs another learning rate than a matrix.
 
 
 @dataclass
 class Tuner:
-    """A configuration, and what its authors do before and after the model is wrapped."""
+    """A configuration, and the steps that its authors document before and after wrapping the model."""
 
     config: type
     fields: dict = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Tuner:
         return peft_model, batch
 
 
-# what a configuration cannot do without
+# required fields of configurations
 NEEDED = {
     "ADALORA": {"total_step": 10, "tinit": 1, "tfinal": 1},
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
@@ -65,7 +65,7 @@ NEEDED = {
 }
 
 
-# parts of LoraConfig that belong to a start, or to a router over adapters that are trained already
+# Parts of LoraConfig for a start, or for a router over trained adapters.
 NO_VARIANTS = ("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "arrow_config")
 PARTS = {"use_bdlora": {"target_modules_bd_a": ["v"], "target_modules_bd_b": ["q"], "nblocks": 2}}
 
@@ -78,7 +78,7 @@ def tuners() -> Iterator[tuple[str, Tuner]]:
 
 
 def lora_variants() -> Iterator[tuple[str, Tuner]]:
-    """Each switch of LoraConfig, each of its starts, each part that is a configuration of its own."""
+    """Return each switch of LoraConfig, each of its starts, and each nested configuration."""
     hints = typing.get_type_hints(LoraConfig)
     for name, kind in hints.items():
         if name.startswith("use_") and kind is bool:
@@ -98,7 +98,7 @@ def lora_variants() -> Iterator[tuple[str, Tuner]]:
 
 
 def leaves(kind) -> Iterator:
-    """The parts of a union, and the values of a Literal."""
+    """Return the parts of a union and the values of a Literal."""
     if typing.get_origin(kind) is typing.Literal:
         yield from typing.get_args(kind)
     elif typing.get_args(kind):
@@ -109,10 +109,10 @@ def leaves(kind) -> Iterator:
 
 
 def started(start: str) -> Tuner:
-    """LoRA whose start is computed from the weights, or from data."""
+    """LoRA that starts from values computed from the weights or from data."""
     fields: dict = {"init_lora_weights": start, "target_modules": ["q", "v"]}
     if start == "eva":
-        # as many components as a batch has tokens, at most: it would wait for more of them without end
+        # At most as many components as a batch has tokens: PEFT would wait for more of them forever.
         fields |= {"r": 2, "eva_config": EvaConfig(rho=1.0, use_label_mask=False)}
         return Tuner(LoraConfig, fields, after=start_from_inputs)
     if start == "corda":
@@ -127,7 +127,8 @@ def started(start: str) -> Tuner:
 
 
 def start_from_inputs(peft_model, batch) -> None:
-    def numbers(layer_input, model_input, layer_name):  # PEFT's own would mask the decoder's by the encoder's padding
+    # PEFT's own function would mask the decoder's inputs by the encoder's padding.
+    def numbers(layer_input, model_input, layer_name):
         return layer_input[0].flatten(0, 1)
 
     more = {"prepare_model_inputs_fn": None, "prepare_layer_inputs_fn": numbers, "show_progress_bar": False}
@@ -135,10 +136,10 @@ def start_from_inputs(peft_model, batch) -> None:
 
 
 def covariances(model, config, batch) -> None:
-    from peft.tuners.lora.corda import preprocess_corda  # needs a package, attrs, that peft does not ask for
+    from peft.tuners.lora.corda import preprocess_corda  # It needs attrs, which peft does not require.
 
     def run_model():
-        for row in range(len(batch["labels"])):  # it takes batches of one
+        for row in range(len(batch["labels"])):  # It takes batches of one row.
             logits_of(model, {name: value[row : row + 1] for name, value in batch.items()})
 
     preprocess_corda(model, config, run_model)
@@ -153,7 +154,7 @@ def gradients(model, config, batch) -> None:
 
 
 def train(peft_model: PeftModel, batch: dict[str, torch.Tensor], adapter: str = "default") -> None:
-    """Some steps of an adapter, at the first of `RATES` that lowers the loss."""
+    """Train some steps of an adapter, at the first of `RATES` that lowers the loss."""
     parameters = [parameter for _, parameter in parameters_of(peft_model, adapter)]
     assert parameters, "nothing trains"
     start = [parameter.detach().clone() for parameter in parameters]
@@ -174,7 +175,7 @@ def train(peft_model: PeftModel, batch: dict[str, torch.Tensor], adapter: str = 
 
 
 def parameters_of(peft_model: PeftModel, adapter: str) -> list[tuple[str, torch.nn.Parameter]]:
-    """Those that train, without what is named for another adapter (PEFT lets prompts of all of them train)."""
+    """Return the trainable parameters, without those of other adapters (PEFT lets the prompts of all of them train)."""
     others = {"default", "other"} - {adapter}
     return [
         (name, parameter)
@@ -193,7 +194,7 @@ def tasks_for(peft_model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def logits(peft_model: PeftModel, batch: dict[str, torch.Tensor], **options) -> torch.Tensor:
-    """Of a text that is given; of the labels where the tuner asks for those."""
+    """Return the logits for given decoder inputs, or for labels if the tuner requires them."""
     options |= tasks_for(peft_model)
     if peft_model.active_peft_config.peft_type == "MULTITASK_PROMPT_TUNING":
         with torch.no_grad():
@@ -212,7 +213,7 @@ def adapted(model_name: str, tuner: Tuner) -> set[str]:
     return {name for name, module in peft_model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-# The checks: each takes "T5" or "T5WithFusion", and a tuner.
+# The checks. Each takes "T5" or "T5WithFusion", and a tuner.
 
 
 def same_targets(model_name: str, tuner: Tuner) -> None:
@@ -229,12 +230,12 @@ def trains(model_name: str, tuner: Tuner) -> None:
 
 
 def trains_fusion_too(model_name: str, tuner: Tuner) -> None:
-    """Without being named; the plain T5 has none, and trains its head instead, by its name."""
+    """The fusion layer trains without being named. The plain T5 trains its head, which is named."""
     whole, weight = ("fusion", "projection.weight") if model_name == "T5WithFusion" else ("lm_head", "weight")
     named = {} if model_name == "T5WithFusion" else {"modules_to_save": [whole]}
     peft_model, batch = trained(model_name, tuner, **named)
     config = peft_model.active_peft_config
-    if not hasattr(config, "modules_to_save"):  # nothing that such an adapter could hold the layer in
+    if not hasattr(config, "modules_to_save"):  # Such an adapter cannot hold a layer.
         raise TypeError(f"{type(config).__name__} has no `modules_to_save`")
     before = dict(load(model_name).named_parameters())
     (name,) = (name for name in before if name.endswith(f"{whole}.{weight}"))
@@ -272,19 +273,22 @@ def disabled(model_name: str, tuner: Tuner) -> None:
 
 
 def alone(tuner: Tuner) -> dict:
-    """What keeps the fusion layer frozen: PEFT combines adapters only where they share no `modules_to_save`."""
+    """Return the option that keeps the fusion layer frozen.
+
+    PEFT combines adapters only if they share no `modules_to_save`.
+    """
     return {"modules_to_save": []} if "modules_to_save" in tuner.config.__dataclass_fields__ else {}
 
 
 def two_adapters(model_name: str, tuner: Tuner, **more) -> tuple[PeftModel, dict, torch.Tensor, torch.Tensor]:
-    """A model with "default" and "other", which compute different things, and the logits of each by itself."""
+    """Return a model with two different adapters, "default" and "other", and the logits of each alone."""
     peft_model, batch = trained(model_name, tuner, **more)
     first = logits(peft_model, batch)
     torch.manual_seed(1)
     peft_model.add_adapter("other", tuner.make(**more))
     peft_model.set_adapter("other")
     train(peft_model, batch, "other")
-    with torch.no_grad():  # so that it cannot be the first one
+    with torch.no_grad():  # It then differs from the first one.
         for _, parameter in parameters_of(peft_model, "other"):
             parameter.mul_(1.5)
     second = logits(peft_model, batch)
@@ -365,6 +369,6 @@ def make() -> Table:
     for row, tuner in tuners():
         for column, check in CHECKS.items():
             table.add(row, column, check, tuner)
-            if table.refused(row):  # it is not for T5 at all
+            if table.refused(row):  # The tuner is not for T5.
                 break
     return table

@@ -1,4 +1,4 @@
-"""Quantised bases on a CPU, as in QLoRA: load, train an adapter, save, reload, export."""
+"""Quantised base models on a CPU, as in QLoRA: load, train an adapter, save, reload, export."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from t5fusion.hub_export.bundle import export
 from .models import batch_for, in_another_process, load, plain_folder
 from .table import Table
 
-BOUNDS = {8: 0.03, 4: 0.3}  # by bits: how far logits may be from those in fp32, as a part of their norm
+BOUNDS = {8: 0.03, 4: 0.3}  # By bits: how far logits may lie from those in fp32, relative to their norm.
 LORA = {"task_type": "SEQ_2_SEQ_LM", "target_modules": ["q", "k", "v", "o", "wi_0", "wi_1"], "r": 4}
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to quantise; `config` makes what `from_pretrained` takes, and imports the library that it is of."""
+    """A way to quantise. `config` imports the library, and makes the configuration for `from_pretrained`."""
 
     bits: int
     config: Callable
@@ -84,7 +84,7 @@ def fusion_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def adapted(model_name: str, scheme: Scheme) -> PeftModel:
-    """The recommended way: PEFT's preparation, then LoRA, and the fusion layer where there is one."""
+    """Add an adapter as recommended: PEFT's preparation, then LoRA, and the fusion layer if there is one."""
     model = prepare_model_for_kbit_training(scheme.quantised(model_name))
     torch.manual_seed(0)
     return get_peft_model(
@@ -105,7 +105,7 @@ def trained(model_name: str, scheme: Scheme) -> tuple[PeftModel, list[float]]:
     return peft_model, losses
 
 
-# The checks: each takes "T5" or "T5WithFusion", and a scheme.
+# The checks. Each takes "T5" or "T5WithFusion", and a scheme.
 
 
 def loads(model_name: str, scheme: Scheme) -> None:
@@ -160,7 +160,7 @@ def base_logits(model_name: str, folder: str):
 
 
 def exports(model_name: str, scheme: Scheme) -> None:
-    """A reader gets the adapter on the base as it is published; who quantises it alike, what was trained."""
+    """A reader gets the adapter on the published base model, and, after quantising it alike, the trained model."""
     peft_model, _ = trained(model_name, scheme)
     expected = logits(peft_model, batch_for(model_name))
     with TemporaryDirectory() as folder:
@@ -171,7 +171,7 @@ def exports(model_name: str, scheme: Scheme) -> None:
     assert distance <= BOUNDS[scheme.bits], f"logits lie {distance:.1%} from those in training"
     distance = apart(
         torch.from_numpy(quantised), expected
-    )  # not of the logits now: saving moves what bitsandbytes packed
+    )  # The current logits would differ, because saving moves what bitsandbytes packed.
     assert distance == 0, f"logits lie {distance:.2g} of their norm apart, quantised alike"
 
 

@@ -1,4 +1,4 @@
-"""Tables of what works: each cell is a check that was run, on a plain T5 and on the fused model made of it."""
+"""Tables of what works. Each cell is a check that ran on a plain T5 and on the fused model built on it."""
 
 import builtins
 import json
@@ -15,7 +15,7 @@ MODELS = ("T5", "T5WithFusion")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check came to: it works; it is refused, in these words; it goes through and is wrong. Or a number."""
+    """The result of a check: it works, it is refused with an error, its result is wrong, or it is a number."""
 
     status: Literal["works", "refused", "wrong", "number"]
     said: str = ""
@@ -25,7 +25,7 @@ class Outcome:
 
 
 def attempt(check: Callable, *arguments) -> Outcome:
-    """Runs a check: what it returns is a remark, its own AssertionError a wrong result, any other error a refusal."""
+    """Run a check. It returns a remark; its own AssertionError is a wrong result, any other error a refusal."""
     try:
         return Outcome("works", check(*arguments) or "")
     except Exception as error:
@@ -37,7 +37,7 @@ def attempt(check: Callable, *arguments) -> Outcome:
 
 
 def as_error(line: str) -> Exception:
-    """The error whose last line another process printed: "ValueError: ..."."""
+    """Return the error that another process printed as its last line, such as "ValueError: ..."."""
     kind, _, said = line.partition(": ")
     return getattr(builtins, kind, RuntimeError)(said if hasattr(builtins, kind) else line)
 
@@ -54,21 +54,21 @@ class Table:
     title: str
     about: str
     columns: list[str]
-    made: str = ""  # when, and with which releases
+    made: str = ""  # the date and the releases
     cells: dict[str, dict[str, dict[str, Outcome]]] = field(default_factory=dict)
 
     def add(self, row: str, column: str, check: Callable, *arguments, models: Iterable[str] = MODELS) -> None:
-        """Runs `check(model, *arguments)`, `model` being one of `models`' names, into a cell."""
+        """Run `check(model, *arguments)` for each name in `models`, and put the outcomes into a cell."""
         found = {model: attempt(check, model, *arguments) for model in models}
         self.cells.setdefault(row, {})[column] = found
         print(f"{self.title} | {row} | {column} | {' / '.join(map(str, found.values()))}", flush=True)
 
     def refused(self, row: str) -> bool:
-        """Whether all that was run of a row is refused."""
+        """Return whether all checks of a row were refused."""
         return all(outcome.status == "refused" for found in self.cells[row].values() for outcome in found.values())
 
     def worse(self) -> list[str]:
-        """The cells in which the plain T5 does better; where it has no say, those that are wrong."""
+        """Return the cells in which the plain T5 does better, or that are wrong if it was not tried."""
         worst_first = ("wrong", "refused", "works", "number")
         return [
             f"{self.title}, {row}, {column}: {found['T5WithFusion']}"
@@ -79,7 +79,7 @@ class Table:
         ]
 
     def markdown(self) -> str:
-        """The table, with a number for each sentence, and the sentences below it."""
+        """Return the table, with numbers for sentences, and the sentences below it."""
         notes: dict[str, int] = {}
         lines = [
             f"## {self.title}",
@@ -109,7 +109,7 @@ class Table:
 
 
 def _cell(found: dict[str, Outcome] | None, notes: dict[str, int]) -> str:
-    """The fused model's outcome; the plain T5's beside it only where it is another."""
+    """Return the fused model's outcome, and the plain T5's beside it only if it differs."""
     if found is None:
         return ""
     fused, plain = found["T5WithFusion"], found.get("T5")

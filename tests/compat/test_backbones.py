@@ -1,4 +1,4 @@
-"""Of the table of backbones, the checks that are likeliest to break; and what is refused in words."""
+"""The checks of base models that are most likely to break, and the words of refusals."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Of transformers' own common tests, some: whether they pass on the fused model as on the plain T5."""
+"""Some of transformers' own common tests, which must pass on the fused model as on the plain T5."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""The checks of docs/compatibility.md on decoding, but for those that transformers refuses for any T5."""
+"""The checks of docs/compatibility.md on decoding, without those that transformers refuses for any T5."""
 
 import pytest
 from compat.generation import OTHERS, WAYS, as_t5, one_by_one, vectors_count

@@ -1,4 +1,4 @@
-"""The checks of docs/compatibility.md on PEFT's tuners: targets of all, the rest of those most used."""
+"""Checks of docs/compatibility.md on PEFT's tuners: targets of all tuners, other checks of the most used ones."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_lora(check):
 
 
 def test_virtual_tokens_stand_before_the_vectors():
-    """PEFT puts those of prompt tuning before what the processor and the collator have made."""
+    """PEFT puts virtual tokens before the inputs that the processor and the collator make."""
     peft_model, batch = TUNERS["PROMPT_TUNING"].wrap("T5WithFusion")
     seen = []
     encoder = peft_model.eval().get_base_model().encoder

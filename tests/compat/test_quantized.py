@@ -1,4 +1,4 @@
-"""The fusion layer of a quantised model, and what comes of an adapter on top; needs bitsandbytes, or torchao."""
+"""The fusion layer of a quantised model, and adapters on top. The tests need bitsandbytes or torchao."""
 
 import pytest
 from compat import quantized
@@ -18,7 +18,7 @@ def test_quantised(row):
 
 
 def test_a_quantised_model_is_saved_again(tmp_path):
-    """Which a plain T5 is not, by the transformers at hand: docs/upstream/quantised_saved_again.py."""
+    """This transformers fails to do so with a plain T5 (docs/upstream/quantised_saved_again.py)."""
     pytest.importorskip("bitsandbytes")
     quantized.SCHEMES["bitsandbytes: nf4"].quantised("T5WithFusion").save_pretrained(tmp_path / "once")
     once = quantized.load("T5WithFusion", tmp_path / "once")

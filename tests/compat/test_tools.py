@@ -1,4 +1,4 @@
-"""Of the table of tools, the checks that are likeliest to break."""
+"""The checks of tools that are most likely to break."""
 
 import pytest
 from compat import tools

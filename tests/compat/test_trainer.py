@@ -1,4 +1,4 @@
-"""The rows of the Trainer's table that are most likely to break, as `make test` runs them."""
+"""The checks of the Trainer that are most likely to break."""
 
 import pytest
 from compat import trainer

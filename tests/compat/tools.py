@@ -1,4 +1,4 @@
-"""Tools: what else a user of torch, accelerate, datasets and the Hub would do with a T5."""
+"""Tools: other uses of a T5 with torch, accelerate, datasets and the Hub."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def saved(model_name: str, folder: str, **options) -> str:
 
 
 def same(model_name: str, model: torch.nn.Module) -> None:
-    """To the bit what the model is that it was made of."""
+    """The model computes the same as its source, to the bit."""
     batch = batch_for(model_name)
     assert torch.equal(logits_of(model, batch), logits_of(load(model_name), batch)), "the logits differ"
 
@@ -57,7 +57,7 @@ def same(model_name: str, model: torch.nn.Module) -> None:
 
 
 class Logits(torch.nn.Module):
-    """The model without a cache, whose kind of output `torch.jit` does not know."""
+    """The model without a cache, because `torch.jit` does not know the cache's type."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
@@ -69,7 +69,7 @@ class Logits(torch.nn.Module):
 
 
 def compiles(model_name: str, **options) -> str:
-    """Batches of several shapes, and the number of graphs that they take."""
+    """Compile, run batches of several shapes, and return the number of graphs."""
     model, counter = load(model_name), CompileCounter()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=counter, **options)
@@ -122,13 +122,13 @@ def checkpoints(model_name: str, reentrant: bool) -> None:
 
 
 def attends(model_name: str, implementation: str) -> None:
-    with chdir(plain_folder().parent):  # so that a refusal names no folder
+    with chdir(plain_folder().parent):  # A refusal then names no folder.
         model = load(model_name, plain_folder().name, attn_implementation=implementation)
     assert model.config._attn_implementation == implementation
     batch = batch_for(model_name)
     try:
         found = logits_of(model, batch)
-    except RuntimeError as error:  # of the code that torch makes for flex attention, with the name of its file
+    except RuntimeError as error:  # from the code that torch generates for flex attention, which names its file
         raise RuntimeError(re.sub(r"/\S+/", "", str(error))) from error
     close(found, logits_of(load(model_name, attn_implementation="eager"), batch))
 
@@ -176,7 +176,7 @@ def saves_safetensors(model_name: str) -> None:
 
 
 def calls_functionally(model_name: str) -> None:
-    """Gradients of each row by itself, as `torch.func` makes them."""
+    """Compute the gradients of each row by `torch.func`."""
     model, batch = load(model_name), batch_for(model_name)
     weights = dict(model.named_parameters())
     found = torch.func.grad(lambda given: torch.func.functional_call(model, given, kwargs=batch).loss)(weights)
@@ -208,7 +208,7 @@ def generates_with_a_static_cache(model_name: str) -> None:
 
 
 def maps_to_devices(model_name: str) -> None:
-    """A third of the memory that it needs, the rest on the disk."""
+    """Load into a third of the needed memory, and put the rest on the disk."""
     with TemporaryDirectory() as folder:
         saved(model_name, f"{folder}/model")
         total = sum(p.numel() * p.element_size() for p in load(model_name).parameters())
@@ -237,7 +237,7 @@ def offloads(model_name: str, to_disk: bool) -> None:
 
 
 def infers_a_device_map(model_name: str) -> None:
-    """No block, and no fusion layer, is taken apart."""
+    """The device map splits no block and no fusion layer."""
     model = load(model_name)
     classes = model._no_split_modules
     assert classes
@@ -312,7 +312,7 @@ def make_rows() -> list[dict]:
 
 
 class Process:
-    """Rows for the collator, of a batch of a data set."""
+    """Make rows for the collator from a batch of a data set."""
 
     def __init__(self):
         self.processor = make_processor()
@@ -364,7 +364,7 @@ assert all(value.equal(found[name]) for name, value in expected.items())
 
 
 def pushes_and_downloads(model_name: str, download: bool) -> None:
-    """`push_to_hub` and back; or `hf download` into a folder, and the model from there."""
+    """Push with `push_to_hub` and load from the Hub, or from a folder that `hf download` filled."""
     with HubServer(tokens={"hf_owner": "me"}) as hub, TemporaryDirectory() as folder:
         saved(model_name, f"{folder}/model")
         environment = os.environ | hub.environment(Path(folder), "hf_owner") | {"HF_HUB_OFFLINE": "0"}
@@ -385,11 +385,11 @@ def pushes_and_downloads(model_name: str, download: bool) -> None:
                 raise as_error(done.stderr.strip().splitlines()[-1])
 
 
-# What needs a package more
+# Tools of further packages
 
 
 def answers_in_gradio(model_name: str) -> None:
-    """A text and a vector typed into an `Interface`, and the model's answer, over the loopback."""
+    """Send a text and a vector to a gradio `Interface` over the loopback interface."""
     import gradio
     from gradio_client import Client
 
@@ -412,7 +412,7 @@ def answers_in_gradio(model_name: str) -> None:
 
 
 def serves(model_name: str, chat: bool) -> None:
-    """`transformers serve` of a saved folder, and a question to it, over the loopback."""
+    """Ask a question to `transformers serve` with a saved folder, over the loopback interface."""
     model, tokenizer = load(model_name), make_tokenizer()
     model.generation_config.update(suppress_tokens=[0, 1, 2, 3, *range(30, 160)])  # letters
     asked = {"messages": [{"role": "user", "content": "app"}]} if chat else {"prompt": "app"}
@@ -427,7 +427,7 @@ def serves(model_name: str, chat: bool) -> None:
 
 
 def ask_server(folder: str, path: str, body: dict) -> dict:
-    """What `transformers serve` says to a request; or the last error that it printed."""
+    """Return the answer of `transformers serve` to a request, or the last error that it printed."""
     port = free_port()
     command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--trust-remote-code"]
     command += ["--device", "cpu", "--host", "127.0.0.1", "--port", port]
@@ -442,7 +442,7 @@ def ask_server(folder: str, path: str, body: dict) -> dict:
             return json.load(answer)
     except OSError as error:
         server.terminate()
-        server.wait()  # it prints after it has answered
+        server.wait()  # It prints after it has answered.
         printed = [line for line in log.read_text().splitlines() if "Error: " in line]
         raise as_error(printed[-1]) from error
     finally:
@@ -458,7 +458,7 @@ def answers(url: str) -> bool:
 
 
 def is_exported_by_optimum(model_name: str) -> None:
-    """Whether the package that has the exporter installs beside this transformers."""
+    """Check whether the exporter's package can be installed beside this transformers."""
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "optimum-onnx"]
     done = subprocess.run([*pip, f"transformers=={transformers.__version__}"], capture_output=True, text=True)
     if done.returncode:

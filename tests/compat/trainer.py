@@ -1,4 +1,4 @@
-"""Trainer and Seq2SeqTrainer: what their arguments do, to all weights and to LoRA on top."""
+"""Trainer and Seq2SeqTrainer: their arguments, in full fine-tuning and with LoRA."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ from .models import CLASSES, KEPT, batch_for, load, logits_of, plain_folder
 from .table import Table, as_error
 from .upstream import TESTS
 
-SOME_WITHOUT = (1, 0, 2)  # vectors of the rows, in turn
+SOME_WITHOUT = (1, 0, 2)  # numbers of vectors of the rows, in turn
 
 
 def tokenizer():
@@ -43,7 +43,10 @@ def texts(count: int) -> list[str]:
 
 
 def rows_for(model_name: str, vectors=(1,), count: int = 8) -> Dataset:
-    """Rows of several lengths; the fused model's bring `vectors` in turn, and its data set None where that is 0."""
+    """Return rows of several lengths.
+
+    For the fused model, they have `vectors` vectors in turn. A data set holds None for no vector.
+    """
     tokenize, numbers = tokenizer(), torch.Generator().manual_seed(0)
     rows = []
     for index, text in enumerate(texts(count)):
@@ -63,13 +66,13 @@ def model_for(model_name: str, lora: bool, base=None, **options) -> torch.nn.Mod
 
 
 def collator_for(model_name: str, model=None) -> Callable:
-    """The customary one; with the model, as label smoothing wants it."""
+    """Return the usual collator. Label smoothing needs it to know the model."""
     kind = DataCollatorWithFusion if model_name == "T5WithFusion" else DataCollatorForSeq2Seq
     return kind(tokenizer(), model=model)
 
 
 def trainer_for(model_name: str, lora: bool, model=None, rows=None, collator=None, parts=None, **arguments):
-    """A Trainer of 8 rows, all of them in each of 4 steps; `parts` are further arguments of its own."""
+    """Return a Trainer for 4 steps of all 8 rows. `parts` are further arguments of the Trainer."""
     usual = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
     usual |= {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 4, "max_steps": 4, "learning_rate": 1e-2}
     parts = {"model": model or model_for(model_name, lora)} | (parts or {})
@@ -88,14 +91,14 @@ def losses(trainer) -> list[float]:
 
 @torch.no_grad()
 def loss_now(trainer) -> float:
-    """The mean over the rows, two at a time, without dropout."""
+    """Return the mean loss of the rows, two at a time, without dropout."""
     model, rows = trainer.model.eval(), list(trainer.train_dataset)
     batches = [trainer.data_collator(rows[start : start + 2]) for start in range(0, len(rows), 2)]
     return float(np.mean([model(**batch).loss.item() for batch in batches]))
 
 
 def train(trainer) -> list[float]:
-    """The losses of its steps; the model's loss falls, and the fusion layer moves, if there is one."""
+    """Train, and return the losses of the steps. Check that the loss falls and that a fusion layer changes."""
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
     start = loss_now(trainer)
     trainer.train()
@@ -107,7 +110,7 @@ def train(trainer) -> list[float]:
     return found
 
 
-# The checks: each takes "T5" or "T5WithFusion", and whether LoRA goes on top.
+# The checks. Each takes "T5" or "T5WithFusion", and whether to add LoRA.
 
 
 def trains(model_name: str, lora: bool) -> None:
@@ -122,7 +125,7 @@ def trains_with(**arguments) -> Callable:
 
 
 def trains_rows_without_vectors(model_name: str, lora: bool) -> None:
-    """One row at a time, so that there are batches without any."""
+    """Train one row at a time, so that some batches have no vectors."""
     rows = rows_for(model_name, SOME_WITHOUT, 4)
     train(trainer_for(model_name, lora, rows=rows, per_device_train_batch_size=1, max_steps=8))
 
@@ -179,7 +182,7 @@ def finds_a_batch_size(model_name: str, lora: bool) -> None:
 
     def fill_memory(module, args, kwargs):
         batch = len(next(value for value in kwargs.values() if value is not None))
-        if batch > 2:  # what torch says on a CPU
+        if batch > 2:  # torch's message on a CPU
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     model.get_encoder().register_forward_pre_hook(fill_memory, with_kwargs=True)
@@ -206,7 +209,7 @@ def smooths_labels_without_a_model(model_name: str, lora: bool) -> None:
 
 
 def resumes(model_name: str, lora: bool) -> None:
-    """In the middle of an epoch, with dropout, and another start of the weights, which must not matter."""
+    """Resume in the middle of an epoch, with dropout. Other initial weights must not matter."""
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 2}
     whole = trainer_for(model_name, lora, learning_rate=1e-3, **options)
     whole.train()
@@ -222,7 +225,7 @@ def resumes(model_name: str, lora: bool) -> None:
 
 
 def loads_best_and_stops_early(model_name: str, lora: bool) -> None:
-    """The best of a metric that gets worse is the first."""
+    """If a metric gets worse, its first value is the best."""
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
     options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
     stop = {"callbacks": [EarlyStoppingCallback(2)]}
@@ -234,7 +237,7 @@ def loads_best_and_stops_early(model_name: str, lora: bool) -> None:
 
 
 class Watch(TrainerCallback):
-    """What enters the encoder's first block in the first step."""
+    """Record the input of the encoder's first block in the first step."""
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0:
@@ -246,7 +249,7 @@ class Watch(TrainerCallback):
 
 
 def noise_reaches_text(model_name: str, lora: bool) -> None:
-    """As the paper has it, alpha / sqrt(length * width) at most, on each token of the text."""
+    """The noise on each token of the text is at most alpha / sqrt(length * width), as in the paper."""
     entered, watch = {}, Watch()
     for alpha in (None, 5.0):
         model = model_for(model_name, lora, dropout_rate=0.0)
@@ -276,7 +279,7 @@ def searches_hyperparameters(model_name: str, lora: bool) -> None:
 
 
 def checkpoints_gradients(model_name: str, lora: bool) -> None:
-    """The same losses as without."""
+    """Checkpointing does not change the losses."""
     found = [
         train(
             trainer_for(model_name, lora, model_for(model_name, lora, dropout_rate=0.0), gradient_checkpointing=switch)
@@ -287,7 +290,7 @@ def checkpoints_gradients(model_name: str, lora: bool) -> None:
 
 
 def accumulates(model_name: str, lora: bool) -> None:
-    """Four batches of two rows make the losses of one batch of eight: means are over tokens, not over batches."""
+    """Four batches of two rows give the loss of one batch of eight. It is a mean over tokens, not over batches."""
     found = []
     for rows in (8, 2):
         model = model_for(model_name, lora, dropout_rate=0.0)
@@ -327,7 +330,7 @@ def maps_in_workers(model_name: str, lora: bool) -> None:
 
 
 def reads_checkpoints(model_name: str, lora: bool) -> None:
-    """`save_model` leaves what `from_pretrained` of its class, or of PEFT, reads to the bit, and the tokenizer."""
+    """`from_pretrained` of the class, or of PEFT, reloads what `save_model` saved to the bit, and the tokenizer."""
     trainer = trainer_for(model_name, lora)
     train(trainer)
     trainer.save_model()
@@ -356,7 +359,7 @@ def trains_quantised_after_evaluation(model_name: str, lora: bool) -> None:
     train(trainer_for(model_name, lora, model_for(model_name, lora, quantised(model_name))))
 
 
-# What is pushed: a Hub on the loopback; an author, and a reader who cannot import this package.
+# Pushing to a Hub on the loopback interface. The reader cannot import this package.
 
 READ = """
 import sys, torch
@@ -373,7 +376,12 @@ assert ("<lexical>" in AutoTokenizer.from_pretrained("me/pushed").get_vocab()) =
 
 
 def pushes(model_name: str, lora: bool, by="trainer", base="google/flan-tiny", reader=("AutoModelForSeq2SeqLM", "")):
-    """`by`: who pushes it; `reader`: the class that reads it, and how that is come by, if not by transformers alone."""
+    """Push and read back.
+
+    Args:
+        by: Code that pushes.
+        reader: The class that reads, and the code that provides it if it is not part of transformers.
+    """
     home = Path(mkdtemp(dir=KEPT.name))
     load("T5WithFusion").save_pretrained(home / "base")
     tokenizer().save_pretrained(home / "base")
@@ -389,7 +397,7 @@ def pushes(model_name: str, lora: bool, by="trainer", base="google/flan-tiny", r
 
 
 def pushes_onto_its_base(model_name: str, lora: bool) -> None:
-    """An adapter on a base of its own kind: `t5fusion export --kind base` makes one of the fused model."""
+    """Push an adapter on a pushed base model. For the fused model, `t5fusion export --kind fused` makes it."""
     pushes(model_name, lora, base="me/fused")
 
 
@@ -425,7 +433,7 @@ def push(model_name: str, lora: bool, by: str, base: str, made: str) -> None:
 
 
 def run(code: str, *arguments, environment: dict[str, str]) -> None:
-    """In a process of its own; its last line, where it fails, as an error."""
+    """Run code in its own process. If it fails, raise the last line as an error."""
     done = subprocess.run(
         [warm_python(), "-W", "ignore", "-c", code, *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS} | environment,

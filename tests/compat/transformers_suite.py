@@ -1,4 +1,4 @@
-"""transformers' common tests of models, from its source distribution, and what that leaves out from a clone of it."""
+"""transformers' common tests of models, from its source distribution, and from a clone if that lacks some."""
 
 import os
 import re
@@ -10,17 +10,17 @@ from .table import Outcome, Table
 from .upstream import BUILD, TESTS, run_tests, source_of
 
 CHECKOUT = os.environ.get("TRANSFORMERS_CHECKOUT")  # folder of a clone of transformers
-# what their common tests import and the distribution leaves out
+# The common tests import these, but the distribution lacks them.
 LEFT_OUT = {"exporters/test_export.py": "ExportTesterMixin", "generation/test_utils.py": "GenerationTesterMixin"}
 NO_GENERATION = "not generation_tester_mixin_inheritance"
 CLASSES = {"TestT5": "T5", "TestWithVectors": "with vectors", "TestWithoutVectors": "without vectors"}
 
 
 def make() -> Table:
-    # one is of the tests' class, not of the model: it would pass, by the empty class of the name
+    # One tests the tests' class and not the model. It would always pass.
     results = run("-n", "2", *([] if left_out("generation/test_utils.py") else ["-k", NO_GENERATION]))
     cells: dict[str, dict[str, dict[str, Outcome]]] = {}
-    for (kind, test), outcome in sorted(results.items(), key=lambda result: result[0]):  # in no order of its own
+    for (kind, test), outcome in sorted(results.items(), key=lambda result: result[0]):  # The order does not matter.
         if kind == "TestT5":
             continue
         cells.setdefault(f"`{test}`", {})[CLASSES[kind]] = {"T5": results["TestT5", test], "T5WithFusion": outcome}
@@ -36,13 +36,13 @@ def make() -> Table:
 
 
 def left_out(file: str) -> Path | None:
-    """Where such a file of tests is, in the clone that `TRANSFORMERS_CHECKOUT` names."""
+    """Return the path of a file of tests in the clone that `TRANSFORMERS_CHECKOUT` names."""
     found = Path(CHECKOUT) / "tests" / file if CHECKOUT else None
     return found if found is not None and found.is_file() else None
 
 
 def whose_left_out() -> str:
-    """What the table says of the tests that the source distribution leaves out."""
+    """Return the table's sentence about the tests that the source distribution lacks."""
     there = [f"`{name}`" for file, name in LEFT_OUT.items() if left_out(file)]
     missing = [f"`{name}`" for file, name in LEFT_OUT.items() if not left_out(file)]
     said = ""
@@ -54,7 +54,7 @@ def whose_left_out() -> str:
 
 
 def run(*options: str) -> dict[tuple[str, str], Outcome]:
-    """(class, test) -> outcome, of all tests, or of those that pytest's `options` choose."""
+    """Return outcomes by (class, test), of all tests or of those that pytest's `options` select."""
     folder = BUILD / "transformers"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source_of("transformers") / "tests", folder / "tests")

@@ -1,4 +1,4 @@
-"""The libraries' own tests of a T5, from their source distributions, run on a plain T5 and on a fused model."""
+"""Run the libraries' own tests of a T5, from their source distributions, on a plain T5 and on a fused model."""
 
 import os
 import subprocess
@@ -14,11 +14,11 @@ from .table import Outcome
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "compat"
-TESTS = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "support")])  # PYTHONPATH of what tests import
+TESTS = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "support")])  # PYTHONPATH of the tests
 
 
 def source_of(package: str) -> Path:
-    """The unpacked source distribution of the installed release, fetched where it is not here yet."""
+    """Return the unpacked source distribution of the installed release. Download it if it is missing."""
     name = f"{package}-{version(package)}"
     folder = BUILD / name
     if not folder.is_dir():
@@ -30,14 +30,14 @@ def source_of(package: str) -> Path:
 
 
 def run_tests(folder: Path, *arguments: str | Path, **environment: str) -> dict[tuple[str, str], Outcome]:
-    """What pytest, run in `folder`, says of each test: (its class, its name) -> outcome; a skipped one is refused.
+    """Run pytest in `folder`. Return outcomes by (class, name of the test); a skipped test is refused.
 
     Raises:
-        RuntimeError: no test ran.
+        RuntimeError: No test ran.
     """
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
-    # with a configuration of its own: not this project's, nor the library's
+    # With an empty configuration in place of this project's and the library's.
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", folder, f"--junitxml={report}"]
     done = subprocess.run(
         [warm_python(), "-m", "pytest", *options, *arguments],

@@ -1,4 +1,4 @@
-"""An author, who runs commands as on a machine of its own, with a home, a token and a cache of the Hub."""
+"""A user of the Hub, with their own home folder, token and cache."""
 
 import os
 import subprocess
@@ -9,7 +9,14 @@ from warm import warm_python
 
 
 class Author:
-    """Runs commands as on a machine of its own, with a home, a token and a cache; `busy` ones by forks."""
+    """Run commands as a user with their own home folder, token and cache.
+
+    Args:
+        hub: The `HubServer`.
+        home: The home folder.
+        token: The token, or None for a user who is not logged in.
+        busy: Run commands as forks of a process that has imported t5fusion. It pays off from the third command on.
+    """
 
     def __init__(self, hub, home: Path, token: str | None = "hf_owner", busy: bool = False):
         home.mkdir(exist_ok=True)
@@ -22,9 +29,9 @@ class Author:
         self.forks.close()
 
     def python(self, code, *arguments, expect=0, cwd=None, **environment):
-        """Standard output and standard error of the code, in a process that ends with `expect`."""
+        """Run code, which must end with exit code `expect`. Return its standard output and standard error."""
         arguments, cwd = [str(part) for part in arguments], str(cwd or self.home)
-        if self.forks is not None and not environment:  # which the libraries read when they are imported
+        if self.forks is not None and not environment:  # The libraries read variables when they are imported.
             status, out, err = self.forks.run(*arguments, code=code, cwd=cwd)
         else:
             done = subprocess.run(
@@ -39,7 +46,7 @@ class Author:
         return self.python(COMMAND, *arguments, **options)
 
     def refused(self, *arguments, **options):
-        """The one sentence by which a command ends, with exit code 1."""
+        """Run a command that must end with exit code 1. Return its one-sentence error."""
         _, complaint = self.t5fusion(*arguments, expect=1, **options)
         assert "Traceback" not in complaint
         last = complaint.strip().splitlines()[-1]

@@ -1,14 +1,14 @@
-"""A small Hugging Face Hub on the loopback, so that tests can push and pull with the real client and nothing patched.
+"""A small Hugging Face Hub on the loopback interface. Tests push and pull with the real client, unpatched.
 
     with HubServer(tokens={"hf_owner": "me", "hf_reader": User("me", write=False)}) as hub:
         hub.add_repo("google/tiny", {"config.json": b"{}"}, gated=True)
         subprocess.run(command, env=os.environ | hub.environment(tmp_path, "hf_owner"))
         assert hub.repo("me/model").files() == wanted
 
-It speaks what huggingface_hub 1.3 to 2.4 ask of the Hub for models: repos, commits, pull requests, LFS, downloads;
-and what datasets asks to read a data set, which here is a repo like others.
-Its answers (status codes, headers, messages) are the Hub's, because by them the client decides what to raise and what
-to try again. There is no Xet, and `environment` tells the client so: the recent ones would send large files that way.
+It answers the requests that huggingface_hub 1.3 to 2.4 make for models: repos, commits, pull requests, LFS, downloads.
+It also answers the requests by which datasets reads a data set. A data set is a repo like others here.
+Status codes, headers and messages are those of the real Hub, because the client's errors and retries depend on them.
+There is no Xet. `environment` tells the client so, because recent ones would send large files by it.
 """
 
 import base64
@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 DATE = "2026-01-01T00:00:00.000Z"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npy", ".npz", ".onnx", ".parquet", ".model", ".zip", ".gz")
-LFS_SIZE = 1 << 20  # the Hub's own bound is 10 MB: smaller here, so that tests need no large files
+LFS_SIZE = 1 << 20  # The Hub's own bound is 10 MB. A smaller one spares tests large files.
 ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 KIND = "(?:models|datasets)"
 ID, REV = "(?P<id>(?:[^/]+/)?[^/]+)", "(?P<rev>[^/]+)"
@@ -34,7 +34,7 @@ NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?(?<!
 
 @dataclass(frozen=True)
 class User:
-    """Who a token stands for; `write=False` makes it a read-only token, `orgs` are namespaces beside the user's own."""
+    """The owner of a token. `write=False` makes it a read-only token. `orgs` are namespaces beside the user's own."""
 
     name: str
     write: bool = True
@@ -43,7 +43,7 @@ class User:
 
 @dataclass
 class Request:
-    """What a route gets to see; `user` is None for a request without a token."""
+    """The request that a route gets. `user` is None if it has no token."""
 
     method: str
     path: str
@@ -68,7 +68,7 @@ class Response:
 
 
 class Refused(Exception):
-    """An error answer: `code` is what the client makes RepositoryNotFoundError, GatedRepoError and so on of."""
+    """An error answer. The client turns `code` into RepositoryNotFoundError, GatedRepoError and so on."""
 
     def __init__(self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None):
         super().__init__(message)
@@ -78,7 +78,7 @@ class Refused(Exception):
 
 @dataclass
 class Fault:
-    """A failure to come: of the requests that match, those from the `nth` on, `times` of them."""
+    """A planned failure of `times` matching requests, from the `nth` on."""
 
     match: str
     status: int
@@ -107,21 +107,21 @@ def git_sha(data: bytes) -> str:
 
 
 def is_lfs(path: str, data: bytes, size: int | None = None) -> bool:
-    """Whether a file is stored apart from git; never an empty one, which the client sends as a regular file.
+    """Return whether a file is stored outside git. An empty file never is: the client sends it as a regular file.
 
-    With `size`, `data` is but the file's beginning.
+    If `size` is given, `data` is only the file's beginning.
     """
     size = len(data) if size is None else size
     return size > 0 and (path.endswith(LFS_SUFFIXES) or size > LFS_SIZE or b"\0" in data[:512])
 
 
 def stored_as(path: str, data: bytes) -> str:
-    """The hash that the client compares its own with, and names the file in its cache by."""
+    """Return the hash that the client checks, and uses as the file's name in its cache."""
     return sha256(data) if is_lfs(path, data) else git_sha(data)
 
 
 def file_entry(path: str, data: bytes) -> dict:
-    """A file as listings show it; of an LFS file, git holds but a pointer."""
+    """Return a file's entry in listings. For an LFS file, git holds only a pointer."""
     if not is_lfs(path, data):
         return {"type": "file", "path": path, "size": len(data), "oid": git_sha(data)}
     oid, size = sha256(data), len(data)
@@ -131,7 +131,7 @@ def file_entry(path: str, data: bytes) -> dict:
 
 
 def served(data: bytes, etag: str, request: Request, **headers) -> Response:
-    """Bytes, or the part of them that the request's Range names."""
+    """Return the answer with the bytes, or with the part that the request's Range names."""
     headers |= {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
     wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or "")
     if not wanted:
@@ -143,10 +143,10 @@ def served(data: bytes, etag: str, request: Request, **headers) -> Response:
 
 
 def card_errors(card: str) -> list[dict]:
-    """What is wrong with a card's metadata: each line must be `key: value`, or go on with the one before; and a base
-    model, be it the field or a tag, must be an id.
+    """Return the errors in a card's metadata.
 
-    The Hub parses the YAML and knows more keys; without a YAML parser, this only tells a mapping from anything else.
+    Each line must be `key: value` or continue the line before, and a base model, in the field or in a tag, must be an
+    id. The real Hub parses the YAML and checks more keys.
     """
     metadata = re.match(r"---\s*\n(.*?)^---\s*$", card, re.DOTALL | re.MULTILINE)
     lines = metadata[1].splitlines() if metadata else []
@@ -164,7 +164,7 @@ def full_ref(revision: str) -> str:
 
 @dataclass(frozen=True)
 class Commit:
-    """A snapshot that never changes: all the files, by path."""
+    """An immutable snapshot of all files, by path."""
 
     oid: str
     files: Mapping[str, bytes]
@@ -174,18 +174,18 @@ class Commit:
 
 
 class Repo:
-    """A model's repo. `commits` holds those of all branches and pull requests, oldest first; `refs` point to them."""
+    """A model's repo. `commits` has those of all branches and pull requests, oldest first; `refs` point to them."""
 
     def __init__(self, repo_id: str, private: bool, gated: bool, readers: Iterable[str], lock):
         self.id, self.namespace = repo_id, repo_id.rpartition("/")[0]
         self.private, self.gated, self.readers = private, gated, tuple(readers)
         self.commits: list[Commit] = []
         self.refs: dict[str, Commit] = {}
-        self.blobs: dict[str, bytes] = {}  # LFS files by sha256, also those of uploads that no commit followed
+        self.blobs: dict[str, bytes] = {}  # LFS files by sha256, also uploaded ones that are in no commit
         self._lock = lock
 
     def find(self, revision: str) -> Commit | None:
-        """The commit that a branch, a tag, a full ref or a sha of 7 characters or more stands for."""
+        """Return the commit of a branch, a tag, a full ref, or a sha of at least 7 characters."""
         for ref in (full_ref(revision), f"refs/tags/{revision}"):
             if ref in self.refs:
                 return self.refs[ref]
@@ -193,14 +193,14 @@ class Repo:
         return named[0] if named else None
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
-        """A copy of the files; KeyError for a revision that there is not."""
+        """Return a copy of the files. Raise KeyError if there is no such revision."""
         commit = self.find(revision)
         if commit is None:
             raise KeyError(revision)
         return dict(commit.files)
 
     def commit(self, files, revision="main", title="changed under way", author="system", parent=None) -> Commit:
-        """Adds `files` (None deletes one) to `parent`, by default what `revision` points to, and moves `revision`."""
+        """Commit `files` (None deletes one) on `parent`, by default the commit of `revision`, and move `revision`."""
         with self._lock:
             ref = full_ref(revision)
             parent = parent or self.refs.get(ref)
@@ -215,13 +215,13 @@ class Repo:
             return commit
 
     def refs_of(self, kind: str) -> list[dict]:
-        """The refs of a kind (heads, tags or pr) as the Hub lists them."""
+        """Return the refs of a kind (heads, tags or pr) as the Hub lists them."""
         prefix = f"refs/{kind}/"
         named = {ref.removeprefix(prefix): ref for ref in self.refs if ref.startswith(prefix)}
         return [{"name": name, "ref": ref, "targetCommit": self.refs[ref].oid} for name, ref in named.items()]
 
     def admits(self, user: User | None) -> bool:
-        """Whether a user sees the repo if it is private, and its files if it is gated."""
+        """Return whether a user may see a private repo, or read the files of a gated one."""
         return user is not None and (self.namespace in (user.name, *user.orgs) or user.name in self.readers)
 
     def writable_by(self, user: User) -> bool:
@@ -229,21 +229,21 @@ class Repo:
 
 
 class HubServer:
-    """The Hub: repos by id, tokens, the requests so far and the faults to come. A `with` block starts and stops it."""
+    """The Hub: repos by id, tokens, past requests and planned faults. A `with` block starts and stops it."""
 
     def __init__(self, tokens: Mapping[str, str | User] | None = None):
         users = {token: user if isinstance(user, User) else User(user) for token, user in (tokens or {}).items()}
         self.users: dict[str, User] = users
         self.repos: dict[str, Repo] = {}
-        self.requests: list[tuple[str, str]] = []  # (method, path without its query) in the order of arrival
-        self.before: Callable[[str, str], None] | None = None  # called with (method, path) ahead of each; may block
+        self.requests: list[tuple[str, str]] = []  # (method, path without query), in the order of arrival
+        self.before: Callable[[str, str], None] | None = None  # called with (method, path) before each request
         self.closed = False
         self._faults: list[Fault] = []
         self._lock = threading.RLock()
 
     def __enter__(self) -> "HubServer":
-        # Large files are on a host of their own, as on the Hub: the client must not send its token there. By another
-        # name as well: huggingface_hub 1.x follows a redirect to the same one, whatever its port, before its time.
+        # Large files are on another host, as on the real Hub, and the client must not send its token there. The host
+        # needs another name as well, because huggingface_hub 1.x follows redirects to the same name too early.
         self._listeners = [_Listener(self), _Listener(self)]
         hosts = zip(("127.0.0.1", "localhost"), self._listeners, strict=True)
         self.endpoint, self.storage = (f"http://{host}:{listener.server_port}" for host, listener in hosts)
@@ -258,7 +258,7 @@ class HubServer:
             listener.server_close()
 
     def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
-        """What a process needs in its environment to take this for the Hub, with caches of its own under `home`."""
+        """Return the environment in which a process uses this Hub, with caches in `home`."""
         caches = {"HF_HUB_CACHE": "hub", "HF_MODULES_CACHE": "modules", "HF_TOKEN_PATH": "token", "HF_HOME": ""}
         tokens = dict.fromkeys(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), token or "")
         switches = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
@@ -269,7 +269,7 @@ class HubServer:
         return self.repos[repo_id]
 
     def add_repo(self, repo_id, files: Mapping[str, bytes], private=False, gated=False, readers: Iterable[str] = ()):
-        """Makes a repo of exactly these files in one commit; `readers` are users let into a private or a gated one."""
+        """Add a repo with these files in one commit. `readers` are users who may read a private or gated one."""
         repo = self.repos[repo_id] = Repo(repo_id, private, gated, readers, self._lock)
         repo.commit(files, title="initial commit")
         return repo
@@ -280,12 +280,14 @@ class HubServer:
         return self.add_repo(repo_id, files, **options)
 
     def fault(self, match, status=503, times: float = 1, nth=1, after=False, drop=False):
-        """Makes requests fail whose "METHOD path" a regular expression finds: `times` of them (math.inf: all) from the
-        `nth` on. `after` lets the request take effect first; `drop` closes the connection without an answer."""
+        """Make requests fail whose "METHOD path" a regular expression matches: `times` of them from the `nth` on.
+
+        With `after`, the request takes effect first. With `drop`, the connection is closed without an answer.
+        """
         self._faults.append(Fault(match, status, times, nth, after, drop))
 
     def answer(self, request: Request) -> Response | None:
-        """The answer to a request, None for a connection to be closed without one."""
+        """Return the answer to a request, or None to close the connection without one."""
         self.requests.append((request.method, request.path))
         if self.before:
             self.before(request.method, request.path)
@@ -309,17 +311,17 @@ class HubServer:
         return Refused(404, f"{request.method} {request.path}: this Hub does not speak that").response
 
     def _sign(self, request: Request) -> None:
-        """Finds the user whom the request's token stands for; a token that nobody has is refused everywhere."""
+        """Set the request's user to the owner of its token. An unknown token is refused everywhere."""
         token = request.headers.get("Authorization")
         if token is not None:
             request.user = self.users.get(token.removeprefix("Bearer "))
             if request.user is None:
                 raise Refused(401, "Invalid credentials in Authorization header")
 
-    # --- who may do what
+    # --- permissions
 
     def _repo(self, request: Request, repo_id: str) -> Repo:
-        """A repo that the user may see: what is private and what is missing must look the same to all others."""
+        """Return a repo that the user may see. To others, a private repo must look like a missing one."""
         repo = self.repos.get(repo_id)
         if repo is None or (repo.private and not repo.admits(request.user)):
             self._user(request)
@@ -327,7 +329,7 @@ class HubServer:
         return repo
 
     def _open_repo(self, request: Request, repo_id: str) -> Repo:
-        """A repo whose files the user may read."""
+        """Return a repo whose files the user may read."""
         repo = self._repo(request, repo_id)
         if repo.gated and not repo.admits(request.user):
             why = "you are not in the authorized list" if request.user else "you must be authenticated to access it"
@@ -335,7 +337,7 @@ class HubServer:
         return repo
 
     def _own_repo(self, request: Request, repo_id: str) -> Repo:
-        """A repo that the user may write to, or propose changes to if that is what the request is for."""
+        """Return a repo that the user may write to, or propose changes to if the request does that."""
         repo, user = self._repo(request, repo_id), self._user(request)
         if not user.write:
             raise Refused(403, "Forbidden: you must use a write token to upload to a repository.")
@@ -345,8 +347,10 @@ class HubServer:
 
     @staticmethod
     def _user(request: Request) -> User:
-        """Whoever asks. A 401 on a repo becomes RepositoryNotFoundError in the client, without a code from the Hub, but
-        only at an https address: here the code must say it."""
+        """Return the user of a request that needs one.
+
+        At an https address, the client turns a 401 on a repo into RepositoryNotFoundError. Here it needs the code.
+        """
         if request.user is None:
             of_a_repo = re.match("/api/models/|.+/resolve/", request.path)
             raise Refused(401, "Invalid username or password.", "RepoNotFound" if of_a_repo else None)
@@ -371,7 +375,7 @@ class HubServer:
         user, wanted = self._user(request), request.json()
         namespace, name = wanted.get("organization") or user.name, wanted["name"]
         repo_id = f"{namespace}/{name}"
-        private = wanted.get("private") or wanted.get("visibility") == "private"  # the one in 1.3, the other in 2.4
+        private = wanted.get("private") or wanted.get("visibility") == "private"  # the first by 1.3, the second by 2.4
         repo, url = Repo(repo_id, bool(private), False, (), self._lock), {"url": f"{self.endpoint}/{repo_id}"}
         if not NAME.fullmatch(name):
             raise Refused(400, f'"name" with value "{name}" fails to match the required pattern')
@@ -449,7 +453,7 @@ class HubServer:
         return Response.json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def preupload(self, request, id, rev):
-        """Says which files go by LFS, and what is there by their names: the client leaves out what has not changed."""
+        """Say which files go by LFS, and which contents the repo has, so that the client skips unchanged files."""
         there = self._commit(self._own_repo(request, id), rev).files
         told = []
         for file in request.json()["files"]:
@@ -460,7 +464,7 @@ class HubServer:
         return Response.json({"files": told})
 
     def lfs_batch(self, request, id):
-        """Says where to put each LFS file; nowhere if it is there. No `ref` comes with what is for a pull request."""
+        """Say where to upload each LFS file that is missing. Requests for a pull request have no `ref`."""
         repo, user, wanted = self._repo(request, id), self._user(request), request.json()
         if "ref" in wanted and not repo.writable_by(user):
             raise Refused(403, "Authorization error.")
@@ -472,7 +476,7 @@ class HubServer:
         return Response.json({"transfer": "basic", "objects": told})
 
     def store(self, request, id, oid):
-        """The storage's own address of an LFS file, as good as signed: who knows the hash may use it, and no token."""
+        """Store an LFS file. The address contains the hash, which stands for a signature, so it needs no token."""
         blobs = self.repos[id].blobs if id in self.repos else {}
         if request.user:
             raise Refused(400, "Only one auth mechanism allowed")
@@ -490,7 +494,7 @@ class HubServer:
         return Response.json({})
 
     def commit(self, request, id, rev):
-        """All of the operations or none: everything that can be refused is, before a branch moves."""
+        """Apply all operations or none: every check comes before the branch moves."""
         repo, user, proposal = self._own_repo(request, id), self._user(request), request.query.get("create_pr") == "1"
         header, *operations = (json.loads(line) for line in request.body.splitlines())
         ref, expected = full_ref(rev), header["value"].get("parentCommit")
@@ -509,7 +513,7 @@ class HubServer:
 
     @staticmethod
     def _changes(repo: Repo, parent: Commit, operations: list[dict]) -> dict[str, bytes | None]:
-        """The operations of a commit as files by path, None for one that is deleted."""
+        """Return the operations of a commit as files by path, with None for a deleted file."""
         changes: dict[str, bytes | None] = {}
         for key, value in ((operation["key"], operation["value"]) for operation in operations):
             path = value["path"]
@@ -564,7 +568,7 @@ class HubServer:
 
 
 class _Listener(ThreadingHTTPServer):
-    """A port of the Hub. Its threads are daemons: a client that keeps its connection must not keep the test."""
+    """A port of the Hub. Its threads are daemons, because a client may keep its connection after the test."""
 
     daemon_threads = True
 
@@ -574,15 +578,15 @@ class _Listener(ThreadingHTTPServer):
 
     def handle_error(self, request, client_address):
         if self.hub.closed or isinstance(sys.exc_info()[1], ConnectionError):
-            return  # the client was killed, or gave up: what tests do, and nothing to report
+            return  # Tests kill clients, so a broken connection is nothing to report.
         super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Reads a request whole, so that one cut off in the middle has no effect, and writes what the Hub answers."""
+    """Read a whole request, so that an incomplete one has no effect, and send the Hub's answer."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # headers and body in one packet: else each answer waits for the client's delayed acknowledgement
+    wbufsize = -1  # Headers and body go in one packet, which saves the wait for the client's acknowledgement.
     disable_nagle_algorithm = True
     server: _Listener
 
@@ -612,4 +616,4 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def log_message(self, *_):
-        """Nothing: `HubServer.requests` has it."""
+        """Log nothing: `HubServer.requests` has it."""

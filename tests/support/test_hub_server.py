@@ -1,4 +1,4 @@
-"""The real client of the Hub against the one of `hub_server`: what other tests rely on is shown to hold here."""
+"""The real client with the Hub of hub_server.py: it must behave as other tests rely on."""
 
 import base64
 import http.client
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import huggingface_hub
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # pytest imports each file of its own
+sys.path.insert(0, str(Path(__file__).parent))  # pytest imports each file by itself
 from hub_server import LFS_SIZE, HubServer, User
 from warm import warm_python
 
@@ -55,7 +55,7 @@ def hub():
 
 @pytest.fixture
 def client(hub, tmp_path):
-    """Runs code in a process that knows no other Hub; gives what it printed last, read as JSON."""
+    """Run code in a process that uses this Hub. Return the last line that it printed, read as JSON."""
 
     def run(code, token="hf_owner", **environment):
         environment = os.environ | hub.environment(tmp_path / "home", token) | environment
@@ -260,7 +260,7 @@ def test_revisions(hub, client):
 
 
 def test_two_pushes_at_once(hub, client):
-    """The branch moves just before the commit of a push: one that named its parent is refused, another comes on top."""
+    """If the branch moves just before a commit, a commit that names its parent is refused. Another goes on top."""
     repo = hub.add_repo("me/model", {"a.txt": b"a"})
     hub.before = lambda method, path: path.endswith("/commit/main") and repo.commit({"theirs.txt": b"theirs"})
     told = client("""
@@ -339,7 +339,7 @@ def test_the_card_validates_itself_here(hub, client):
 
 
 def ask(url, method="GET", path="", body=None, **headers):
-    """A request of our own making, for what the client would not send."""
+    """Send a request that the client would not send."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
     connection.request(method, urlsplit(url).path + path, body, headers)
     response = connection.getresponse()
