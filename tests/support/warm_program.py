@@ -1,0 +1,54 @@
+"""Stands in for `python`: asks the server of warm_server.py for a fork, and ends as the fork does (see warm.py).
+
+warm.py installs a copy of this file, and settings.json beside it.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+
+OWN_OF_A_FORK = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED")  # The fork obeys these.
+NO_ANSWER = 70  # exit code if the server ends
+
+
+def can_fork(arguments, read_when_imported, settings):
+    """Return whether a fork would do the same as a real interpreter with these arguments."""
+    options = list(arguments)
+    while options and options[0] in ("-I", "-u", "-W"):
+        del options[: 1 + (options[0] == "-W")]
+    known = bool(options) and (options[0] in ("-c", "-m") or not options[0].startswith("-"))
+    here = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(tuple(read_when_imported)) and name not in OWN_OF_A_FORK
+    }
+    return known and here == settings
+
+
+def main():
+    arguments, folder = sys.argv[1:], os.path.dirname(os.path.abspath(sys.argv[0]))
+    with open(folder + "/settings.json") as file:
+        interpreter, read_when_imported, settings = json.load(file)
+    if not can_fork(arguments, read_when_imported, settings):
+        os.execv(interpreter, [interpreter, *arguments])
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(folder + "/socket")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: server.send(bytes([number])))
+    request = json.dumps([arguments, dict(os.environ), os.getcwd()]).encode()
+    socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(request)
+    for file in (0, 1):  # Only the fork holds these open now, so that readers see its end of file.
+        os.close(file)
+    answer = server.recv(4)
+    code = os.waitstatus_to_exitcode(int.from_bytes(answer, "big")) if answer else NO_ANSWER
+    if code < 0:  # The fork was ended by a signal.
+        if code != -signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+main()

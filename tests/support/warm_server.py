@@ -1,0 +1,169 @@
+"""The server behind `warm_python()` (see warm.py): it imports once, and forks for each request.
+
+A request is its length in eight bytes, sent with the descriptors of standard input, output and error, and then JSON:
+[arguments, environment, working directory]. The answer is the exit status as `os.waitpid` returns it, in four bytes.
+Until then, each byte from the program is a signal for the fork, and the end of the connection kills the fork.
+"""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import threading
+import types
+import warnings
+
+INTERRUPTED = "interrupted"
+
+
+def preload(names, fresh):
+    for name in names:
+        with contextlib.suppress(ImportError):  # Some are optional.
+            importlib.import_module(name)
+    assert not sys.modules.keys() & set(fresh), sys.modules.keys() & set(fresh)
+    gc.collect()
+    gc.freeze()  # Forks then do not collect what is loaded.
+
+
+def serve(listener):
+    """Serve until the tests end. Return only in forks: the request."""
+    running = {}  # descriptor of a fork -> its id, the connection
+    while True:
+        connections = {connection.fileno(): process for process, connection in running.values()}
+        ready, _, _ = select.select([0, listener, *running, *connections], [], [])
+        if 0 in ready:  # Standard input was closed: the tests are over.
+            for process, _ in running.values():
+                os.kill(process, signal.SIGKILL)
+            os._exit(0)
+        for descriptor in connections.keys() & set(ready):
+            for number in os.read(descriptor, 64) or [signal.SIGKILL]:
+                os.kill(connections[descriptor], number)
+        for descriptor in running.keys() & set(ready):
+            answer(descriptor, *running.pop(descriptor))
+        if listener in ready:
+            connection, request, files = receive(listener)
+            process = os.fork()
+            if process == 0:
+                for number, file in enumerate(files):
+                    os.dup2(file, number)
+                for file in (*files, *running, *(other.fileno() for _, other in running.values())):
+                    os.close(file)
+                connection.close()
+                listener.close()
+                return json.loads(request)
+            for file in files:
+                os.close(file)
+            running[os.pidfd_open(process)] = process, connection
+
+
+def receive(listener):
+    """Return the connection, the request, and three descriptors."""
+    connection, _ = listener.accept()
+    length, files, _, _ = socket.recv_fds(connection, 8, 3)
+    request = b""
+    while len(request) < int.from_bytes(length, "big"):
+        request += connection.recv(1 << 20)
+    return connection, request, files
+
+
+def answer(descriptor, process, connection):
+    """Send the exit status of a fork that has ended."""
+    os.close(descriptor)
+    _, status = os.waitpid(process, 0)
+    with contextlib.suppress(OSError):  # The program may have been killed.
+        connection.sendall(status.to_bytes(4, "big"))
+    connection.close()
+
+
+def become_a_python(arguments, environment, folder):
+    """Set up this fork as `python` starts. Return the arguments without options."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115, open until the end
+    sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    arguments, isolated, unbuffered = list(arguments), False, False
+    while arguments[0] in ("-I", "-u", "-W"):
+        option = arguments.pop(0)
+        isolated |= option == "-I"
+        unbuffered |= option == "-u"
+        if option == "-W":
+            sys.warnoptions.append(arguments.pop(0))
+            warnings._processoptions(sys.warnoptions[-1:])
+    if not isolated:
+        sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
+        unbuffered |= bool(environment.get("PYTHONUNBUFFERED"))
+        first = {"-c": "", "-m": os.getcwd()}.get(arguments[0], os.path.dirname(os.path.abspath(arguments[0])))
+        others = environment.get("PYTHONPATH", "")
+        sys.path[:0] = [first, *(others.split(os.pathsep) if others else [])]
+    if unbuffered:
+        sys.stdout.reconfigure(write_through=True)
+    return arguments
+
+
+def execute(arguments):
+    """Run `-c CODE`, `-m MODULE` or FILE, with its arguments, as the module `__main__`."""
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(compile(arguments[1], "<string>", "exec"), main.__dict__)
+    elif arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def run(arguments):
+    """Execute, and return the exit code, or `INTERRUPTED`. Report an error as `python` does."""
+    try:
+        execute(arguments)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        while error.__traceback__ and error.__traceback__.tb_frame.f_code.co_filename == __file__:
+            error.__traceback__ = error.__traceback__.tb_next
+        sys.excepthook(type(error), error, error.__traceback__)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    return 0
+
+
+def finish(status):
+    """End as `python` does, except that modules are not torn down, which takes a second."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"Exception ignored in: {sys.stdout!r}\n{type(error).__name__}: {error}", file=sys.stderr)
+        status = 120
+    sys.stderr.flush()
+    if status == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(status & 255)
+
+
+if __name__ == "__main__":
+    folder, preloaded, fresh = json.loads(sys.argv[1])
+    preload(preloaded, fresh)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(folder + "/socket")
+    listener.listen(64)
+    print("ready", flush=True)
+    arguments, environment, working_directory = serve(listener)
+    sys.executable = folder + "/python"
+    finish(run(become_a_python(arguments, environment, working_directory)))
