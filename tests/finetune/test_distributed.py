@@ -1,9 +1,10 @@
-"""Training by several processes, on one machine and on two: real ones, over gloo, on this computer's loopback.
+"""Training by several processes, on one machine and on two, over gloo on the loopback interface.
 
-Two tests type `accelerate launch`. In the others a rank is a fork of a process that has imported torch already, with
-the environment that the launcher would have given it: most of a launch would else be imports.
+Two tests run `accelerate launch`. In the others, a rank is a fork with the environment that the launcher would give it,
+because imports take most of the time of a launch.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -19,22 +20,23 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 from forks import Forks, free_port
 from safetensors.torch import load_file
 from training_folder import fill_training_folder
+from warm import warm_python
 
 COLUMNS = ["--text-column", "name", "--target-column", "text", "--vector-column", "vector"]
-# without dropout, of the base or of LoRA, which would draw other numbers
+# Without dropout, in the base model and in LoRA: each number of processes draws other random numbers.
 FULL = ["train", "rows.jsonl", "--validation", "held_out.jsonl", "--base", "base", *COLUMNS, "--precision", "fp32"]
 TRAIN = [*FULL, "--dropout", "0"]
 LONG = [*TRAIN, "--epochs", "12"]
-ALONE, TWO = ["--batch-size", "8"], ["--batch-size", "4"]  # eight rows a step: of one process, or of two
+ALONE, TWO = ["--batch-size", "8"], ["--batch-size", "4"]  # eight rows a step, by one process or by two
 LAUNCH = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 DDP = [*LAUNCH, "--num_processes", "2", "--multi_gpu"]
 FSDP = [*LAUNCH, "--num_processes", "2", "--use_fsdp", "--fsdp_version", "2"]
 FSDP += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-BOUND = 2e-6  # relative: of losses that are sums of the same numbers in another order
+BOUND = 2e-6  # relative; the losses are sums of the same numbers in another order
 
 
 def succeed(forks, *words, **options):
-    """Standard output and error of a command that succeeds."""
+    """Run a command that must succeed. Return its standard output and standard error."""
     code, out, err = forks.run(*words, **options)
     assert code == 0, err
     return out, err
@@ -51,7 +53,7 @@ def succeed_in_two(forks, launch, *words, **options):
 
 
 def launched_environment(words):
-    """What `accelerate launch` adds to its environment, by its own code."""
+    """Return the variables that `accelerate launch` adds to the environment, made by its own code."""
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*words, "-m", "t5fusion"]))
     simple = arguments.cpu
     made = prepare_simple_launcher_cmd_env(arguments)[1] if simple else prepare_multi_gpu_env(arguments)
@@ -76,14 +78,14 @@ def forks(room):
 
 @pytest.fixture(scope="module")
 def alone(room, forks):
-    """The folder that one process trained into: two epochs."""
+    """A run folder of two epochs, trained by one process."""
     succeed(forks, *TRAIN, *ALONE, "--epochs", "2", "--output", "alone")
     return room / "alone"
 
 
 @pytest.fixture(scope="module")
 def long_alone(room, forks):
-    """As `alone`, of as many epochs as it takes to be interrupted."""
+    """A run folder like `alone`, with as many epochs as interrupted trainings have."""
     succeed(forks, *LONG, *ALONE, "--output", "long-alone")
     return room / "long-alone"
 
@@ -93,7 +95,7 @@ def record(folder):
 
 
 def curve(folder):
-    """The losses of a run, in training and held out, epoch by epoch."""
+    """Return the losses of a run on training and held-out rows, epoch by epoch."""
     return [entry.get("loss", entry.get("eval_loss")) for entry in record(folder)["history"]]
 
 
@@ -103,7 +105,7 @@ def weights(folder):
 
 
 def check_same(folder, expected):
-    """Losses and weights of two runs, within what sums in another order differ by."""
+    """Check that losses and weights of two runs differ only by the order of sums."""
     assert curve(folder) == pytest.approx(curve(expected), rel=BOUND)
     found, wanted = weights(folder), weights(expected)
     assert found.keys() == wanted.keys()
@@ -116,7 +118,7 @@ def test_two_processes_give_the_losses_of_one(room, forks, alone):
     check_same(room / "ddp", alone)
     assert len(curve(alone)) == 4 and len(set(curve(alone))) == 4
     assert (record(room / "ddp")["processes"], record(alone)["processes"]) == (2, 1)
-    assert "weights train" in out and "Saved in ddp." in err  # said by the first process, once
+    assert "weights train" in out and "Saved in ddp." in err  # Only the first process prints.
     assert silent == "" and other == ""
 
 
@@ -131,12 +133,12 @@ def test_sharded_weights_are_saved_whole(room, forks, alone, kind):
     folder = room / f"fsdp-{kind}"
     check_same(folder, expected)
     shards = {path.name for path in (folder / "checkpoints" / "checkpoint-8").iterdir()}
-    assert "pytorch_model_fsdp_0" in shards or "pytorch_model_fsdp.bin" in shards  # it was FSDP, not DDP
+    assert "pytorch_model_fsdp_0" in shards or "pytorch_model_fsdp.bin" in shards  # from FSDP, not DDP
     if kind == "lora":
         succeed(forks, "export", f"fsdp-{kind}", "bundle", "--kind", "standalone")
         out, _ = succeed(forks, "verify", "bundle")
         assert "right" in out or "bit" in out
-    else:  # by our own class, not by the one that FSDP makes of it
+    else:  # The class is our own, not the one that FSDP derives from it.
         config = json.loads((folder / "config.json").read_text())
         assert config["architectures"] == ["T5WithFusion"] and (folder / "modeling_t5fusion.py").exists()
         named = {"modeling_t5fusion.T5WithFusion", "configuration_t5fusion.T5FusionConfig"}
@@ -175,7 +177,7 @@ print(len(expected), flush=True)
 """
 
 
-def test_a_rank_whose_rows_have_no_vectors_takes_part(forks):
+def test_ranks_with_and_without_vectors_train_together(forks):
     for out, _ in succeed_in_two(forks, DDP, code=STEP_OF_MIXED_RANKS):
         assert int(out.splitlines()[-1]) == 2 * 16 + 3  # A and B of 16 matrices, and the fusion layer
 
@@ -190,36 +192,39 @@ STOPS = {"ddp": signal.SIGINT, "fsdp": signal.SIGINT, "ddp-term": signal.SIGTERM
 
 
 @pytest.mark.parametrize("kind", STOPS)
-def test_a_signal_in_one_rank_stops_all_at_one_step(room, forks, long_alone, kind):
+def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(room, forks, long_alone, kind):
     launch, output, number = (FSDP if kind == "fsdp" else DDP), f"stopped-{kind}", STOPS[kind]
     words = [*LONG, *TWO, "--output", output]
     started = start_two(forks, launch, *words)
     checkpoints = room / output / "checkpoints"
     wait_for(checkpoints, lambda: Path(f"/proc/{started[0][0]}").exists())
-    os.kill(started[1][0], number)  # a terminal sends it to all, one a moment after the other
-    os.kill(started[1][0], number)  # a cluster sends it to all as well, and the launcher passes it on
+    os.kill(started[1][0], number)  # A terminal sends it to all ranks, one a moment after the other.
+    os.kill(started[1][0], number)  # A cluster sends it to all ranks too, and the launcher passes it on.
     ended = [forks.end(each) for each in started]
     assert [code for code, _, _ in ended] == [128 + number] * 2, ended[0][2] + ended[1][2]
     assert f"Stopped; a checkpoint is in {output}." in ended[0][2] and "Stopped" not in ended[1][2]
     (checkpoint,) = checkpoints.iterdir()
     assert (checkpoint / "rng_state_0.pth").exists() and (checkpoint / "rng_state_1.pth").exists()
+    if number == signal.SIGTERM:  # The checkpoint is saved as after SIGINT.
+        return
     succeed_in_two(forks, launch, *words, "--resume")
     assert record(room / output)["history"][-1]["step"] == 48
     assert curve(room / output)[-1] == pytest.approx(curve(long_alone)[-1], rel=1e-4)
 
 
-def launch(arguments, folder, environment, prefix=()):
-    words = [*prefix, sys.executable, "-m", "accelerate.commands.launch", *arguments, "-m", "t5fusion"]
+def launch(arguments, folder, environment, python):
+    """Return a function that starts `accelerate launch ARGUMENTS -m t5fusion` with more words."""
+    words = [*python, "-m", "accelerate.commands.launch", *arguments, "-m", "t5fusion"]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return lambda *more: subprocess.Popen([*words, *more], cwd=folder, env=environment, **pipes)
 
 
-def test_a_rank_that_dies_ends_the_job_and_another_number_of_processes_goes_on(room, forks, long_alone):
+def test_a_dying_rank_ends_the_job_and_one_process_can_resume(room, forks, long_alone):
     words = [*LONG, "--output", "killed"]
-    job = launch([*DDP, "--main_process_port", "0"], room, forks.environment)(*words, *TWO)
+    job = launch([*DDP, "--main_process_port", "0"], room, forks.environment, [warm_python()])(*words, *TWO)
     wait_for(room / "killed" / "checkpoints", lambda: job.poll() is None)
-    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    ranks = [int(child) for child in children if b"\0--output\0" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    ranks = find_ranks("killed")
+    assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 1 and "Signal 9 (SIGKILL) received by PID" in said
@@ -227,29 +232,40 @@ def test_a_rank_that_dies_ends_the_job_and_another_number_of_processes_goes_on(r
     assert not Path(f"/proc/{ranks[0]}").exists()
     code, _, err = forks.end(forks.start(*words, *TWO, "--resume"))
     assert code == 1 and "batch size of all processes was 8, now 4. Resume with the same ones" in err
-    (room / "killed" / "checkpoints" / "checkpoint-9999").mkdir()  # one that it was killed over
+    (room / "killed" / "checkpoints" / "checkpoint-9999").mkdir()  # as if the run was killed while it saved
     succeed(forks, *words, *ALONE, "--resume")
     assert record(room / "killed")["processes"] == 1
     assert curve(room / "killed") == pytest.approx(curve(long_alone), rel=1e-4)
+
+
+def find_ranks(output):
+    """Return the ids of the processes that a launcher has started to train into `output`."""
+    ranks = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # It may have ended meanwhile.
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if output.encode() in words and b"t5fusion" in words and b"accelerate.commands.launch" not in words:
+                ranks.append(int(folder.name))
+    return sorted(ranks)
 
 
 NAMED = "import os, socket, sys; socket.sethostname(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
 
 
 def on_machine(address):
-    """A prefix by which a command runs on a host of that name, which is where gloo listens; none where not allowed."""
+    """Return a prefix that runs a command on a host with that name, where gloo listens. Empty if not permitted."""
     prefix = ["unshare", "--map-root-user", "--uts", sys.executable, "-c", NAMED, address]
     tried = subprocess.run([*prefix, "/bin/true"], capture_output=True, check=False)
     return prefix if tried.returncode == 0 else []
 
 
 def listening():
-    """IPv4 addresses, as /proc has them, of sockets that listen."""
+    """Return the IPv4 addresses of listening sockets, in the format of /proc."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A"}
 
 
-def test_two_machines_at_two_addresses(room, forks, alone):
+def test_two_machines(room, forks, alone):
     port, machines, seen = free_port(), [], set()
     before = listening()
     train = [str(room / word) if (room / word).exists() else word for word in TRAIN]
@@ -259,7 +275,7 @@ def test_two_machines_at_two_addresses(room, forks, alone):
         words = ["--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--machine_rank", rank]
         words += ["--main_process_ip", "127.0.0.2", "--main_process_port", port, "--mixed_precision", "no"]
         prefix = on_machine(f"127.0.0.{int(rank) + 2}")
-        start = launch(words, room / f"machine-{rank}", environment, prefix)
+        start = launch(words, room / f"machine-{rank}", environment, [*prefix, sys.executable])
         machines.append(start(*train, *TWO, "--epochs", "2", "--output", "out"))
     while any(machine.poll() is None for machine in machines):
         seen |= listening() - before
@@ -271,10 +287,10 @@ def test_two_machines_at_two_addresses(room, forks, alone):
     check_same(room / "machine-0" / "out", alone)
     assert "Saved in out." in said[0] and "Saved in out." not in said[1]
     written = {path.name for path in (room / "machine-1").rglob("*") if path.is_file()}
-    assert written == {"rng_state_1.pth"}  # of its own rank, for an exact resumption; all else is the first one's
+    assert written == {"rng_state_1.pth"}  # The second machine writes only its random state, for an exact resumption.
 
 
-def test_one_process_where_several_were_asked_for_is_refused(forks):
+def test_a_launch_that_starts_too_few_processes_is_refused(forks):
     environment = launched_environment([*LAUNCH, "--num_processes", "2", "--cpu"])
     code, _, err = forks.end(forks.start(*TRAIN, "--output", "refused", **environment))
     assert code == 1 and err.startswith("t5fusion: accelerate started one process, not several. On CPUs give ")
@@ -299,7 +315,7 @@ print(encode_cached(["a", "b", "a"], processor).tolist())
 """
 
 
-def test_vectors_are_made_by_one_process_and_read_by_the_others(room, forks):
+def test_one_process_makes_the_vectors(room, forks):
     ended = succeed_in_two(forks, DDP, code=ENCODE_SHARED)
     assert ended[0][0] == ended[1][0] and "8.0" in ended[0][0]
     assert len((room / "encoded").read_text().split()) == 1
@@ -334,7 +350,7 @@ FIXED = {"padding": "max_length", "max_length": 24, "max_target_length": 6}
 
 
 def streamed(room, counts, padded):
-    """Sixteen rows of several lengths, with `counts` of vectors in turn; `padded` to one length as tokenizers pad."""
+    """Return sixteen rows of different lengths, with `counts` vectors in turn. `padded` pads them as tokenizers do."""
     numbers = torch.Generator().manual_seed(1)
     rows = []
     for number in range(16):
@@ -371,7 +387,7 @@ def test_streamed_rows_in_two_processes_give_the_losses_of_one(room, forks, kind
     assert json.loads(ended[0][0].splitlines()[-1]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_streamed_rows_of_several_lengths_say_how_to_pad_them(room, forks):
+def test_streamed_rows_of_different_lengths_are_refused(room, forks):
     words = [streamed(room, (2, 1), 0), "{}", json.dumps({"per_device_train_batch_size": 4})]
     ended = [forks.end(started) for started in start_two(forks, DDP, *words, code=STREAM)]
     assert ended[0][0] != 0 and "DataCollatorWithFusion(..., padding='max_length', max_length=...)" in ended[0][2]

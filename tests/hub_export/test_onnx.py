@@ -1,4 +1,4 @@
-"""ONNX graphs of a bundle: their outputs for 200 rows and any sizes, inputs that do not fit, and the way to the Hub."""
+"""ONNX graphs of a bundle: their outputs compared with torch, their errors, and pushing them to the Hub."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def save_tuned(base, folder):
     torch.manual_seed(0)
     tuned = get_peft_model(model, model.lora_config(r=4))
     for name, weight in tuned.named_parameters():
-        if "lora_B" in name:  # zero, as PEFT starts it
+        if "lora_B" in name:  # PEFT initialises it with zeros.
             torch.nn.init.normal_(weight, std=0.02)
         elif weight.requires_grad and "projection.weight" in name:
             weight.data += torch.randn_like(weight) * weight.std()
@@ -50,9 +50,9 @@ def random_vectors(*shape, seed=0):
     return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def near(found, expected):
+def near(logits, expected):
     """Return whether logits agree within the documented bound, 1e-4 of the largest one."""
-    return (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    return (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def one_thread():
@@ -83,9 +83,10 @@ def by_onnx(bundle):
 
 
 @torch.no_grad()
-def test_200_rows(bundle, by_torch, by_onnx):
-    """Names of the standard library with no vector, one, two or three give the same logits and texts as torch."""
-    names = list(itertools.islice(dict.fromkeys(row.name for row in harvest(standard_library())), 200))
+def test_200_rows_have_the_outputs_of_torch(bundle, by_torch, by_onnx):
+    """Names in the standard library, with no vector, one, two or three."""
+    rows = itertools.islice(harvest(standard_library()), 400)  # reading the whole library takes seconds
+    names = list(dict.fromkeys(row.name for row in rows))[:200]
     processor = T5FusionProcessor.from_pretrained(bundle)
     rows = processor(names, lexical_embeds=[random_vectors(i % 4, 384, seed=i) for i in range(200)])
     assert len(names) == 200 and rows["lexical_embeds"].shape == (200, 3, 384)
@@ -99,13 +100,13 @@ def test_200_rows(bundle, by_torch, by_onnx):
     written = processor.tokenizer(texts[0], padding=True, return_tensors="pt").input_ids
     expected = by_torch(**rows, decoder_input_ids=written).logits
     assert near(by_onnx(**rows, decoder_input_ids=written).logits, expected)
-    rows["lexical_embeds"] = rows["lexical_embeds"].roll(4, 0)  # another row's, of as many
+    rows["lexical_embeds"] = rows["lexical_embeds"].roll(4, 0)  # the vectors of another row with as many
     assert not near(by_onnx(**rows, decoder_input_ids=written).logits, expected)
 
 
 @torch.no_grad()
-def test_any_size(by_torch, by_onnx):
-    """Batch, length, vectors and new tokens from 1 on, and no vectors, with and without the cache."""
+def test_inputs_of_any_size_have_the_outputs_of_torch(by_torch, by_onnx):
+    """Sizes of the batch, the text, the vectors and the new tokens, with and without the cache."""
     token_id, numbers = by_torch.config.lexical_token_id, torch.Generator().manual_seed(0)
     for batch, length, vectors, new in [(1, 1, 0, 1), (1, 2, 1, 1), (1, 6, 1, 4), (3, 8, 3, 40), (2, 150, 2, 7)]:
         ids = torch.randint(3, 6000, (batch, length), generator=numbers)
@@ -132,7 +133,7 @@ def test_any_size(by_torch, by_onnx):
             assert near(torch.cat([head.logits, rest.logits], 1), expected)
 
 
-def test_what_else_generate_can_do(by_torch, by_onnx):
+def test_options_of_generate(by_torch, by_onnx):
     ids = torch.tensor([[by_torch.config.lexical_token_id, 300, 400, 1]])
     rows = {"input_ids": ids, "lexical_embeds": random_vectors(1, 384)}
     for options in (
@@ -145,14 +146,14 @@ def test_what_else_generate_can_do(by_torch, by_onnx):
             torch.manual_seed(0)
             written.append(model.generate(**rows, **options, max_new_tokens=8))
         assert written[0].equal(written[1]) and written[0].shape[1] > 3
-    with pytest.raises(ValueError, match="decoder_attention_mask"):  # which the graph has no input for
+    with pytest.raises(ValueError, match="decoder_attention_mask"):  # The graph has no input for it.
         by_onnx.generate(**rows, decoder_attention_mask=torch.ones(1, 1))
     with pytest.raises(ValueError, match="Ask the model itself"):
         by_onnx.generate(**rows, output_attentions=True, return_dict_in_generate=True)
 
 
-def test_vectors_and_placeholders_that_do_not_fit(by_onnx):
-    """The class raises a sentence. The bare graph stops as well, and never leaves out vectors silently."""
+def test_vectors_without_placeholders_are_refused(by_onnx):
+    """The class raises an error in one sentence. The bare graph fails too: it never ignores vectors silently."""
     token_id = by_onnx.config.lexical_token_id
     for ids, vectors, words in (
         ([[5, 6, 7, 1]], 1, "no row holds a placeholder"),
@@ -168,8 +169,8 @@ def test_vectors_and_placeholders_that_do_not_fit(by_onnx):
             by_onnx.encoder.session.run(None, arrays | {"attention_mask": np.ones_like(arrays["input_ids"])})
 
 
-def test_clean(bundle):
-    """The checker accepts the graphs, their names are fixed, and they name no files of this machine."""
+def test_the_graphs_are_valid_and_name_no_local_files(bundle):
+    """The checker accepts the graphs. The names of inputs and outputs are fixed."""
     for name, inputs in ((ENCODER, 3), (DECODER, 2 + 16)):
         onnx.checker.check_model(bundle / name, full_check=True)
         model = onnx.load(bundle / name)
@@ -177,7 +178,7 @@ def test_clean(bundle):
         assert len(graph.input) == inputs
         for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
             assert not part.metadata_props and not part.doc_string
-        for weight in graph.initializer:  # numbers may happen to spell anything
+        for weight in graph.initializer:  # The bytes of numbers may spell a word by chance.
             weight.ClearField("raw_data")
         for word in (str(bundle.parent), str(Path.home()), str(Path(__file__).parents[2]), 'File "', ".py"):
             assert word.encode() not in model.SerializeToString()
@@ -189,7 +190,7 @@ def test_clean(bundle):
     assert sizes[0] == ["batch", "new", 6144] and sizes[1] == ["batch", 6, "past + new", 32]
 
 
-def test_the_lines_of_a_reader(bundle, by_torch, tmp_path, monkeypatch, capsys):
+def test_the_documented_lines_of_a_reader_run(bundle, by_torch, tmp_path, monkeypatch, capsys):
     shutil.copytree(bundle, tmp_path / "me" / "describer")
     monkeypatch.chdir(tmp_path)
     exec(LINES[0], {})
@@ -211,7 +212,7 @@ def author(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(author, save_plain_t5):
-    """A bundle of a small random T5, as the command writes it."""
+    """A bundle of a small random T5, which the command wrote."""
     shape = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_layers": 1}
     bare = save_tuned(save_plain_t5(author.home / "plain", **shape), author.home / "bare")
     said, _ = author.t5fusion("export", bare, "small", "--kind", "standalone", "--format", "onnx")
@@ -220,7 +221,7 @@ def small(author, save_plain_t5):
 
 
 def test_equal_inputs_give_equal_bytes(small, tmp_path):
-    """Another process, in another folder and with other hash seeds, writes the same files."""
+    """Another process, with another folder and another hash seed, writes the same files."""
     again = export(small.parent / "bare", tmp_path / "again", "standalone", format="onnx")
     assert {ENCODER, DECODER, LOGITS} < {file.name for file in again.iterdir()}
     for file in small.iterdir():
@@ -228,7 +229,7 @@ def test_equal_inputs_give_equal_bytes(small, tmp_path):
 
 
 def test_pushed_and_read_without_torch(author, small):
-    """The report has a line for the graphs, all files arrive, and a reader's lines run as printed."""
+    """The report has a line about the graphs, all files are pushed, and the documented lines run without torch."""
     _, told = author.t5fusion("push", small, "me/describer")
     assert "ok ONNX graphs: within" in told
     there = author.hub.repo("me/describer").files()
@@ -242,7 +243,7 @@ def test_pushed_and_read_without_torch(author, small):
     assert said == f"{text}\n" and text
 
 
-def test_another_model_is_told(small, tmp_path):
+def test_graphs_of_another_model_are_detected(small, tmp_path):
     copy = Path(shutil.copytree(small, tmp_path / "copy"))
     assert run_graphs(copy)[0] == "ok"
     model = onnx.load(copy / DECODER)
@@ -256,7 +257,7 @@ def test_another_model_is_told(small, tmp_path):
     assert mark == "NO" and f"holds no {DECODER}" in sentence
 
 
-def test_what_is_not_installed_is_named(small, tmp_path, monkeypatch):
+def test_errors_name_a_missing_package(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     mark, sentence = run_graphs(small)
     assert mark == "--" and "onnxruntime" in sentence and "'t5fusion[onnx]'" in sentence
@@ -266,8 +267,8 @@ def test_what_is_not_installed_is_named(small, tmp_path, monkeypatch):
     assert not (tmp_path / "bundle").exists()
 
 
-def test_half_precision_tied_uneven_and_large(save_plain_t5, tmp_path, monkeypatch):
-    """A model in bf16 with a tied head and an encoder deeper than its decoder, with weights in separate files."""
+def test_a_model_in_half_precision_with_large_weights(save_plain_t5, tmp_path, monkeypatch):
+    """The model is in bf16, its head is tied, its encoder is deeper than its decoder, and its weights are in files."""
     save_plain_t5(tmp_path / "plain", feed_forward_proj="relu", num_layers=2, num_decoder_layers=1)
     model = T5WithFusion(tmp_path / "plain", dtype=torch.bfloat16)
     folder = tmp_path / "bundle"
