@@ -24,7 +24,7 @@ def noisy_line(rows=60, a=5, b=3, noise=0.5, seed=0):
 
 
 def explicit_ridge(x, y, strength):
-    """The weight by the normal equations, and the generalised cross-validation error by the hat matrix."""
+    """Return the weight by the normal equations, and the generalised cross-validation error by the hat matrix."""
     x, y = x - x.mean(0), y - y.mean(0)
     inverse = torch.linalg.inv(x.T @ x + strength * len(x) * torch.eye(x.shape[1], dtype=x.dtype))
     hat = x @ inverse @ x.T + 1 / len(x)  # the mean takes one degree of freedom
@@ -44,7 +44,7 @@ def test_ridge_is_the_explicit_solution_of_the_best_strength(noise):
 
 
 @pytest.mark.parametrize("noise", [0.5, 2.0])
-def test_the_explained_share_is_that_of_rows_really_left_out(noise):
+def test_the_explained_share_equals_that_of_rows_left_out_one_by_one(noise):
     x, y, _ = noisy_line(rows=150, noise=noise)
     wrong = total = 0.0
     for index in range(len(x)):
@@ -89,7 +89,7 @@ def as_rows(vectors, labels):
 
 
 def rows_of(model, rows=200, linear=True):
-    """Vectors, and labels of three tokens each; linear: the vector is a linear map of the mean of their embeddings."""
+    """Return rows with three labels each. If `linear`, a vector is a linear map of the mean embedding of its labels."""
     numbers = torch.Generator().manual_seed(3)
     labels = [[*torch.randint(3, 35, (3,), generator=numbers).tolist(), 1] for _ in range(rows)]
     means = mean_target_embeddings(labels, model.shared.weight)
@@ -100,7 +100,7 @@ def rows_of(model, rows=200, linear=True):
 
 
 @torch.no_grad()
-def test_the_projection_is_set_to_what_the_vectors_tell(model):
+def test_the_projection_predicts_the_targets(model):
     vectors, labels, means = rows_of(model)
     before = model.encoder.fusion.norm.weight.clone()
     explained = model.fit_fusion(as_rows(vectors, labels))
@@ -114,7 +114,7 @@ def test_the_projection_is_set_to_what_the_vectors_tell(model):
     torch.testing.assert_close(model.encoder.fusion.projection.weight, weight.float())
 
 
-def test_vectors_that_tell_nothing_leave_the_start_as_it_is(model, capsys):
+def test_useless_vectors_leave_the_initial_weights(model, capsys):
     vectors, labels, _ = rows_of(model, rows=20, linear=False)
     before = model.encoder.fusion.projection.weight.detach().clone()
     assert model.fit_fusion(as_rows(vectors, labels)) <= 0
@@ -122,12 +122,12 @@ def test_vectors_that_tell_nothing_leave_the_start_as_it_is(model, capsys):
     assert "explain nothing of their targets' words. The fusion layer stays as it was." in capsys.readouterr().out
 
 
-def test_vectors_that_tell_nothing_explain_nothing(model):
+def test_useless_vectors_explain_nothing(model):
     vectors, labels, _ = rows_of(model, linear=False)
     assert abs(model.fit_fusion(as_rows(vectors, labels))) < 0.05
 
 
-def test_equal_targets_leave_the_start_as_it_is(model):
+def test_equal_targets_leave_the_initial_weights(model):
     before = model.encoder.fusion.projection.weight.detach().clone()
     assert model.fit_fusion(as_rows(torch.randn(6, DIM), [[5, 6, 1]] * 6)) == 0
     assert torch.equal(model.encoder.fusion.projection.weight, before)

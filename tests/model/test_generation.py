@@ -12,7 +12,7 @@ VECTORS, LENGTHS = (2, 1, 0, 3), (4, 7, 5, 2)
 
 
 def prompt(batch, row=None):
-    """What `generate` takes of a batch; of one row, without padding and spare vectors."""
+    """Return the arguments of `generate` from a batch, or from one row without padding and spare vectors."""
     batch = {name: value for name, value in batch.items() if name != "labels"}
     if row is None:
         return batch
@@ -95,7 +95,7 @@ def test_sampling_repeats_by_seed(flan, inputs_for):
 
 
 def test_several_samples_read_their_own_vector(flan, inputs_for):
-    """`num_return_sequences` repeats the encoder's output, row by row."""
+    """`num_return_sequences` repeats the encoder's output row by row."""
     batch = prompt(inputs_for(flan, (2, 1), (4, 4)))
     options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 2, "output_logits": True}
     first = flan.generate(**batch, **options, return_dict_in_generate=True).logits[0]

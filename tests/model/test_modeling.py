@@ -1,4 +1,4 @@
-"""The fused model: what it computes, how it is built, saved and loaded, and what it refuses."""
+"""The fused model: its computation, building, saving, loading, and errors."""
 
 import copy
 import hashlib
@@ -42,7 +42,7 @@ def close(found, expected):
 
 
 def padded(batch, left, right):
-    """The batch with more padding, on either side."""
+    """Return the batch with more padding, on either side."""
     more = {name: torch.nn.functional.pad(batch[name], (left, right)) for name in ("input_ids", "attention_mask")}
     return batch | more
 
@@ -72,7 +72,7 @@ def test_without_vectors_its_gradients_are_the_plain_ones(plain_folder, inputs_f
     assert all(torch.equal(fused[name].grad, parameter.grad) for name, parameter in models[0].named_parameters())
 
 
-def test_the_head_of_its_own_stays(plain_folders):
+def test_an_untied_head_stays_untied(plain_folders):
     weights = load_file(plain_folders["flan"] / "model.safetensors")
     fused = T5WithFusion(plain_folders["flan"])
     assert torch.equal(fused.lm_head.weight, weights["lm_head.weight"])
@@ -84,7 +84,7 @@ def test_the_head_of_its_own_stays(plain_folders):
     assert torch.equal(from_config.lm_head.weight, weights["lm_head.weight"])
 
 
-def test_a_vector_moves_its_own_row_and_no_other(flan, inputs_for):
+def test_a_vector_changes_only_its_own_row(flan, inputs_for):
     batch = inputs_for(flan, (1, 1, 1), (3, 5, 4))
     before = flan(**batch).logits
     batch["lexical_embeds"][1] *= -1
@@ -92,7 +92,7 @@ def test_a_vector_moves_its_own_row_and_no_other(flan, inputs_for):
     assert moved.tolist() == [False, True, False]
 
 
-def test_a_vector_stands_where_its_placeholder_stood(flan, inputs_for):
+def test_a_vector_takes_the_place_of_its_placeholder(flan, inputs_for):
     batch = inputs_for(flan, (2, 1), (3, 4))
     ids, vectors = batch["input_ids"], batch["lexical_embeds"]
     ids[0, :4] = torch.tensor([flan.config.lexical_token_id, 7, flan.config.lexical_token_id, 8])
@@ -166,7 +166,7 @@ def test_vectors_of_other_precisions(flan, inputs_for, dtype):
 
 
 def test_a_placeholder_past_the_table(save_plain_t5, tmp_path, inputs_for):
-    """Where a tokenizer fills its table, the id of the placeholder has no row, and needs none."""
+    """If a tokenizer fills the embedding table, the placeholder's id has no row, and needs none."""
     folder = save_plain_t5(tmp_path / "full", vocab_size=135)
     fused = T5WithFusion(folder).eval()
     assert fused.config.lexical_token_id >= fused.shared.num_embeddings == 135
@@ -294,7 +294,7 @@ def test_compiled(flan, inputs_for):
 # --- the fusion layer
 
 
-def test_the_same_backbone_gives_the_same_fusion_layer(plain_folder):
+def test_the_same_base_model_gives_the_same_fusion_layer(plain_folder):
     torch.manual_seed(1)
     first = T5WithFusion(plain_folder).encoder.fusion.state_dict()
     torch.manual_seed(2)
@@ -320,7 +320,7 @@ def test_the_vectors_are_as_large_as_the_tokens(save_plain_t5, tmp_path, scale):
     assert torch.pdist(projected).min() > 0.5 * size
 
 
-def test_other_backbones_and_sizes_give_other_layers(plain_folders):
+def test_other_base_models_and_sizes_give_other_fusion_layers(plain_folders):
     sizes = {
         T5WithFusion(plain_folders["flan"], lexical_dim=dim).encoder.fusion.projection.weight.shape for dim in (8, 9)
     }
@@ -328,7 +328,7 @@ def test_other_backbones_and_sizes_give_other_layers(plain_folders):
 
 
 def test_a_quantised_projection_gets_vectors_not_integers(flan, inputs_for):
-    """Quantised linear layers hold integers: to cast vectors to their type would make them zeros."""
+    """A quantised linear layer holds integers. Vectors cast to that dtype would become zeros."""
 
     class Quantised(torch.nn.Module):
         def __init__(self, linear):
@@ -344,8 +344,8 @@ def test_a_quantised_projection_gets_vectors_not_integers(flan, inputs_for):
     assert torch.equal(fusion(vectors), expected)
 
 
-def test_where_parameters_are_not_seen_nothing_is_said_of_freezing(flan, inputs_for, heard, monkeypatch):
-    """As in the replicas of DataParallel, and under FSDP."""
+def test_hidden_parameters_are_not_reported_as_frozen(flan, inputs_for, heard, monkeypatch):
+    """Replicas of DataParallel, and FSDP, hide parameters."""
     monkeypatch.setattr(LexicalFusion, "parameters", lambda self: iter(()))
     flan.train()(**inputs_for(flan))
     assert not any("frozen" in message for message in heard())
@@ -364,20 +364,20 @@ def test_from_a_plain_t5(plain_folder):
     assert not fused.training
 
 
-def test_from_a_plain_t5_nothing_is_warned(plain_folder, heard):
+def test_building_from_a_plain_t5_warns_of_nothing(plain_folder, heard):
     T5WithFusion(plain_folder)
     T5WithFusion.from_pretrained(str(plain_folder), lexical_dim=8, dtype="bfloat16")
-    assert heard() == []  # not even what transformers says of any plain FLAN-T5, that its head is not tied
+    assert heard() == []  # For a plain FLAN-T5, transformers itself warns that the head is not tied.
 
 
-def test_the_tokenizer_that_has_the_placeholder_names_its_id(plain_folders, tmp_path, tokenizer):
+def test_the_id_of_the_placeholder_comes_from_the_tokenizer(plain_folders, tmp_path, tokenizer):
     folder = shutil.copytree(plain_folders["v1.0"], tmp_path / "with_token")
     tokenizer.add_tokens(["more", "<lexical>", "still more"])
     tokenizer.save_pretrained(folder)
     assert T5WithFusion(folder).config.lexical_token_id == 136
 
 
-@pytest.mark.parametrize("weights", ["flan", "v1.1"])  # with a head of its own, and without
+@pytest.mark.parametrize("weights", ["flan", "v1.1"])  # with an untied head, and with a tied one
 def test_an_mt5_is_the_stock_mt5_to_the_bit(plain_folders, tmp_path, inputs_for, weights):
     plain = shutil.copytree(plain_folders[weights], tmp_path / "mt5")
     saved = json.loads((plain / "config.json").read_text()) | {"model_type": "mt5", "tie_word_embeddings": True}
@@ -386,12 +386,12 @@ def test_an_mt5_is_the_stock_mt5_to_the_bit(plain_folders, tmp_path, inputs_for,
     (plain / "config.json").write_text(json.dumps(saved))
     stock = MT5ForConditionalGeneration.from_pretrained(plain).eval()
     fused = T5WithFusion(plain).eval()
-    config = T5FusionConfig(lexical_dim=384, **stock.config.to_dict())  # which would have the head scaled
+    config = T5FusionConfig(lexical_dim=384, **stock.config.to_dict())  # It would scale the head.
     batch = without_vectors(inputs_for(fused, (0, 0)))
     fused.save_pretrained(tmp_path / "fused")
     opened = [fused, T5WithFusion(tmp_path / "fused"), T5WithFusion.from_pretrained(plain, config=config)]
     (tmp_path / "fused" / "model.safetensors").unlink()
-    with pytest.raises(OSError, match="model.safetensors"):  # they were lost: the backbone's are others
+    with pytest.raises(OSError, match="model.safetensors"):  # The base model's weights are not a substitute.
         T5WithFusion(tmp_path / "fused")
     saved = json.loads((tmp_path / "fused" / "config.json").read_text())
     (tmp_path / "fused" / "config.json").write_text(
@@ -446,7 +446,7 @@ def test_without_a_tokenizer_the_id_is_that_of_t5(plain_folders, tmp_path):
     assert T5FusionConfig().lexical_token_id == 32100
 
 
-def test_fields_of_the_config_as_keywords(plain_folders):
+def test_keywords_set_fields_of_the_config(plain_folders):
     fused = T5WithFusion(plain_folders["flan"], lexical_dim=8, dropout_rate=0.0)
     assert fused.config.lexical_dim == 8 and fused.config.dropout_rate == 0.0
     assert fused.encoder.fusion.projection.weight.shape == (16, 8)
@@ -490,14 +490,14 @@ def test_a_given_config(plain_folders):
     assert all(torch.equal(again[name], value) for name, value in fused.encoder.fusion.state_dict().items())
 
 
-def test_a_given_config_comes_to_name_the_backbone(plain_folders):
+def test_the_base_model_is_named_in_a_copy_of_a_given_config(plain_folders):
     given = T5FusionConfig(**T5Config.from_pretrained(plain_folders["flan"]).to_dict())
     expected = T5WithFusion(plain_folders["flan"]).state_dict()
     for config in (given, plain_folders["flan"], str(plain_folders["flan"])):
         fused = T5WithFusion.from_pretrained(plain_folders["flan"], config=config)
         assert fused.config.backbone == str(plain_folders["flan"])
         assert all(torch.equal(expected[name], value) for name, value in fused.state_dict().items())
-    assert given.backbone is None  # the caller's own is left alone
+    assert given.backbone is None  # The caller's config is unchanged.
 
 
 def test_the_config_of_a_fused_model_on_a_plain_one(flan, plain_folders, tmp_path):
@@ -509,7 +509,7 @@ def test_the_config_of_a_fused_model_on_a_plain_one(flan, plain_folders, tmp_pat
 
 
 @pytest.mark.parametrize("revision", ["main", "0123456789" * 4])
-def test_a_backbone_of_the_hub_is_named_with_its_commit(plain_folders, tmp_path, revision):
+def test_a_base_model_on_the_hub_is_named_with_its_commit(plain_folders, tmp_path, revision):
     commit, repository = "0123456789" * 4, tmp_path / "models--me--flan"
     shutil.copytree(plain_folders["flan"], repository / "snapshots" / commit)
     (repository / "refs").mkdir()
@@ -560,7 +560,7 @@ def test_keywords_of_from_pretrained(plain_folders, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_backbone_in_any_precision(plain_folders, inputs_for, dtype):
+def test_a_base_model_in_any_precision(plain_folders, inputs_for, dtype):
     fused = T5WithFusion(plain_folders["flan"], dtype=dtype).eval()
     assert fused.encoder.fusion.projection.weight.dtype == (torch.float32 if dtype == torch.float16 else dtype)
     logits = fused(**inputs_for(fused)).logits
@@ -622,7 +622,7 @@ def test_others_can_read_what_was_saved(flan, tmp_path, adapter):
     assert {oct(file.stat().st_mode & 0o777) for file in tmp_path.glob("*.safetensors")} == {"0o640"}
 
 
-def test_saved_twice_is_saved_the_same(flan, tmp_path):
+def test_saving_a_reloaded_model_writes_the_same_files(flan, tmp_path):
     flan.save_pretrained(tmp_path / "one")
     T5WithFusion(tmp_path / "one").save_pretrained(tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
@@ -652,8 +652,8 @@ def test_sharded(flan, tmp_path):
     assert all(torch.equal(found[name], value) for name, value in flan.state_dict().items())
 
 
-def test_the_plain_t5_comes_back_out(flan, tmp_path, plain_folders, inputs_for):
-    """The weights keep T5's names: another T5 reads them."""
+def test_the_weights_keep_the_names_of_t5(flan, tmp_path, plain_folders, inputs_for):
+    """A plain T5 can load the weights."""
     flan.save_pretrained(tmp_path)
     plain = T5ForConditionalGeneration.from_pretrained(plain_folders["flan"]).eval()
     weights = load_file(tmp_path / "model.safetensors")
@@ -665,7 +665,7 @@ def test_the_plain_t5_comes_back_out(flan, tmp_path, plain_folders, inputs_for):
     }
 
 
-# --- what it refuses
+# --- errors
 
 
 def test_a_fused_checkpoint_without_its_fusion_layer(flan, tmp_path):
@@ -682,8 +682,8 @@ def test_a_fused_checkpoint_without_its_fusion_layer(flan, tmp_path):
         assert "norm.weight" in str(caught.value) and "pass a base model to start from" in str(caught.value)
 
 
-def test_a_fused_checkpoint_without_its_fusion_layer_whatever_the_config_says(flan, tmp_path):
-    """The architecture's name may be missing from a config: random weights must not slip in by that."""
+def test_a_fused_checkpoint_without_its_fusion_layer_and_with_any_config(flan, tmp_path):
+    """Without the architecture's name in the config, there must be an error too, and no random weights."""
     flan.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     kept = {name: value for name, value in weights.items() if ".fusion." not in name}
@@ -789,8 +789,8 @@ def test_ids_and_embeddings_at_once(flan, inputs_for):
         flan(**batch, inputs_embeds=flan.shared(batch["input_ids"]))
 
 
-def test_the_start_of_the_fusion_layer_is_the_same_on_every_machine_and_in_every_version():
-    """Adapters that were saved without it are reloaded on top of it: these bits are for good."""
+def test_initial_weights_of_the_fusion_layer_never_change():
+    """Adapters that were saved without a fusion layer are reloaded on these weights."""
     fusion = LexicalFusion(T5FusionConfig(d_model=16))
     fusion.reset_parameters(torch.full((3, 16), 2.0))
     found = hashlib.sha256(fusion.projection.weight.detach().numpy().tobytes()).hexdigest()
@@ -803,12 +803,12 @@ def test_a_misspelt_keyword_is_refused(plain_folders):
         T5WithFusion(plain_folders["flan"], lexcial_dim=16)
 
 
-# --- a tokenizer that places another token than the model's
+# --- a tokenizer with another placeholder than the model
 
 
 @pytest.fixture
 def added_first(flan, tokenizer):
-    """A model whose placeholder is the token 135, and its tokenizer with a token of the user's in that place."""
+    """A model with the placeholder 135, and its tokenizer, in which 135 is a token that the user added."""
     assert tokenizer.add_tokens(["<k0>"]) == 1 and tokenizer.convert_tokens_to_ids("<k0>") == 135
     return flan, tokenizer
 
@@ -857,29 +857,29 @@ def test_a_token_added_before_training(added_first, tmp_path):
         trainer.train()
 
 
-def test_the_line_that_the_mismatch_names_mends_it(added_first, plain_folders):
+def test_the_error_about_a_mismatch_names_a_fix(added_first, plain_folders):
     _, tokenizer = added_first
     batch = DataCollatorWithFusion(tokenizer)(rows_of(tokenizer)[1:])
     model = T5WithFusion(plain_folders["flan"], lexical_token_id=136).eval()
     embedded = model.encoder.embed(batch["input_ids"], lexical_embeds=batch["lexical_embeds"])
-    assert torch.equal(embedded[0, 1], model.shared.weight[135])  # the user's token stays
+    assert torch.equal(embedded[0, 1], model.shared.weight[135])  # the user's token
 
 
 def test_models_of_several_vocabularies_in_one_process(flan, plain_folders, inputs_for, monkeypatch):
     monkeypatch.setattr(checking_t5fusion, "PLACED_TOKEN_IDS", {135, 20})
-    batch = inputs_for(flan)  # placeholders in front: whatever other tokenizers place
+    batch = inputs_for(flan)  # The placeholders are in front, so other tokenizers do not matter.
     expected = flan(**batch).logits
     other = T5WithFusion(plain_folders["flan"], lexical_token_id=20).eval()
     assert other(**inputs_for(other)).logits.shape == expected.shape
     words = batch["input_ids"].clone()
-    words[:, 0], words[:, 1] = 20, 135  # a text that begins with a word, and holds its placeholder itself
+    words[:, 0], words[:, 1] = 20, 135  # The text begins with a word and contains its placeholder.
     assert flan(**batch | {"input_ids": words}).logits.shape == expected.shape
     for ids in ({135}, set(), {135, 999}):
         monkeypatch.setattr(checking_t5fusion, "PLACED_TOKEN_IDS", ids)
         assert torch.equal(flan(**batch).logits, expected)
 
 
-def test_where_no_tokenizer_places_another_token_nothing_is_looked_at(flan, inputs_for, monkeypatch):
+def test_ids_are_not_checked_without_need(flan, inputs_for, monkeypatch):
     batch = inputs_for(flan)
     monkeypatch.setattr(checking_t5fusion, "PLACED_TOKEN_IDS", {135})
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: pytest.fail("the numbers were looked at"))
@@ -889,10 +889,10 @@ def test_where_no_tokenizer_places_another_token_nothing_is_looked_at(flan, inpu
     check_token_id(batch["input_ids"].to("meta"), batch["lexical_embeds"], 135, 0)
 
 
-# --- numbers that a small slip would change
+# --- results that a small error would change
 
 
-def test_a_vector_with_a_zero_in_it_is_no_padding(flan, inputs_for):
+def test_a_vector_that_contains_zeros_is_not_padding(flan, inputs_for):
     batch = inputs_for(flan, (2, 1), (3, 3))
     batch["lexical_embeds"][:, :, 7] = 0
     batch["input_ids"][0, 1] = 5  # one placeholder for two vectors
@@ -906,8 +906,8 @@ def test_a_vector_with_a_zero_in_it_is_no_padding(flan, inputs_for):
     )
 
 
-def test_padding_of_labels_has_no_weight_in_the_loss_of_a_step(flan, inputs_for):
-    """`num_items_in_batch`, as the Trainer counts it: the labels of all batches of a step that are not -100."""
+def test_padded_labels_do_not_count_in_the_loss_of_a_step(flan, inputs_for):
+    """`num_items_in_batch` is the number of labels of a step that are not -100, as the Trainer counts them."""
     batch = inputs_for(flan, (1, 1), (6, 3))
     batch["labels"] = torch.tensor([[7, 9, 4, 1], [8, 1, -100, -100]])
     logits = flan(**batch).logits
@@ -918,8 +918,8 @@ def test_padding_of_labels_has_no_weight_in_the_loss_of_a_step(flan, inputs_for)
         close(flan(**batch, num_items_in_batch=tokens_of_step, return_dict=False)[0], each / tokens_of_step)
 
 
-def test_penalties_leave_the_end_alone_where_a_placeholder_stands(flan, inputs_for):
-    """A penalty on the words of the input: the placeholder is none of them, and counts as padding, not as </s>."""
+def test_a_placeholder_brings_no_penalty_on_the_end_token(flan, inputs_for):
+    """For penalties on words of the input, a placeholder counts as padding, and not as </s>."""
     batch = inputs_for(flan, (2, 1), (4, 2))
     prompt = {name: batch[name] for name in ("input_ids", "attention_mask", "lexical_embeds")}
     prompt["input_ids"] = prompt["input_ids"].masked_fill(prompt["input_ids"] == 1, 9)  # a text without </s>

@@ -37,7 +37,7 @@ FROZEN = "The fusion layer is frozen"
 
 
 def step(model, batch):
-    """One step of training; the loss, and the names of what it changed."""
+    """Train one step. Return the loss and the names of the changed parameters."""
     model.train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -47,7 +47,7 @@ def step(model, batch):
     return loss.item(), {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
 
 
-def test_wherever_peft_knows_t5_it_knows_the_fused_one():
+def test_every_table_of_peft_with_t5_has_the_fused_model():
     mappings = {name: value for name, value in vars(constants).items() if isinstance(value, dict) and "t5" in value}
     assert len(mappings) >= 5
     for mapping in mappings.values():
@@ -129,7 +129,7 @@ def test_lora_config_without_peft(flan, monkeypatch):
         flan.lora_config()
 
 
-def test_frozen_fusion_is_told_once(flan, inputs_for, heard, monkeypatch):
+def test_a_frozen_fusion_layer_is_reported_once(flan, inputs_for, heard, monkeypatch):
     monkeypatch.setenv("T5FUSION_PEFT_HOOK", "0")  # as where this package is not imported
     model = get_peft_model(flan, LoraConfig(**S2S))
     batch = inputs_for(flan)
@@ -143,7 +143,7 @@ def test_frozen_fusion_is_told_once(flan, inputs_for, heard, monkeypatch):
 
 
 @pytest.mark.parametrize("modules_to_save", [None, []], ids=["trains", "meant to be frozen"])
-def test_nothing_is_told_where_the_fusion_layer_does_what_was_asked(flan, inputs_for, heard, modules_to_save):
+def test_an_intended_fusion_layer_is_not_reported(flan, inputs_for, heard, modules_to_save):
     model = get_peft_model(flan, LoraConfig(**S2S, modules_to_save=modules_to_save)).train()
     model(**inputs_for(flan))
     assert not any(FROZEN in message for message in heard())
@@ -168,7 +168,7 @@ def test_merged_equals(plain_folders, tmp_path, inputs_for, recommended):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(plain_folders, inputs_for, reentrant):
-    """Gradients reach LoRA and the fusion layer, the same as without."""
+    """Gradients of LoRA and the fusion layer are the same as without."""
     flan = T5WithFusion(plain_folders["flan"], dropout_rate=0.0)
     batch = inputs_for(flan)
     model = get_peft_model(flan, flan.lora_config(lora_dropout=0.0))
@@ -199,7 +199,7 @@ def trained(plain_folders, tmp_path, inputs_for):
 
 
 @torch.no_grad()
-def test_a_folder_of_an_adapter_loads_with_the_base_that_it_names(trained):
+def test_the_folder_of_an_adapter_loads_with_its_base_model(trained):
     folder, batch, expected = trained
     model = T5WithFusion(folder, adapter_name="mine")
     assert model.active_adapters() == ["mine"] and torch.equal(model.eval()(**batch).logits, expected)
@@ -257,7 +257,7 @@ def test_an_adapter_loaded_into_a_fused_model(plain_folders, trained):
 
 
 @torch.no_grad()
-def test_of_several_loaded_adapters_the_last_is_active(plain_folders, tmp_path, inputs_for):
+def test_the_last_of_several_loaded_adapters_is_active(plain_folders, tmp_path, inputs_for):
     names, expected = ("0", "block"), {}  # which are in the names of T5's own weights
     for seed, name in enumerate(names):
         model = T5WithFusion(plain_folders["flan"])
@@ -296,7 +296,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(plain_folders, 
     assert torch.equal(model(**batch).logits, expected)
 
 
-def test_an_adapter_loaded_to_go_on_with(plain_folders, trained):
+def test_an_adapter_can_be_loaded_for_more_training(plain_folders, trained):
     folder, batch, _ = trained
     model = T5WithFusion(plain_folders["flan"])
     model.load_adapter(folder, is_trainable=True)
@@ -306,8 +306,8 @@ def test_an_adapter_loaded_to_go_on_with(plain_folders, trained):
 
 
 @torch.no_grad()
-def test_in_half_precision_it_is_loaded_as_peft_does(plain_folders, trained):
-    """What was learnt stays in fp32, digit by digit, beside weights in bf16."""
+def test_in_half_precision_an_adapter_stays_in_fp32(plain_folders, trained):
+    """The adapter's weights keep their exact values in fp32, as PEFT loads them, beside a base model in bf16."""
     folder, batch, _ = trained
     ours = T5WithFusion(folder, dtype=torch.bfloat16).eval()
     theirs = PeftModel.from_pretrained(T5WithFusion(plain_folders["flan"], dtype=torch.bfloat16), folder).eval()
@@ -315,7 +315,7 @@ def test_in_half_precision_it_is_loaded_as_peft_does(plain_folders, trained):
 
 
 @torch.no_grad()
-def test_by_its_config_a_model_is_its_backbone_and_the_adapter_beside_it(plain_folders, trained, flan):
+def test_a_config_stands_for_its_base_model_and_the_adapter_beside_it(plain_folders, trained, flan):
     folder, batch, expected = trained
     write_code(flan, folder)
     assert torch.equal(T5WithFusion(folder).eval()(**batch).logits, expected)

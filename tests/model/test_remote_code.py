@@ -73,7 +73,7 @@ def test_folders_of_any_name(flan, tmp_path, run_python, inputs_for):
     assert torch.equal(reloaded(**batch).logits, expected)
 
 
-def test_the_map_names_every_auto_class(flan, tmp_path):
+def test_auto_map_names_every_auto_class(flan, tmp_path):
     flan.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_t5fusion.T5FusionConfig",
@@ -86,7 +86,7 @@ def test_the_map_names_every_auto_class(flan, tmp_path):
 @pytest.mark.slow
 @torch.no_grad()
 def test_remote_code_beside_the_package(flan, tmp_path, run_python, inputs_for):
-    """Where the package is installed as well, both copies of the code live in one process, and PEFT acts on both."""
+    """If the package is installed, one process has both copies of the code, and PEFT works with both."""
     flan.save_pretrained(tmp_path / "fused")
     torch.save(inputs_for(flan), tmp_path / "batch.pt")
     code = """

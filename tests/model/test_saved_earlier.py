@@ -1,4 +1,4 @@
-"""What the code of 0.1.0 saved still loads, with the same outputs, to the bit (tests/saved_by_0_1)."""
+"""Models and adapters that 0.1.0 saved still load, with the same outputs to the bit (saved_by_0_1)."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def check(model, name):
 
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("name", ["adapter-frozen", "adapter-trained", "adapter-wide"])
-def test_an_adapter_over_a_model_built_as_then(name, trainable):
+def test_an_adapter_over_a_model_built_by_the_old_calls(name, trainable):
     width = 7 if name == "adapter-wide" else 384
     model = PeftModel.from_pretrained(T5WithFusion("plain", lexical_dim=width), name, is_trainable=trainable)
     check(model, name)

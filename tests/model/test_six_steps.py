@@ -1,4 +1,4 @@
-"""The first user's six steps, as typed: build, LoRA, train, save, reload elsewhere, use."""
+"""The six steps of a user: build, add LoRA, train, save, reload elsewhere, generate."""
 
 import json
 
@@ -40,7 +40,7 @@ def user_lora():
 
 
 def make_rows(tokenizer, padded):
-    """Rows as the first user's preprocessing leaves them: no placeholder, one vector, a column nobody reads."""
+    """Return preprocessed rows: no placeholder, one vector, and a column that the model does not read."""
     limit = {"padding": "max_length", "max_length": 128} if padded else {}
     rows = [dict(tokenizer(f"Filename: {name}", **limit)) for name in NAMES]
     vectors = torch.nn.functional.normalize(torch.randn(len(NAMES), 384, generator=torch.Generator().manual_seed(1)))
@@ -67,7 +67,7 @@ def arguments(kind, folder, **more):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("padded", [True, False], ids=["padded to 128", "not padded"])
-def test_six_steps(plain_folders, tokenizer, tmp_path, run_python, padded):
+def test_the_six_steps_of_a_user(plain_folders, tokenizer, tmp_path, run_python, padded):
     base, out = str(plain_folders["flan"]), tmp_path / "out"
     model = T5WithFusion(base)
     peft_model = get_peft_model(model, user_lora())
@@ -103,7 +103,7 @@ def test_six_steps(plain_folders, tokenizer, tmp_path, run_python, padded):
 
 
 def test_the_vectors_reach_the_model_through_trainer_and_peft(plain_folders, tokenizer, tmp_path):
-    """With default `remove_unused_columns`, the column of vectors stays and the one nobody reads goes."""
+    """With the default `remove_unused_columns`, the Trainer keeps the vectors and drops the unused column."""
     seen = []
     peft_model = get_peft_model(T5WithFusion(str(plain_folders["v1.1"])), user_lora())
     fusion = peft_model.get_base_model().encoder.fusion

@@ -1,4 +1,4 @@
-"""What type checkers and `help` say about the package, as users see it."""
+"""The package's types, as type checkers and `help` show them to users."""
 
 import inspect
 import os
@@ -22,7 +22,7 @@ reveal_type(model.lora_config())
 
 
 def test_mypy_finds_nothing_in_the_readme(tmp_path):
-    """In an environment with the package in its site-packages, where mypy checks only the user's own code."""
+    """The package is in site-packages, so that mypy reports only errors in the user's code."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "t5fusion").symlink_to(ROOT)

@@ -1,4 +1,4 @@
-"""No warning that a user cannot act on, from transformers or PEFT, on the lines that this package prints."""
+"""The lines that this package prints raise no warnings in transformers or PEFT that a user cannot act on."""
 
 import json
 
@@ -50,8 +50,8 @@ def warned(out):
 
 
 @pytest.mark.slow
-def test_what_a_reader_types(flan, tokenizer, run_python, tmp_path):
-    """On an adapter that is its own base, as what was pushed is; where this package is not installed."""
+def test_the_lines_of_a_reader_warn_of_nothing(flan, tokenizer, run_python, tmp_path):
+    """The adapter names itself as its base model, like a pushed one, and the package is not installed."""
     folder = tmp_path / "adapter"
     get_peft_model(flan, flan.lora_config(r=2)).save_pretrained(folder)
     write_code(flan, folder)
@@ -62,13 +62,13 @@ def test_what_a_reader_types(flan, tokenizer, run_python, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_an_author_types(plain_folders, run_python):
+def test_the_lines_of_an_author_warn_of_nothing(plain_folders, run_python):
     assert warned(run_python(HEAR + TRAIN, plain_folders["flan"], fresh=True)) == []
 
 
 @pytest.mark.parametrize("given", [{}, {"cache": None}])
-def test_a_name_that_transformers_has_changed_is_used_by_the_caller_alone(flan, inputs_for, monkeypatch, given):
-    """`past_key_values` is `cache` from 5.24 on, which warns of the old name at each forward that brings it."""
+def test_a_deprecated_name_is_used_only_by_callers(flan, inputs_for, monkeypatch, given):
+    """From transformers 5.24 on, `past_key_values` is called `cache`, and each use of the old name warns."""
     seen = {}
 
     def spy(self, **kwargs):
@@ -82,7 +82,7 @@ def test_a_name_that_transformers_has_changed_is_used_by_the_caller_alone(flan, 
     assert "past_key_values" not in seen and seen.keys() >= given.keys()
 
 
-def test_gradient_checkpointing_is_told_as_before(plain_folders):
+def test_gradient_checkpointing_is_reported_as_in_t5(plain_folders):
     model = T5WithFusion(str(plain_folders["v1.0"]))
     assert model.is_gradient_checkpointing is False
     model.gradient_checkpointing_enable()
