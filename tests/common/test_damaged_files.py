@@ -31,7 +31,7 @@ def base(save_plain_t5, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def saved(base, tmp_path_factory):
-    """A new adapter, in which all `lora_B` are zero, and its bundle."""
+    """The folders of an untrained adapter, whose `lora_B` are zero, and of its bundle."""
     folder = tmp_path_factory.mktemp("saved")
     model = T5WithFusion(str(base))
     get_peft_model(model, model.lora_config(r=2)).save_pretrained(folder / "run")
@@ -46,7 +46,7 @@ def copy(saved, tmp_path):
 
 
 def reseal(bundle):
-    """Write a manifest that fits the files as they are now."""
+    """Write a manifest that fits the current files."""
     manifest = read_manifest(bundle)
     manifest["files"] = {name: file_digest(bundle / name) for name in manifest["files"]}
     (bundle / MANIFEST).write_text(json.dumps(manifest | {"digest": json_digest(manifest)}))
@@ -69,7 +69,7 @@ def refusals(folder) -> list[str]:
     return said
 
 
-def test_a_new_adapter_is_taken(saved):
+def test_an_untrained_adapter_is_accepted(saved):
     weights = load_file(saved / "run" / WEIGHTS)
     assert not any(value.any() for name, value in weights.items() if "lora_B" in name)
     for folder in (saved / "run", saved / "bundle"):
@@ -78,7 +78,7 @@ def test_a_new_adapter_is_taken(saved):
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_numbers(copy, number):
+def test_weights_that_are_not_numbers_are_refused(copy, number):
     for folder in (copy / "run", copy / "bundle"):
         weights = load_file(folder / WEIGHTS)
         first, last = min(weights), max(weights)
@@ -96,7 +96,7 @@ def test_weights_that_are_all_zero(copy):
 
 
 @pytest.mark.parametrize("change", [torch.zeros_like, lambda value: value * math.nan])
-def test_a_base_or_a_whole_model_that_holds_no_numbers(copy, base, tmp_path, change):
+def test_nan_in_a_base_model_or_a_whole_model_is_refused(copy, base, tmp_path, change):
     whole = tmp_path / "whole"
     T5WithFusion(str(base)).save_pretrained(whole)
     make_processor(str(base), lexical_encoder=None, lexical_source="given").save_pretrained(whole)
@@ -113,7 +113,7 @@ def test_a_base_or_a_whole_model_that_holds_no_numbers(copy, base, tmp_path, cha
         export(spoilt, tmp_path / "new", "fused")
 
 
-def test_types_that_know_no_nan_are_looked_through():
+def test_dtypes_without_nan_are_checked():
     for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn):
         check_numbers([("a", torch.ones(4).to(dtype))], "here")
         with pytest.raises(ValueError, match="2 of the 4 numbers in b of here"):
@@ -138,8 +138,8 @@ def test_weights_that_cannot_be_read(copy, damage):
         assert f"{WEIGHTS} cannot be read" in said and "damaged" in said
 
 
-def test_weights_in_a_bin(copy):
-    """They load, they count in the digest of the outputs, and a damaged or foreign file is refused."""
+def test_weights_in_a_bin_file(copy):
+    """They load and change the digest of the outputs. A damaged or foreign file is refused."""
     run = copy / "run"
     weights = load_file(run / WEIGHTS)
     (run / WEIGHTS).unlink()
@@ -170,7 +170,7 @@ CONTENTS = {"a list": "[1]", "a string": '"x"', "null": "null", "no JSON": "{", 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "config.json", "processor_config.json"])
 @pytest.mark.parametrize("content", CONTENTS)
-def test_json_of_another_kind(copy, name, content):
+def test_json_of_another_type(copy, name, content):
     for folder in (copy / "run", copy / "bundle"):
         (folder / name).write_bytes(CONTENTS[content].encode("latin-1"))
     for said in refusals(copy):
@@ -185,7 +185,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in FIELDS.items() for field in fields])
-def test_fields_of_another_kind(copy, name, field):
+def test_fields_of_another_type(copy, name, field):
     for folder in (copy / "run", copy / "bundle"):
         if (folder / name).exists():
             file = folder / name
@@ -197,7 +197,7 @@ def test_fields_of_another_kind(copy, name, field):
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "{}", '{"digest": 1}', '{"digest": "x", "files": [], "format": 1}'])
-def test_a_manifest_of_another_kind(copy, content):
+def test_a_manifest_of_another_type(copy, content):
     (copy / "bundle" / MANIFEST).write_text(content)
     with pytest.raises(ValueError, match=f"{MANIFEST} is damaged"):
         verify(copy / "bundle")
@@ -216,7 +216,7 @@ def test_a_damaged_tokenizer(copy):
         export(copy / "run", copy / "new", "standalone")
 
 
-def test_the_command_line_says_it_in_one_line(copy, monkeypatch, capsys):
+def test_the_command_line_prints_one_sentence(copy, monkeypatch, capsys):
     (copy / "run" / WEIGHTS).write_bytes(b"{}")
     for words in (["generate", copy / "run", "app"], ["export", copy / "run", copy / "new", "--kind", "standalone"]):
         monkeypatch.setattr(sys, "argv", ["t5fusion", *map(str, words)])
@@ -226,12 +226,12 @@ def test_the_command_line_says_it_in_one_line(copy, monkeypatch, capsys):
         assert ended.value.code == 1 and line.startswith(f"t5fusion: the weights in {copy / 'run' / WEIGHTS} cannot be")
 
 
-def test_a_saved_processor_is_what_it_was(saved):
+def test_a_saved_processor_is_unchanged(saved):
     _, processor = load_trained(saved / "run")
     assert isinstance(processor, T5FusionProcessor) and processor.lexical_source == "given"
 
 
-def test_peft_alone_on_a_folder_that_was_not_pushed(saved, tmp_path):
+def test_peft_alone_on_a_bundle_that_was_not_pushed(saved, tmp_path):
     """PEFT looks for the base model on the Hub. The error says what to type instead, and that works."""
     for folder in (saved / "run", saved / "bundle"):
         with pytest.raises(OSError, match="is not on a Hub yet") as caught:

@@ -69,7 +69,7 @@ def moved(tmp_path_factory):
     return room, first / "t5fusion" / "tiny_t5", room / "second"
 
 
-def test_no_file_of_a_run_names_where_the_package_was(moved):
+def test_no_file_of_a_run_names_the_folder_of_the_package(moved):
     room, gone, _ = moved
     assert not gone.exists()
     files = [
@@ -104,7 +104,7 @@ for run in map(Path, sys.argv[4:]):
 """
 
 
-def test_a_run_loads_in_another_environment_by_every_loading_path(moved):
+def test_a_run_loads_in_another_environment(moved):
     room, gone, installed = moved
     run_folder, folders = room / "there" / "run", []
     for name, base in {"new": "T5WithFusion(tiny_t5)", "old": f"T5WithFusion({gone})"}.items():
@@ -115,7 +115,7 @@ def test_a_run_loads_in_another_environment_by_every_loading_path(moved):
     rename_base(room / "there" / "checkout", "T5WithFusion(/gone/checkout/tiny_t5)")
     (checkpoint,) = (room / "there" / "checkout" / "checkpoints").iterdir()
     rename_base(checkpoint, "T5WithFusion(/gone/checkout/tiny_t5)")
-    shutil.copytree(run_folder, room / "there" / "resumed")  # begun by an earlier release
+    shutil.copytree(run_folder, room / "there" / "resumed")  # as if an earlier release had started it
     (checkpoint_of_old,) = (room / "there" / "resumed" / "checkpoints").iterdir()
     rename_base(checkpoint_of_old, f"T5WithFusion({gone})")
     begun = json.loads((checkpoint_of_old / "options.json").read_text())
@@ -131,7 +131,7 @@ def rename_base(folder, name):
     (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": name}))
 
 
-def test_a_base_that_is_gone_and_was_not_the_embedded_one_is_not_taken_for_it(moved):
+def test_a_missing_base_model_is_not_replaced_by_the_embedded_one(moved):
     room, _, _ = moved
     folder = room / "there" / "other"
     shutil.copytree(room / "there" / "run", folder)
@@ -141,7 +141,7 @@ def test_a_base_that_is_gone_and_was_not_the_embedded_one_is_not_taken_for_it(mo
         T5WithFusion.from_pretrained(folder, lexical_dim=8)
 
 
-def test_where_the_package_is_not_installed_the_words_say_what_to_do(moved, run_python):
+def test_without_the_package_the_error_says_what_to_do(moved, run_python):
     room, _, _ = moved
     code = """
         import shutil, sys
@@ -171,7 +171,7 @@ def test_the_name_stands_for_the_folder(monkeypatch, tmp_path):
     assert all(torch.equal(value, weights[name]) for name, value in by_name.state_dict().items())
 
 
-def test_a_folder_of_that_name_is_itself(monkeypatch, tmp_path, plain_folders):
+def test_a_folder_named_like_the_embedded_base_model_is_used(monkeypatch, tmp_path, plain_folders):
     shutil.copytree(plain_folders["flan"], tmp_path / "tiny_t5")
     monkeypatch.chdir(tmp_path)
     model = T5WithFusion("tiny_t5")

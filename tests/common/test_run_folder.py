@@ -1,4 +1,4 @@
-"""What a run folder says about its base model, and that each of its files is read once."""
+"""`RunFolder`: the base model that a run folder names. Each file is read once."""
 
 import json
 

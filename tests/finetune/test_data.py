@@ -1,4 +1,4 @@
-"""From files to rows: loading, holding out, preparing, encoding once."""
+"""From files to rows: loading, holding out, preparing, and encoding each text once."""
 
 import json
 from datetime import datetime
@@ -31,7 +31,7 @@ def caches(tmp_path, monkeypatch):
 
 
 class CountingEncoder:
-    """Stands for a sentence-transformers model: a vector that depends on the text alone, and what was asked for."""
+    """Stands for a sentence-transformers model. A vector depends only on its text; `asked` lists the texts."""
 
     max_seq_length = 256
 
@@ -70,7 +70,7 @@ def test_each_kind_of_file_gives_the_same_rows(tmp_path, kind):
     assert load_rows(str(file)).to_list() == ROWS
 
 
-def test_the_name_of_a_file_is_no_pattern(tmp_path):
+def test_the_name_of_a_file_is_not_a_pattern(tmp_path):
     for name in ("x1", "x[1]", "x?"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"name": name}) + "\n")
     for name in ("x[1]", "x?"):
@@ -78,7 +78,7 @@ def test_the_name_of_a_file_is_no_pattern(tmp_path):
         assert [chunk.rows["name"] for chunk in read_chunks(str(tmp_path / f"{name}.jsonl"))] == [[name]]
 
 
-def test_a_file_that_was_rewritten_is_read_anew(tmp_path):
+def test_a_rewritten_file_is_read_again(tmp_path):
     file = tmp_path / "rows.jsonl"
     for name in ("first", "second_longer"):
         file.write_text(json.dumps({"name": name}))
@@ -97,21 +97,21 @@ def test_a_file_that_was_rewritten_is_read_anew(tmp_path):
         ("rows.csv", b"\xff\xfe\x00a,b\n\x00", ValueError, "rows.csv cannot be read as csv: "),
     ],
 )
-def test_what_cannot_be_loaded_is_named(tmp_path, name, content, error, sentence):
+def test_a_file_that_cannot_be_loaded_is_named(tmp_path, name, content, error, sentence):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=sentence):
         load_rows(str(tmp_path / name))
 
 
-def test_missing_columns_are_named_with_those_there_are():
+def test_the_error_about_a_missing_column_lists_all_columns():
     rows = Dataset.from_list(ROWS)
     check_columns(rows, ["name", "text", None])
     with pytest.raises(ValueError, match="no column 'body'; the columns are name, text"):
         check_columns(rows, ["name", None, "body"])
 
 
-def test_all_rows_of_one_text_are_on_one_side():
+def test_rows_with_the_same_text_are_on_the_same_side():
     names = [f"name_{number}" for number in range(100)] * 3 + [f" NAME_{number} " for number in range(100)]
     rows = Dataset.from_dict({"name": names, "row": list(range(400))})
     training, held_out = hold_out(rows, Columns("name"))
@@ -123,8 +123,8 @@ def test_all_rows_of_one_text_are_on_one_side():
     assert sorted(again["row"]) == sorted(held_out["row"])
 
 
-def test_the_split_by_texts_is_that_of_earlier_runs():
-    """Also with vectors, and with some texts that are there twice: an interrupted run resumes with the same rows."""
+def test_the_split_never_changes():
+    """An interrupted run resumes with the same rows, also with vectors and with repeated texts."""
     names = [f"name_{number}" for number in range(100)] + [f" NAME_{number} " for number in range(50)]
     held_out = [n for n, name in enumerate(names) if int(md5(name.strip().lower().encode()).hexdigest(), 16) % 10 == 0]
     rows = Dataset.from_dict({"name": names, "v": [[float(n)] for n in range(150)], "row": list(range(150))})
@@ -136,7 +136,7 @@ def test_the_split_by_texts_is_that_of_earlier_runs():
 
 @pytest.mark.parametrize("prompts", [1, 3, 20])
 @pytest.mark.parametrize("kind", ["vector", "lexical"])
-def test_rows_that_share_a_prompt_are_told_apart_by_their_vectors(prompts, kind, capsys):
+def test_rows_with_the_same_prompt_are_distinguished_by_their_vectors(prompts, kind, capsys):
     others = [[float(n), 0.5] if kind == "vector" else f"item {n}" for n in range(200)]
     names = [f"describe it {n % prompts}" for n in range(200)]
     rows = Dataset.from_dict({"name": names * 2, "other": others * 2, "row": list(range(400))})  # each of them twice
@@ -166,18 +166,18 @@ def test_rows_that_share_a_prompt_are_told_apart_by_their_vectors(prompts, kind,
         ({"name": ["b", "c"]}, {}, "2 rows are too few to hold some out"),
     ],
 )
-def test_why_none_can_be_held_out(rows, columns, cause):
+def test_the_error_says_why_no_row_can_be_held_out(rows, columns, cause):
     with pytest.raises(ValueError, match=f"{cause}.*--validation"):
         hold_out(Dataset.from_dict(rows), Columns("name", **columns))
 
 
-def test_a_bad_vector_is_named_before_rows_are_split_by_it():
+def test_a_bad_vector_is_named_before_the_split():
     rows = Dataset.from_dict({"name": ["a"] * 3, "v": [[1.0], [2.0], [1.0, 2.0]]})
     with pytest.raises(ValueError, match="row 2, column 'v': 2 numbers; expected one vector of 1"):
         hold_out(rows, Columns("name", vector="v"))
 
 
-def test_columns_of_vectors_are_known_by_their_type(tmp_path):
+def test_columns_of_vectors_are_recognised_by_their_type(tmp_path):
     table = pa.table(
         {
             "text": ["a"],
@@ -198,7 +198,7 @@ def test_columns_of_vectors_are_known_by_their_type(tmp_path):
         assert given_vectors(rows, column)[0].dtype == torch.float32
 
 
-def test_prepared_rows_are_the_tokenizers_own(processor, encoder):
+def test_prepared_rows_equal_those_of_the_tokenizer(processor, encoder):
     texts, targets = ["app config", "a b"], ["settings of it", "c"]
     rows = prepare(texts, targets, torch.arange(16.0).reshape(2, DIM), processor)
     for row, text, target in zip(rows, texts, targets, strict=True):
@@ -210,8 +210,8 @@ def test_prepared_rows_are_the_tokenizers_own(processor, encoder):
     assert encoder.asked == []
 
 
-def test_white_space_trains_as_it_is_read_at_inference(encoder):
-    """ByT5's tokenizer has a token for each byte, so that a newline that is lost is seen."""
+def test_white_space_is_the_same_in_training_and_inference(encoder):
+    """ByT5's tokenizer has a token for each byte, so a lost newline is noticed."""
     processor = T5FusionProcessor(ByT5Tokenizer(), lexical_encoder="an/encoder", lexical_dim=DIM)
     text, target = "def f(x):\n    if x: return 1\n", " a \t b\n\nc "
     (row,) = prepare([text], [target], None, processor)
@@ -273,7 +273,7 @@ def test_each_distinct_text_is_encoded_once_and_only_in_the_first_run(processor,
         ("lexical_max_tokens", 16),
     ],
 )
-def test_another_recipe_is_another_file(processor, encoder, field, value):
+def test_another_recipe_has_another_cache_file(processor, encoder, field, value):
     encode_cached(["a", "b"], processor)
     setattr(processor, field, value)
     encode_cached(["a", "b"], processor)
@@ -288,7 +288,7 @@ def test_given_vectors():
 
 
 @pytest.mark.parametrize("values", [[[1, 2], [3, 40_000]], [[True, False], [False, True]]])
-def test_vectors_of_integers_and_booleans_are_taken(values):
+def test_vectors_of_integers_and_booleans_are_accepted(values):
     vectors = given_vectors(Dataset.from_dict({"v": values}), "v")
     assert [vector.tolist() for vector in vectors] == [[float(x) for x in row] for row in values]
     assert all(vector.dtype == torch.float32 for vector in vectors)
@@ -307,7 +307,7 @@ def test_a_row_without_a_vector_has_none():
     assert given_vectors(Dataset.from_dict({"v": [None, None]}), "v") == [None, None]
 
 
-def test_a_row_without_a_vector_is_prepared_as_text_alone(processor):
+def test_a_row_without_a_vector_is_prepared_as_text(processor):
     vectors = [torch.ones(DIM), None, torch.zeros(DIM)]
     for texts in (["a", "b", "c"], ["a", "b", "c <lexical>"]):
         rows = prepare(texts, texts, vectors, processor)
@@ -337,6 +337,6 @@ def test_a_row_without_a_vector_is_prepared_as_text_alone(processor):
         ([["a", "b"], ["c", "d"]], 0, "2 values, not all of them numbers"),
     ],
 )
-def test_what_is_no_vector_is_named_with_its_row(values, row, found):
+def test_the_error_about_a_bad_vector_names_its_row(values, row, found):
     with pytest.raises(ValueError, match=f"row {row}, column 'v': {found}"):
         given_vectors(Dataset.from_dict({"v": values}), "v")

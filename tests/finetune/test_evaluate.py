@@ -1,4 +1,4 @@
-"""Measures, against slow references."""
+"""Losses, scores and intervals, compared with slow references."""
 
 import json
 import tracemalloc
@@ -38,7 +38,7 @@ def rows(processor):
 
 @torch.no_grad()
 def loss_of_one(model, row, lexical_id):
-    """A row alone, with no collator, no padding and no Trainer: minus the sum of its tokens' log probabilities."""
+    """Return minus the sum of a row's log probabilities, without collator, padding and Trainer."""
     model.eval()
     vector = row.get("lexical_embeds")
     ids = row["input_ids"] if vector is None else [lexical_id, *row["input_ids"]]
@@ -50,7 +50,7 @@ def loss_of_one(model, row, lexical_id):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("vectors", ["true", "none"])
-def test_losses_are_those_of_the_rows_one_by_one(model, processor, rows, batch_size, vectors):
+def test_losses_equal_those_of_single_rows(model, processor, rows, batch_size, vectors):
     rows = change_vectors(rows, vectors)
     model.train()  # dropout must be off all the same
     found = losses(model, rows, processor, batch_size)
@@ -62,7 +62,7 @@ def test_losses_are_those_of_the_rows_one_by_one(model, processor, rows, batch_s
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("number", [2, 3, 7])
-def test_shuffled_nobody_keeps_their_own_and_all_are_used_once(rows, number, seed):
+def test_shuffling_gives_each_row_the_vector_of_another(rows, number, seed):
     rows = rows[:number]
     own = [row["lexical_embeds"].tolist() for row in rows]
     changed = change_vectors(rows, "shuffled", seed)
@@ -81,7 +81,7 @@ def test_no_vectors(rows):
 
 
 class Echo:
-    """Stands for a model: writes what it has read, and keeps what it was asked."""
+    """Stands for a model. It writes its input, and keeps the arguments of its calls."""
 
     device = torch.device("cpu")
 
@@ -107,7 +107,7 @@ def test_texts_come_in_the_order_of_the_rows(processor, rows, batch_size):
         assert options == {"num_beams": 3, "max_new_tokens": 9, "do_sample": False}
 
 
-def test_texts_of_a_real_model_are_those_of_the_rows_one_by_one(model, processor, rows):
+def test_texts_equal_those_of_single_rows(model, processor, rows):
     together = generate_texts(model, rows, processor, max_new_tokens=8)
     assert together == [generate_texts(model, [row], processor, max_new_tokens=8)[0] for row in rows]
 
@@ -127,7 +127,7 @@ def test_scores():
 def test_the_scores_of_many_rows_take_little_memory():
     numbers = np.random.default_rng(0)
     texts, references = (["".join(row) for row in numbers.choice(list("abcd "), (1000, 60))] for _ in range(2))
-    text_scores(texts[:1], references[:1])  # what is imported does not count
+    text_scores(texts[:1], references[:1])  # Memory of imports does not count.
     tracemalloc.start()
     chrf = text_scores(texts, references)["chrf"]
     ours = tracemalloc.get_traced_memory()[1]
@@ -184,7 +184,7 @@ def a_record(rows, *kinds):
     return evaluation_record(rows, rows, {kind: {"loss": 1.0} for kind in kinds}, {}, [{"text": "ü"}], data="me/names")
 
 
-def test_what_is_kept_of_an_evaluation(tmp_path):
+def test_the_record_of_an_evaluation(tmp_path):
     record = a_record(5, "true", "none")
     assert save_evaluation(tmp_path, record)
     kept = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))

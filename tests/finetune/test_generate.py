@@ -1,4 +1,4 @@
-"""What the command line must not get wrong, on a random T5: odd tables, cuts, comparisons, resuming otherwise."""
+"""Odd tables, cut texts, comparisons, and resuming with other options, on a random T5."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_a_column_of_numbers_is_refused_and_not_taken_for_empty(tmp_path):
         without_empty(table, ["parts"])
 
 
-def test_what_is_cut_is_counted_and_what_just_fits_is_not(processor, capsys):
+def test_cut_texts_are_counted_and_texts_that_just_fit_are_not(processor, capsys):
     targets = ["abc", "abcd", "abcdefg"]  # with "▁" and </s> five, six and nine tokens
     lengths = [len(processor.tokenizer(target)["input_ids"]) for target in targets]
     prepare(["a"] * 3, targets, None, processor, max_target=lengths[1])
@@ -68,13 +68,13 @@ def test_what_is_cut_is_counted_and_what_just_fits_is_not(processor, capsys):
     assert "1 of 2 inputs are longer than 5 tokens, and cut." in capsys.readouterr().err
 
 
-def test_of_several_processes_the_first_speaks(monkeypatch, capsys):
+def test_only_the_first_process_prints(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     say("not to be heard")
     assert not is_first_process() and capsys.readouterr().err == ""
 
 
-def test_an_encoder_in_a_folder_that_was_changed_is_asked_again(tokenizer, tmp_path, monkeypatch):
+def test_a_changed_encoder_encodes_again(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("T5FUSION_CACHE", str(tmp_path / "cache"))
     (tmp_path / "encoder").mkdir()
     weights = tmp_path / "encoder" / "model.safetensors"
@@ -87,7 +87,7 @@ def test_an_encoder_in_a_folder_that_was_changed_is_asked_again(tokenizer, tmp_p
     assert asked == [["a"], ["a"]]
 
 
-def test_shuffling_takes_two_rows_with_vectors_and_leaves_the_others_without(rows):
+def test_shuffling_needs_two_rows_with_vectors(rows):
     bare = [{name: value for name, value in row.items() if name != "lexical_embeds"} for row in rows]
     with pytest.raises(ValueError, match="1 of 12 rows have vectors; to shuffle them takes two or more"):
         change_vectors([rows[0], *bare[1:]], "shuffled")
@@ -96,7 +96,7 @@ def test_shuffling_takes_two_rows_with_vectors_and_leaves_the_others_without(row
     assert ["lexical_embeds" in row for row in changed] == [True, *[False] * 10, True]
 
 
-def test_losses_of_other_rows_are_not_compared():
+def test_losses_of_different_rows_are_not_compared():
     a = Losses(np.ones(3), np.array([1.0, 2.0, 3.0]))
     with pytest.raises(ValueError, match="not of the same rows"):
         paired_bootstrap(a, Losses(np.ones(3), np.array([1.0, 2.0, 4.0])))
@@ -109,7 +109,7 @@ def test_evaluate_scores_against_the_whole_reference(trained, rows, processor):
     assert evaluate(model, processor, rows, ["the a"] * 12, "true", max_new_tokens=4)[0]["loss"] != found["loss"]
 
 
-def test_the_limits_of_the_training_are_known_to_who_evaluates(trained, tmp_path):
+def test_the_limits_of_the_training_are_recorded(trained, tmp_path):
     assert trained_limits(trained[0]) == (128, 5)
     assert trained_limits(tmp_path) == (128, 64)
 
@@ -119,7 +119,7 @@ def test_resuming_with_other_options_is_refused(trained, rows, processor, option
         train(rows[:7], rows[8:], processor, options(dropout=0.5), trained[0], resume=True)
 
 
-def test_a_base_that_is_gone_is_named(trained, tmp_path):
+def test_a_missing_base_model_is_named(trained, tmp_path):
     folder = trained[0]
     config = json.loads((folder / "adapter_config.json").read_text())
     for file in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -133,7 +133,7 @@ def test_a_base_that_is_gone_is_named(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """Runs `t5fusion` in a folder, in a process of its own."""
+    """Run `t5fusion` in a folder, in a process of its own."""
     place = tmp_path_factory.mktemp("place")
     caches = {
         "HF_HOME": str(place / "hf"),
@@ -152,7 +152,7 @@ def command(tmp_path_factory):
     return run
 
 
-def test_a_folder_of_others_with_checkpoints_is_left_alone(command):
+def test_a_folder_with_other_files_is_left_alone(command):
     mine = command.place / "mine"
     (mine / "checkpoints").mkdir(parents=True)
     (mine / "thesis.tex").write_text("years of work")
@@ -161,7 +161,7 @@ def test_a_folder_of_others_with_checkpoints_is_left_alone(command):
     assert (mine / "thesis.tex").read_text() == "years of work"
 
 
-def test_the_kinds_of_vectors_compared(trained, command):
+def test_evaluate_compares_kinds_of_vectors(trained, command):
     vectors = torch.randn(6, DIM, generator=torch.Generator().manual_seed(1)).tolist()
     lines = [json.dumps({"name": f"app_{i}", "text": "the a", "vector": v}) for i, v in enumerate(vectors)]
     (command.place / "rows.jsonl").write_text("\n".join(lines))

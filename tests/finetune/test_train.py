@@ -27,7 +27,7 @@ LETTERS = "abcdefghijklmnopqrst"
 KINDS = {
     "lora": {},
     "full": {"full": True},
-    "frozen fusion": {"train_fusion": False, "target_modules": ("q", "v")},  # the first user's own
+    "frozen fusion": {"train_fusion": False, "target_modules": ("q", "v")},
     "random start": {"fusion_start": "random"},
 }
 
@@ -49,7 +49,7 @@ def options(base):
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def trained(request, tmp_path_factory, rows, processor, options):
-    """A run of each kind: its name, its options, its folder and the model in memory."""
+    """A training of each kind: its name, its options, its run folder and the model in memory."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     made = options(**KINDS[request.param])
     return request.param, made, folder, train(rows[:16], rows[16:], processor, made, folder)
@@ -61,7 +61,7 @@ def weights_of(folder):
     return load_file(folder / names[0])
 
 
-def test_what_is_saved(trained, base):
+def test_the_saved_files(trained, base):
     kind, made, folder, model = trained
     saved = {file.name for file in folder.iterdir()}
     assert {"training.json", "loss.svg", "processor_config.json", "tokenizer_config.json", "tokenizer.json"} <= saved
@@ -89,7 +89,7 @@ def test_others_can_read_what_is_saved(trained, tmp_path):
     assert [file.name for file in files if file.stat().st_mode != expected] == []
 
 
-def test_what_is_recorded(trained, base):
+def test_the_record_of_a_training(trained, base):
     _, made, folder, model = trained
     record = json.loads((folder / "training.json").read_text())
     assert record["options"]["base"] == str(base) and record["options"]["seed"] == 42
@@ -102,7 +102,7 @@ def test_what_is_recorded(trained, base):
     assert record["versions"]["t5fusion"] == t5fusion.__version__ and record["seconds"] > 0
 
 
-def test_the_trainable_share(trained):
+def test_the_share_of_trainable_weights(trained):
     kind, made, _, model = trained
     trains, total = trainable_share(model)
     if made.full:
@@ -116,7 +116,7 @@ def test_the_trainable_share(trained):
     assert total > trains
 
 
-def test_training_moves_what_it_should_and_nothing_else(trained, base, rows, processor):
+def test_training_changes_only_trainable_weights(trained, base, rows, processor):
     kind, made, _, model = trained
     start = dict(build_model(made, processor, rows[:16]).named_parameters())
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, start[name])}
@@ -126,7 +126,7 @@ def test_training_moves_what_it_should_and_nothing_else(trained, base, rows, pro
     assert made.full or any("lora_B" in name for name in moved)
 
 
-def test_reloaded_in_another_process_the_logits_are_the_same_to_the_bit(trained, rows, processor, run_python, tmp_path):
+def test_another_process_reloads_the_same_logits_to_the_bit(trained, rows, processor, run_python, tmp_path):
     _, _, folder, model = trained
     ids = torch.tensor([[processor.lexical_token_id, *rows[0]["input_ids"]]])
     batch = {"input_ids": ids, "lexical_embeds": rows[0]["lexical_embeds"][None], "labels": ids[:, 1:]}
@@ -158,10 +158,10 @@ def test_the_loss_falls_and_the_vectors_are_read(rows, processor, options, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_does_not(rows, processor, options, tmp_path, kind):
+def test_the_same_seed_gives_the_same_weights_to_the_bit(rows, processor, options, tmp_path, kind):
     found = []
     for run, seed in enumerate((7, 7, 8)):
-        torch.manual_seed(run)  # what went before must not matter
+        torch.manual_seed(run)  # The state before the training must not matter.
         torch.rand(run)
         made = options(epochs=1, seed=seed, **KINDS[kind])
         train(rows[:16], rows[16:], processor, made, tmp_path / str(run))
@@ -171,7 +171,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_does_not(ro
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_the_fusion_layer_gets_its_own_rate(rows, processor, options, tmp_path, monkeypatch, kind):
+def test_the_fusion_layer_has_its_own_learning_rate(rows, processor, options, tmp_path, monkeypatch, kind):
     rates = {}
 
     def keep(self, model=None):
@@ -196,7 +196,7 @@ def test_the_fusion_layer_gets_its_own_rate(rows, processor, options, tmp_path, 
 
 
 class PressCtrlC(TrainerCallback):
-    """Sends the signal after the given step."""
+    """Send SIGINT at the given step."""
 
     def __init__(self, step):
         self.step = step
@@ -210,7 +210,7 @@ class PressCtrlC(TrainerCallback):
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])
-def test_stopped_and_resumed_is_as_never_stopped(rows, processor, options, tmp_path, monkeypatch, step):
+def test_a_resumed_training_equals_an_uninterrupted_one(rows, processor, options, tmp_path, monkeypatch, step):
     made = options(epochs=3, batch_size=4, fusion_lr=3e-3, target_modules=("q", "v"))
     train(rows[:16], rows[16:], processor, made, tmp_path / "whole")
 
@@ -244,19 +244,19 @@ def test_stopped_and_resumed_is_as_never_stopped(rows, processor, options, tmp_p
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-def test_ctrl_c_is_pythons_own_again_after_an_error(rows, processor, options, tmp_path):
+def test_the_handler_of_ctrl_c_is_restored_after_an_error(rows, processor, options, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ValueError, match="no token of text"):
         train([*rows[:16], {"input_ids": [1], "labels": [5, 1]}], rows[16:], processor, options(), tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_nothing_to_resume_from(rows, processor, options, tmp_path):
+def test_resuming_without_a_checkpoint_is_refused(rows, processor, options, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint in .* to resume from. Leave --resume out"):
         train(rows[:16], rows[16:], processor, options(), tmp_path / "run", resume=True)
 
 
-def test_the_start_from_the_targets_is_said_and_used(rows, processor, options, capsys):
+def test_the_start_from_the_targets_is_used_and_reported(rows, processor, options, capsys):
     rows = [
         row | {"labels": [5 + 3 * (index % 4), 1], "lexical_embeds": torch.eye(8)[index % 4]}
         for index, row in enumerate(rows)
@@ -267,7 +267,7 @@ def test_the_start_from_the_targets_is_said_and_used(rows, processor, options, c
     frozen = build_model(options(train_fusion=False), processor, rows).base_model.model.encoder.fusion
     assert capsys.readouterr().out == ""
     weight = plain.modules_to_save["default"].projection.weight
-    assert torch.equal(weight, frozen.projection.weight)  # of every machine alike: it is not saved
+    assert torch.equal(weight, frozen.projection.weight)  # It is not saved, so it must be the same on every machine.
     assert not torch.equal(weight, started.modules_to_save["default"].projection.weight)
 
 
@@ -282,7 +282,7 @@ def test_rows_without_vectors_train_no_fusion_layer(rows, processor, options):
     assert not [name for name, p in model.named_parameters() if p.requires_grad and "fusion" in name]
 
 
-def test_a_base_that_holds_an_adapter_is_refused(trained, rows, processor, options):
+def test_a_base_model_with_an_adapter_is_refused(trained, rows, processor, options):
     kind, _, folder, _ = trained
     if kind == "lora":
         with pytest.raises(ValueError, match=r"holds an adapter, and no second one is trained beside it"):
@@ -349,7 +349,7 @@ def test_options_without_effect_are_refused(fields, sentence):
         TrainingOptions(**fields)
 
 
-def test_the_least_and_most_that_options_can_be_is_accepted():
+def test_extreme_values_of_options_are_accepted():
     TrainingOptions(epochs=1, lr=1e-9, fusion_lr=0, rank=1, alpha=0.5, dropout=0, seed=0, max_source=2, max_target=2)
     TrainingOptions(seed=2**32 - 1, target_modules=["q"], dropout=0.99)
 
@@ -360,9 +360,9 @@ def test_the_least_and_most_that_options_can_be_is_accepted():
         (("q", "vv"), "'vv'"),
         (("q", "v "), "'v '"),
         (("x", "y"), "'x', 'y'"),
-        (("q", "SelfAttention"), "'SelfAttention'"),  # it holds what LoRA can be put on, but is no such thing itself
-        (("q", "shared"), "'shared'"),  # encoder and decoder would read the table beneath LoRA
-        (("q", "projection"), "'projection'"),  # it trains as a whole already
+        (("q", "SelfAttention"), "'SelfAttention'"),  # It contains modules for LoRA, but is none itself.
+        (("q", "shared"), "'shared'"),  # Encoder and decoder would use the table without LoRA.
+        (("q", "projection"), "'projection'"),  # It is trained in full already.
         (("q", "DenseReluDense.wi_9"), "'DenseReluDense.wi_9'"),
     ],
 )
@@ -387,7 +387,7 @@ def test_target_modules_may_be_named_by_a_part_of_their_path(rows, processor, op
     }
 
 
-def test_all_weights_train_but_those_of_a_frozen_fusion_layer(rows, processor, options):
+def test_full_training_with_a_frozen_fusion_layer(rows, processor, options):
     model = build_model(options(full=True, train_fusion=False), processor, rows)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in model.named_parameters() if ".fusion." in name} and frozen
@@ -407,7 +407,7 @@ def test_a_folder_that_train_did_not_write(tmp_path, files, sentence):
         load_trained(Path(tmp_path))
 
 
-def test_an_adapter_that_another_program_trained_is_loaded_by_its_own_config(trained, rows, processor):
+def test_an_adapter_of_another_program_is_loaded(trained, rows, processor):
     kind, _, folder, model = trained
     (folder / "training.json").rename(folder / "kept.json")
     try:

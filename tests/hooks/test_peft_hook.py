@@ -67,11 +67,11 @@ WAYS = [put_on_by_get_peft_model, put_on_by_transformers, put_on_by_injection, p
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", [LoraConfig, IA3Config])
-def test_it_trains_whatever_puts_the_adapter_on(base, way, kind):
+def test_the_fusion_layer_trains_with_every_way_to_add_an_adapter(base, way, kind):
     assert fusion_trains(way(T5WithFusion(base), kind(**S2S)))
 
 
-def test_the_same_config_loads_it_again(base, tmp_path, inputs_for):
+def test_a_config_can_be_used_again(base, tmp_path, inputs_for):
     config = LoraConfig(**QV)
     peft_model = get_peft_model(T5WithFusion(base), config)
     change_projection(peft_model.get_base_model())
@@ -81,7 +81,7 @@ def test_the_same_config_loads_it_again(base, tmp_path, inputs_for):
     assert again.peft_config["default"] is config and torch.equal(logits(again, batch), logits(peft_model, batch))
 
 
-def test_it_is_counted_and_saved(base, tmp_path):
+def test_the_fusion_layer_is_counted_and_saved(base, tmp_path):
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV))
     frozen = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=[]))
     size = sum(parameter.numel() for parameter in T5WithFusion(base).encoder.fusion.parameters())
@@ -91,7 +91,7 @@ def test_it_is_counted_and_saved(base, tmp_path):
 
 
 @pytest.mark.parametrize("config", [LoraConfig(**QV), IA3Config(**S2S, init_ia3_weights=False)], ids=["LoRA", "IA3"])
-def test_it_stays_where_adapters_are_merged(base, inputs_for, config):
+def test_the_fusion_layer_stays_when_adapters_are_merged(base, inputs_for, config):
     peft_model = get_peft_model(T5WithFusion(base), config)
     change_projection(peft_model.get_base_model())
     batch, fusion = inputs_for(peft_model), peft_model.get_base_model().encoder.fusion.modules_to_save["default"]
@@ -101,34 +101,34 @@ def test_it_stays_where_adapters_are_merged(base, inputs_for, config):
     torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_other_layers_are_kept_beside_it(base):
+def test_other_modules_to_save_are_kept(base):
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=["lm_head"]))
     assert peft_model.peft_config["default"].modules_to_save == ["lm_head", "fusion"] and fusion_trains(peft_model)
 
 
 @pytest.mark.parametrize("named", [["fusion"], ["encoder.fusion"], ["projection"]])
-def test_it_is_not_named_twice(base, named):
+def test_the_fusion_layer_is_not_named_twice(base, named):
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=named))
     assert peft_model.peft_config["default"].modules_to_save == named and fusion_trains(peft_model)
 
 
-def test_all_linear_layers_leave_its_projection_to_it(base):
+def test_all_linear_excludes_the_projection_of_the_fusion_layer(base):
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**S2S, target_modules="all-linear"))
     assert fusion_trains(peft_model) and not any("fusion" in n and "lora_" in n for n, _ in peft_model.named_modules())
 
 
-def test_the_opt_out_is_kept_in_the_adapter(base, tmp_path):
+def test_an_adapter_records_that_the_fusion_layer_is_frozen(base, tmp_path):
     get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=[])).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == []
     assert not fusion_trains(PeftModel.from_pretrained(T5WithFusion(base), tmp_path, is_trainable=True))
 
 
-def test_the_switch(base, monkeypatch):
+def test_a_variable_switches_the_hook_off(base, monkeypatch):
     monkeypatch.setenv("T5FUSION_PEFT_HOOK", "0")
     assert not fusion_trains(get_peft_model(T5WithFusion(base), LoraConfig(**QV)))
 
 
-def test_the_same_config_on_a_plain_t5_next(base, tmp_path, inputs_for):
+def test_a_config_can_be_used_on_a_plain_t5_afterwards(base, tmp_path, inputs_for):
     config = LoraConfig(**QV)
     get_peft_model(T5WithFusion(base), config)
     plain = get_peft_model(T5ForConditionalGeneration.from_pretrained(base), config)
@@ -140,7 +140,7 @@ def test_the_same_config_on_a_plain_t5_next(base, tmp_path, inputs_for):
     assert torch.equal(logits(again, batch), logits(plain, batch))
 
 
-def test_other_models_are_left_alone(base):
+def test_other_models_are_unchanged(base):
     config = LoraConfig(**QV)
     peft_model = get_peft_model(T5ForConditionalGeneration.from_pretrained(base), config)
     assert peft_model.peft_config["default"] is config and config.modules_to_save is None and config.revision is None
@@ -157,7 +157,7 @@ def change_projection(model):
 
 
 def rows_for(model, count=40):
-    """Rows whose vectors determine which of four targets they have."""
+    """Return rows whose vectors determine their targets, which are four."""
     numbers = torch.Generator().manual_seed(0)
     kinds = torch.randint(4, (count,), generator=numbers)
     labels = [[5 + 3 * kind, 6 + 3 * kind, 1] for kind in kinds.tolist()]
@@ -196,7 +196,7 @@ def merge_into_base(peft_model):
     peft_model.set_adapter("other")
     layer = peft_model.get_base_model().encoder.block[0].layer[0].SelfAttention.q
     layer.merge(adapter_names=["other"])
-    layer.merged_adapters.clear()  # so that PEFT takes the merge for permanent
+    layer.merged_adapters.clear()  # PEFT then regards the merge as permanent.
 
 
 def train_one_number(peft_model):
@@ -214,7 +214,7 @@ CHANGES = [train_beside, train_another_matrix, merge_into_base, train_one_number
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_base_that_was_changed_is_refused(base, tmp_path, change):
+def test_a_changed_base_model_is_refused(base, tmp_path, change):
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, modules_to_save=[]))
     peft_model.save_pretrained(tmp_path / "before")
     change(peft_model)
@@ -242,8 +242,8 @@ def test_a_changed_table_may_be_saved_with_the_adapter(base, tmp_path, inputs_fo
     assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path), batch), expected)
 
 
-def test_kasa_truncates_the_base_itself_and_is_saved(base, tmp_path, inputs_for):
-    """KaSA changes the base weights when it is put on; a reload changes them alike."""
+def test_a_kasa_adapter_is_saved(base, tmp_path, inputs_for):
+    """Adding KaSA changes the base weights. A reload changes them in the same way."""
     kasa = LoraConfig(**QV | {"init_lora_weights": True}, kasa_config=KasaConfig())
     model = T5WithFusion(base)
     peft_model, batch = get_peft_model(model, kasa), inputs_for(model)
@@ -254,8 +254,8 @@ def test_kasa_truncates_the_base_itself_and_is_saved(base, tmp_path, inputs_for)
 
 
 @pytest.mark.parametrize("config", [LoraConfig(**QV), PromptTuningConfig(**S2S, num_virtual_tokens=2)])
-def test_disabled_it_is_the_base(base, inputs_for, config):
-    """With prompt learning too, whose trained fusion layer PEFT would leave in use."""
+def test_a_disabled_adapter_leaves_the_base_model(base, inputs_for, config):
+    """This holds for prompt learning too, where PEFT would keep the trained fusion layer in use."""
     model = T5WithFusion(base)
     batch = inputs_for(model)
     expected = logits(model, batch)
@@ -314,14 +314,14 @@ def test_others_can_read_an_adapter(base, tmp_path):
     assert [oct(file.stat().st_mode & 0o777) for file in tmp_path.rglob("*.safetensors")] == ["0o640"] * 2
 
 
-# Choices that were made when the model was built
+# Options of the model that an adapter records
 
 
 CHOICES = [{"lexical_dim": 7}, {"lexical_token_id": 150}, {"dropout_rate": 0.3}, {"lexical_dim": 7, "num_layers": 1}]
 
 
 @pytest.mark.parametrize("choices", CHOICES)
-def test_the_folder_alone_gives_the_model_back(base, tmp_path, inputs_for, choices):
+def test_the_folder_of_an_adapter_gives_the_model_back(base, tmp_path, inputs_for, choices):
     model = T5WithFusion(base, **choices)
     batch = inputs_for(model)
     peft_model = get_peft_model(model, LoraConfig(**QV))
@@ -349,7 +349,7 @@ def test_another_placeholder_than_in_training_is_refused(base, tmp_path):
 @pytest.mark.parametrize("rows", [136, 170], ids=["shrunk", "grown"])
 @pytest.mark.parametrize("kind", ["v1.1", "flan"])
 @pytest.mark.parametrize("resized_first", [True, False])
-def test_a_resized_table_comes_back(plain_folders, tmp_path, inputs_for, kind, rows, resized_first):
+def test_a_resized_table_is_reloaded(plain_folders, tmp_path, inputs_for, kind, rows, resized_first):
     model = T5WithFusion(plain_folders[kind])
     batch = inputs_for(model)
     if resized_first:
@@ -364,7 +364,7 @@ def test_a_resized_table_comes_back(plain_folders, tmp_path, inputs_for, kind, r
     assert torch.equal(logits(over, batch), expected) and over.get_base_model().shared.num_embeddings == rows
 
 
-def test_trained_tokens_come_back(base, tmp_path, inputs_for):
+def test_trained_tokens_are_reloaded(base, tmp_path, inputs_for):
     model = T5WithFusion(base)
     peft_model, batch = get_peft_model(model, LoraConfig(**QV, trainable_token_indices=[5, 6])), inputs_for(model)
     with torch.no_grad():
@@ -497,15 +497,15 @@ def test_useful_vectors_are_not_reported(base, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("column", ["embeddings", "lexical_vectors"])
-def test_vectors_under_another_name_are_warned_about(base, tmp_path, heard, column):
-    """The Trainer drops such a column before the collator or the model could see it."""
+def test_a_column_of_vectors_with_another_name_is_reported(base, tmp_path, heard, column):
+    """The Trainer drops such a column before the collator or the model can see it."""
     model = T5WithFusion(base)
     rows = [{name.replace("lexical_embeds", column): value for name, value in row.items()} for row in rows_for(model)]
     trainer_for(get_peft_model(model, LoraConfig(**QV)), Dataset.from_list(rows), tmp_path).train()
     assert len([line for line in heard() if "Vectors are read from the column `lexical_embeds`" in line]) == 1
 
 
-def test_some_batches_without_vectors_are_not_warned_about(base, inputs_for, heard):
+def test_batches_without_vectors_are_not_reported(base, inputs_for, heard):
     model = T5WithFusion(base).train()
     model(**inputs_for(model))
     model(**inputs_for(model, vectors=(0, 0)) | {"lexical_embeds": None})

@@ -150,7 +150,7 @@ def author(hub, tmp_path_factory):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_read_in_one_line_without_the_package(hub, author, tmp_path, reader):
+def test_a_pushed_adapter_loads_in_one_line_without_the_package(hub, author, tmp_path, reader):
     code = HIDE_THE_PACKAGE + IMPORTS + READ + READERS[reader] + COMPARE
     Machine(hub, tmp_path).python(code, "me/pushed", author.folder / "pushed.expected.pt")
 
@@ -167,8 +167,8 @@ print(model.name_or_path)
 
 
 @pytest.mark.parametrize("lacks", ["adapter_config.json", "model.safetensors"])
-def test_a_file_that_is_not_cached_offline_is_not_taken_for_missing(hub, author, lacks):
-    """Otherwise an adapter would load as its untuned base, and a fully trained model as the plain T5."""
+def test_a_file_that_is_not_cached_is_not_missing(hub, author, lacks):
+    """Otherwise an adapter would load as its untuned base model, and a fully trained model as a plain T5."""
     name = f"me/without-{lacks.partition('.')[0]}"
     if lacks == "model.safetensors":
         whole = "import sys\nfrom t5fusion import T5WithFusion\nT5WithFusion(sys.argv[1]).save_pretrained(sys.argv[2])"
@@ -244,7 +244,7 @@ def test_the_folders_of_a_pushed_training_can_be_exported(author, tmp_path):
     assert printed == "me/pushed holds an adapter of its own. Name the T5 beneath it with --base-model ID.\n"
 
 
-def test_adapter_of_transformers(hub, author, tmp_path):
+def test_an_adapter_that_transformers_added_is_pushed(hub, author, tmp_path):
     author.python(PUSH, "adapter of transformers", BACKBONE, "natively")
     code = HIDE_THE_PACKAGE + IMPORTS + READ + READERS["AutoModelForSeq2SeqLM"] + COMPARE
     Machine(hub, tmp_path).python(code, "me/natively", author.folder / "natively.expected.pt")
@@ -256,7 +256,7 @@ def pushed_by_themselves(author):
 
 
 @pytest.mark.parametrize("name", ["by_peft", "by_transformers"])
-def test_pushed_without_a_trainer(hub, author, pushed_by_themselves, tmp_path, name):
+def test_push_to_hub_without_a_trainer(hub, author, pushed_by_themselves, tmp_path, name):
     code = HIDE_THE_PACKAGE + IMPORTS + READERS["AutoModelForSeq2SeqLM"] + COMPARE
     Machine(hub, tmp_path).python(code, f"me/{name}", author.folder / f"{name}.expected.pt")
     assert "mine" in [commit.title for commit in hub.repo(f"me/{name}").commits]
@@ -267,7 +267,7 @@ def test_pushed_without_a_trainer(hub, author, pushed_by_themselves, tmp_path, n
 
 
 @pytest.mark.parametrize("name", ["plain", "plain_by_peft"])
-def test_plain_t5_is_left_alone(hub, author, pushed_by_themselves, name):
+def test_a_plain_t5_is_pushed_unchanged(hub, author, pushed_by_themselves, name):
     if name == "plain":
         author.python(PUSH, "plain T5", BACKBONE, name)
     files = hub.repo(f"me/{name}").files()
@@ -286,7 +286,7 @@ def test_without_the_push_hook_nothing_is_added(hub, author, pushed_by_themselve
             assert not [file for file in files if file.endswith(".py")]
 
 
-def test_a_base_model_in_a_local_folder_stays_named(hub, author, plain_folders):
+def test_a_local_base_model_stays_named(hub, author, plain_folders):
     author.python(PUSH, "fused", plain_folders["flan"], "local")
     files = hub.repo("me/local").files()
     base = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
@@ -312,7 +312,7 @@ def card_of(text):
     return card.data.base_model, based_on, card.text
 
 
-def test_cards_name_the_t5_or_nothing(hub, author, pushed_by_themselves, plain_folders):
+def test_cards_name_the_base_model_or_nothing(hub, author, pushed_by_themselves, plain_folders):
     """The cards that PEFT and the Trainer write, in saved folders and in pushed repositories."""
     author.python(CARD, BACKBONE, "card-of-hub")
     author.python(CARD, plain_folders["flan"], "card-of-folder")
@@ -334,7 +334,7 @@ def test_cards_name_the_t5_or_nothing(hub, author, pushed_by_themselves, plain_f
         assert "T5WithFusion(" not in text and str(plain_folders["flan"]) not in text, name
 
 
-def test_a_card_that_the_user_wrote_keeps_its_words(author, plain_folders):
+def test_a_card_keeps_the_words_of_its_user(author, plain_folders):
     folder = author.folder / "worded"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: mit\nbase_model: google/flan-t5-small\n---\n# Mine\n")

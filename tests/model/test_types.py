@@ -21,6 +21,7 @@ reveal_type(model.lora_config())
 """
 
 
+@pytest.mark.slow
 def test_mypy_finds_nothing_in_the_readme(tmp_path):
     """The package is in site-packages, so that mypy reports only errors in the user's code."""
     site = tmp_path / "site"

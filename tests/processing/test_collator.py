@@ -36,7 +36,7 @@ def row(ids=(5, 6, 1), **fields):
 
 
 def reference(cases, multiple=1):
-    """What the collator must give for (text ids, vectors, label ids) before they were padded, token by token."""
+    """Return the expected batch for unpadded (text ids, vectors, label ids), made token by token."""
     texts = [[LEXICAL] * len(vectors) + ids for ids, vectors, _ in cases]
     longest = -(-max(map(len, texts)) // multiple) * multiple
     batch = {
@@ -55,7 +55,7 @@ def reference(cases, multiple=1):
 
 
 def wrap(kind, values, dtype):
-    """The same numbers as a list, an array or a tensor."""
+    """Return the numbers as a list, an array or a tensor."""
     if kind == "list":
         return values
     array = np.asarray(values, dtype=dtype)
@@ -105,7 +105,7 @@ def test_equals_the_reference(batch, multiple):
 # --- by example
 
 
-def test_the_first_users_rows():
+def test_rows_padded_by_the_user():
     long = {"input_ids": [5, 6, 1] + [0] * 125, "attention_mask": [1] * 3 + [0] * 125, "labels": [7, 1] + [0] * 126}
     short = {"input_ids": [5, 1] + [0] * 126, "attention_mask": [1] * 2 + [0] * 126, "labels": [8, 9, 1] + [0] * 125}
     batch = COLLATOR([{**long, "lexical_embeds": [1.0, 2.0, 3.0]}, {**short, "lexical_embeds": [4.0, 5.0, 6.0]}])
@@ -212,7 +212,7 @@ def test_every_batch_of_one_size():
             assert torch.equal(batch[name], same)
 
 
-def test_sizes_that_are_not_given():
+def test_fixed_sizes_have_defaults():
     collator = DataCollatorWithFusion(TOKENIZER, padding="max_length", max_length=9, pad_to_multiple_of=4)
     made = sizes(collator([row(labels=[5, 1])]))
     assert made == {"input_ids": (1, 12), "attention_mask": (1, 12), "labels": (1, 12), "lexical_embeds": (1, 1, DIM)}
@@ -234,7 +234,7 @@ def test_sizes_that_are_not_given():
         (row(lexical_embeds=[[1.0] * DIM] * 2), "`lexical_embeds`: 2 vectors; expected at most 1.* `max_vectors=2`"),
     ],
 )
-def test_what_one_size_does_not_hold(bad, message):
+def test_rows_larger_than_the_fixed_size_are_refused(bad, message):
     collator = DataCollatorWithFusion(TOKENIZER, padding="max_length", max_length=9, max_target_length=4)
     with pytest.raises(ValueError, match="row 1 .*" + message):
         collator([GOOD, {"labels": [1]} | bad])
@@ -250,12 +250,12 @@ def test_what_one_size_does_not_hold(bad, message):
         ({"padding": "max_length", "max_length": 0}, "`max_length` is 0; expected at least 1"),
     ],
 )
-def test_sizes_that_mean_nothing(options, message):
+def test_sizes_without_effect_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DataCollatorWithFusion(TOKENIZER, **options)
 
 
-# --- errors: the row, the field, what was found
+# --- errors, which name the row, the field and the wrong value
 
 GOOD = row(labels=[5, 1])
 ERRORS = {
@@ -329,7 +329,7 @@ def test_vectors_of_the_smallest_and_the_largest_size(size):
     assert made.isfinite().all() and (made != 0).sum() == 2
 
 
-def test_a_tensor_that_float32_would_make_zero():
+def test_values_too_small_for_float32_are_refused():
     with pytest.raises(ValueError, match="row 0 .*Euclidean norm 1e-50"):
         COLLATOR([row(lexical_embeds=torch.tensor([1e-50, 0.0, 0.0], dtype=torch.float64))])
 
@@ -353,7 +353,7 @@ def test_vectors_under_another_name(name, values, wrap_in):
     assert COLLATOR(with_vectors)[name].shape[0] == 2  # beside the vectors it goes through
 
 
-def test_columns_that_are_no_vectors_go_through():
+def test_other_columns_pass_through():
     columns = {"weight": 0.5, "name": "a", "ids": [1, 2], "flags": [True, False], "one": [0.5], "stamp": np.float64(2)}
     batch = COLLATOR([{"input_ids": [5, 1], **columns}] * 2)
     assert set(batch) == {"input_ids", "attention_mask", *columns}

@@ -1,4 +1,4 @@
-"""`T5FusionProcessor`: its inputs, its recipe, its round trips."""
+"""`T5FusionProcessor`: inputs, recipe, saving and reloading."""
 
 import json
 import os
@@ -28,7 +28,7 @@ VECTORS = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
 
 
 def make_tokenizer(size=0):
-    """T5's tokenizer with a made vocabulary of a few pieces, 100 extra ids and, if asked for, T5's own size."""
+    """Return T5's tokenizer with a small vocabulary and 100 extra ids, filled up to T5's own size on request."""
     pieces = ["▁Filename", "▁app", "▁settings", *"abcdefghijklmnopqrstuvwxyz_:"]
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((piece, -3.0) for piece in pieces)]
     vocab += [(f"▁filler{i}", -9.0) for i in range(size - 100 - len(vocab))]
@@ -54,7 +54,7 @@ def encoding():
 # --- the inputs
 
 
-def test_placeholders_first_then_the_templated_text(processor):
+def test_inputs_are_placeholders_and_then_the_templated_text(processor):
     batch = processor(TEXTS, lexical_embeds=VECTORS, text_target=["b", "cd", "a"])
     plain = processor.tokenizer([f"Filename: {text}" for text in TEXTS])["input_ids"]
     for ids, mask, expected in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), plain, strict=True):
@@ -67,7 +67,7 @@ def test_placeholders_first_then_the_templated_text(processor):
 
 
 @pytest.mark.parametrize("counts", [(1, 1, 1), (2, 0, 1)])
-def test_same_batch_as_the_collator_makes_of_the_plain_rows(processor, counts):
+def test_the_batch_equals_that_of_the_collator(processor, counts):
     vectors = [np.ones((count, 3), dtype=np.float32) * (1 + i) for i, count in enumerate(counts)]
     batch = processor(TEXTS, lexical_embeds=vectors, text_target=TEXTS)
     encoded = processor.tokenizer([f"Filename: {text}" for text in TEXTS], padding="max_length", max_length=128)
@@ -127,7 +127,7 @@ def test_a_placeholder_in_the_text_keeps_its_place(processor):
         processor("a <lexical>", lexical_embeds=VECTORS[:2])
 
 
-def test_a_placeholder_that_would_be_cut_off_is_told(processor):
+def test_a_placeholder_that_would_be_cut_off_is_refused(processor):
     with pytest.raises(
         ValueError, match=r"row 1 of the batch, `text`: a <lexical> of its own lies past `max_length`=9"
     ):
@@ -267,7 +267,7 @@ def test_bad_recipe(tokenizer, field):
 # --- the recipe
 
 
-def test_source_given_refuses_to_guess(tokenizer):
+def test_source_given_needs_vectors_or_lexical_texts(tokenizer):
     processor = T5FusionProcessor(tokenizer, lexical_dim=3, lexical_source="given")
     with pytest.raises(ValueError, match="`lexical_source` is 'given'.*`lexical_texts=.*`lexical_embeds="):
         processor(TEXTS)
@@ -305,7 +305,7 @@ def test_rounding_and_length_of_the_encoder(encoding):
     assert torch.equal(long, half.encode(["one two other words entirely"])[0])
 
 
-def test_the_recipe_counts_as_it_is_at_each_call(tokenizer):
+def test_changes_of_the_recipe_apply_to_the_next_call(tokenizer):
     processor = T5FusionProcessor(tokenizer, template="Filename: {text}")
     text = "what reads the settings of each user, and writes them again"
     whole = processor.encode([text])
@@ -351,7 +351,7 @@ def test_no_encoder(tokenizer, tmp_path):
         T5FusionProcessor(tokenizer, lexical_encoder=tmp_path / "none").encode(["a"])
 
 
-def test_none_as_the_name_of_an_encoder_in_an_older_file(processor, tmp_path):
+def test_an_older_file_may_name_the_encoder_none(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     file = tmp_path / "processor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"lexical_encoder": "none"}))
@@ -380,7 +380,7 @@ def test_the_encoder_is_neither_saved_nor_pickled(encoding, tmp_path):
 # --- the tokenizer
 
 
-def test_placeholder_on_t5s_own_size(tmp_path):
+def test_the_placeholder_in_a_vocabulary_of_the_size_of_t5(tmp_path):
     tokenizer = make_tokenizer(size=32100)
     assert len(tokenizer) == 32100 and add_lexical_token(tokenizer) == 32100
     tokenizer.save_pretrained(tmp_path)
@@ -393,7 +393,7 @@ def test_placeholder_on_t5s_own_size(tmp_path):
         tokenizer.save_pretrained(tmp_path)
 
 
-def test_a_placeholder_that_was_a_token_like_others_becomes_a_special_one(tokenizer, tmp_path):
+def test_an_ordinary_placeholder_becomes_a_special_token(tokenizer, tmp_path):
     tokenizer.add_tokens(["<lexical>", "new"])
     T5FusionProcessor(tokenizer, lexical_dim=3).save_pretrained(tmp_path)
     for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
@@ -401,18 +401,18 @@ def test_a_placeholder_that_was_a_token_like_others_becomes_a_special_one(tokeni
         assert each.decode([135, 5, 6], skip_special_tokens=True) == each.decode([5, 6])
 
 
-# --- truncation: what the tokenizer's own gives, but without its state
+# --- truncation, which equals the tokenizer's own and leaves no state in it
 
 
 def make_roberta(pieces="abcdefghij"):
-    """A fast tokenizer with a special token at either end, as CodeT5's is."""
+    """Return a fast tokenizer with a special token at either end, like CodeT5's."""
     words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {piece: 4 + i for i, piece in enumerate(pieces)}
     return RobertaTokenizer(vocab=words, merges=[], pad_token="<pad>", eos_token="</s>")
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("make", [make_tokenizer, ByT5Tokenizer, make_roberta], ids=["t5", "byt5", "roberta"])
-def test_cut_as_the_tokenizer_cuts(make, side):
+def test_texts_are_cut_as_the_tokenizer_cuts(make, side):
     ours, own = make(), make()
     ours.truncation_side = own.truncation_side = side
     add_lexical_token(ours), add_lexical_token(own)
@@ -428,7 +428,7 @@ def test_no_room_for_the_special_tokens():
         tokenize(make_roberta(), ["abc"], 1)
 
 
-def test_a_text_longer_than_t5_was_trained_with_is_not_warned_of(processor, heard):
+def test_long_texts_raise_no_warning(processor, heard):
     processor.tokenizer.model_max_length = 16
     processor("a" * 40, lexical_embeds=False, text_target="b" * 40)
     processor("a" * 40, lexical_embeds=False, max_length=20, text_target="b" * 40, max_target_length=20)
@@ -442,7 +442,7 @@ def test_no_room_in_a_target(processor, length):
 
 
 @pytest.mark.slow
-def test_threads_with_lengths_of_their_own(processor):
+def test_threads_with_different_lengths(processor):
     text = "abc def ghi jkl mno pqr stu vwx"
     lengths = list(range(4, 20))
     start = threading.Barrier(len(lengths))
@@ -465,7 +465,7 @@ def test_threads_with_lengths_of_their_own(processor):
         assert list(pool.map(shapes, lengths)) == [{(length, length + 1)} for length in lengths]
 
 
-def test_threads_make_the_vectors_that_one_makes(encoding, monkeypatch):
+def test_threads_encode_the_same_vectors_as_one(encoding, monkeypatch):
     texts = [f"name {number} " * (1 + number % 3) for number in range(6)]
     alone = [encoding.encode(text) for text in texts]
     loads, load = [], processing_t5fusion._load_encoder
@@ -478,7 +478,7 @@ def test_threads_make_the_vectors_that_one_makes(encoding, monkeypatch):
     assert len(loads) == 1
 
 
-def test_nothing_of_a_call_is_saved(processor, tmp_path):
+def test_a_call_does_not_change_what_is_saved(processor, tmp_path):
     clean = tmp_path / "clean"
     processor.save_pretrained(clean)
     assert json.loads((clean / "tokenizer.json").read_text())["truncation"] is None
@@ -524,7 +524,7 @@ def test_round_trip(tokenizer, tmp_path, name, loader):
 
 
 @pytest.mark.parametrize("loader", [T5FusionProcessor, AutoProcessor])
-def test_round_trip_of_the_current_folder(processor, tmp_path, monkeypatch, loader):
+def test_round_trip_in_the_current_folder(processor, tmp_path, monkeypatch, loader):
     monkeypatch.chdir(tmp_path)
     processor.save_pretrained(".")
     assert loader.from_pretrained(".").template == "Filename: {text}"
