@@ -1,7 +1,4 @@
-"""`t5fusion train` and its folder: what is refused before anything is written, and what is kept whatever happens.
-
-The commands run in forks of a process that has imported torch already.
-"""
+"""`t5fusion train` and its run folder: errors before anything is written, and checkpoints that survive every failure."""
 
 import json
 import os
@@ -37,7 +34,7 @@ def forks(room):
 
 
 def refused(forks, *words):
-    """The one sentence with which a command is refused."""
+    """Run a command that must fail. Return its one-sentence error."""
     code, _, err = forks.run(*words)
     assert code == 1, err
     *bars, line = err.splitlines()
@@ -74,7 +71,7 @@ def test_target_modules_may_be_listed_with_spaces(room, forks):
 
 
 def content(folder):
-    """Every file of a folder, and what is in it; None where there is no folder."""
+    """Return the files of a folder and their bytes, or None if there is no folder."""
     if not folder.exists():
         return None
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
@@ -82,13 +79,13 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def trained(room, forks):
-    """A folder that `train` wrote."""
+    """A run folder."""
     code, _, err = forks.run(*TRAIN, *SHORT, "--output", "trained")
     assert code == 0, err
     return room / "trained"
 
 
-# what is only found when the folder is known already, and even when the first batch is made
+# Errors that are found only after the folder was opened, or when the first batch is made.
 BAD_STARTS = {
     "a rate that is no number": (["--lr", "nan"], "`lr` is nan"),
     "a base that is not there": (["--base", "./nope"], "the base model ./nope cannot be loaded"),
@@ -100,7 +97,7 @@ BAD_STARTS = {
 
 
 def with_options(command, words):
-    """The command with the options of `words` in the place of its own: none may be given twice."""
+    """Return the command with its options replaced by those in `words`, because no option may be given twice."""
     kept = list(command)
     for name in words[::2]:
         if name in kept:
@@ -111,7 +108,7 @@ def with_options(command, words):
 
 @pytest.mark.parametrize("there", ["nothing", "an empty folder", "a run"])
 @pytest.mark.parametrize("case", BAD_STARTS)
-def test_a_start_that_fails_leaves_the_folder_as_it_was(room, forks, trained, case, there):
+def test_a_failed_start_leaves_the_folder_unchanged(room, forks, trained, case, there):
     (room / "bad.jsonl").write_text("")
     if not (room / "damaged").exists():
         (room / "damaged").mkdir()
@@ -150,7 +147,7 @@ except ValueError as error:
 
 
 @pytest.mark.parametrize("there", ["nothing", "a run"])
-def test_a_first_step_that_fails_leaves_the_folder_as_it_was(room, forks, trained, there):
+def test_a_failed_first_step_leaves_the_folder_unchanged(room, forks, trained, there):
     folder = trained if there == "a run" else room / "stepped" / "here"
     before = content(folder)
     code, _, _ = forks.run(folder, code=FIRST_BATCH_FAILS)
@@ -158,7 +155,7 @@ def test_a_first_step_that_fails_leaves_the_folder_as_it_was(room, forks, traine
     assert not (room / "stepped").exists()
 
 
-def test_what_a_killed_start_leaves_is_no_content(room, forks):
+def test_a_killed_start_leaves_a_folder_that_counts_as_empty(room, forks):
     left = room / "left"
     (left / "checkpoints").mkdir(parents=True)
     (left / ".training.lock").write_text("process 1 on nowhere\n")
@@ -167,7 +164,7 @@ def test_what_a_killed_start_leaves_is_no_content(room, forks):
     assert not (left / ".training.lock").exists() and (left / "training.json").exists()
 
 
-def test_overwrite_replaces_a_run_that_died_while_it_was_saved(room, forks):
+def test_overwrite_replaces_a_run_that_was_killed_while_saving(room, forks):
     code, _, err = forks.run(*TRAIN, *SHORT, "--output", "died")
     assert code == 0, err
     (room / "died" / "training.json").unlink()  # what is written last
@@ -179,20 +176,20 @@ def test_overwrite_replaces_a_run_that_died_while_it_was_saved(room, forks):
     assert "model.safetensors" in names and not names & {"adapter_model.safetensors", ".training.lock"}
 
 
-def test_an_output_that_is_a_file_is_refused_before_the_vectors_are_made(room, forks):
+def test_an_output_that_is_a_file_is_refused_before_encoding(room, forks):
     assert refused(forks, *TRAIN, *SHORT, "--output", "rows.jsonl").startswith(
         "rows.jsonl is a file; expected a folder"
     )
 
 
-def test_the_python_function_mixes_no_two_runs_in_one_folder(room, forks, trained):
+def test_train_refuses_a_folder_with_another_run(room, forks, trained):
     before = content(trained)
     code, _, _ = forks.run(trained, code=FIRST_BATCH_FAILS.replace(", overwrite=True", ""))
     assert code != 0 and content(trained) == before
 
 
 @pytest.mark.parametrize("there", ["nothing", "a demo"])
-def test_a_demo_that_fails_to_start_leaves_the_folder_as_it_was(room, forks, there):
+def test_a_failed_demo_leaves_the_folder_unchanged(room, forks, there):
     folder = room / "demo"
     if there == "a demo":
         folder.mkdir()
@@ -206,7 +203,7 @@ LONG = [*EXACT, "--epochs", "300"]
 
 
 def start_long(room, forks, output, *words):
-    """A training of many epochs, and its folder; there is a checkpoint already."""
+    """Start a training of many epochs, and wait for its first checkpoint. Return the process and the folder."""
     started = forks.start(*TRAIN, *LONG, *words, "--output", output)
     wait_for_checkpoint(room / output, started)
     return started, room / output
@@ -239,7 +236,7 @@ def test_a_second_training_into_one_folder_is_refused(room, forks, words):
     assert [item.name for item in folder.iterdir()] == ["checkpoints"]
 
 
-def test_a_second_training_is_refused_while_the_first_has_saved_nothing(room, forks):
+def test_a_second_training_is_refused_before_the_first_has_saved(room, forks):
     started = forks.start(*TRAIN, *LONG, "--output", "early")
     until = time.monotonic() + 60
     while not (room / "early" / ".training.lock").exists():
@@ -251,10 +248,10 @@ def test_a_second_training_is_refused_while_the_first_has_saved_nothing(room, fo
         assert stop(forks, started)[0] == 130
 
 
-def test_a_killed_training_holds_its_folder_no_longer(room, forks):
+def test_a_killed_training_releases_its_folder(room, forks):
     started, folder = start_long(room, forks, "killed")
     assert stop(forks, started, signal.SIGKILL)[0] == -signal.SIGKILL
-    assert (folder / ".training.lock").exists()  # the file, with no lock on it
+    assert (folder / ".training.lock").exists()  # The file stays, without a lock on it.
     started = forks.start(*TRAIN, *LONG, "--output", "killed", "--resume")
     until = time.monotonic() + 60
     while f"process {started[0]} on" not in (folder / ".training.lock").read_text():
@@ -265,7 +262,7 @@ def test_a_killed_training_holds_its_folder_no_longer(room, forks):
     assert not (folder / ".training.lock").exists()
 
 
-def test_a_lock_that_was_left_does_not_travel(room, forks, trained):
+def test_an_old_lock_is_not_exported(room, forks, trained):
     (trained / ".training.lock").write_text("process 1 on nowhere\n")
     try:
         code, _, err = forks.run("export", "trained", "bundle", "--kind", "standalone")
@@ -290,7 +287,7 @@ def test_a_signal_saves_a_checkpoint_and_a_second_one_stops_at_once(room, forks,
     assert [item.name for item in folder.glob("checkpoints/*")] == [checkpoint.name]
 
 
-# sends itself the signal twice within a step, the third after it was resumed
+# The process sends itself the signal twice in the third step after it was resumed.
 TWO_SIGNALS = """
 import signal, sys
 from transformers import TrainerCallback
@@ -320,13 +317,13 @@ main()
 
 @pytest.fixture(scope="module")
 def two_checkpoints(room, forks):
-    """A stopped run with two checkpoints that are whole, and their names."""
+    """The folder of a stopped run with two intact checkpoints, and their names."""
     started, folder = start_long(room, forks, "kept")
     code, _, _ = stop(forks, started)
     assert code == 130
     (second,) = folder.glob("checkpoints/checkpoint-*")
     state = json.loads((second / "trainer_state.json").read_text())
-    # an earlier one, as `save_total_limit` would have left it had the save of the later one been interrupted
+    # `save_total_limit` leaves an earlier checkpoint if saving the later one is interrupted.
     earlier = second.with_name(f"checkpoint-{state['global_step'] - 1}")
     shutil.copytree(second, earlier)
     (earlier / "trainer_state.json").write_text(json.dumps(state | {"global_step": state["global_step"] - 1}))
@@ -381,7 +378,7 @@ def flip(file):
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_for_one_that_is_whole(room, two_checkpoints, case):
+def test_a_damaged_checkpoint_is_skipped(room, two_checkpoints, case):
     folder, earlier, later = two_checkpoints
     name, damage, problem = DAMAGE[case]
     checkpoints = room / f"damaged {case}"
@@ -393,7 +390,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_one_that_is_whole(room, two_che
     assert last_checkpoint(checkpoints)[0] is None
 
 
-def test_resume_says_which_checkpoint_it_passes_over_and_keeps_none_that_is_damaged(room, forks, two_checkpoints):
+def test_resume_names_and_deletes_damaged_checkpoints(room, forks, two_checkpoints):
     folder, earlier, later = two_checkpoints
     shutil.copytree(folder, room / "over")
     (room / "over" / "checkpoints" / later / "optimizer.pt").write_bytes(b"")
@@ -415,7 +412,7 @@ def change(file, **tensors):
 
 
 NAME = "base_model.model.decoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
-FOREIGN = {  # files that are whole, but of another training
+FOREIGN = {  # intact files of another training
     "optimizer": ("optimizer.pt", foreign, "the state of its optimizer or learning rates cannot be loaded"),
     "optimizer of other shapes": (
         "optimizer.pt",
@@ -448,7 +445,7 @@ def reshape(file):
 
 
 @pytest.mark.parametrize("case", FOREIGN)
-def test_a_file_of_another_training_is_named(room, forks, two_checkpoints, case):
+def test_a_file_of_another_training_is_refused(room, forks, two_checkpoints, case):
     folder, _, later = two_checkpoints
     name, replace, sentence = FOREIGN[case]
     run = room / f"foreign-{case.replace(' ', '-')}"
@@ -461,7 +458,7 @@ def test_a_file_of_another_training_is_named(room, forks, two_checkpoints, case)
     assert content(run) == before
 
 
-def test_no_checkpoint_that_is_whole(room, forks, two_checkpoints):
+def test_resuming_without_an_intact_checkpoint_is_refused(room, forks, two_checkpoints):
     folder, earlier, later = two_checkpoints
     shutil.copytree(folder, room / "none")
     for file in (room / "none").rglob("scheduler.pt"):
@@ -473,7 +470,7 @@ def test_no_checkpoint_that_is_whole(room, forks, two_checkpoints):
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"seconds": "long"}'])
-def test_a_damaged_record_does_not_keep_a_finished_run_from_being_resumed(room, forks, trained, damage):
+def test_a_finished_run_with_a_damaged_record_can_be_resumed(room, forks, trained, damage):
     if not (room / "finished").exists():
         shutil.copytree(trained, room / "finished")
     (room / "finished" / "training.json").write_text(damage)
@@ -483,7 +480,7 @@ def test_a_damaged_record_does_not_keep_a_finished_run_from_being_resumed(room, 
     assert json.loads((room / "finished" / "training.json").read_text())["rows"] == 32
 
 
-# lets files grow only so far from the second checkpoint on, as a full disk or a quota would
+# From the second checkpoint on, files can grow only to a limit, as on a full disk.
 NO_ROOM = """
 import resource, sys
 from t5fusion.finetune import training as train
@@ -508,7 +505,7 @@ main()
 
 
 @pytest.mark.parametrize(("where", "most"), [("weights", 50_000), ("optimizer", 200_000), ("the end", 50_000)])
-def test_a_full_disk_while_saving_leaves_the_checkpoint_before(room, forks, where, most):
+def test_a_full_disk_leaves_the_previous_checkpoint(room, forks, where, most):
     output = f"full-{where.replace(' ', '-')}"
     words = [*TRAIN, *EXACT, "--epochs", "3", "--output", output]
     last = int(where == "the end")

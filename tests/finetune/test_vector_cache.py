@@ -85,7 +85,7 @@ def forget():
     vector_cache._cache_in.cache_clear()
 
 
-def test_a_vector_is_exactly_that_of_its_shard_and_stays_so(processor):
+def test_a_cached_vector_never_changes(processor):
     vectors = encode_cached(TEXTS, processor)
     parts = [TEXTS[:8], TEXTS[8:16], TEXTS[16:]]
     assert processor.asked == parts and len(shards()) == 3
@@ -166,9 +166,9 @@ def test_a_cache_that_cannot_be_written_is_reported_and_the_run_continues(proces
     assert (tmp_path / "file").read_text() == "not to be lost"
 
 
-def test_a_full_disk_is_reported_once_and_leaves_no_part_of_a_shard(processor, capsys):
+def test_a_full_disk_is_reported_once_and_leaves_no_partial_shard(processor, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))  # which a shard is larger than
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))  # A shard is larger.
     try:
         vectors = encode_cached(TEXTS, processor)
     finally:
@@ -199,7 +199,7 @@ print(encode_cached(texts, processor).tolist())
 
 @pytest.fixture
 def forks(tmp_path):
-    forks = Forks(tmp_path)  # whose cache is the one of `small_shards`
+    forks = Forks(tmp_path)  # Its cache is the one that `small_shards` sets.
     yield forks
     forks.close()
 
@@ -217,7 +217,7 @@ def test_a_process_that_is_killed_loses_one_shard_at_most(forks, plain_folders, 
     words = [plain_folders["flan"], encoder, DIM, *TEXTS]
     pairs = ["|".join(TEXTS[first : first + 2]) for first in range(0, 20, 2)]
     killed = forks.start(*words, code=SLOWLY)
-    assert asked_of(killed, 4) == pairs[:4]  # it is encoding the fourth shard now
+    assert asked_of(killed, 4) == pairs[:4]  # Now it encodes the fourth shard.
     os.kill(killed[0], signal.SIGKILL)
     assert forks.end(killed)[0] == -signal.SIGKILL and len(shards()) == 3
     code, out, err = forks.run(*words, code=SLOWLY)
@@ -230,16 +230,16 @@ def test_a_process_that_is_killed_loses_one_shard_at_most(forks, plain_folders, 
     assert torch.equal(encode_cached(TEXTS, processor), vectors) and processor.asked == []
 
 
-def test_one_recipe_is_encoded_once_and_another_does_not_wait(forks, plain_folders, encoder, tokenizer):
+def test_processes_with_the_same_recipe_encode_once(forks, plain_folders, encoder, tokenizer):
     words = [plain_folders["flan"], encoder, DIM, *TEXTS]
     first = forks.start(*words, code=SLOWLY)
     asked_of(first, 1)
     twin = forks.start(*words, code=SLOWLY)
     encode_cached(TEXTS, T5FusionProcessor(tokenizer, lexical_encoder=str(encoder), lexical_dim=DIM, normalize=False))
-    assert len(asked_of(first)) <= 10  # it has not printed its vectors yet
+    assert len(asked_of(first)) <= 10  # It has not printed its vectors yet.
     (code, out, _), (twins, same, _) = forks.end(first), forks.end(twin)
     assert code == twins == 0 and len(out.splitlines()) == 11
-    assert same.splitlines() == out.splitlines()[-1:]  # the twin waited, and asked for nothing
+    assert same.splitlines() == out.splitlines()[-1:]  # The twin waited and encoded nothing.
 
 
 def test_the_size_of_the_cache_is_reported_each_time_it_has_grown(processor, monkeypatch, capsys):

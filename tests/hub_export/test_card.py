@@ -1,4 +1,4 @@
-"""The model card: its content, the user's own words in it, and its load lines, run as printed."""
+"""The model card: its content, the user's own words in it, and its code, which runs as printed."""
 
 import getpass
 import json
@@ -31,7 +31,7 @@ COMMIT = "0fc9ddf78a1e988dac52e2dac162b0ede4fd74ab"
 
 @pytest.fixture(scope="module")
 def run(base, tmp_path_factory):
-    """A run folder as `train` and `evaluate` leave it; its record says that the rows are a data set on the Hub."""
+    """A run folder after `train` and `evaluate`. Its record names a data set on the Hub."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     processor = make_processor(str(base), template="Filename: {text}")
     vectors = torch.randn(len(NAMES), 384, generator=torch.Generator().manual_seed(0))
@@ -134,7 +134,7 @@ def test_the_card_shows_the_record_of_the_run(run, make_bundle):
 
 
 def test_the_metadata(run, make_bundle):
-    """`huggingface_hub` reads it, and writes the same again."""
+    """`huggingface_hub` reads the metadata, and writes the same."""
     card = ModelCard(card_of(make_bundle(run, "adapter"), run, "adapter"))
     data = card.data
     assert (data.base_model, data.library_name, data.pipeline_tag) == (
@@ -157,12 +157,12 @@ def test_the_metadata(run, make_bundle):
 @pytest.mark.parametrize(
     ("kind", "library"), [("merged", "transformers"), ("fused", "transformers"), ("standalone", "peft")]
 )
-def test_the_library_is_the_one_that_loads_it(run, make_bundle, kind, library):
+def test_the_card_names_the_library_that_loads_the_bundle(run, make_bundle, kind, library):
     assert ModelCard(card_of(make_bundle(run, kind), run, kind)).data.library_name == library
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_of_the_machine(run, base, make_bundle, tmp_path, kind):
+def test_the_card_names_nothing_of_the_machine(run, base, make_bundle, tmp_path, kind):
     """The base model and the encoder of this run are folders of this machine."""
     encoder = tmp_path / "encoder"
     encoder.mkdir()
@@ -174,7 +174,7 @@ def test_nothing_of_the_machine(run, base, make_bundle, tmp_path, kind):
     assert not re.search(rf"\b({re.escape(socket.gethostname())}|by {re.escape(getpass.getuser())})\b", card)
     assert not re.search(r"\b20[23]\d-\d\d", card)
     assert ModelCard(card).data.base_model is None and "a T5" in section(card, "about")
-    assert "lexical_embeds=vectors" in section(card, "load")  # no one else has that encoder
+    assert "lexical_embeds=vectors" in section(card, "load")  # Readers do not have the encoder.
 
 
 def test_the_card_of_a_bare_folder_describes_only_its_adapter(bare, make_bundle):
@@ -206,7 +206,7 @@ def test_full_fine_tuning(run, source, make_bundle):
 
 
 @pytest.mark.parametrize("named", ["training.json", "config.json", "adapter_config.json"])
-def test_the_embedded_base_is_named_and_is_not_on_the_hub(run, source, make_bundle, named):
+def test_the_embedded_base_model_is_named_without_a_link(run, source, make_bundle, named):
     bundle = make_bundle(source, "standalone", backbone=None)
     file = (bundle if named == "config.json" else source) / named
     found = json.loads(file.read_text())
@@ -225,7 +225,7 @@ def test_a_fused_model_made_from_the_embedded_base_model(run, make_bundle):
     assert "taken from tiny_t5, the base model that the package t5fusion carries." in section(card, "about")
 
 
-def test_data_that_is_no_data_set_of_the_hub_is_not_named(run, source, make_bundle):
+def test_local_data_is_not_named(run, source, make_bundle):
     (source.parent / "names").mkdir()
     (source.parent.parent / "me" / "names").mkdir(exist_ok=True)  # "me/names" is then a folder beside the run
     card = card_of(make_bundle(source, "adapter"), source, "adapter")
@@ -255,7 +255,7 @@ def test_ids_of_the_hub(tmp_path, name):
     ]
     + ["me/data.jsonl", "me/data.csv", "me/da ta", "me/data--x", "runs/mine"],
 )
-def test_paths_are_no_ids(tmp_path, monkeypatch, name):
+def test_paths_are_not_ids(tmp_path, monkeypatch, name):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     assert hub_id(name, tmp_path / "runs" / "other") is None
     monkeypatch.chdir(tmp_path)
@@ -272,7 +272,7 @@ def test_the_same_run_gives_the_same_card(run, make_bundle, kind, repo_id):
     assert card_of(bundle, run, kind, repo_id, previous=card.replace("\n", "\r\n")) == card
 
 
-def test_what_the_user_wrote_survives(run, source, make_bundle):
+def test_the_card_keeps_the_words_of_its_user(run, source, make_bundle):
     bundle = make_bundle(source, "adapter")
     card = card_of(bundle, source, "adapter")
     mine = card.replace("# flan-t5-small with lexical vectors", "# Describer\n\nMy words, and ü.")
@@ -295,7 +295,7 @@ def test_what_the_user_wrote_survives(run, source, make_bundle):
     assert card_of(bundle, source, "adapter", previous=again) == again
 
 
-def test_what_is_measured_later_comes_in_later(run, source, make_bundle):
+def test_a_later_evaluation_enters_the_card(run, source, make_bundle):
     bundle = make_bundle(source, "adapter")
     card = card_of(bundle, source, "adapter")
     (source / "evaluation.json").rename(source / "later.json")
@@ -308,7 +308,7 @@ def test_what_is_measured_later_comes_in_later(run, source, make_bundle):
     assert card_of(bundle, source, "adapter", previous=card) == before
 
 
-def test_a_card_that_no_export_wrote_is_kept_whole(run, make_bundle):
+def test_a_card_without_markers_is_kept_whole(run, make_bundle):
     previous = "---\nlicense: mit\ntags: [mine]\n---\n\n# Mine\n\nNo markers.\n"
     again = card_of(make_bundle(run, "adapter"), run, "adapter", previous=previous)
     card = ModelCard(again)
@@ -330,7 +330,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_card_is_refused_with_what_to_do(run, make_bundle, case):
+def test_a_broken_card_is_refused(run, make_bundle, case):
     old, new, message = BROKEN[case]
     bundle = make_bundle(run, "adapter")
     previous = card_of(bundle, run, "adapter").replace(old, new)
@@ -339,7 +339,7 @@ def test_a_broken_card_is_refused_with_what_to_do(run, make_bundle, case):
     assert re.search(r"Put back|Mend", str(caught.value)) and "\n" not in str(caught.value)
 
 
-def test_the_repository_is_named_in_the_load_lines_alone(run, make_bundle):
+def test_only_the_load_lines_name_the_repository(run, make_bundle):
     card = card_of(make_bundle(run, "adapter"), run, "adapter")
     card = card.replace("\n## Limits", '\nSay "REPO_ID".\n\n## Limits')
     named = name_repository(card, "me/describer")
