@@ -1,4 +1,4 @@
-"""`t5fusion train` and its run folder: errors before anything is written, and checkpoints that survive every failure."""
+"""`t5fusion train` and its run folder: errors before anything is written, and checkpoints that survive failures."""
 
 import json
 import os
