@@ -1,6 +1,6 @@
 """The program `t5fusion`, which is also `python -m t5fusion`: for `accelerate launch -m t5fusion train ...`."""
 
-import sys
+from .common.console import end_stopped
 
 
 def main() -> None:
@@ -10,8 +10,7 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        print("t5fusion: stopped.", file=sys.stderr)
-        sys.exit(130)
+        end_stopped()
 
 
 if __name__ == "__main__":

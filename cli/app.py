@@ -7,18 +7,20 @@ from typing import Annotated
 
 import typer
 
+from ..common.console import end_stopped
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .info import info
-from .parsing import Commands
+from .parsing import Commands, Stopped, UsageError
 from .push import push
 from .train import train
 from .verify import verify
 
+PROGRAM = "t5fusion"
 app = Commands(
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -34,6 +36,7 @@ def print_version(is_asked_for: bool) -> None:
 
 @app.callback()
 def set_up(
+    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -43,6 +46,9 @@ def set_up(
 ):
     if debug:
         os.environ["T5FUSION_DEBUG"] = "1"
+    if context.invoked_subcommand is None:
+        context.get_help()  # prints it
+        raise typer.Exit(2)
 
 
 for command in (demo, train, generate, evaluate, info, export, verify, push):
@@ -52,25 +58,37 @@ for command in (demo, train, generate, evaluate, info, export, verify, push):
 def main() -> None:
     """Run the program.
 
-    An error that the user can correct is printed in one sentence, and the exit code is 1. If `T5FUSION_DEBUG` is set,
-    its traceback is printed.
+    An error that the user can correct is printed in one sentence, and the exit code is 1; 2 if the arguments cannot be
+    parsed. If `T5FUSION_DEBUG` is set, its traceback is printed. Ctrl-C gives exit code 130.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         try:
-            app(prog_name="t5fusion")  # also for `python -m t5fusion`
+            # The name is that of `python -m t5fusion`, too. Typer would print errors in boxes of several lines.
+            code = app(prog_name=PROGRAM, standalone_mode=False)
         finally:
             sys.stdout.flush()  # so that a full disk raises here, as any other error does
+    except UsageError as error:
+        print(f"{PROGRAM}: {_sentence(error)}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, Stopped, typer.Abort):
+        end_stopped()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         _drop_output()
         if os.environ.get("T5FUSION_DEBUG"):
             raise
         if not isinstance(error, BrokenPipeError):  # the reader of standard output, such as `head`, has ended
-            print(f"t5fusion: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("t5fusion: stopped.", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code or 0)  # `typer.Exit` comes back as its code, and a command that is done as None
+
+
+def _sentence(error) -> str:
+    """Return what is wrong with the arguments, and where to read about them."""
+    problem = error.format_message().replace("Value error, ", "")  # pydantic's words, in some releases
+    end = "" if problem.endswith((".", "?")) else "."
+    command = error.ctx.command_path if error.ctx else PROGRAM
+    return f"{problem[:1].lower()}{problem[1:]}{end} See `{command} --help`."
 
 
 def _drop_output() -> None:

@@ -10,6 +10,7 @@ from ..common.console import say
 from ..common.panels import BUNDLE, OUTPUT
 from ..hub_export.kinds import KINDS, parse_kind
 from .libraries import load_libraries
+from .parsing import one_of
 
 
 class FormatOption(str, Enum):
@@ -24,7 +25,7 @@ def export(
     bundle: Annotated[Path, typer.Argument(help="Folder to write.")],
     kind: Annotated[
         str,
-        typer.Option(metavar=f"[{'|'.join(KINDS)}]", rich_help_panel=BUNDLE, help="What the bundle holds (see above)."),
+        typer.Option(**one_of(KINDS), rich_help_panel=BUNDLE, help="What the bundle holds (see above)."),
     ] = "adapter",
     base_model: Annotated[
         str | None,

@@ -3,13 +3,12 @@
 import dataclasses
 import inspect
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from ..common.panels import HELP, PANELS
 
@@ -23,19 +22,51 @@ FORMER_NAMES = {  # names of options in 0.1, by command and parameter; still acc
 }
 
 
+UsageError: Any = typer.BadParameter.__mro__[1]  # of click, or of the copy in typer, depending on typer's release
+
+
+class Stopped(Exception):
+    """Ctrl-C was pressed. Typer would end a KeyboardInterrupt in its own way, which differs among its releases."""
+
+
+class Program(TyperGroup):
+    """The group of all commands. Ctrl-C in it raises `Stopped`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        _leave_out_types_of_flags(self.params)
+
+    def make_context(self, *args, **kwargs):
+        try:
+            return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise Stopped from None
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped from None
+
+
 class OneValueEach(TyperCommand):
     """A command that refuses an option which is given twice; click would silently take the last value.
 
-    Its --help shows the panels in the order of `common.panels`. Ctrl-C ends it with a sentence and exit code 130.
+    Its --help shows the panels in the order of `common.panels`, and names arguments in capitals.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.params.sort(key=_place_in_help)
+        _leave_out_types_of_flags(self.params)
+        for argument in self.params:
+            if argument.param_type_name == "argument" and argument.metavar is None:
+                argument.metavar = argument.name.upper()
 
     def get_help_option(self, ctx):
         option = super().get_help_option(ctx)
         option.rich_help_panel = HELP  # otherwise it has a panel of its own, above the others
+        _leave_out_types_of_flags([option])
         return option
 
     def make_parser(self, ctx):
@@ -54,25 +85,33 @@ class OneValueEach(TyperCommand):
                 raise ValueError(f"{option.opts[0]} was given {often}. Give it once: only one value would be used.")
         return super().parse_args(ctx, args)
 
-    def invoke(self, ctx):
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:  # typer prints nothing or "Aborted.", depending on its release
-            print("t5fusion: stopped.", file=sys.stderr)
-            raise typer.Exit(130) from None
-
 
 class Commands(typer.Typer):
-    """A Typer whose commands are all `OneValueEach`."""
+    """A Typer whose commands are all `OneValueEach`. Their --help is their docstring, without its line breaks."""
+
+    def callback(self, **options):
+        return super().callback(**{"cls": Program, **options})
 
     def command(self, name: str | None = None, **options):
-        return super().command(name, **{"cls": OneValueEach, **options})
+        def add(command: Command) -> Command:
+            paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+            help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+            return super(Commands, self).command(name, **{"cls": OneValueEach, "help": help, **options})(command)
+
+        return add
 
 
 def _place_in_help(parameter) -> int:
     """Return the place of an option's panel. Arguments come first, in their order."""
     panel = getattr(parameter, "rich_help_panel", None)
     return PANELS.index(panel) if panel else -1
+
+
+def _leave_out_types_of_flags(parameters) -> None:
+    """Leave "<bool>" out of the --help of flags, which take no value."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
 
 
 def with_options_of(*classes: type) -> Callable[[Command], Command]:
@@ -96,14 +135,22 @@ def _parameter_of(field: dataclasses.Field) -> inspect.Parameter:
     default = False if "opposite" in metadata else field.default
     settings: dict[str, Any] = {"help": help, "rich_help_panel": metadata["panel"]}
     if get_origin(kind) is Literal:  # typer reads it from 0.19 on
-        kind, settings["metavar"] = str, f"[{'|'.join(get_args(kind))}]"
+        settings |= one_of(get_args(kind))
+        kind = str
     if "parse" in metadata:
         kind, settings["parser"], settings["metavar"] = str | None, metadata["parse"], "NAMES"
-    if metadata["allowed"] is not None:
-        settings["min"] = metadata["allowed"].least
     flag = [f"--{name.replace('_', '-')}"] if kind is bool else []  # without a --no-... beside it
     annotation = Annotated[kind, typer.Option(*flag, **settings)]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def one_of(values: Sequence[str]) -> dict[str, Any]:
+    """Return settings of an option that takes one of `values`: --help names them, and TAB completes them."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return {"metavar": f"[{'|'.join(values)}]", "autocompletion": complete}
 
 
 def options_from(options: type[Options], fields: dict[str, Any]) -> Options:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 
 def is_first_process() -> bool:
@@ -13,3 +14,12 @@ def say(line: str) -> None:
     """Print a line on standard error. Of several processes, only the first prints."""
     if is_first_process():
         print(line, file=sys.stderr, flush=True)
+
+
+def end_stopped() -> NoReturn:
+    """End the program after Ctrl-C, with a sentence and exit code 130."""
+    print("t5fusion: stopped.", file=sys.stderr)
+    # If Ctrl-C came while Python executed a string, as `dataclass` does, `python -m` would end with the signal and not
+    # with our code. Another string makes it forget.
+    exec("")
+    sys.exit(130)

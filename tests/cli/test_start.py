@@ -15,7 +15,7 @@ PROGRAMS = {
     "python -m t5fusion": [sys.executable, "-m", "t5fusion"],
     "t5fusion": [str(Path(sys.executable).with_name("t5fusion"))],
 }
-COMMANDS = ["demo", "train", "generate", "evaluate", "export", "verify", "push"]
+COMMANDS = ["demo", "train", "generate", "evaluate", "info", "export", "verify", "push"]
 HELP = [["--help"], [], ["--version"], *([command, "--help"] for command in COMMANDS)]
 
 
@@ -39,17 +39,22 @@ def run(program, *words, folder, **environment):
 def test_help_imports_no_heavy_library(tmp_path, program, words):
     code, out, err, packages = run(program, *words, folder=tmp_path)
     assert code == (0 if words else 2) and not packages & HEAVY
-    assert "t5fusion" in out + err and (words == ["--version"] or " Usage: t5fusion " in out + err)
+    assert err == "" and (out.startswith("t5fusion 0.") if words == ["--version"] else " Usage: t5fusion " in out)
 
 
 TRAIN = ["train", "rows.jsonl", "--text-column", "name", "--target-column", "text"]
 EVALUATE = ["evaluate", "folder", "rows.jsonl", "--text-column", "name", "--target-column", "text"]
 REFUSED = {  # words, what the error says, exit code
-    "no such command": (["tarin"], "No such command 'tarin'", 2),
-    "no such option": ([*TRAIN, "--epohcs", "2"], "No such option: --epohcs", 2),
-    "an argument is missing": (["train"], "Missing", 2),
+    "no such command": (["tarin"], "no such command 'tarin'. Did you mean 'train'? See `t5fusion --help`.", 2),
+    "no such option": (
+        [*TRAIN, "--epohcs", "2"],
+        "no such option: --epohcs (Possible options: --epochs). See `t5fusion train --help`.",
+        2,
+    ),
+    "an argument is missing": (["train"], "missing argument 'DATA'. See `t5fusion train --help`.", 2),
     "no number": ([*TRAIN, "--epochs", "many"], "'--epochs'", 2),
     "below a range": (["generate", "folder", "--beams", "0"], "'--beams'", 2),
+    "below the range of a field": ([*TRAIN, "--rank", "0"], "--rank is 0; expected a whole number from 1.", 1),
     "no choice": (["evaluate", "folder", "rows.jsonl", "--vectors", "some"], "'--vectors'", 2),
     "twice": ([*TRAIN, "--lr", "1e-3", "--lr", "1e-4"], "--lr was given twice.", 1),
     "idle": ([*TRAIN, "--full", "--rank", "8"], "--rank has no effect with --full.", 1),
@@ -95,5 +100,43 @@ def room(tmp_path_factory):
 def test_an_argument_is_refused_before_heavy_libraries_are_imported(room, case):
     words, sentence, expected_code = REFUSED[case]
     code, out, err, packages = run("python -m t5fusion", *words, folder=room)
-    assert code == expected_code and sentence in err and out == ""
+    assert code == expected_code and err.startswith("t5fusion: ") and sentence in err and out == ""
+    assert len(err.splitlines()) == 1
     assert not packages & HEAVY
+
+
+COMPLETED = {  # what is on the line, and what TAB offers
+    "t5fusion ": [*COMMANDS],
+    "t5fusion ev": ["evaluate"],
+    "t5fusion train rows.jsonl --epo": ["--epochs"],
+    "t5fusion generate folder --be": ["--beams"],
+    "t5fusion evaluate folder rows.jsonl --vectors sh": ["shuffled"],
+    "t5fusion export folder bundle --kind s": ["standalone"],
+    "t5fusion train rows.jsonl --precision b": ["bf16"],
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("line", COMPLETED)
+def test_tab_completes_without_heavy_libraries(tmp_path, program, line):
+    settings = {"_T5FUSION_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    code, out, err, packages = run(program, folder=tmp_path, **settings)
+    assert (code, out.split(), err) == (0, COMPLETED[line], "") and not packages & HEAVY
+
+
+def test_completion_is_installed_for_the_shell_that_is_used(tmp_path):
+    bash = "import os, sys; os.execvp('bash', ['bash', '-c', '\"$@\"; exit $?', 'bash', *sys.argv[1:]])"
+    command = [sys.executable, "-c", bash, *PROGRAMS["t5fusion"], "--install-completion"]
+    done = subprocess.run(
+        command, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (script,) = tmp_path.rglob("t5fusion.sh")
+    assert (
+        "_T5FUSION_COMPLETE=complete_bash" in script.read_text() and str(script) in (tmp_path / ".bashrc").read_text()
+    )
+    typed = "COMP_WORDS=(t5fusion tr); COMP_CWORD=1; _t5fusion_completion t5fusion"
+    line = f"source {script}; {typed}; echo ${{COMPREPLY[@]}}"
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "train\n", done.stderr
