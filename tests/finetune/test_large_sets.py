@@ -343,6 +343,17 @@ def test_standard_output_that_cannot_be_written(room, commands, output):
     assert done.stderr == ("t5fusion: [Errno 28] No space left on device\n" if output == "full" else "")
 
 
+def test_measures_that_cannot_be_printed(room, commands):
+    """Python keeps what is printed, and writes it when it ends."""
+    words = ["evaluate", "model", "rows.jsonl", *WORDS, "--target-column", "text", "--limit", "4", "--json"]
+    with open("/dev/full", "wb") as stdout:
+        done = subprocess.run(
+            [warm_python(), "-m", "t5fusion", *words],
+            cwd=room, env=commands.environment, stdout=stdout, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.endswith("\nt5fusion: [Errno 28] No space left on device\n")
+
+
 def test_texts_of_standard_input_in_another_encoding(room, commands):
     line = [warm_python(), "-m", "t5fusion", "generate", "model", "--no-vectors", "--max-new-tokens", "2"]
     options = {"cwd": room, "env": commands.environment, "input": "app\rü\r".encode("latin-1"), "capture_output": True}
