@@ -157,9 +157,12 @@ def test_weights_in_a_bin_file(copy):
         export(run, copy / "new", "standalone")
 
 
-def test_weights_of_another_adapter(copy):
-    """PEFT would load them with a warning, and leave the adapter untrained."""
-    save_file({"base_model.model.lm_head.lora_A.weight": torch.ones(2, 2)}, copy / "run" / WEIGHTS)
+@pytest.mark.parametrize("kept", ["nothing", ".fusion."])
+def test_weights_of_another_adapter(copy, kept):
+    """PEFT would load them with a warning if they hold the fusion layer, and leave the adapter untrained."""
+    weights = {name: value for name, value in load_file(copy / "run" / WEIGHTS).items() if kept in name}
+    weights["base_model.model.lm_head.lora_A.weight"] = torch.ones(2, 2)
+    save_file(weights, copy / "run" / WEIGHTS)
     for attempt in (lambda: load_trained(copy / "run"), lambda: export(copy / "run", copy / "new", "standalone")):
         with pytest.raises(ValueError, match="does not fit"):
             attempt()
