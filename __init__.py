@@ -15,14 +15,23 @@ if TYPE_CHECKING:
     from .collating_t5fusion import DataCollatorWithFusion
     from .configuration_t5fusion import T5FusionConfig
     from .modeling_t5fusion import T5WithFusion
+    from .pipeline_t5fusion import T5FusionPipeline
     from .processing_t5fusion import T5FusionProcessor
 
 __version__ = "0.1.0"
-__all__ = ["DataCollatorWithFusion", "T5FusionConfig", "T5FusionProcessor", "T5WithFusion", "tiny_t5"]
+__all__ = [
+    "DataCollatorWithFusion",
+    "T5FusionConfig",
+    "T5FusionPipeline",
+    "T5FusionProcessor",
+    "T5WithFusion",
+    "tiny_t5",
+]
 
 _MODULES = {
     "DataCollatorWithFusion": "collating_t5fusion",
     "T5FusionConfig": "configuration_t5fusion",
+    "T5FusionPipeline": "pipeline_t5fusion",
     "T5FusionProcessor": "processing_t5fusion",
     "T5WithFusion": "modeling_t5fusion",
 }

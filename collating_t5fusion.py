@@ -266,14 +266,14 @@ def _other_columns(rows: Sequence[Row]) -> list[str]:
 def _refuse_vectors_by_another_name(rows: Sequence[Row]) -> None:
     """Raise ValueError if another column than `lexical_embeds` holds vectors."""
     for name in _other_columns(rows):
-        if any(_looks_like_vectors(row.get(name)) for row in rows):
+        if any(looks_like_vectors(row.get(name)) for row in rows):
             raise ValueError(
                 f"column `{name}` of the batch holds vectors, and no row has `lexical_embeds`, the name by which the "
                 f"model takes them. Rename it: `rename_column({name!r}, 'lexical_embeds')`; or remove it."
             )
 
 
-def _looks_like_vectors(value: Any) -> bool:
+def looks_like_vectors(value: Any) -> bool:
     """Return whether `value` is a float array of one or two dimensions with more than one number."""
     if value is None or isinstance(value, (str, bytes, int, float)):
         return False

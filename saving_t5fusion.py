@@ -4,6 +4,7 @@ An adapter's folder holds only the adapter's weights. A reload builds everything
 folder names. So changes to the base model in memory, by training, by a merge or by hand, would be lost in silence.
 """
 
+import copy
 import re
 import stat
 from pathlib import Path
@@ -17,7 +18,16 @@ if TYPE_CHECKING:  # Type checkers then know the attributes of the model that th
 else:
     Model = object
 
-ALSO_OPENED_BY = ("AutoModel", "AutoModelForMultimodalLM")  # beside AutoModelForSeq2SeqLM
+# What config.json says about the code beside it: the classes for the Auto classes (transformers itself adds those of
+# AutoConfig and AutoModelForSeq2SeqLM), and the only pipeline.
+AUTO_MAP = {
+    "AutoModel": "modeling_t5fusion.T5WithFusion",
+    "AutoModelForMultimodalLM": "modeling_t5fusion.T5WithFusion",
+    "AutoProcessor": "processing_t5fusion.T5FusionProcessor",
+}
+CUSTOM_PIPELINES = {
+    "text2text-generation": {"impl": "pipeline_t5fusion.T5FusionPipeline", "pt": ["AutoModelForSeq2SeqLM"]}
+}
 TABLES = ("shared.weight", "lm_head.weight")  # PEFT saves them if it is asked for `save_embedding_layers`.
 UNDER_TUNER, UNDER_COPY = ".base_layer.", ".original_module."  # PEFT puts these into the names of weights it wraps.
 PEFT_WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)\b")  # matches them, to remove them
@@ -116,8 +126,7 @@ class SavingMixin(Model):
                 f"the embedding table was resized to {self.config.vocab_size} rows, and transformers saves an adapter "
                 "without it. Put the adapter on with `get_peft_model`, whose `save_pretrained` saves the table too."
             )
-        # transformers itself adds only AutoModelForSeq2SeqLM.
-        self.config.auto_map = dict.fromkeys(ALSO_OPENED_BY, "modeling_t5fusion.T5WithFusion")
+        name_code(self.config)
         self.config.weights_from_backbone = self.config.adapter_beside = False
         if getattr(self, "hf_quantizer", None) is not None:  # Quantised weights stay packed as they were loaded.
             kwargs.setdefault("save_original_format", False)
@@ -147,6 +156,11 @@ def apply_umask(folder: Path, pattern: str = "**/*") -> None:
     for file in folder.glob(pattern):
         if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
             file.chmod(mode)
+
+
+def name_code(config: Any) -> None:
+    """Write into a config which of the files beside it open the model."""
+    config.auto_map, config.custom_pipelines = copy.deepcopy((AUTO_MAP, CUSTOM_PIPELINES))
 
 
 def _keeps_base(config: Any) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..modeling_t5fusion import T5WithFusion
-from ..saving_t5fusion import ALSO_OPENED_BY
+from ..saving_t5fusion import name_code
 
 
 def write_code(model: T5WithFusion, folder: Path) -> None:
@@ -18,7 +18,7 @@ def write_code(model: T5WithFusion, folder: Path) -> None:
     config.weights_from_backbone = config.adapter_beside = True
     config.vocab_size = model.loaded_rows  # if the embedding table was resized, the adapter holds the new one
     config.architectures = [T5WithFusion.__name__]
-    config.auto_map = dict.fromkeys(ALSO_OPENED_BY, f"modeling_t5fusion.{T5WithFusion.__name__}")
+    name_code(config)
     if hasattr(config, "quantization_config"):  # It says how the model was loaded here, and readers may choose.
         del config.quantization_config
     # A new instance, because under FSDP the class of `model` is one of torch's.

@@ -78,7 +78,7 @@ def name_repository(card: str, repo_id: str, revision: str = REVISION) -> str:
     validate_repo_id(repo_id)
     section = find_sections(card).get("load", slice(0, 0))
     text = card[section]
-    loaded = re.search(r'from_pretrained\("([^"]+)"', text)
+    loaded = re.search(r'(?:from_pretrained\(|pipeline\(model=)"([^"]+)"', text)
     if loaded is not None:
         for quote in '"`':
             text = text.replace(f"{quote}{loaded[1]}{quote}", f"{quote}{repo_id}{quote}")

@@ -18,7 +18,10 @@ from typing import Any
 
 import torch
 
+NEW_TOKENS = 12
+TO_THE_BIT = "to the bit"
 CALLED = "the processor, called as in the card"
+PIPELINE = "pipeline(model=...), called with texts and vectors"
 ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
 
 
@@ -60,7 +63,7 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, 
     """Return what greedy decoding writes, int64 (rows, length), and its logits, (rows, length, vocabulary)."""
     for part in (model, model.get_encoder(), model.get_decoder()):  # transformers 5.17 does not reach the last two
         part.set_attn_implementation("eager")  # All releases of transformers agree in the last bits of this one alone.
-    written = model.generate(**inputs, max_new_tokens=12, do_sample=False, num_beams=1)
+    written = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)
     return written, forced(model, inputs, written)
 
 
@@ -92,6 +95,7 @@ class LoadingPaths:
     def __init__(self, spec: dict):
         self.name = spec["name"]
         self.has_adapter = spec["adapter"]
+        self.has_pipeline = spec.get("pipeline")
         self.hub_kwargs = {"revision": spec["revision"]} if spec.get("revision") else {}
         self.dtype = {"dtype": getattr(torch, spec["dtype"])} if spec.get("dtype") else {}
         self.base_model, self.base_revision = spec.get("base_model"), spec.get("base_revision")
@@ -156,6 +160,12 @@ class LoadingPaths:
 
         return self.load(AutoModelForSeq2SeqLM)
 
+    def pipeline(self):
+        from transformers import pipeline
+
+        # Without a device, a pipeline takes the first GPU.
+        return pipeline(model=self.name, trust_remote_code=True, device="cpu", **self.dtype, **self.hub_kwargs)
+
     def auto_peft(self):
         from peft import AutoPeftModelForSeq2SeqLM
 
@@ -205,6 +215,8 @@ class LoadingPaths:
             "AutoModel": self.auto_model,
             "AutoModelForSeq2SeqLM": self.one_line,
         }
+        if self.has_pipeline:
+            paths[PIPELINE] = self.pipeline
         if self.has_adapter:
             paths["AutoPeftModelForSeq2SeqLM"] = self.auto_peft
             if self.pushed:
@@ -234,7 +246,7 @@ class Reference:
         }
 
     def check(self, loaded) -> str:
-        """Return how a config, tokenizer, processor, model or its inputs agree with the reference.
+        """Return how a config, tokenizer, processor, model, its inputs or a pipeline agree with the reference.
 
         Raises:
             ValueError: They do not agree.
@@ -243,6 +255,8 @@ class Reference:
             return self._check_call(loaded)
         if isinstance(loaded, torch.nn.Module):
             return self._check_model(align(loaded))
+        if hasattr(loaded, "postprocess"):
+            return self._check_pipeline(loaded)
         if hasattr(loaded, "lexical_token_id") and hasattr(loaded, "model_type"):
             return self._agree("model_type", loaded.model_type, "t5_fusion")
         if hasattr(loaded, "tokenizer"):
@@ -261,6 +275,15 @@ class Reference:
         self._agree("vectors that are not numbers", int((~torch.isfinite(vectors)).sum()), 0)
         return f"makes inputs with a vector of {width} numbers"
 
+    def _check_pipeline(self, pipeline) -> str:
+        """Check the pipeline's model, and the texts that it writes. Another CPU may round to another text."""
+        agreement = self._check_model(align(pipeline.model))
+        vectors, texts = self.inputs["lexical_embeds"], self.facts["texts"]
+        written = pipeline(texts, lexical_embeds=vectors, max_new_tokens=NEW_TOKENS, batch_size=len(texts))
+        if agreement == TO_THE_BIT:
+            self._agree("texts", [row["generated_text"] for row in written], self.facts["written"])
+        return agreement
+
     def _agree(self, what, value, expected) -> str:
         if value != expected:
             raise ValueError(f"{what}: {value!r}, expected {expected!r}")
@@ -270,7 +293,7 @@ class Reference:
         written, logits = outputs(model, self.inputs)
         same_text = torch.equal(written, self.tensors["written"])
         if same_text and digest(logits) == self.facts["digest"]:
-            return "to the bit"
+            return TO_THE_BIT
         if not same_text:
             logits = forced(model, self.inputs, self.tensors["written"])
         distance = float((logits.float()[..., self.tensors["columns"]] - self.tensors["logits"]).abs().max())
@@ -318,6 +341,7 @@ def main() -> None:
     Keys of SPEC:
         name: The folder or repository.
         adapter: Whether it holds an adapter.
+        pipeline: Whether its config names a pipeline (false by default).
         reference: File of the reference.
         unpushed_base: `naming_t5fusion.UNPUSHED_BASE`.
 

@@ -118,6 +118,7 @@ def make_spec(
     return {
         "name": str(bundle.path.resolve()) if Path(name).is_dir() else str(name),
         "adapter": bundle.has_adapter,
+        "pipeline": bool(bundle.model_config.get("custom_pipelines")),  # bundles of 0.1.0 have none
         "reference": str((bundle.path / REFERENCE).resolve()),
         "revision": revision,
         "base_model": config.backbone,
@@ -178,12 +179,25 @@ def check_code(folder: Path) -> None:
             )
         entries = [[entry] if isinstance(entry, str) else entry for entry in classes.values()]
         names = [name for entry in entries for name in entry if name]
+        names += pipelines_of(file)
         foreign += [f"{file.name} ({name})" for name in names if f"{name.partition('.')[0]}.py" not in own_code]
     if foreign:
         raise ValueError(
             f"{foreign[0]} of {folder.name} is not the code of this t5fusion: it belongs to another release, or to "
             "somebody else. Verifying would run it, with your token. Read it, then give --trust-code."
         )
+
+
+def pipelines_of(config_file: Path) -> list[str]:
+    """Return the classes that `transformers.pipeline` would run for a config: "file.Class", or "REPO_ID--file.Class".
+
+    Raises:
+        ValueError: The config's `custom_pipelines` are damaged.
+    """
+    try:
+        return [str(task["impl"]) for task in (read_json(config_file).get("custom_pipelines") or {}).values()]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"`custom_pipelines` of {config_file} are damaged. Export it again.") from error
 
 
 def run_graphs(folder: Path) -> tuple[str, str]:

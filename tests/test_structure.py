@@ -16,7 +16,7 @@ STOREYS = (
     ("hooks",),
     ("common",),
     ("modeling_t5fusion",),
-    ("fitting_t5fusion", "loading_t5fusion"),
+    ("fitting_t5fusion", "loading_t5fusion", "pipeline_t5fusion"),
     ("saving_t5fusion", "processing_t5fusion"),
     ("naming_t5fusion", "collating_t5fusion"),
     ("checking_t5fusion", "rows_t5fusion"),
@@ -83,3 +83,17 @@ def test_what_travels_needs_only_what_readers_have():
             assert room is None or room.endswith("_t5fusion"), f"{file.name}, line {node.lineno}"
             known = package is None or package in TRAVELS_WITH or package in sys.stdlib_module_names
             assert known, f"{file.name}, line {node.lineno}: readers may lack {package}"
+
+
+@pytest.mark.parametrize("name", ["configuration", "modeling", "processing", "pipeline"])
+def test_what_transformers_opens_imports_all_that_it_needs_itself(name):
+    """transformers 5.0 copies only the files that such a file imports itself, and not those that these import."""
+
+    def imported(name):
+        return {room for _, room, _ in imports(ROOT / f"{name}.py") if room is not None}
+
+    needed = seen = imported(f"{name}_t5fusion")
+    while seen:
+        seen = {other for room in seen for other in imported(room)} - needed
+        needed |= seen
+    assert needed - {f"{name}_t5fusion"} == imported(f"{name}_t5fusion")

@@ -370,13 +370,14 @@ def test_the_load_lines_run_as_printed(run, tmp_path, run_python, recipe):
     model, trained = load_trained(run)
     model.merge_and_unload().save_pretrained(folder)
     T5FusionProcessor(trained.tokenizer, template="Filename: {text}", **RECIPES[recipe]).save_pretrained(folder)
-    (lines,) = code_blocks(card_of(folder, run, "merged", "me/describer"))
-    assert lines.count('"me/describer"') == 2
+    lines = "".join(code_blocks(card_of(folder, run, "merged", "me/describer")))
+    assert lines.count('"me/describer"') == 3
     out = run_python(lines.replace("me/describer", str(folder)), hidden=True)
     processor, model = T5FusionProcessor.from_pretrained(folder), T5WithFusion(folder).eval()
     given = {"lexical_texts": ["what the vector is made of"]} if recipe == "given" else {}
     written = model.generate(**processor(["app_config"], **given), max_new_tokens=64)
-    assert out == f"{processor.batch_decode(written, skip_special_tokens=True)}\n"
+    (text,) = processor.batch_decode(written, skip_special_tokens=True)
+    assert out == f"{[{'generated_text': text}]}\n{[text]}\n"
 
 
 def test_the_lines_of_an_adapter_run_as_printed(run, base, tmp_path, run_python):
@@ -390,10 +391,10 @@ def test_the_lines_of_an_adapter_run_as_printed(run, base, tmp_path, run_python)
     adapter = json.loads((run / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(folder)}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
     blocks = code_blocks(card_of(folder, run, "adapter", "me/describer"))
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     ends = "\nprint(sum(p.requires_grad for p in model.parameters()) > 0)"
     out = run_python("".join(blocks).replace("me/describer", str(folder)) + ends, hidden=True)
-    assert re.fullmatch(r"\['.*'\]\nTrue\n", out)
+    assert re.fullmatch(r"\[\{'generated_text': '(.*)'\}\]\n\['\1'\]\nTrue\n", out)
 
 
 def test_the_lines_of_a_fused_model_run_as_printed(base, tmp_path, run_python):

@@ -24,13 +24,8 @@ from t5fusion.hub_export.manifest import MANIFEST, file_digest, json_digest, rea
 from t5fusion.hub_export.reference import REFERENCE
 from t5fusion.naming_t5fusion import UNPUSHED_BASE
 
-CODE = tuple(
-    f"{name}_t5fusion.py"
-    for name in (
-        *("collating", "configuration", "fitting", "loading", "modeling"),
-        *("naming", "processing", "rows", "saving"),
-    )
-)
+CODE = tuple(file.name for file in Path(__file__).parents[2].glob("*_t5fusion.py"))
+OTHER_PIPELINE = {"text2text-generation": {"impl": "you/other--evil.Pipe", "pt": ["AutoModelForSeq2SeqLM"]}}
 BACKBONE = "google/flan-tiny"
 TRAIN = """
 import sys
@@ -168,7 +163,7 @@ def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
     reader.python(READ, "\n".join(lines), f"{bare}.expected.pt")
     reader.python(READ, "\n".join(lines), f"{bare}.expected.pt", HF_HUB_OFFLINE="1")  # from the warm cache
     report, _ = reader.t5fusion("verify", repo_id)
-    assert report.count("to the bit") == 7 and report.count("equal") == 3 and "\n--" not in report
+    assert report.count("to the bit") == 8 and report.count("equal") == 3 and "\n--" not in report
 
 
 def test_a_bundle_holds_the_code_and_the_adapter(bundle, bare, hub):
@@ -183,7 +178,10 @@ def test_a_bundle_holds_the_code_and_the_adapter(bundle, bare, hub):
     config = json.loads((bundle / "config.json").read_text())
     assert config["model_type"] == "t5_fusion" and config["backbone"] == BACKBONE
     assert config["backbone_revision"] == hub.repo(BACKBONE).commits[-1].oid
-    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM"}
+    assert set(config["auto_map"]) == {
+        "AutoConfig", "AutoModel", "AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM", "AutoProcessor"
+    }  # fmt: skip
+    assert list(config["custom_pipelines"]) == ["text2text-generation"]
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (bundle, bare))
     assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
 
@@ -493,7 +491,7 @@ def test_verify_detects_another_model(author, copy):
     reseal(copy, files=read_manifest(copy)["files"] | {
         "adapter_model.safetensors": file_digest(copy / "adapter_model.safetensors")})  # fmt: skip
     report, _ = author.t5fusion("verify", copy, expect=1)
-    assert report.count("NO") == 7 and "another model" in report
+    assert report.count("NO") == 8 and "another model" in report
 
 
 def test_a_bundle_of_an_older_or_a_newer_package(author, copy):
@@ -511,6 +509,11 @@ def test_a_bundle_of_an_older_or_a_newer_package(author, copy):
     (copy / "config.json").write_text(json.dumps(config))
     reseal(copy, files=files | {name: file_digest(copy / name) for name in (code.name, "config.json")})
     assert "config.json (you/other--modeling_t5fusion.T5WithFusion) of copy" in author.refused("verify", copy)
+    config["auto_map"]["AutoModel"] = "modeling_t5fusion.T5WithFusion"
+    for damage, complaint in ((OTHER_PIPELINE, "config.json (you/other--evil.Pipe) of copy"), ([1], "are damaged")):
+        (copy / "config.json").write_text(json.dumps(config | {"custom_pipelines": damage}))
+        reseal(copy, files=files | {name: file_digest(copy / name) for name in (code.name, "config.json")})
+        assert complaint in author.refused("verify", copy)
     reseal(copy, format=99, t5fusion="9.0")
     assert "Update t5fusion" in author.refused("verify", copy)
 
@@ -529,14 +532,14 @@ def test_a_read_only_folder_with_an_odd_name_verifies(author, bundle, tmp_path):
 
 def test_the_installed_package_loads_a_bundle(author, bundle, tmp_path):
     """The classes of the installed t5fusion load the bundle, and give the same bits."""
-    spec = {"name": str(bundle), "adapter": True, "reference": str(bundle / "reference.safetensors"), "hide": False,
+    spec = {"name": str(bundle), "adapter": True, "pipeline": True, "reference": str(bundle / REFERENCE), "hide": False,
             "base_model": BACKBONE, "base_revision": "main", "unpushed_base": UNPUSHED_BASE}  # fmt: skip
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     run_checks = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     out, _ = author.python(run_checks, reader_check.__file__, tmp_path / "spec.json")
     results = [json.loads(line) for line in out.splitlines()]
     assert all(result["passed"] or result["path"] == "AutoPeftModelForSeq2SeqLM" for result in results)
-    assert sum(result["detail"] == "to the bit" for result in results) == 6
+    assert sum(result["detail"] == "to the bit" for result in results) == 7
 
 
 # --- pushing with the real client, to a Hub that fails on demand; one process tries many cases
@@ -655,7 +658,7 @@ def test_verify_an_earlier_revision(author, hub, bundle, tmp_path):
     deliver(author, bundle, {"repo_id": "me/moved"})
     for options in (["--revision", earlier["commit"]], []):
         report, _ = author.t5fusion("verify", "me/moved", *options)
-        assert report.count("to the bit") == 7 and "ok AutoPeftModelForSeq2SeqLM: to the bit" in report
+        assert report.count("to the bit") == 8 and "ok AutoPeftModelForSeq2SeqLM: to the bit" in report
 
 
 def test_a_push_without_permission_is_refused(author, hub, bundle, save_plain_t5, tmp_path):
@@ -873,7 +876,7 @@ def test_a_base_without_a_spare_row_and_a_config_without_a_task(author, hub, sav
     _, stderr = author.t5fusion("push", tmp_path / "bundle", "me/no-spare")
     assert f"ok {ONCE_PUSHED}: to the bit" in stderr
     report, _ = author.t5fusion("verify", "me/no-spare")
-    assert report.count("to the bit") == 7 and "\nNO" not in report and "\n--" not in report
+    assert report.count("to the bit") == 8 and "\nNO" not in report and "\n--" not in report
 
 
 ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"

@@ -65,7 +65,8 @@ for number, spec in enumerate(specs):
 """
 
 NOT_PUSHED = "not on a Hub yet"  # part of what an adapter names as its base model until its bundle is pushed
-FROM_CONFIG = ("AutoModel", "AutoModelForSeq2SeqLM", "PeftModel over AutoModelForSeq2SeqLM")
+PIPELINE = "pipeline(model=...), called with texts and vectors"
+FROM_CONFIG = ("AutoModel", "AutoModelForSeq2SeqLM", "PeftModel over AutoModelForSeq2SeqLM", PIPELINE)
 
 
 @dataclass(frozen=True)

