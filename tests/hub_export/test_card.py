@@ -344,7 +344,7 @@ def test_only_the_load_lines_name_the_repository(run, make_bundle):
     card = card.replace("\n## Limits", '\nSay "REPO_ID".\n\n## Limits')
     named = name_repository(card, "me/describer")
     assert section(named, "load") == section(card, "load").replace("REPO_ID", "me/describer")
-    assert section(named, "load").count('"me/describer"') == 3 and 'Say "REPO_ID".' in named
+    assert section(named, "load").count('"me/describer"') == 4 and 'Say "REPO_ID".' in named
     assert named.replace("me/describer", "REPO_ID") == card
     assert name_repository(named, "you/other") == name_repository(card, "you/other")
     pinned = name_repository(card, "me/describer", "v1")
