@@ -9,6 +9,24 @@ from ..common.panels import DATA, HUB, OUTPUT, VECTORS
 Data = Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")]
 TextColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the input text.")]
 TargetColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the text to generate.")]
+TrainedTextColumn = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=DATA, help="Column of the input text. Default: the one of the training."),
+]
+TrainedTargetColumn = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=DATA, help="Column of the text to generate. Default: the one of the training."),
+]
+TrainedLexicalColumn = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=VECTORS, help="Column of the text that the vector is made from. Default: as in the training."
+    ),
+]
+TrainedVectorColumn = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=VECTORS, help="Column of the vectors themselves. Default: as in the training."),
+]
 LexicalColumn = Annotated[
     str | None,
     typer.Option(

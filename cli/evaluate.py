@@ -11,16 +11,15 @@ from ..common.console import is_first_process, say
 from ..common.panels import OUTPUT, VECTORS
 from ..finetune.file_names import check_readable
 from .arguments import (
-    Data,
     Encoding,
-    LexicalColumn,
     Limit,
     Revision,
     Split,
-    TargetColumn,
-    TextColumn,
     Trained,
-    VectorColumn,
+    TrainedLexicalColumn,
+    TrainedTargetColumn,
+    TrainedTextColumn,
+    TrainedVectorColumn,
 )
 from .libraries import load_libraries
 
@@ -34,11 +33,16 @@ class VectorKind(str, Enum):
 
 def evaluate(
     name: Trained,
-    data: Data,
-    text_column: TextColumn,
-    target_column: TargetColumn,
-    lexical_column: LexicalColumn = None,
-    vector_column: VectorColumn = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="JSONL, CSV or Parquet file, or id of a data set on the Hub. Default: the rows that training held out."
+        ),
+    ] = None,
+    text_column: TrainedTextColumn = None,
+    target_column: TrainedTargetColumn = None,
+    lexical_column: TrainedLexicalColumn = None,
+    vector_column: TrainedVectorColumn = None,
     split: Split = "validation",
     vectors: Annotated[
         VectorKind,
@@ -58,26 +62,38 @@ def evaluate(
     The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows or more kinds
     of vectors. The card of a bundle is updated at once. Nothing is saved if FOLDER is the id of a repository.
 
-    Example: [bold]t5fusion evaluate runs/files test.jsonl --text-column filename --target-column file_desc[/bold]
+    Without DATA, the rows that the training held out are read again, and must be the same. Their eval_loss is that of
+    the training's last evaluation, to the bit on the same machine.
+
+    Example: [bold]t5fusion evaluate runs/files[/bold]
+
+    Example: [bold]t5fusion evaluate runs/files test.jsonl --vectors all[/bold]
     """
     from ..common.run_files import check_folder  # imports the Hub's client: --help does without
 
     check_folder(name, revision)
     check_readable(data, encoding)
     load_libraries()
-    from ..finetune import Columns, evaluate_file  # slow to import: --help does without
+    from ..finetune import columns_for, evaluate_file  # slow to import: --help does without
 
-    columns = Columns(text_column, target_column, lexical_column, vector_column)
+    columns = columns_for(
+        name, text_column, target_column, lexical_column, vector_column,
+        revision=revision, vectors=data is None or vectors != VectorKind.none,
+    )  # fmt: skip
     evaluation = evaluate_file(
         name, data, columns, vectors=vectors.value, split=split, revision=revision, limit=limit, encoding=encoding
     )
     if not is_first_process():
         return
     worth = evaluation.worth_of_vectors
+    held_out = {} if evaluation.eval_loss is None else {"eval_loss": evaluation.eval_loss}
     if as_json:
-        print(json.dumps({**evaluation.measures, "worth_of_vectors": worth} if worth else evaluation.measures[vectors]))
+        measures = {**evaluation.measures, "worth_of_vectors": worth} if worth else evaluation.measures[vectors.value]
+        print(json.dumps(measures | held_out))
     else:
         _print_measures(evaluation.measures, worth)
+        for measure, value in held_out.items():
+            print(f"{measure} of the training: {value:.4f}")
     _update_card(name, evaluation.is_saved)
 
 
@@ -96,7 +112,7 @@ def _update_card(name: str, is_saved: bool) -> None:
         keep_evaluation(folder)
         say(f"Saved in {folder / EVALUATION}, and in the bundle's card, which `t5fusion push` sends.")
     else:
-        say(f"Saved in {folder / EVALUATION}, for the model card.")
+        say(f"Saved in {folder / EVALUATION}, for the model card. Next: t5fusion export {name} bundles/{folder.name}")
 
 
 def _print_measures(measures: dict[str, dict[str, float]], worth: dict[str, dict[str, float]]) -> None:

@@ -10,9 +10,11 @@ import typer
 
 from ..common.console import say
 from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
+from ..finetune.decoding import check_decoding
 from ..finetune.file_names import STREAMED_KINDS, check_ending, check_readable
-from .arguments import Encoding, LexicalColumn, Limit, Revision, Split, TextColumn, Trained, VectorColumn
+from .arguments import Encoding, Limit, Revision, Split, Trained, TrainedLexicalColumn, TrainedVectorColumn
 from .libraries import load_libraries
+from .settings import parse_settings
 
 
 def generate(
@@ -25,9 +27,15 @@ def generate(
             help="JSONL, CSV or Parquet file, or id of a data set on the Hub; or .txt file with one text per line.",
         ),
     ] = None,
-    text_column: TextColumn = "text",
-    lexical_column: LexicalColumn = None,
-    vector_column: VectorColumn = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            help='Column of the input text. Default: the one of the training; "text" for texts and .txt files.',
+        ),
+    ] = None,
+    lexical_column: TrainedLexicalColumn = None,
+    vector_column: TrainedVectorColumn = None,
     no_vectors: Annotated[
         bool, typer.Option("--no-vectors", rich_help_panel=VECTORS, help="Give the model no vectors.")
     ] = False,
@@ -38,6 +46,19 @@ def generate(
         int, typer.Option(min=1, rich_help_panel=GENERATION, help="Longest output in tokens.")
     ] = 64,
     batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=GENERATION, help="Rows in a batch.")] = 64,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            rich_help_panel=GENERATION,
+            help="Field of transformers' GenerationConfig, such as do_sample=true or temperature=0.7. May be given "
+            "several times.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, rich_help_panel=GENERATION, help="Seed of the random numbers, with do_sample=true.")
+    ] = 42,
     limit: Limit = None,
     split: Split = "train",
     encoding: Encoding = None,
@@ -64,6 +85,7 @@ def generate(
     """
     if texts and file:
         raise ValueError("texts and --file were both given; give one of them.")
+    settings = check_decoding(parse_settings(setting or []))
     from ..common.run_files import check_folder  # imports the Hub's client: --help does without
 
     if file:
@@ -72,22 +94,31 @@ def generate(
         check_ending(output)
     check_folder(name, revision)
     load_libraries()
-    from ..finetune import Columns, GenerationStopped, generate_file  # slow to import: --help does without
+    from ..finetune import Columns, GenerationStopped, columns_for, generate_file  # slow to import: --help does without
     from ..finetune.from_files import generate_chunks
     from ..finetune.streaming import chunks_of_texts
 
-    columns = Columns(text_column, None, lexical_column, vector_column)
     options: dict = {
+        "settings": settings, "seed": seed,
         "vectors": not no_vectors, "num_beams": beams, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
         "revision": revision, "overwrite": overwrite,
     }  # fmt: skip
     try:
         if file:
+            text = text_column or ("text" if file.lower().endswith((".txt", ".txt.gz")) else None)
+            columns = columns_for(
+                name, text, None, lexical_column, vector_column, revision=revision, vectors=not no_vectors
+            )
             generated = generate_file(
                 name, file, columns, output, limit=limit, split=split, encoding=encoding, **options
             )
         else:
-            chunks = chunks_of_texts(islice(texts or _lines_of_standard_input(encoding), limit), text_column)
+            columns = Columns(text_column or "text", None, lexical_column, vector_column)
+            typed = not texts and sys.stdin.isatty()
+            lines = islice(texts or _lines_of_standard_input(encoding), limit)
+            chunks = chunks_of_texts(lines, columns.text, rows=1 if typed else None)
+            if typed:
+                say("Type a text and press Enter; Ctrl-D ends.")
             generated = generate_chunks(name, chunks, columns, output, **options)
     except GenerationStopped as stop:
         again = "the same command without --overwrite" if overwrite else "the same command"

@@ -18,13 +18,13 @@ class Progress:
 
     Args:
         title: What is done, such as "Encoding".
-        total: How many units of work there are.
+        total: How many units of work there are; None if that is not known.
         unit: What is counted, in the plural.
         done: How many of the units an earlier run has done.
         every: Seconds between two lines where there is no terminal.
     """
 
-    def __init__(self, title: str, total: int, unit: str = "rows", done: int = 0, every: float = HALF_A_MINUTE):
+    def __init__(self, title: str, total: int | None, unit: str = "rows", done: int = 0, every: float = HALF_A_MINUTE):
         self.title, self.total, self.unit, self.done, self.every = title, total, unit, done, every
         self.earlier, self.remark = done, ""
         self.started = self.last_line = time.monotonic()
@@ -55,6 +55,11 @@ class Progress:
             self.last_line = time.monotonic()
             say(self._line())
 
+    def skip(self, units: int) -> None:
+        """Count units of work that an earlier run has done, so that they do not count for the time left."""
+        self.earlier += units
+        self.advance(units)
+
     def write(self, line: str) -> None:
         """Print a line on standard error, above the bar."""
         if self.bar is not None:
@@ -68,6 +73,8 @@ class Progress:
             self.bar.close()
 
     def _line(self) -> str:
+        if self.total is None:
+            return ", ".join(filter(None, (f"{self.title}: {self.done:,} {self.unit}", self.remark)))
         share = f" ({self.done / self.total:.0%})" if self.total else ""
         line = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}{share}"
         if self.done > self.earlier:

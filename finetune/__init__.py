@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..common.run_folder import load_trained
     from .data import Columns
     from .evaluation import Evaluation, evaluate
-    from .from_files import Generated, GenerationStopped, evaluate_file, generate_file, train_file
+    from .from_files import Generated, GenerationStopped, columns_for, evaluate_file, generate_file, train_file
     from .generation import generate_texts
     from .inputs import prepare
     from .options import Recipe, TrainingOptions
@@ -38,6 +38,7 @@ __all__ = [
     "Interrupted",
     "Recipe",
     "TrainingOptions",
+    "columns_for",
     "evaluate",
     "evaluate_file",
     "generate_file",
@@ -52,7 +53,14 @@ _MODULES = {
     "..common.run_folder": ("load_trained",),
     ".data": ("Columns",),
     ".evaluation": ("Evaluation", "evaluate"),
-    ".from_files": ("Generated", "GenerationStopped", "evaluate_file", "generate_file", "train_file"),
+    ".from_files": (
+        "Generated",
+        "GenerationStopped",
+        "columns_for",
+        "evaluate_file",
+        "generate_file",
+        "train_file",
+    ),
     ".generation": ("generate_texts",),
     ".inputs": ("prepare",),
     ".options": ("Recipe", "TrainingOptions"),

@@ -39,11 +39,23 @@ def hub_data_set(data: str) -> str | None:
     return None if Path(data).exists() else data
 
 
-def check_columns(rows: Dataset, columns: Sequence[str | None]) -> None:
-    """Raise ValueError, which lists the columns that exist, unless each of `columns` exists; None is skipped."""
-    for column in columns:
-        if column is not None and column not in rows.column_names:
-            raise ValueError(f"there is no column {column!r}; the columns are {', '.join(rows.column_names)}.")
+def check_columns(rows: Dataset, columns: Sequence[str | None], trained: Columns | None = None) -> None:
+    """Raise ValueError, which lists the columns that exist, unless each of `columns` exists; None is skipped.
+
+    Args:
+        trained: the columns that the model was trained with, for the error.
+    """
+    for index, column in enumerate(columns):
+        if column is None or column in rows.column_names:
+            continue
+        there = f"the columns are {', '.join(rows.column_names)}"
+        if trained is None or trained[index] != column:
+            raise ValueError(f"there is no column {column!r}; {there}.")
+        kind = Columns._fields[index]
+        raise ValueError(
+            f"there is no column {column!r}, which the model was trained with as its {kind} column; {there}. Name the "
+            f"right one with --{kind}-column."
+        )
 
 
 def check_texts(rows: Dataset, columns: Sequence[str]) -> None:

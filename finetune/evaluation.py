@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from ..common.losses import Losses, losses_of, paired_bootstrap
+from ..common.progress import Progress
 from ..common.run_files import EVALUATION
 from ..processing_t5fusion import T5FusionProcessor
-from .generation import generate_texts
+from .generation import Advance, generate_texts
 from .inputs import batches
 from .metrics import measures_of
 from .parallel import shared
@@ -46,16 +47,15 @@ def change_vectors(rows: list[dict], vectors: Vectors, seed: int = 0) -> list[di
 
 
 @torch.inference_mode()
-def losses(model, rows: list[dict], processor: T5FusionProcessor, batch_size: int = 64, progress=None) -> Losses:
+def losses(model, rows: list[dict], processor: T5FusionProcessor, batch_size: int = 64) -> Losses:
     """Return the loss of each row.
 
     Args:
         rows: rows of `inputs.prepare`, with labels.
-        progress: title of the progress bar; None for no bar.
     """
     model.eval()
     sums, tokens = np.zeros(len(rows)), np.zeros(len(rows))
-    for indices, batch in batches(rows, processor, batch_size, "labels", progress):
+    for indices, batch in batches(rows, processor, batch_size, "labels"):
         sums[indices], tokens[indices] = losses_of(model, batch.to(model.device))
     return Losses(sums, tokens)
 
@@ -67,7 +67,6 @@ def evaluate(
     references: Sequence[str],
     vectors: Vectors = "true",
     batch_size: int = 64,
-    progress: bool = False,
     **options,
 ) -> tuple[dict[str, float], Losses]:
     """Return all measures of a model on rows, and the losses of the rows, for `paired_bootstrap`.
@@ -82,16 +81,22 @@ def evaluate(
         `rows`, `loss` (nats per token of the labels, the same for all batch sizes), `rouge1`, `rouge2`, `rougeL` and
         `chrf`; and the losses.
     """
-    row_losses, texts = _losses_and_texts(model, processor, rows, vectors, batch_size, progress, **options)
+    row_losses, texts = _losses_and_texts(model, processor, rows, vectors, batch_size, **options)
     return measures_of(row_losses, texts, references), row_losses
 
 
 def _losses_and_texts(
-    model, processor, rows: list[dict], vectors: Vectors, batch_size: int = 64, progress: bool = False, **options
+    model,
+    processor,
+    rows: list[dict],
+    vectors: Vectors,
+    batch_size: int = 64,
+    advance: Advance | None = None,
+    **options,
 ) -> tuple[Losses, list[str]]:
     changed = change_vectors(rows, vectors)
-    row_losses = losses(model, changed, processor, batch_size, "Loss" if progress else None)
-    texts = generate_texts(model, changed, processor, batch_size, "Generating" if progress else None, **options)
+    row_losses = losses(model, changed, processor, batch_size)
+    texts = generate_texts(model, changed, processor, batch_size, advance, **options)
     return row_losses, texts
 
 
@@ -101,7 +106,7 @@ def evaluate_large(
     rows: int,
     inputs: Callable[[np.ndarray, Counter], list[dict]],
     kinds: Sequence[Vectors],
-    progress: bool = False,
+    progress: Progress | None = None,
     has_vector: np.ndarray | None = None,
 ) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
     """Return the losses and generated texts of a set of any size, with some hundreds of its rows in memory at a time.
@@ -114,11 +119,20 @@ def evaluate_large(
         inputs: returns the inputs, with labels, of the rows of these numbers, and updates the counter as
             `inputs.prepare` does.
         kinds: the vectors to evaluate with.
+        progress: counts each row once for each of `kinds`; None to show nothing.
         has_vector: bool (rows,), which rows have a vector; None if all have one.
 
     Returns:
         Losses and texts in the order of the rows, by kind of vectors; and the counts.
     """
+
+    progress = progress or Progress("Evaluating", None)
+    shown = 0  # rows of the part in work that the progress counts already
+
+    def advance(count: int) -> None:
+        nonlocal shown
+        shown += count
+        progress.advance(count)
 
     def work(part: np.ndarray) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
         counts: Counter[str] = Counter()
@@ -127,7 +141,7 @@ def evaluate_large(
         unchanged = has_vector is not None and has_vector.sum() > 1 and not has_vector[part].any()
         changes: dict[Vectors, Vectors] = {kind: "true" if unchanged else kind for kind in kinds}
         return {
-            kind: _losses_and_texts(model, processor, part_inputs, change, progress=progress)
+            kind: _losses_and_texts(model, processor, part_inputs, change, advance=advance)
             for kind, change in changes.items()
         }, counts
 
@@ -135,6 +149,8 @@ def evaluate_large(
     results = {kind: (Losses(np.zeros(rows), np.zeros(rows)), [""] * rows) for kind in kinds}
     for part, (part_results, counts) in shared(spread(rows, has_vector), work):
         total_counts.update(counts)
+        progress.advance(len(part) * len(kinds) - shown)
+        shown = 0
         for kind, (part_losses, part_texts) in part_results.items():
             all_losses, all_texts = results[kind]
             all_losses.sums[part], all_losses.tokens[part] = part_losses
@@ -154,12 +170,15 @@ class Evaluation:
             unless all kinds of vectors were evaluated.
         samples: `text`, `reference` and `output` of the first rows, with the true vectors.
         is_saved: whether it was saved in the folder of the model (see `save_evaluation`).
+        eval_loss: loss on the rows that the training held out, as the Trainer measures it: the mean over rows of the
+            mean loss of their batch. None for other rows.
     """
 
     measures: dict[str, dict[str, float]]
     worth_of_vectors: dict[str, dict[str, float]]
     samples: list[dict[str, str]]
     is_saved: bool = False
+    eval_loss: float | None = None
 
     def record(self, **source: Any) -> dict:
         """Return what evaluation.json holds.

@@ -2,10 +2,10 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -13,9 +13,12 @@ from datasets import Dataset
 
 from ..common.base_models import make_processor
 from ..common.console import is_first_process, say
+from ..common.progress import Progress
+from ..common.run_files import RunFiles
 from ..common.run_folder import find_trained, load_trained, trained_digest, trained_limits
 from ..processing_t5fusion import T5FusionProcessor
-from .data import Columns, first_rows, has_vector, hub_data_set, load_split, vector_width, with_all_texts
+from .data import Columns, check_columns, first_rows, has_vector, hub_data_set, load_split, vector_width, with_all_texts
+from .decoding import check_decoding, seed_of_chunk
 from .evaluation import Evaluation, Vectors, evaluate_large, kinds_of_vectors, save_evaluation, summarize
 from .files import load_rows
 from .generation import generate_lines, generate_texts
@@ -24,9 +27,10 @@ from .options import Recipe, TrainingOptions
 from .output_file import OutputFile, StandardOutput, check_output_name
 from .output_folder import check_output
 from .parallel import processes
-from .streaming import Chunk, first_of, read_chunks
+from .record import rows_digest, trained_columns, trained_options
+from .streaming import Chunk, count_rows, first_of, read_chunks
 from .trainer import check_launch
-from .training import train
+from .training import held_out_loss, train
 
 
 def train_file(
@@ -84,7 +88,8 @@ def train_file(
     held_out_inputs = make_inputs(held_out, columns, processor, limits, counts=counts)
     report_counts(counts, *limits)
     model = train(
-        inputs, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite
+        inputs, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
+        source={"data": _absolute(data), "validation": _absolute(validation), "limit": limit, "encoding": encoding},
     )  # fmt: skip
     say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
     return model
@@ -122,10 +127,52 @@ def _next_command(data: str, columns: Columns, output: Path, rows: Dataset) -> s
     return shlex.join(["t5fusion", "generate", str(output), *words])
 
 
+def _absolute(data: str | Path | None) -> str | None:
+    """Return the absolute path of a file; the id of a data set and None as they are."""
+    if data is None:
+        return None
+    return str(Path(data).absolute() if Path(data).exists() else data)
+
+
+def columns_for(
+    name: str | Path,
+    text: str | None = None,
+    target: str | None = None,
+    lexical: str | None = None,
+    vector: str | None = None,
+    *,
+    revision: str | None = None,
+    vectors: bool = True,
+) -> Columns:
+    """Return the columns to evaluate or generate with: those that are given, and else those of the training.
+
+    Args:
+        name: folder that training saved, bundle, or id of a repository on the Hub.
+        text, target, lexical, vector: names of columns, as for `Columns`. If `lexical` or `vector` is given, the
+            training decides on neither of them.
+        revision: branch, tag or commit of the repository.
+        vectors: whether the model is given vectors. If not, the training decides on neither `lexical` nor `vector`.
+
+    Raises:
+        ValueError: no text column is given, and the training did not record its columns.
+    """
+    trained = trained_columns(find_trained(str(name), revision))
+    if trained is None and text is None:
+        raise ValueError(
+            f"{name} does not record the columns that it was trained with. Name them: --text-column, --target-column, "
+            "and --lexical-column or --vector-column if there was one."
+        )
+    if trained is None:
+        return Columns(str(text), target, lexical, vector)
+    if vectors and lexical is None and vector is None:
+        lexical, vector = trained.lexical, trained.vector
+    return Columns(text or trained.text, target or trained.target, lexical, vector)
+
+
 def evaluate_file(
     name: str | Path,
-    data: str | Path,
-    columns: Columns,
+    data: str | Path | None = None,
+    columns: Columns | None = None,
     *,
     vectors: Vectors | Literal["all"] = "true",
     split: str = "validation",
@@ -133,15 +180,19 @@ def evaluate_file(
     limit: int | None = None,
     encoding: str | None = None,
 ) -> Evaluation:
-    """Measure loss, ROUGE and chrF of a model on the rows of a file.
+    """Measure loss, ROUGE and chrF of a model on the rows of a file, or on those that its training held out.
 
     If `name` is a folder, the result is saved there in evaluation.json, for the model card, unless that file covers
     more rows or more kinds of vectors.
 
+    Without `data`, the rows are those that the training held out, or took from its validation file. They are read
+    again, and must be the same. Then `Evaluation.eval_loss` is also measured, as the Trainer does. On the same machine
+    and with as many processes it equals that of the training's last evaluation to the bit.
+
     Args:
         name: folder that training saved, bundle, or id of a repository on the Hub.
-        data: JSONL, CSV or Parquet file, or id of a data set on the Hub.
-        columns: the columns to read. `columns.target` is required.
+        data: JSONL, CSV or Parquet file, or id of a data set on the Hub; None for the rows that the training held out.
+        columns: the columns to read, a target column among them; None for those of the training.
         vectors: the rows' own vectors ("true"), other rows' ("shuffled"), "none", or "all" three, compared.
         split: split of the data set on the Hub.
         revision: branch, tag or commit of the repository.
@@ -149,31 +200,94 @@ def evaluate_file(
         encoding: encoding of a CSV file; None for UTF-8.
 
     Raises:
-        ValueError: an argument or the rows cannot be used, or a file of the model is damaged.
+        ValueError: an argument or the rows cannot be used, the rows that the training held out are not known or have
+            changed, or a file of the model is damaged.
         OSError: a file, a data set, the model or its base model cannot be read.
     """
-    kinds, data = kinds_of_vectors(vectors), str(data)
+    kinds, data = kinds_of_vectors(vectors), None if data is None else str(data)
+    folder = find_trained(str(name), revision)
+    if columns is None:
+        columns = columns_for(name, revision=revision, vectors=kinds != ["none"] or data is None)
     if columns.target is None:
-        raise ValueError("an evaluation needs a target column. Name one: Columns(text, target).")
+        raise ValueError("an evaluation needs a target column. Name one: --target-column, or Columns(text, target).")
+    if data is None:
+        rows = held_out_rows(folder)
+        if columns != trained_columns(folder):
+            raise ValueError("columns were named without a file. Name the file, or leave the columns out.")
+    else:
+        rows = load_rows(data, split, encoding)
+        check_columns(rows, columns, trained_columns(folder))
+        rows = first_rows(with_all_texts(rows, columns), limit)
     state = processes()
-    rows = first_rows(with_all_texts(load_rows(data, split, encoding), columns), limit)
     folder, model, processor, limits = _load(name, revision)
 
     def inputs(part, counts):
-        return make_inputs(rows.select(part), columns, processor, limits, kinds != ["none"], counts=counts)
+        return make_inputs(
+            rows.select(part), columns, processor, limits, kinds != ["none"], counts=counts, progress=False
+        )
 
+    eval_loss = None
+    if data is None:
+        all_inputs = make_inputs(rows, columns, processor, limits, counts=Counter())
+        eval_loss = _held_out_loss(folder, model, processor, all_inputs)
+        rows = first_rows(rows, limit)
     rows_with_vector = has_vector(rows, columns) if columns.vector and kinds != ["none"] else None
-    results, counts = evaluate_large(
-        model, processor, len(rows), inputs, kinds, state.is_main_process, rows_with_vector
-    )  # fmt: skip
+    with Progress("Evaluating", len(rows) * len(kinds)) as progress:
+        results, counts = evaluate_large(model, processor, len(rows), inputs, kinds, progress, rows_with_vector)
     report_counts(counts, *limits)
     # The scores ignore white space, but the model card shows each sample on one line.
     references = [" ".join(target.split()) for target in rows[columns.target]]
-    evaluation = summarize(results, rows[columns.text], references)
+    evaluation = replace(summarize(results, rows[columns.text], references), eval_loss=eval_loss)
     if not state.is_main_process or not Path(name).is_dir():
         return evaluation
-    source = {"data": data, "split": split} if hub_data_set(data) else {}
+    source = {"data": data, "split": split} if data is not None and hub_data_set(data) else {}
     return replace(evaluation, is_saved=save_evaluation(folder, evaluation.record(**source)))
+
+
+def held_out_rows(folder: str | Path) -> Dataset:
+    """Return the rows that the training of a run folder held out, or took from its validation file, read again.
+
+    Raises:
+        ValueError: the folder does not record where they come from, or their number has changed.
+        OSError: the file or data set is not there any more.
+    """
+    record, columns = RunFiles(folder).record, trained_columns(Path(folder))
+    source = record.get("source")
+    if not source or columns is None:
+        raise ValueError(
+            f"{folder} does not record which rows its training held out. Name a file: t5fusion evaluate {folder} FILE."
+        )
+    # Which columns hold vectors was settled when it was trained, so any encoder will do.
+    _, rows = load_split(source["data"], columns, source["validation"], record["options"]["base"], source["encoding"])
+    rows = first_rows(rows, source["limit"])
+    if len(rows) != record["held_out_rows"]:
+        raise ValueError(
+            f"{len(rows)} rows of {source['validation'] or source['data']} would be held out now, and the training "
+            f"held out {record['held_out_rows']}: the file has changed. Name a file with the rows to evaluate on."
+        )
+    return rows
+
+
+def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProcessor, inputs: list[dict]) -> float:
+    """Return the loss as the Trainer measures it; ValueError if the rows are not those that the training held out."""
+    record = RunFiles(folder).record
+    if rows_digest(inputs) != record["held_out_digest"]:
+        source = record["source"]
+        raise ValueError(
+            f"the texts that are held out in {source['validation'] or source['data']} are not those of the training: "
+            "the file has changed. Name a file with the rows to evaluate on."
+        )
+    loss = held_out_loss(model, inputs, processor, trained_options(folder))
+    before = next((entry["eval_loss"] for entry in reversed(record["history"]) if "eval_loss" in entry), None)
+    before = (record.get("best") or {}).get("eval_loss", before)
+    if loss == before:
+        say(f"eval_loss is {loss:.4f}, exactly as in training.")
+    else:
+        say(
+            f"eval_loss is {loss!r}, and was {before!r} in training. The last digits depend on the machine, the "
+            "precision and the number of processes."
+        )
+    return loss
 
 
 class Generated(NamedTuple):
@@ -194,13 +308,15 @@ class GenerationStopped(KeyboardInterrupt):
 def generate_file(
     name: str | Path,
     data: str | Path,
-    columns: Columns,
-    output: str | Path | None,
+    columns: Columns | None = None,
+    output: str | Path | None = None,
     *,
     vectors: bool = True,
     num_beams: int = 1,
     max_new_tokens: int = 64,
     batch_size: int = 64,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 42,
     limit: int | None = None,
     split: str = "train",
     revision: str | None = None,
@@ -223,12 +339,15 @@ def generate_file(
     Args:
         name: folder that training saved, bundle, or id of a repository on the Hub.
         data: JSONL, CSV or Parquet file, or id of a data set on the Hub; or a .txt file with one text per line.
-        columns: the columns to read. `columns.target` is ignored.
+        columns: the columns to read; None for those of the training. `columns.target` is ignored.
         output: file to write, which ends in .jsonl, .csv, .parquet, .jsonl.gz or .csv.gz; None to print JSON lines on
             standard output.
         vectors: whether to give the model vectors.
         num_beams, max_new_tokens: arguments of `model.generate`.
         batch_size: rows in a batch.
+        settings: fields of transformers' GenerationConfig, such as {"do_sample": True, "temperature": 0.7}.
+        seed: seed of the random numbers, if `do_sample`. The same seed gives the same texts, also if the run was
+            interrupted, and for any number of processes.
         limit: use only the first rows.
         split: split of the data set on the Hub.
         revision: branch, tag or commit of the repository.
@@ -242,12 +361,15 @@ def generate_file(
         OSError: a file, a data set, the model or its base model cannot be read, or `output` cannot be written.
     """
 
+    given = columns or columns_for(name, revision=revision, vectors=vectors)
+
     def chunks() -> Iterable[Chunk]:
-        return first_of(read_chunks(str(data), split, columns.text, encoding), limit)
+        return first_of(read_chunks(str(data), split, given.text, encoding), limit)
 
     return generate_chunks(
-        name, chunks(), columns, output, chunks, vectors=vectors, num_beams=num_beams, max_new_tokens=max_new_tokens,
-        batch_size=batch_size, revision=revision, overwrite=overwrite,
+        name, chunks(), given, output, chunks, vectors=vectors, num_beams=num_beams, max_new_tokens=max_new_tokens,
+        batch_size=batch_size, settings=settings, seed=seed, revision=revision, overwrite=overwrite,
+        total=lambda: count_rows(str(data), split, encoding, limit),
     )  # fmt: skip
 
 
@@ -262,22 +384,27 @@ def generate_chunks(
     num_beams: int = 1,
     max_new_tokens: int = 64,
     batch_size: int = 64,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 42,
     revision: str | None = None,
     overwrite: bool = False,
+    total: Callable[[], int | None] = lambda: None,
 ) -> Generated:
     """Do as `generate_file` does, for rows that come in chunks, such as those of `streaming.chunks_of_texts`.
 
     Args:
         reread: returns the chunks once more; None if the rows have no other column than their text.
+        total: returns the number of rows, for the progress bar; None if it is not known.
     """
+    decoding = check_decoding(settings or {})
     columns = columns._replace(target=None)
     if output is not None:  # before the model is loaded
         check_output_name(Path(output))
     folder, model, processor, limits = _load(name, revision)
-    options: dict = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    options: dict = {"num_beams": num_beams, "max_new_tokens": max_new_tokens} | decoding
     texts_depend_on = {
         "model": trained_digest(folder), "columns": list(columns), "no_vectors": not vectors, "batch_size": batch_size,
-    } | options  # fmt: skip
+    } | options | ({"seed": seed} if decoding.get("do_sample") else {})  # fmt: skip
     is_first, lines = processes().is_main_process, None
     if is_first:
         path = None if output is None else Path(output)
@@ -286,11 +413,20 @@ def generate_chunks(
     def inputs(rows, numbers, counts):
         return make_inputs(rows, columns, processor, limits, vectors, keep=False, numbers=numbers, counts=counts)
 
-    def write(rows, progress):
-        return generate_texts(model, rows, processor, batch_size, progress if is_first else None, **options)
+    def checked() -> Iterable[Chunk]:
+        trained = trained_columns(folder)
+        for chunk in chunks:
+            check_columns(chunk.rows, columns, trained and trained._replace(target=None))
+            yield chunk
+
+    def write(rows, first, advance):
+        with torch.random.fork_rng([] if model.device.type == "cpu" else [model.device]):
+            torch.manual_seed(seed_of_chunk(seed, first))
+            return generate_texts(model, rows, processor, batch_size, advance, **options)
 
     try:
-        counts = generate_lines(chunks, columns, inputs, write, lines, reread)
+        with Progress("Generating", total() if is_first else None) as progress:
+            counts = generate_lines(checked(), columns, inputs, write, lines, reread, progress)
     except KeyboardInterrupt:
         raise GenerationStopped(lines.old + lines.new if lines else None) from None
     finally:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import BatchFeature
 
 from ..collating_t5fusion import DataCollatorWithFusion
@@ -28,6 +27,7 @@ def make_inputs(
     keep: bool = True,
     numbers: Sequence[int] | None = None,
     counts: Counter | None = None,
+    progress: bool = True,
 ) -> list[dict]:
     """Return the model's inputs for rows of a data set, with the vectors that the processor's recipe asks for.
 
@@ -38,25 +38,33 @@ def make_inputs(
         keep: whether to keep the vectors that the encoder makes on disk.
         numbers: number of each row in its file, for errors; if None, errors quote the row's text.
         counts: as for `prepare`.
+        progress: whether to show how far the encoder has come.
 
     Raises:
         ValueError: the vectors are missing, or their width is not the processor's.
     """
-    row_vectors = _vectors_of(rows, columns, processor, keep, numbers) if vectors else None
+    row_vectors = _vectors_of(rows, columns, processor, keep, numbers, progress) if vectors else None
     targets = rows[columns.target] if columns.target else None
     return prepare(rows[columns.text], targets, row_vectors, processor, *limits, counts)
 
 
 def _vectors_of(
-    rows: Dataset, columns: Columns, processor: T5FusionProcessor, keep: bool, numbers: Sequence[int] | None
+    rows: Dataset,
+    columns: Columns,
+    processor: T5FusionProcessor,
+    keep: bool,
+    numbers: Sequence[int] | None,
+    progress: bool,
 ) -> RowVectors | None:
-    encode = encode_cached if keep else encode_distinct
+    def encode(texts: Sequence[str]) -> torch.Tensor:
+        return encode_cached(texts, processor, progress) if keep else encode_distinct(texts, processor)
+
     if columns.vector:
         return _vectors_in_column(rows, columns, processor.lexical_dim, numbers)
     if columns.lexical:
-        return encode(rows[columns.lexical], processor)
+        return encode(rows[columns.lexical])
     if processor.lexical_source == "text":
-        return encode(rows[columns.text], processor)
+        return encode(rows[columns.text])
     if processor.lexical_source == "given":
         raise ValueError(
             "this model's vectors are not made from the text itself. Give rows of a file with --lexical-column or "
@@ -143,16 +151,15 @@ def report_counts(counts: Counter, max_source: int, max_target: int) -> None:
 
 
 def batches(
-    rows: list[dict], processor: T5FusionProcessor, batch_size: int, length: str, progress: str | None = None
+    rows: list[dict], processor: T5FusionProcessor, batch_size: int, length: str
 ) -> Iterator[tuple[list[int], BatchFeature]]:
     """Yield the indices and the collated batch of rows of similar length, so that there is little padding.
 
     Args:
         length: name of the field whose length counts.
-        progress: title of the progress bar; None for no bar.
     """
     collate = DataCollatorWithFusion(processor.tokenizer)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][length]))
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=None if progress else True, leave=False):
+    for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         yield indices, collate([rows[index] for index in indices])

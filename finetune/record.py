@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from huggingface_hub import try_to_load_from_cache
 from transformers.utils.hub import extract_commit_hash
 
 from ..common.base_models import base_name
+from ..common.run_files import RunFiles
 from ..naming_t5fusion import EMBEDDED
 from ..processing_t5fusion import T5FusionProcessor
+from .data import Columns
 from .options import TrainingOptions
 
 RECIPE = ("lexical_encoder", "lexical_source", "normalize", "lexical_dtype", "lexical_max_tokens", "template")
@@ -59,6 +61,26 @@ def rows_digest(rows: list[dict]) -> str:
     """
     ids = [[list(map(int, row[name])) for name in ("input_ids", "labels")] for row in rows]
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
+
+
+def named_columns(columns: Sequence[str | None]) -> dict[str, str | None] | None:
+    """Return columns by what they are for, as training.json holds them; None if there are none."""
+    return dict(zip(Columns._fields, columns, strict=True)) if columns else None
+
+
+def trained_columns(folder: Path) -> Columns | None:
+    """Return the columns that a run was trained with; None if its folder does not record them."""
+    recorded = RunFiles(folder).record.get("columns")
+    return Columns(**recorded) if recorded else None
+
+
+def trained_options(folder: Path) -> TrainingOptions:
+    """Return the options of the training that saved a folder. Nothing is reported to other programs with them."""
+    saved = RunFiles(folder).record["options"]
+    saved = saved | {"base_model": saved["base"], "report_to": None}
+    if saved.get("target_modules") is not None:
+        saved["target_modules"] = tuple(saved["target_modules"])
+    return TrainingOptions(**{each.name: saved[each.name] for each in fields(TrainingOptions) if each.name in saved})
 
 
 def training_record(options: TrainingOptions, **measured: Any) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
-from .file_names import STREAMED_KINDS, kind_of
+from .file_names import STREAMED_KINDS, is_zipped, kind_of
 from .files import file_tables, lines_of, opened, reading
 
 CHUNK = 512  # rows: enough to sort eight batches by length, and few enough to lose when a process is killed
@@ -52,11 +53,33 @@ def read_chunks(
             yield from _numbered(map(Dataset, file_tables(data, CHUNK, encoding)))
 
 
-def chunks_of_texts(texts: Iterable[str], text_column: str) -> Iterator[Chunk]:
-    """Yield texts as rows with one column. No more texts are taken than the next chunk needs."""
+def chunks_of_texts(texts: Iterable[str], text_column: str, rows: int | None = None) -> Iterator[Chunk]:
+    """Yield texts as rows with one column, `rows` or CHUNK at a time. No more are taken than the next chunk needs."""
     texts = iter(texts)
-    rows = iter(lambda: list(islice(texts, CHUNK)), [])
-    return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in rows)
+    parts = iter(lambda: list(islice(texts, rows or CHUNK)), [])
+    return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in parts)
+
+
+def count_rows(data: str, split: str = "train", encoding: str | None = None, limit: int | None = None) -> int | None:
+    """Return how many rows `read_chunks` yields, at most `limit`; None if it takes long to find out.
+
+    Parquet files hold the number. Lines are counted in other files that are not packed; in a CSV file with quotes, a
+    text may go over several lines, so that its records are counted.
+    """
+    path, kind = Path(data), kind_of(data)
+    if not path.is_file() or is_zipped(data) or kind == ".json":
+        return limit if limit is not None and not path.is_file() else None
+    try:
+        if kind == ".parquet":
+            rows = pq.read_metadata(path).num_rows
+        elif kind == ".csv":
+            rows = sum(map(len, file_tables(data, CHUNK, encoding)))
+        else:
+            with path.open("rb") as file:
+                rows = sum(1 for line in file if kind == ".txt" or line.strip())
+    except (OSError, ValueError):  # `read_chunks` says what is wrong, after the rows before it
+        return None
+    return rows if limit is None else min(rows, limit)
 
 
 def first_of(chunks: Iterable[Chunk], limit: int | None) -> Iterator[Chunk]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -25,7 +26,7 @@ from .loss_curve import save_loss_curve
 from .model import build_model, trainable_share
 from .options import TrainingOptions
 from .output_folder import CHECKPOINTS, OutputFolder
-from .record import pin_encoder, resume_conditions, training_record
+from .record import named_columns, pin_encoder, resume_conditions, rows_digest, training_record
 from .trainer import FusionTrainer, ShowProgress, StopOnSignal, training_arguments
 
 Result = TypeVar("Result")
@@ -42,6 +43,7 @@ def train(
     columns: Sequence[str | None] = (),
     overwrite: bool = False,
     mark: str | None = None,
+    source: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Train, and save into `output`: adapter (or all weights), tokenizer, processor, `training.json` and `loss.svg`.
 
@@ -55,6 +57,7 @@ def train(
         overwrite: replace what an earlier training saved in `output`. Otherwise it must be empty or not exist.
         mark: name of a file to put into `output` with the first checkpoint. Only a folder with that file is
             overwritten.
+        source: where the rows come from, for the record: `data`, `validation`, `limit` and `encoding`.
 
     Returns:
         The trained model: a `PeftModel`, or a `T5WithFusion` if `options.full`. Under FSDP its weights are shards; the
@@ -82,6 +85,9 @@ def train(
         facts = {
             "base_revision": start.commit,
             "data": data,
+            "source": source,
+            "columns": named_columns(columns),
+            "held_out_digest": rows_digest(held_out),
             "rows": len(rows),
             "held_out_rows": len(held_out),
             "processes": arguments.world_size,
@@ -163,6 +169,23 @@ def _seconds_before(record: Path) -> float:
     except (ValueError, LookupError, TypeError):
         say(f"{record} is damaged, and will be replaced. Its seconds will count from now.")
         return 0.0
+
+
+def held_out_loss(
+    model: nn.Module, held_out: list[dict], processor: T5FusionProcessor, options: TrainingOptions
+) -> float:
+    """Return the loss of a trained model as the Trainer measures it in training: on the same machine, to the bit.
+
+    Args:
+        held_out: rows of `inputs.prepare`.
+        options: those of the training, which decide on precision and batches.
+    """
+    with TemporaryDirectory() as folder:
+        arguments = training_arguments(options, Path(folder))
+        trainer = _make_trainer(model, held_out, held_out, processor, options, arguments, StopOnSignal())
+        loss = trainer.evaluate()["eval_loss"]
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # it computes in fp32 again
+    return loss
 
 
 def _print_trainable_share(model: nn.Module, options: TrainingOptions) -> tuple[int, int]:

@@ -8,8 +8,9 @@ shard that it was computing, and a run with more texts encodes only the new ones
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 
 from ..common.console import say
 from ..common.errors import first_line
+from ..common.progress import Progress
 from ..processing_t5fusion import T5FusionProcessor
 from ..saving_t5fusion import apply_umask
 
@@ -42,14 +44,14 @@ def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch
     return _encode_once(texts, processor.encode)
 
 
-def encode_cached(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
+def encode_cached(texts: Sequence[str], processor: T5FusionProcessor, progress: bool = True) -> torch.Tensor:
     """Encode texts as `encode_distinct` does, reading from the cache and adding to it.
 
     Texts that the cache lacks are encoded in shards of `SHARD`, in their order. The last bits of a vector depend on the
     texts that are encoded with it, so a vector is exactly that of `processor.encode` of its shard, and that of other
     calls up to rounding. Once a vector is in the cache, every run gets exactly that one.
     """
-    return _encode_once(texts, lambda distinct: _read_or_encode(distinct, processor, say))
+    return _encode_once(texts, lambda distinct: _read_or_encode(distinct, processor, say, progress))
 
 
 def _encode_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
@@ -59,17 +61,24 @@ def _encode_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tenso
     return vectors[[index_of[text] for text in texts]]
 
 
-def _read_or_encode(texts: Sequence[str], processor: T5FusionProcessor, say: Callable[[str], None]) -> torch.Tensor:
+def _read_or_encode(
+    texts: Sequence[str], processor: T5FusionProcessor, say: Callable[[str], None], progress: bool = True
+) -> torch.Tensor:
     """Return the vectors of distinct texts in their order, float32 (texts, lexical_dim); `say` reports problems."""
     cache = _cache_in(cache_folder() / _recipe_hash(processor))
     with cache.locked(say):
         vectors = cache.read(texts, say)
         missing = [text for text in texts if text not in vectors]
-        for start in range(0, len(missing), SHARD):
-            shard_texts = missing[start : start + SHARD]
-            shard_vectors = processor.encode(shard_texts, show_progress_bar=True).numpy()
-            cache.add(shard_texts, shard_vectors, say)
-            vectors |= zip(shard_texts, shard_vectors, strict=True)
+        # For one shard, the encoder's own bar shows the time left. Several shards have one bar together.
+        has_own_bar = progress and len(missing) <= SHARD and sys.stderr.isatty()
+        with Progress("Encoding", len(missing), "texts") if len(missing) > SHARD else nullcontext() as bar:
+            for start in range(0, len(missing), SHARD):
+                shard_texts = missing[start : start + SHARD]
+                shard_vectors = processor.encode(shard_texts, show_progress_bar=has_own_bar).numpy()
+                cache.add(shard_texts, shard_vectors, say)
+                vectors |= zip(shard_texts, shard_vectors, strict=True)
+                if bar is not None:
+                    bar.advance(len(shard_texts))
     return torch.from_numpy(np.stack([vectors[text] for text in texts]))
 
 

@@ -60,7 +60,7 @@ def write(path, source, limit=None, columns=COLUMNS, overwrite=False, **begun_wi
             chunks(),
             columns,
             lambda part, numbers, _: list(zip(part[columns.text], numbers, strict=True)),
-            lambda part, _: [f"{name} ü {number}" for name, number in part],
+            lambda part, *_: [f"{name} ü {number}" for name, number in part],
             output,
             chunks,
         )
