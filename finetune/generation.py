@@ -78,7 +78,8 @@ def generate_lines(
 
     def work(item: tuple[Chunk, int]) -> tuple[list[str | None], Counter[str]]:
         nonlocal shown
-        progress.skip(item[0].first - progress.done)  # rows that an earlier run wrote
+        if item[0].first > progress.done:  # an earlier run wrote the rows between
+            progress.skip(item[0].first - progress.done)
 
         def advance(rows: int) -> None:
             nonlocal shown

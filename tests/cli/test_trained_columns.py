@@ -1,0 +1,156 @@
+"""What `evaluate` and `generate` know of the training: its columns, and the rows that it held out."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from forks import Forks
+from safetensors.torch import load_file, save_file
+
+VECTORS = ["--vector-column", "vector"]
+LINES = "abcdefgh"
+
+
+def words_to_train(output, *more):
+    columns = ["--text-column", "name", "--target-column", "text", *VECTORS]
+    usual = ["--base-model", "base", "--epochs", "2", "--batch-size", "4", "--output", output]
+    return ["train", "rows.jsonl", *columns, *usual, *more]
+
+
+@pytest.fixture(scope="module")
+def room(save_plain_t5, tmp_path_factory):
+    """A folder with a base and rows of a name, a text and a vector."""
+    room = tmp_path_factory.mktemp("trained")
+    save_plain_t5(room / "base", d_model=32, num_layers=1, initializer_factor=2.0)
+    numbers = torch.Generator().manual_seed(0)
+    pairs = [(f"app_{a}{b}", f"settings of {a} {b}") for a in LINES for b in LINES]
+    rows = [{"name": a, "text": b, "vector": torch.randn(8, generator=numbers).tolist()} for a, b in pairs]
+    (room / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return room
+
+
+@pytest.fixture(scope="module")
+def commands(room):
+    commands = Forks(room)
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="module")
+def run(commands):
+    def run(*words, fails=False):
+        """What a command prints, or its error without the name of the program."""
+        code, out, err = commands.run(*words)
+        assert (code == 1) == fails, err
+        return (out, err) if not fails else err.removeprefix("t5fusion: ").strip()
+
+    return run
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def trained(room, run, request):
+    folder = room / request.param
+    run(*words_to_train(folder.name, "--precision", request.param))
+    return folder
+
+
+def record_of(folder):
+    return json.loads((folder / "training.json").read_text())
+
+
+def last_loss(folder):
+    return [entry["eval_loss"] for entry in record_of(folder)["history"] if "eval_loss" in entry][-1]
+
+
+def test_the_record_says_where_the_rows_come_from(room, trained):
+    record = record_of(trained)
+    assert record["columns"] == {"text": "name", "target": "text", "lexical": None, "vector": "vector"}
+    source = {"data": str(room / "rows.jsonl"), "validation": None, "limit": None, "encoding": None}
+    assert record["source"] == source and record["data"] is None and len(record["held_out_digest"]) == 12
+
+
+def test_the_rows_held_out_have_the_loss_of_the_training_to_the_bit(trained, run):
+    out, err = run("evaluate", trained.name, "--json")
+    measures = json.loads(out)
+    assert measures["eval_loss"] == last_loss(trained) and measures["rows"] == record_of(trained)["held_out_rows"]
+    assert measures["loss"] == pytest.approx(measures["eval_loss"], rel=0.05)
+    assert f"eval_loss is {last_loss(trained):.4f}, exactly as in training.\n" in err
+    assert err.endswith(f"for the model card. Next: t5fusion export {trained.name} bundles/{trained.name}\n")
+
+
+def test_a_model_that_was_changed_since_has_another_loss(trained, room, run):
+    shutil.copytree(trained, room / "changed", dirs_exist_ok=True)
+    weights = room / "changed" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    out, err = run("evaluate", "changed", "--json")
+    assert json.loads(out)["eval_loss"] != last_loss(trained)
+    assert f"and was {last_loss(trained)!r} in training. The last digits depend on the machine" in err
+
+
+@pytest.fixture(scope="module")
+def fp32(room, run):
+    """A run with a validation file of its own and a limit."""
+    (room / "valid.jsonl").write_text("".join((room / "rows.jsonl").read_text().splitlines(True)[:20]))
+    run(*words_to_train("limited", "--precision", "fp32", "--validation", "valid.jsonl", "--limit", "15"))
+    return room / "limited"
+
+
+def test_a_validation_file_and_a_limit_are_those_of_the_training(fp32, run):
+    out, _ = run("evaluate", fp32.name, "--json", "--vectors", "all")
+    measures = json.loads(out)
+    assert measures["eval_loss"] == last_loss(fp32) and measures["true"]["rows"] == 15
+    fewer = json.loads(run("evaluate", fp32.name, "--json", "--limit", "4")[0])
+    assert fewer["rows"] == 4 and fewer["eval_loss"] == last_loss(fp32)
+
+
+def test_rows_that_have_changed_are_refused(fp32, room, run):
+    lines = (room / "valid.jsonl").read_text().splitlines(True)
+    try:
+        (room / "valid.jsonl").write_text("".join(lines[:9]))
+        error = run("evaluate", "limited", fails=True)
+        assert "9 rows of" in error and "would be held out now, and the training held out 15" in error
+        (room / "valid.jsonl").write_text("".join(lines).replace("settings of a b", "settings of a c"))
+        error = run("evaluate", "limited", fails=True)
+        assert "valid.jsonl are not those of the training: the file has changed. Name a file with the rows" in error
+        (room / "valid.jsonl").unlink()
+        assert "there is no file" in run("evaluate", "limited", fails=True)
+    finally:
+        (room / "valid.jsonl").write_text("".join(lines))
+
+
+def test_a_file_is_read_by_the_columns_of_the_training(fp32, room, run):
+    named = ["--text-column", "name", *VECTORS, "--max-new-tokens", "4"]
+    out, _ = run("generate", "limited", "--file", "valid.jsonl", "--max-new-tokens", "4")
+    assert len(out.splitlines()) == 20 and out == run("generate", "limited", "--file", "valid.jsonl", *named)[0]
+    assert len(json.loads(run("evaluate", "limited", "valid.jsonl", "--json")[0])) == 6
+    lines = [json.loads(line) for line in (room / "valid.jsonl").read_text().splitlines()]
+    for old, new, kind in (("name", "title", "text"), ("vector", "embedding", "vector"), ("text", "target", "target")):
+        rows = [{new if name == old else name: value for name, value in line.items()} for line in lines]
+        (room / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        error = run("evaluate", "limited", "other.jsonl", fails=True)
+        assert f"there is no column {old!r}, which the model was trained with as its {kind} column; the col" in error
+        assert error.endswith(f"with --{kind}-column.")
+        if kind == "target":
+            run("generate", "limited", "--file", "other.jsonl", "--max-new-tokens", "2")
+        else:
+            assert f"{old!r}, which" in run("generate", "limited", "--file", "other.jsonl", fails=True)
+            run("generate", "limited", "--file", "other.jsonl", f"--{kind}-column", new, "--max-new-tokens", "2")
+
+
+def test_a_run_that_records_no_columns_asks_for_them(fp32, room, run):
+    shutil.copytree(fp32, room / "older", dirs_exist_ok=True)
+    record = record_of(room / "older")
+    for name in ("columns", "source", "held_out_digest"):
+        del record[name]
+    (room / "older" / "training.json").write_text(json.dumps(record))
+    sentence = "older does not record the columns that it was trained with. Name them: --text-column, --target-column, "
+    assert run("evaluate", "older", "valid.jsonl", fails=True).startswith(sentence)
+    assert run("generate", "older", "--file", "valid.jsonl", fails=True).startswith(sentence)
+    columns = ["--text-column", "name", "--target-column", "text", *VECTORS]
+    assert "older does not record which rows its training held out. Name a file: t5fusion evaluate older FILE." == run(
+        "evaluate", "older", *columns, fails=True
+    )
+    run("evaluate", "older", "valid.jsonl", *columns)
+    assert "columns were named without a file." in run("evaluate", "limited", "--text-column", "text", fails=True)
