@@ -72,13 +72,19 @@ def evaluate(
     from ..common.run_files import check_folder  # imports the Hub's client: --help does without
 
     check_folder(name, revision)
-    check_readable(data, encoding)
+    if data is not None:
+        check_readable(data, encoding)
+    elif any((text_column, target_column, lexical_column, vector_column, encoding)):
+        raise ValueError(
+            "columns or an encoding were named, and no file. Name the file, or leave them out to evaluate on the rows "
+            "that the training held out."
+        )
     load_libraries()
     from ..finetune import columns_for, evaluate_file  # slow to import: --help does without
 
-    columns = columns_for(
+    columns = None if data is None else columns_for(
         name, text_column, target_column, lexical_column, vector_column,
-        revision=revision, vectors=data is None or vectors != VectorKind.none,
+        revision=revision, vectors=vectors != VectorKind.none,
     )  # fmt: skip
     evaluation = evaluate_file(
         name, data, columns, vectors=vectors.value, split=split, revision=revision, limit=limit, encoding=encoding

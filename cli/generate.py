@@ -90,7 +90,7 @@ def generate(
 
     if file:
         check_readable(file, encoding, STREAMED_KINDS)
-    if output:
+    if output and not output.exists():  # what is there already is looked at more closely
         check_ending(output)
     check_folder(name, revision)
     load_libraries()

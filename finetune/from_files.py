@@ -206,14 +206,15 @@ def evaluate_file(
     """
     kinds, data = kinds_of_vectors(vectors), None if data is None else str(data)
     folder = find_trained(str(name), revision)
+    if data is None:
+        rows = held_out_rows(folder)
     if columns is None:
         columns = columns_for(name, revision=revision, vectors=kinds != ["none"] or data is None)
     if columns.target is None:
         raise ValueError("an evaluation needs a target column. Name one: --target-column, or Columns(text, target).")
     if data is None:
-        rows = held_out_rows(folder)
         if columns != trained_columns(folder):
-            raise ValueError("columns were named without a file. Name the file, or leave the columns out.")
+            raise ValueError("columns were named, and no file. Name the file, or leave the columns out.")
     else:
         rows = load_rows(data, split, encoding)
         check_columns(rows, columns, trained_columns(folder))
