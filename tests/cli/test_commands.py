@@ -15,7 +15,7 @@ import pytest
 import torch
 import typer
 from datasets import Dataset
-from forks import Forks
+from forks import COMMAND, Forks
 from safetensors.torch import load_file
 from warm import warm_python
 
@@ -253,10 +253,19 @@ def test_lists_and_flags_may_be_given_several_times():
     assert taken == [(["a", "b"], True)]
 
 
+# Reading the whole standard library takes seconds, so the demo reads one package of it here.
+SMALL_DEMO = f"""
+import logging, pathlib
+from t5fusion.demo import demo
+demo.standard_library = lambda: pathlib.Path(logging.__file__).parent
+{COMMAND}
+"""
+
+
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_gives_one_sentence_and_exit_code_1(room, case):
+def test_bad_input_gives_one_sentence_and_exit_code_1(room, commands, case):
     words, sentence = BAD_INPUT[case]
-    code, _, err = run(room, *words)
+    code, _, err = commands.run(*words, code=SMALL_DEMO if words[0] == "demo" else COMMAND)
     assert code == 1, err
     assert err.startswith("t5fusion: ") and sentence in err
     assert len(err.splitlines()) == 1

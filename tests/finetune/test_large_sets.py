@@ -1,6 +1,6 @@
-"""Sets of more than a chunk: interrupted and gone on with, shared by processes, never whole in memory.
+"""Data sets of several chunks: interrupted and resumed, shared by processes, and never whole in memory.
 
-Commands are typed; most run as forks of a process that has imported torch already, two of them together as two ranks.
+Most commands run as forks. Two forks together are the two ranks of a launch.
 """
 
 import json
@@ -36,7 +36,7 @@ IN_SMALL_CHUNKS = f"import t5fusion.finetune.streaming as streaming; streaming.C
 
 @pytest.fixture(scope="module")
 def room(save_plain_t5, tmp_path_factory):
-    """A folder with an untuned model whose texts differ, and rows of a name, a target and a vector."""
+    """A folder with an untuned model that writes varied texts, and rows with a name, a target and a vector."""
     room = tmp_path_factory.mktemp("large")
     odd = {"initializer_factor": 2.0, "vocab_size": 127, "tie_word_embeddings": False}
     base = str(save_plain_t5(room / "base", seed=1, d_model=32, num_layers=1, **odd))
@@ -62,14 +62,14 @@ def commands(room):
 
 @pytest.fixture(scope="module")
 def whole(room, commands):
-    """What one process writes that nobody interrupts."""
+    """The output of one uninterrupted process."""
     code, out, err = commands.run(*GENERATE, "--output", "whole.jsonl")
     assert code == 0 and out == "", err
     return (room / "whole.jsonl").read_bytes()
 
 
 def wait_for_lines(file, number):
-    """The bytes of `file` once it has so many lines."""
+    """Wait until a file has so many lines. Return its bytes."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
         if file.exists() and (content := file.read_bytes()).count(b"\n") >= number:
@@ -84,10 +84,10 @@ def test_every_row_is_there_in_order_with_all_its_columns(room, whole):
     assert [list(line) for line in lines] == [["name", "text", "vector", "output"]] * ROWS
     assert [{name: line[name] for name in rows[0]} for line in lines] == rows
     assert [row for row, line in enumerate(lines) if line["output"] is None] == list(EMPTY)
-    assert len({line["output"] for line in lines}) > 100  # else a row's text might be another row's, and none see it
+    assert len({line["output"] for line in lines}) > 100  # Otherwise a swap of two rows' texts would go unnoticed.
 
 
-def test_two_processes_killed_twice_write_to_the_byte_what_one_writes(room, commands, whole):
+def test_two_processes_killed_twice_write_the_bytes_of_one_process(room, commands, whole):
     file, partial = room / "killed.jsonl", room / "killed.jsonl.partial"
     written = 0
     for _ in range(2):
@@ -107,7 +107,7 @@ def test_two_processes_killed_twice_write_to_the_byte_what_one_writes(room, comm
     assert [file.name for file in room.glob("killed.jsonl?*")] == ["killed.jsonl.made-with"]
 
 
-def test_ctrl_c_says_how_to_go_on_and_one_process_goes_on_where_two_were(room, commands, whole):
+def test_ctrl_c_in_two_processes_and_one_process_resumes(room, commands, whole):
     file, partial = room / "stopped.jsonl", room / "stopped.jsonl.partial"
     ranks = commands.start_two(*GENERATE, "--output", "stopped.jsonl")
     wait_for_lines(partial, 1)
@@ -141,8 +141,8 @@ def test_a_parquet_file_of_the_same_rows_holds_the_same_texts(room, commands, wh
     assert same > 0.9 * ROWS  # the vectors are rounded to float16
 
 
-def test_an_output_that_earlier_code_began_is_gone_on_with(room, commands, whole):
-    """It appended lines of a text and its output to the file itself."""
+def test_an_output_begun_by_earlier_code_is_resumed(room, commands, whole):
+    """Earlier code appended lines of a text and its output to the file itself."""
     lines = [json.loads(line) for line in whole.splitlines()]
     old = [json.dumps({"name": line["name"], "output": line["output"]}, ensure_ascii=False) for line in lines]
     (room / "old.jsonl").write_text("\n".join(old[:700]) + "\n" + old[700][:9])
@@ -160,10 +160,10 @@ def test_an_output_that_earlier_code_began_is_gone_on_with(room, commands, whole
         assert code == 1 and f"{name} {sentence}{name}.made-with to old.jsonl.made-with" in err
 
 
-def test_what_is_there_is_gone_on_with_refused_or_replaced(room, commands, whole):
+def test_an_existing_output_is_resumed_refused_or_replaced(room, commands, whole):
     file = room / "whole.jsonl"
     assert "whole.jsonl is complete: all 2660 rows are there." in commands.run(*GENERATE, "--output", file.name)[2]
-    code, _, err = commands.run(*GENERATE, "--output", file.name, "--beams", "2")  # whole, but not by two beams
+    code, _, err = commands.run(*GENERATE, "--output", file.name, "--beams", "2")  # complete, but without beams
     assert code == 1 and "whole.jsonl was started with other settings: num_beams was 1, now 2." in err
     begun = json.loads((room / "whole.jsonl.made-with").read_text())
     (room / "begun.jsonl").write_bytes(whole[:5000])
@@ -210,10 +210,10 @@ def test_a_bad_row_is_named_by_its_number_in_the_file(room, commands):
     (room / "bad.jsonl").write_text("\n".join([*rows, json.dumps({"name": "a", "vector": [1.0]})]))
     code, out, err = commands.run("generate", "model", "--file", "bad.jsonl", *WORDS, "--max-new-tokens", "2")
     assert code == 1 and "row 800, column 'vector': 1 numbers; expected one vector of 8 finite numbers" in err
-    assert out.count("\n") == CHUNK  # what came before it is printed
+    assert out.count("\n") == CHUNK  # The rows before it are printed.
 
 
-def test_evaluation_by_two_processes_is_that_of_one(room, commands):
+def test_two_processes_evaluate_as_one(room, commands):
     words = ["evaluate", "model", "rows.jsonl", *WORDS, "--target-column", "text", "--vectors", "all", "--json"]
     words, kept = [*words, "--limit", "150"], room / "model" / "evaluation.json"
     code, out, err = commands.run(*words, code=IN_SMALL_CHUNKS)
@@ -225,19 +225,19 @@ def test_evaluation_by_two_processes_is_that_of_one(room, commands):
     (code, out, err), (other, silent, nothing) = map(commands.end, commands.start_two(*words, code=IN_SMALL_CHUNKS))
     assert (code, other) == (0, 0), err
     assert json.loads(out) == alone and kept.read_bytes() == record and silent == nothing == ""
-    # in one part, batches are others: the same to rounding; but other rows' vectors are other ones
+    # One part has other batches, which changes the rounding, and shuffles the vectors differently.
     kept.unlink()
     whole = json.loads(commands.run(*words)[1])
     assert whole["true"]["loss"] == pytest.approx(alone["true"]["loss"], rel=1e-5)
     assert whole["true"]["rougeL"] == pytest.approx(alone["true"]["rougeL"], abs=0.02)
 
 
-def test_lines_of_standard_input_are_answered_before_it_ends(room, commands):
+def test_each_chunk_of_standard_input_is_answered_at_once(room, commands):
     words = ["generate", "model", "--no-vectors", "--max-new-tokens", "2"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     line = [warm_python(), "-m", "t5fusion", *words]
     with subprocess.Popen(line, cwd=room, env=commands.environment, **pipes) as process:
-        patience = threading.Timer(120, process.kill)  # who reads all of it first waits for us, as we for them
+        patience = threading.Timer(120, process.kill)  # A process that reads all input first would wait forever.
         patience.start()
         process.stdin.write("app\n\n" * (CHUNK // 2))
         process.stdin.flush()
@@ -251,8 +251,8 @@ def test_lines_of_standard_input_are_answered_before_it_ends(room, commands):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_of_a_file_no_more_is_read_than_a_chunk_asks_for(tmp_path, kind):
-    """The damage at its end is not found before it is reached."""
+def test_a_file_is_read_only_as_far_as_a_chunk_needs(tmp_path, kind):
+    """Damage at the end of a file raises an error only when it is reached."""
     long, file = "x" * 3000, tmp_path / f"rows.{kind}"
     lines = [json.dumps({"name": "007", "text": long}) if kind == "jsonl" else f"007,{long}"] * 10 * CHUNK
     lines += ['{"name": \n' if kind == "jsonl" else "a,b,c,d"]
@@ -264,7 +264,7 @@ def test_of_a_file_no_more_is_read_than_a_chunk_asks_for(tmp_path, kind):
         list(read)
 
 
-def test_parquet_and_text_files_come_in_chunks_too(tmp_path):
+def test_parquet_and_text_files_are_read_in_chunks(tmp_path):
     names = [f"app_{number}" for number in range(2 * CHUNK + 1)]
     chunk = next(chunks_of_texts(names, "name"))
     assert chunk.rows["name"][:] == names[:CHUNK]
@@ -278,7 +278,7 @@ def test_parquet_and_text_files_come_in_chunks_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.txt", "rows.xml"])
-def test_what_is_no_file_is_named(tmp_path, name):
+def test_a_missing_file_is_named(tmp_path, name):
     if name == "rows.xml":
         (tmp_path / name).write_text("a")
     with pytest.raises((OSError, ValueError), match=f"there is no file .*{name}|rows.xml is a .xml file"):
@@ -286,12 +286,12 @@ def test_what_is_no_file_is_named(tmp_path, name):
 
 
 def limited(bytes_of_a_file):
-    """The command, in a process that can write no larger file: as on a disk that is full."""
+    """Return the command for a process that cannot write larger files, as if the disk was full."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_of_a_file}, -1)); "
     return limit + COMMAND
 
 
-def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(room, commands, whole):
+def test_a_full_disk_is_reported_and_the_output_is_resumed(room, commands, whole):
     file, partial = room / "full.jsonl", room / "full.jsonl.partial"
     code, out, err = commands.run(*GENERATE, "--output", file.name, code=limited(70_000))
     written = partial.read_bytes()
@@ -322,7 +322,7 @@ def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(room, commands, w
         ("x.parquet.gz", "x.parquet.gz ends in .parquet.gz; expected one of .jsonl, .csv, .parquet, .jsonl.gz, "),
     ],
 )
-def test_an_output_that_cannot_be_one_is_refused(room, commands, output, sentence):
+def test_an_impossible_output_is_refused(room, commands, output, sentence):
     code, out, err = commands.run("generate", "model", "app", "--no-vectors", "--output", output)
     assert code == 1 and out == "" and err.startswith(f"t5fusion: {sentence}") and len(err.splitlines()) == 1
 
@@ -383,7 +383,7 @@ def test_numbers_beyond_float_and_columns_that_hold_no_text(room, commands):
         assert code == 1 and out == "" and err.startswith(f"t5fusion: {sentence}") and len(err.splitlines()) == 1, err
 
 
-def test_parts_of_a_set_are_drawn_from_all_of_it():
+def test_parts_are_drawn_from_the_whole_set():
     assert [part.tolist() for part in spread(5)] == [[0, 1, 2, 3, 4]]
     parts = spread(3 * CHUNK + 1)
     assert sorted(np.concatenate(parts)) == list(range(3 * CHUNK + 1))
@@ -392,7 +392,7 @@ def test_parts_of_a_set_are_drawn_from_all_of_it():
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 5, 40, 3 * CHUNK])
-def test_no_part_has_a_vector_that_could_not_be_shuffled(number):
+def test_every_part_has_vectors_to_shuffle(number):
     rows = 3 * CHUNK + 1
     having = np.zeros(rows, dtype=bool)
     having[np.random.default_rng(1).permutation(rows)[:number]] = True
@@ -403,7 +403,7 @@ def test_no_part_has_a_vector_that_could_not_be_shuffled(number):
     assert sum(shares) == number and (number == 1 or 1 not in shares)
 
 
-def test_rows_without_vectors_are_evaluated_beside_the_others(room, commands):
+def test_rows_without_vectors_are_evaluated(room, commands):
     rows = [json.loads(line) for line in (room / "rows.jsonl").read_text().splitlines()[:150]]
     for index, row in enumerate(rows):
         if index not in (40, 80, 120):  # 64 rows a part: in some of them there is no vector at all

@@ -74,7 +74,7 @@ def partial_of(path):
 
 
 @pytest.mark.parametrize("ending", OUTPUT_ENDINGS)
-def test_an_output_that_was_cut_at_any_byte_becomes_whole(tmp_path, rows, ending):
+def test_an_output_cut_at_any_byte_is_completed(tmp_path, rows, ending):
     path = tmp_path / f"made{ending}"
     write(path, rows)
     whole = path.read_bytes()
@@ -126,7 +126,7 @@ def test_json_lines_keep_the_values_and_csv_all_but_the_vectors(tmp_path, rows, 
 
 
 @pytest.mark.parametrize("ending", OUTPUT_ENDINGS)
-def test_a_column_that_is_named_output_itself_is_kept(tmp_path, ending, capsys):
+def test_a_column_named_output_is_kept(tmp_path, ending, capsys):
     source, path = tmp_path / "rows.jsonl", tmp_path / f"made{ending}"
     source.write_text('{"output": "a"}\n{"output": "b"}\n')
     for old in (0, 2):
@@ -137,7 +137,7 @@ def test_a_column_that_is_named_output_itself_is_kept(tmp_path, ending, capsys):
 
 
 @pytest.mark.parametrize("ending", OUTPUT_ENDINGS)
-def test_rows_that_were_added_to_the_input_are_added_to_the_output(tmp_path, rows, ending):
+def test_rows_added_to_the_input_are_added_to_the_output(tmp_path, rows, ending):
     path, grown = tmp_path / f"made{ending}", tmp_path / f"grown{ending}"
     write(path, rows)
     for limit, old in ((3, 0), (3, 3), (None, 3), (None, 7)):
@@ -152,7 +152,7 @@ def test_rows_that_were_added_to_the_input_are_added_to_the_output(tmp_path, row
 
 @pytest.mark.parametrize("ending", OUTPUT_ENDINGS)
 @pytest.mark.parametrize("is_whole", [True, False])
-def test_an_output_of_other_rows_is_refused_and_left_as_it_is(tmp_path, rows, ending, is_whole):
+def test_an_output_of_other_rows_is_refused_and_unchanged(tmp_path, rows, ending, is_whole):
     path, other = tmp_path / f"made{ending}", rows.set_column(1, "name", pa.array(["a", "c", *NAMES[2:]]))
     write(path, rows)
     if not is_whole:
@@ -188,7 +188,7 @@ def test_an_input_that_changes_meanwhile_is_refused(tmp_path, rows):
     assert not path.exists() and partial_of(path).exists()
 
 
-def test_texts_without_a_file_are_written_from_what_is_kept_of_them(tmp_path):
+def test_texts_without_a_file_are_written(tmp_path):
     path = tmp_path / "made.parquet"
     output = OutputFile(path, Columns("text"), {})
     names = [f"a{row}" for row in range(9)]

@@ -133,13 +133,13 @@ def test_without_the_peft_hook_an_adapter_is_left_to_peft(base, tmp_path, monkey
     assert getattr(adapter, "modules_to_save", None) is None and adapter.revision is None
     with torch.no_grad():
         peft_model.get_base_model().encoder.fusion.projection.weight.mul_(2)
-    peft_model.save_pretrained(tmp_path)  # nothing is refused
+    peft_model.save_pretrained(tmp_path)  # There is no error.
 
 
 def test_without_the_trainer_hook_nothing_is_started_or_reported(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(TRAINER, "0")
     callback, model = trainer_hook.FusionCallback(), T5WithFusion(base)
-    monkeypatch.setattr(trainer_hook, "start_rows", None)  # calling it would fail
+    monkeypatch.setattr(trainer_hook, "start_rows", None)  # A call would fail.
     monkeypatch.setattr(trainer_hook, "measure_vectors", None)
     capsys.readouterr()  # the bars of loading
     callback.on_train_begin(None, None, None, model=model, train_dataloader=[])
@@ -176,7 +176,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_the_adapter_of_another_model_is_peft_s_own(base, tmp_path, kind):
+def test_the_adapter_of_another_model_has_the_class_of_peft(base, tmp_path, kind):
     make, config = OTHERS[kind]
     peft_model = get_peft_model(make(base), copy.deepcopy(config))
     assert type(peft_model) in (peft.PeftModelForCausalLM, peft.PeftModelForSeq2SeqLM)
@@ -195,9 +195,9 @@ def test_the_adapter_of_another_model_is_peft_s_own(base, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["a causal LM", "a plain T5"])
-def test_the_trainer_of_another_model_does_nothing_more(base, tmp_path, monkeypatch, capsys, kind):
+def test_the_trainer_of_another_model_is_unchanged(base, tmp_path, monkeypatch, capsys, kind):
     model = causal_lm() if kind == "a causal LM" else plain_t5(base)
-    monkeypatch.setattr(trainer_hook, "start_rows", None)  # calling it would fail
+    monkeypatch.setattr(trainer_hook, "start_rows", None)  # A call would fail.
     monkeypatch.setattr(trainer_hook, "measure_vectors", None)
     rows = [{"input_ids": [5, 6, 1], "labels": [5, 6, 1]}] * 4
     options = {"max_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
@@ -216,7 +216,7 @@ def test_a_copy_of_an_adapter_is_of_the_same_class(base, inputs_for, config, dup
     assert torch.equal(other(**batch).logits, peft_model(**batch).logits)
 
 
-def test_a_config_that_was_read_says_so_and_is_saved_without_it(base, tmp_path):
+def test_the_mark_of_a_read_config_is_not_saved(base, tmp_path):
     get_peft_model(T5WithFusion(base), LoraConfig(**LORA)).save_pretrained(tmp_path / "one")
     PeftConfig.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
     assert "t5fusion" not in (tmp_path / "two" / "adapter_config.json").read_text()
