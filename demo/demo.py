@@ -29,20 +29,23 @@ from ..finetune.evaluation import (
 )
 from ..finetune.inputs import prepare
 from ..finetune.metrics import text_scores
-from ..finetune.model import build_model
+from ..finetune.model import build_model, trainable_share
 from ..finetune.options import TrainingOptions
 from ..finetune.training import train
 from ..finetune.vector_cache import encode_cached
 from ..processing_t5fusion import T5FusionProcessor
 from . import DEMO
 from .harvest import DocumentedName, harvest, standard_library
+from .page import Example, save_page
 
 TEMPLATE = "describe: {text}"
 BATCH, RATE = 16, 3e-3  # half as many steps as `train` takes by default, and larger ones
 DROPOUT = 0.0  # drawing its random numbers takes a fifth of the time, and two epochs hardly need it
+PRECISION = "fp32"  # the same numbers on machines with and without bf16, and faster for matrices as small as these
 BODY_TOKENS = 64  # the encoder reads at most this many tokens of a body
 GENERATED = 200  # about this many held-out rows are generated for and scored
 SHOWN = 8  # examples in the last table
+PICTURED = 5  # examples in the page
 PROBE = "probe.json"
 DECODING: dict[str, Any] = {
     "max_new_tokens": 32,
@@ -98,6 +101,7 @@ def demo(
     """
     console = console or Console()
     start = time.monotonic()
+    console.print("Reading the names and docstrings of the standard library")
     training, held_out = demo_rows(limit)
     if len(training) < 2 or len(held_out) < 2:
         raise ValueError(
@@ -109,7 +113,7 @@ def demo(
     inputs = demo_inputs(training, processor)
     test = demo_inputs(held_out, processor)
     options = TrainingOptions(
-        base_model=base_model, epochs=epochs, seed=seed, batch_size=BATCH, lr=RATE, dropout=DROPOUT
+        base_model=base_model, epochs=epochs, seed=seed, batch_size=BATCH, lr=RATE, dropout=DROPOUT, precision=PRECISION
     )
     with torch.random.fork_rng():
         untuned = build_model(
@@ -118,15 +122,31 @@ def demo(
     model = train(inputs, test, processor, options, output, overwrite=True, mark=DEMO)
     results, evaluation = _compare(untuned, model, test, held_out, processor, console)
     save_evaluation(output, evaluation)
+    examples = _examples(untuned, model, test, held_out, processor)
+    page = save_page(
+        output,
+        {"untuned": results["untuned_loss"], **results["loss"]},
+        results["worth_of_vectors"],
+        examples,
+        rows=len(training),
+        held_out_rows=len(held_out),
+        weights=f"{trainable_share(untuned)[1] / 1e6:.1f} M",
+        source={"body": "the code beneath that name", "name": "the name itself"}[lexical],
+    )
     _check_reload(output, model, test[:SHOWN], processor)
     console.print(
         f"Saved in {output}. A new process reloaded it, with the same losses, to the bit, and the same texts."
     )
+    console.print(f"A picture of the result, for a browser: {page}", highlight=False, soft_wrap=True)
+    results["examples"] = [example._asdict() for example in examples]
     results["seconds"] = time.monotonic() - start
     (output / DEMO).write_text(json.dumps(results, indent=1) + "\n")
-    console.print(f"{results['seconds'] / 60:.1f} minutes. Next, with a file of your own:", highlight=False)
-    next_command = "t5fusion train my.jsonl --text-column name --target-column description --output runs/mine"
-    console.print(f"  {next_command}", highlight=False, soft_wrap=True)
+    console.print(f"{results['seconds'] / 60:.1f} minutes. Next, to share it, or to train on a file of your own:")
+    for command in (
+        f"t5fusion export {output} bundles/demo --kind standalone",
+        "t5fusion train my.jsonl --text-column name --target-column description --output runs/mine",
+    ):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
     return results
 
 
@@ -168,6 +188,27 @@ def _compare(
     )
     results = {"untuned_loss": untuned_loss, "loss": mean, "worth_of_vectors": worth._asdict(), "scores": scores}
     return results, record
+
+
+def _examples(
+    untuned, model, test: list[dict], held_out: list[DocumentedName], processor: T5FusionProcessor
+) -> list[Example]:
+    """Return rows that are spread evenly over the held-out ones, with the texts that the models generate for them."""
+    count = min(PICTURED, len(test))
+    chosen = [index * len(test) // count for index in range(count)]
+    others = chosen[1:] + chosen[:1]
+    rows = [test[index] for index in chosen]
+    swapped = [
+        test[own] | {"lexical_embeds": test[other]["lexical_embeds"]} for own, other in zip(chosen, others, strict=True)
+    ]
+    texts = (
+        generate_texts(each, inputs, processor, **DECODING)
+        for each, inputs in ((untuned, rows), (model, rows), (model, swapped))
+    )
+    return [
+        Example(held_out[own].name, held_out[own].description, *written, held_out[other].name)
+        for own, other, *written in zip(chosen, others, *texts, strict=True)
+    ]
 
 
 def _generate(untuned, model, rows: list[dict], processor) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """The commands of `t5fusion`, run in processes of their own."""
 
 import dataclasses
+import html
 import json
 import os
 import shutil
@@ -456,7 +457,7 @@ def test_the_demo_from_end_to_end(room):
     )
     assert code == 0, err
     found = json.loads((room / "demo" / "demo.json").read_text())
-    assert set(found) == {"untuned_loss", "loss", "worth_of_vectors", "scores", "seconds"}
+    assert set(found) == {"untuned_loss", "loss", "worth_of_vectors", "scores", "examples", "seconds"}
     assert set(found["loss"]) == {"true", "shuffled", "none"} and set(found["scores"]) == {"true", "none", "untuned"}
     kept = json.loads((room / "demo" / "evaluation.json").read_text(encoding="utf-8"))
     assert {name: measures["loss"] for name, measures in kept["measures"].items()} == {
@@ -467,4 +468,13 @@ def test_the_demo_from_end_to_end(room):
     assert kept["worth_of_vectors"]["shuffled"] == found["worth_of_vectors"] and len(kept["samples"]) == 3
     assert "A new process reloaded it, with the same losses, to the bit" in out
     assert "t5fusion train my.jsonl" in out.splitlines()[-1]
+    assert "  t5fusion export demo bundles/demo --kind standalone\n" in out
+    page = (room / "demo" / "demo.html").read_text(encoding="utf-8")
+    assert "for a browser: demo/demo.html" in out and (room / "demo" / "demo.svg").exists()
+    assert len({(example["name"], example["target"]) for example in found["examples"]}) == 5
+    for example in found["examples"]:
+        assert all(
+            html.escape(text, quote=False) in page.replace("&#39;", "'").replace("&#34;", '"')
+            for text in example.values()
+        )
     assert list((room / "cache" / "vectors").glob("*/*.safetensors"))

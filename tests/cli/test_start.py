@@ -140,3 +140,24 @@ def test_completion_is_installed_for_the_shell_that_is_used(tmp_path):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout == "train\n", done.stderr
+
+
+def test_the_demonstration_says_first_what_it_does(tmp_path):
+    """Its first line comes before the seconds that torch takes."""
+    words = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "t5fusion",
+        "demo",
+        "--limit",
+        "5",
+        "--output",
+        str(tmp_path / "new"),
+    ]
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    first = lines.index("tiny_t5 learns to describe Python code. This takes about five minutes on two cores.")
+    torch = next(number for number, line in enumerate(lines) if line.split("|")[-1].strip() == "torch")
+    assert first < torch and "Give a --limit of 100 or more." in done.stderr

@@ -1,0 +1,127 @@
+"""The result of the demo as a picture, demo.svg, and as a page that a browser opens without a network, demo.html."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment
+
+from ..common.charts import DARK, LIGHT, Bar, bar_chart
+
+PAGE, PICTURE = "demo.html", "demo.svg"
+
+
+class Example(NamedTuple):
+    """A held-out row, and what the models made of it."""
+
+    name: str
+    target: str
+    untuned: str
+    tuned: str
+    swapped: str  # by the tuned model, with the vector of another row
+    swapped_with: str  # the name of that row
+
+
+TEMPLATE = Environment(autoescape=True).from_string("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>t5fusion: what the vectors add</title>
+<style>
+  :root { {% for name, value in light.items() %}--{{ name }}: {{ value }}; {% endfor %}--panel: #f6f8fa; }
+  @media (prefers-color-scheme: dark) {
+    :root { {% for name, value in dark.items() %}--{{ name }}: {{ value }}; {% endfor %}--panel: #151b23; }
+  }
+  body { background: var(--background); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto,
+    "Helvetica Neue", Arial, sans-serif; margin: 0 auto; max-width: 960px; padding: 32px 20px 64px; }
+  h1 { font-size: 28px; line-height: 1.2; margin: 0 0 8px; }
+  h2 { font-size: 20px; margin: 40px 0 4px; }
+  p { color: var(--muted); margin: 0 0 16px; max-width: 70ch; }
+  p strong { color: var(--ink); }
+  code { font: 0.92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+  img { display: block; height: auto; max-width: 100%; width: 680px; }
+  article { border: 1px solid var(--border); border-radius: 8px; margin: 16px 0; overflow: hidden; }
+  header { background: var(--panel); border-bottom: 1px solid var(--border); padding: 12px 16px; }
+  header code { font-weight: 600; }
+  header q { color: var(--muted); margin-left: 8px; }
+  dl { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); margin: 0;
+    padding: 16px; }
+  dt { color: var(--muted); font-size: 13px; }
+  dd { margin: 2px 0 0; overflow-wrap: anywhere; }
+  .tuned { border-left: 3px solid var(--first); padding-left: 12px; }
+</style>
+</head>
+<body>
+<h1>What the vectors add</h1>
+<p>A T5 with {{ weights }} weights learned to describe Python code, on {{ "{:,}".format(rows) }} names of the standard
+library. Its text is a name. Its vector is an embedding of {{ source }}. It was measured on
+{{ "{:,}".format(held_out_rows) }} names that it had not seen.</p>
+<img src="data:image/svg+xml;base64,{{ picture }}" alt="{{ summary }}">
+<h2>Another row&rsquo;s vector costs {{ "%+.3f"|format(worth.difference) }} nats per token</h2>
+<p>With 95&nbsp;% probability the cost is between {{ "%+.3f"|format(worth.low) }} and {{ "%+.3f"|format(worth.high) }}
+{%- if worth.low > 0 %}: the model reads its vectors{% endif %}.</p>
+<h2>{{ examples|length }} held-out names</h2>
+<p>They are spread evenly over the held-out names, and nobody chose them. The last text of each was written with the
+vector of another name.</p>
+{% for example in examples -%}
+<article>
+<header><code>{{ example.name }}</code> <q>{{ example.target }}</q></header>
+<dl>
+<div><dt>untuned</dt><dd>{{ example.untuned }}</dd></div>
+<div class="tuned"><dt>tuned</dt><dd>{{ example.tuned }}</dd></div>
+<div><dt>tuned, with the vector of <code>{{ example.swapped_with }}</code></dt><dd>{{ example.swapped }}</dd></div>
+</dl>
+</article>
+{% endfor -%}
+<p>The model is small, and its sentences show it. Run <code>make demo</code> to make this page again.</p>
+</body>
+</html>
+""")
+
+
+def save_page(
+    folder: Path, losses: Mapping[str, float], worth: Mapping[str, float], examples: Sequence[Example], **facts: Any
+) -> Path:
+    """Write demo.svg and demo.html into a folder, and return the path of the page.
+
+    Args:
+        folder: The run folder.
+        losses: The losses on the held-out rows, of "untuned", and of the tuned model by its vectors: "true", "shuffled"
+            and "none".
+        worth: `difference`, `low` and `high` of the cost of another row's vectors.
+        examples: The rows to show.
+        **facts: `rows` and `held_out_rows`, their numbers; `weights`, such as "6.5 M"; and `source`, what a vector is
+            an embedding of.
+    """
+    picture = bars(losses, facts["held_out_rows"])
+    (folder / PICTURE).write_text(picture, encoding="utf-8")
+    page = TEMPLATE.render(
+        picture=b64encode(picture.encode()).decode(),
+        summary=", ".join(f"{kind}: {loss:.3f}" for kind, loss in losses.items()),
+        worth=worth,
+        examples=examples,
+        light=LIGHT,
+        dark=DARK,
+        **facts,
+    )
+    (folder / PAGE).write_text(page, encoding="utf-8")
+    return folder / PAGE
+
+
+def bars(losses: Mapping[str, float], held_out_rows: int) -> str:
+    """Return the chart of the losses as the text of an SVG file."""
+    own = losses["true"]
+    return bar_chart(
+        f"What the vectors add: loss on {held_out_rows:,} held-out rows",
+        [
+            Bar("untuned", losses["untuned"], f"{losses['untuned'] - own:+.3f}"),
+            Bar("tuned, other rows' vectors", losses["shuffled"], f"{losses['shuffled'] - own:+.3f}"),
+            Bar("tuned, no vectors", losses["none"], f"{losses['none'] - own:+.3f}"),
+            Bar("tuned, own vectors", own, stands_out=True),
+        ],
+        "nats per token; shorter is better",
+    )
