@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -41,7 +41,9 @@ from .page import Example, save_page
 TEMPLATE = "describe: {text}"
 BATCH, RATE = 16, 3e-3  # half as many steps as `train` takes by default, and larger ones
 DROPOUT = 0.0  # drawing its random numbers takes a fifth of the time, and two epochs hardly need it
-PRECISION = "fp32"  # the same numbers on machines with and without bf16, and faster for matrices as small as these
+PRECISION: Literal["fp32"] = (
+    "fp32"  # the same numbers on machines with and without bf16, and faster for matrices as small as these
+)
 BODY_TOKENS = 64  # the encoder reads at most this many tokens of a body
 GENERATED = 200  # about this many held-out rows are generated for and scored
 SHOWN = 8  # examples in the last table
@@ -201,13 +203,19 @@ def _examples(
     swapped = [
         test[own] | {"lexical_embeds": test[other]["lexical_embeds"]} for own, other in zip(chosen, others, strict=True)
     ]
-    texts = (
-        generate_texts(each, inputs, processor, **DECODING)
-        for each, inputs in ((untuned, rows), (model, rows), (model, swapped))
-    )
+    before = generate_texts(untuned, rows, processor, **DECODING)
+    after = generate_texts(model, rows, processor, **DECODING)
+    mixed_up = generate_texts(model, swapped, processor, **DECODING)
     return [
-        Example(held_out[own].name, held_out[own].description, *written, held_out[other].name)
-        for own, other, *written in zip(chosen, others, *texts, strict=True)
+        Example(
+            held_out[own].name,
+            held_out[own].description,
+            before[number],
+            after[number],
+            mixed_up[number],
+            swapped_with=held_out[other].name,
+        )
+        for number, (own, other) in enumerate(zip(chosen, others, strict=True))
     ]
 
 
