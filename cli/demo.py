@@ -42,7 +42,7 @@ def demo(
     if not is_unused(output) and not (output / DEMO).exists():
         raise ValueError(f"{output} holds something else than a demo, and is left alone. Choose another --output.")
     check_output(output, overwrite=True, mark=DEMO)
-    say(f"{base_model} learns to describe Python code. This takes about five minutes on two cores.")
+    print(f"{base_model} learns to describe Python code. This takes about five minutes on two cores.", flush=True)
     load_libraries()
     from ..demo.demo import demo as run_demo  # slow to import: --help does without
     from ..finetune import Interrupted
