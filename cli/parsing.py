@@ -121,11 +121,15 @@ def with_options_of(*classes: type) -> Callable[[Command], Command]:
         signature = inspect.signature(command)
         parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         for options in classes:
-            parameters += [_parameter_of(field) for field in dataclasses.fields(options)]
+            parameters += [_parameter_of(field) for field in dataclasses.fields(options) if _is_option(field)]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
     return decorate
+
+
+def _is_option(field: dataclasses.Field) -> bool:
+    return field.metadata.get("command_line", True)
 
 
 def _parameter_of(field: dataclasses.Field) -> inspect.Parameter:
@@ -136,6 +140,7 @@ def _parameter_of(field: dataclasses.Field) -> inspect.Parameter:
     settings: dict[str, Any] = {"help": help, "rich_help_panel": metadata["panel"]}
     if get_origin(kind) is Literal:  # typer reads it from 0.19 on
         settings |= one_of(get_args(kind))
+        settings["metavar"] = metadata.get("metavar", settings["metavar"])
         kind = str
     if "parse" in metadata:
         kind, settings["parser"], settings["metavar"] = str | None, metadata["parse"], "NAMES"
@@ -156,7 +161,7 @@ def one_of(values: Sequence[str]) -> dict[str, Any]:
 def options_from(options: type[Options], fields: dict[str, Any]) -> Options:
     """Return a dataclass of options, made from the `**fields` of a command."""
     values = {}
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+    for field in filter(_is_option, dataclasses.fields(options)):  # type: ignore[arg-type]
         opposite, _ = field.metadata.get("opposite", (None, None))
         values[field.name] = not fields[opposite] if opposite else fields[field.name]
     try:

@@ -1,14 +1,17 @@
 """`t5fusion train`."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..common.console import is_first_process, say
-from ..common.panels import DATA, OUTPUT
+from ..common.panels import DATA, OUTPUT, TRAINING
 from ..finetune.file_names import check_readable
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
+from ..finetune.plain_yaml import read_yaml
+from ..finetune.run_config import SETTINGS, as_text, read_config
 from .arguments import Data, Encoding, LexicalColumn, Limit, Overwrite, TargetColumn, TextColumn, VectorColumn
 from .libraries import load_libraries
 from .parsing import options_from, refuse_idle, with_options_of
@@ -19,6 +22,35 @@ IDLE_OPTIONS = {  # options, and those that have no effect beside them
     "vector_column": ("lexical_column", "encoder", "lexical_dim"),
     "resume": ("overwrite",),
 }
+
+
+def read_defaults(context: typer.Context, file: Path | None) -> Path | None:
+    """Take the options in a file as the defaults of those that are not on the command line."""
+    if file is not None and not context.resilient_parsing:
+        given = read_config(file)
+        context.meta[SETTINGS] = given.pop(SETTINGS, {})
+        context.default_map = {name: as_text(value) for name, value in given.items()}
+    return file
+
+
+def parse_settings(words: list[str]) -> dict[str, Any]:
+    """Return the settings in words such as "weight_decay=0.01".
+
+    Raises:
+        ValueError: a word has no "=", a value is no YAML, or a name is given twice.
+    """
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--set {word} has no value; expected NAME=VALUE, such as --set weight_decay=0.01.")
+        if name in settings:
+            raise ValueError(f"--set {name} was given twice. Give it once: only one value would be used.")
+        try:
+            settings[name] = read_yaml(value)
+        except ValueError as error:
+            raise ValueError(f"--set {name}: {value!r} is no value in YAML ({error}).") from error
+    return settings
 
 
 @with_options_of(Recipe, TrainingOptions)
@@ -43,6 +75,27 @@ def train(
         bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Resume from the last checkpoint in the output.")
     ] = False,
     overwrite: Overwrite = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            is_eager=True,
+            callback=read_defaults,
+            rich_help_panel=DATA,
+            metavar="FILE",
+            help="YAML file with any of these options, DATA included, by their names, and `set:` for --set. Those on "
+            "the command line go before. Each run writes one: run.yaml in its folder.",
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            rich_help_panel=TRAINING,
+            help="Any other field of transformers' Seq2SeqTrainingArguments or PEFT's LoraConfig, such as "
+            "weight_decay=0.01. May be given several times.",
+        ),
+    ] = None,
     **fields,
 ):
     """Train LoRA, or all weights, on rows of text -> text with a vector beside each text.
@@ -50,6 +103,7 @@ def train(
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
     refuse_idle(context, IDLE_OPTIONS)
+    settings = context.meta.get(SETTINGS, {}) | parse_settings(setting or [])
     options, recipe = options_from(TrainingOptions, fields), options_from(Recipe, fields)
     output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
     for source in filter(None, (data, validation)):
@@ -61,6 +115,7 @@ def train(
     load_libraries()
     from ..finetune import Columns, Interrupted, train_file  # slow to import: --help does without
 
+    options = replace(options, settings=settings or None)
     columns = Columns(text_column, target_column, lexical_column, vector_column)
     try:
         train_file(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .generation import generate_texts
     from .inputs import prepare
     from .options import Recipe, TrainingOptions
+    from .run_config import read_run
     from .trainer import Interrupted
     from .training import train
 
@@ -45,6 +46,7 @@ __all__ = [
     "generate_texts",
     "load_trained",
     "prepare",
+    "read_run",
     "train",
     "train_file",
 ]
@@ -64,6 +66,7 @@ _MODULES = {
     ".generation": ("generate_texts",),
     ".inputs": ("prepare",),
     ".options": ("Recipe", "TrainingOptions"),
+    ".run_config": ("read_run",),
     ".trainer": ("Interrupted",),
     ".training": ("train",),
 }

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from transformers import TrainerState
 
 from ..common.errors import first_line
 from ..naming_t5fusion import EMBEDDED, name_of_embedded, was_embedded
+from .options import TrainingOptions
 from .output_folder import RESUMED
 
 STATE = "trainer_state.json"  # the Trainer writes it last
@@ -26,6 +28,11 @@ NEEDED = {  # what a checkpoint must hold, and patterns of its files, of which a
     "state of the learning rates": ("scheduler.pt",),
     "random numbers": ("rng_state*.pth",),
 }
+# Options that the first checkpoints did not record: by default, training is as it was without them.
+ADDED = (
+    "gradient_accumulation", "warmup_steps", "lr_scheduler_type", "eval_steps", "save_steps", "logging_steps",
+    "keep_best", "patience", "settings",
+)  # fmt: skip
 FULL_DISK = 2**20  # bytes: with less free space than this, the full disk is taken for the cause of an error
 
 
@@ -104,6 +111,7 @@ def check_resumed(checkpoint: Path, expected: dict) -> None:
     """
     begun = read_begun(checkpoint, expected)
     now = json.loads(json.dumps(expected))  # as the checkpoint's own have been through JSON
+    begun = {each.name: each.default for each in fields(TrainingOptions) if each.name in ADDED} | begun
     changes = [f"{name} was {begun.get(name)}, now {value}" for name, value in now.items() if begun.get(name) != value]
     if changes:
         raise ValueError(

@@ -25,11 +25,12 @@ from .generation import generate_lines, generate_texts
 from .inputs import make_inputs, report_counts
 from .options import Recipe, TrainingOptions
 from .output_file import OutputFile, StandardOutput, check_output_name
-from .output_folder import check_output
+from .output_folder import CHECKPOINTS, check_output
 from .parallel import processes
 from .record import rows_digest, trained_columns, trained_options
+from .run_config import run_yaml
 from .streaming import Chunk, count_rows, first_of, read_chunks
-from .trainer import check_launch
+from .trainer import check_launch, training_arguments
 from .training import held_out_loss, train
 
 
@@ -49,7 +50,8 @@ def train_file(
     """Train on the rows of a file, and save the adapter (or all weights), the processor and a record of the training.
 
     The vectors come from `columns.vector`. Without it, an encoder makes them from `columns.lexical`, or else from the
-    text.
+    text. All arguments are written into `output/run.yaml`: `train_file(**read_run("runs/mine/run.yaml") | {"output":
+    "runs/again"})` trains the same again, as `t5fusion train --config` does.
 
     Args:
         data: JSONL, CSV or Parquet file, or id of a data set on the Hub.
@@ -72,14 +74,14 @@ def train_file(
         OSError: a file, a data set or the base model cannot be read.
     """
     options, recipe = options or TrainingOptions(), recipe or Recipe()
-    data, output = str(data), Path(output)
+    data, output, validation = str(data), Path(output), None if validation is None else str(validation)
     check_launch()
     _check_columns_for_training(columns, recipe)
-    rows, held_out = load_split(
-        data, columns, None if validation is None else str(validation), recipe.encoder, encoding
-    )
+    if options.settings:  # before the vectors are made, which can take hours
+        training_arguments(options, output / CHECKPOINTS)
+    rows, held_out = load_split(data, columns, validation, recipe.encoder, encoding)
     rows, held_out = first_rows(rows, limit), first_rows(held_out, limit)
-    if is_first_process():  # before the vectors are made, which can take hours
+    if is_first_process():  # before the vectors are made
         check_output(output, resume, overwrite)
     processor = _new_processor(rows, columns, options.base_model, recipe)
     limits = (options.max_source, options.max_target)
@@ -87,9 +89,13 @@ def train_file(
     inputs = make_inputs(rows, columns, processor, limits, counts=counts)
     held_out_inputs = make_inputs(held_out, columns, processor, limits, counts=counts)
     report_counts(counts, *limits)
+    run = run_yaml(
+        columns, options, recipe, data=data, validation=validation, limit=limit, encoding=encoding, output=output
+    )  # fmt: skip
     model = train(
         inputs, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
         source={"data": _absolute(data), "validation": _absolute(validation), "limit": limit, "encoding": encoding},
+        run=run,
     )  # fmt: skip
     say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
     return model

@@ -11,6 +11,7 @@ from ..common.base_models import base_error, base_folder
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .options import TrainingOptions
+from .settings import read_settings
 
 DAMAGED = (SafetensorError, UnpicklingError, EOFError)  # errors of reading a damaged file of weights
 
@@ -42,6 +43,7 @@ def build_model(
         lora["modules_to_save"] = []
     if options.target_modules is not None:
         lora["target_modules"] = list(options.target_modules)
+    lora |= read_settings(options.settings).lora
     torch.manual_seed(options.seed)
     return get_peft_model(model, model.lora_config(**lora))
 

@@ -5,13 +5,15 @@ that is slow, so that the command line is quick.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from ..common.limits import MAX_SOURCE, MAX_TARGET
 from ..common.panels import DATA, LORA, TRAINING, VECTORS
+from .reporting import check_reporters
+from .settings import check_settings
 
 LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options without effect if all weights train
 
@@ -42,15 +44,21 @@ def option(
         help: what the option does; the command line shows it.
         allowed: the numbers that it accepts; None for no number.
         panel: one of `common.panels`, in which --help shows it.
-        **command_line: `parse`, a function from the text on a command line to the value; or `opposite`, name and help
-            of a flag that sets a field from True to False.
+        **command_line: `parse`, a function from the text on a command line to the value; `opposite`, name and help
+            of a flag that sets a field from True to False; `metavar`, what --help shows for the value; or
+            `command_line`, False for a field without an option.
     """
     return field(default=default, metadata={"help": help, "allowed": allowed, "panel": panel, **command_line})
 
 
-def split_names(text: str) -> tuple[str, ...] | None:
-    """Return the names in a text such as "q, v"; None for "all"."""
-    return None if text == "all" else tuple(name.strip() for name in text.split(","))
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names in a text such as "q, v"."""
+    return tuple(name.strip() for name in text.split(","))
+
+
+def names_unless(word: str) -> Callable[[str], tuple[str, ...] | None]:
+    """Return a function that splits names, but returns None for one word, such as "all"."""
+    return lambda text: None if text == word else split_names(text)
 
 
 def describe_fields(options: type) -> type:
@@ -111,7 +119,7 @@ class TrainingOptions:
         "Modules that LoRA adapts, by name or by the end of their path, such as q,v. Default: all, every matrix of "
         "the blocks.",
         panel=LORA,
-        parse=split_names,
+        parse=names_unless("all"),
     )
     train_fusion: bool = option(
         True,
@@ -125,7 +133,7 @@ class TrainingOptions:
         panel=VECTORS,
     )
     epochs: float = option(3.0, "Passes over the rows.", POSITIVE)
-    batch_size: int = option(8, "Rows in a step, in each process.", COUNT)
+    batch_size: int = option(8, "Rows in a batch, in each process.", COUNT)
     lr: float | None = option(None, "Peak learning rate. Default: 1e-3 for LoRA, 5e-4 for all weights.", POSITIVE)
     fusion_lr: float | None = option(
         None,
@@ -142,9 +150,55 @@ class TrainingOptions:
         "auto", "Precision of computation. auto: bf16 on machines where it is fast."
     )
     seed: int = option(42, "Seed of the random numbers.", SEED)
+    gradient_accumulation: int = option(1, "Batches whose gradients are added up for one step of the weights.", COUNT)
+    warmup_steps: float = option(
+        0.0,
+        "Steps in which the learning rate rises to its peak. Below 1: their share of all steps.",
+        NOT_NEGATIVE,
+    )
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant",
+        "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "warmup_stable_decay",
+    ] = option(
+        "linear",
+        "How the learning rate changes after the warm-up: linear, cosine, constant, inverse_sqrt, ...",
+        metavar="NAME",
+    )  # fmt: skip
+    eval_steps: int | None = option(None, "Steps between two evaluations. Default: one after each epoch.", COUNT)
+    save_steps: int | None = option(None, "Steps between two checkpoints. Default: one after each epoch.", COUNT)
+    logging_steps: int | None = option(
+        None, "Steps between two entries of the history. Default: one after each epoch.", COUNT
+    )
+    keep_best: bool = option(False, "Save the model with the lowest held-out loss, instead of the last one.")
+    patience: int | None = option(
+        None,
+        "Stop after so many evaluations in a row without a lower held-out loss, and save the model with the lowest.",
+        COUNT,
+    )
+    report_to: tuple[str, ...] | None = option(
+        None,
+        "Programs that draw the losses while it trains: tensorboard, wandb, trackio, mlflow, ... Default: none.",
+        parse=names_unless("none"),
+    )
+    settings: Mapping[str, Any] | None = option(
+        None,
+        "Any other field of transformers' Seq2SeqTrainingArguments or PEFT's LoraConfig, by its name there, such as "
+        "{'weight_decay': 0.01, 'use_rslora': True}.",
+        command_line=False,
+    )
 
     def __post_init__(self):
         check_fields(self)
+        self._check_modules()
+        self._check_best()
+        check_reporters(self.report_to or ())
+        if self.settings:
+            check_settings(self.settings, [each.name for each in fields(self)], without_lora=self.full)
+            if "modules_to_save" in self.settings and not self.train_fusion:
+                raise ValueError("`modules_to_save` has no effect with `train_fusion=False`. Leave one out.")
+
+    def _check_modules(self) -> None:
+        """Check the options of LoRA and of the fusion layer, each beside the others."""
         modules = self.target_modules
         # A string would be read as a sequence of letters.
         if modules is not None and (isinstance(modules, str) or not modules or not all(modules)):
@@ -156,6 +210,19 @@ class TrainingOptions:
             raise ValueError(f"{' and '.join(idle)} {have} no effect with `full`: {are} LoRA's. Leave one out.")
         if self.fusion_lr is not None and not self.train_fusion:
             raise ValueError("`fusion_lr` has no effect with `train_fusion=False`. Leave one out.")
+
+    def _check_best(self) -> None:
+        if self.keeps_best and self.eval_steps != (self.save_steps or self.eval_steps):
+            every = f"`eval_steps` is {self.eval_steps or 'None (each epoch)'} and `save_steps` is {self.save_steps}"
+            raise ValueError(
+                f"{every}; to keep the best model, a checkpoint is needed after each evaluation. Give `eval_steps` "
+                "only, or both the same number."
+            )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the model that is saved is the one with the lowest held-out loss."""
+        return self.keep_best or self.patience is not None
 
     @property
     def peak_lr(self) -> float:

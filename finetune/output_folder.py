@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from ..common.run_files import RECORD
 
 RESUMED = "options.json"  # in each checkpoint: what a resumed training must agree with
 CHECKPOINTS = "checkpoints"
+RUN = "run.yaml"  # the options of the run, as `t5fusion train --config` reads them
+LOGS = "logs"  # TensorBoard's
 LOCK = ".training.lock"  # exists during a training; a killed one leaves the file, but its lock on it ends
 
 
@@ -50,7 +53,7 @@ def _check_content(folder: Path, resume: bool, overwrite: bool, mark: str | None
     names = {item.name for item in folder.iterdir()} - {LOCK}
     # Other programs have folders named checkpoint-N, but ours hold our own file.
     has_checkpoint = any(folder.glob(f"{CHECKPOINTS}/checkpoint-*/{RESUMED}"))
-    is_ours = mark in names if mark else RECORD in names or names == {CHECKPOINTS} or has_checkpoint
+    is_ours = mark in names if mark else RECORD in names or names - {RUN, LOGS} == {CHECKPOINTS} or has_checkpoint
     if not is_ours:
         raise ValueError(
             f"{folder} holds files that t5fusion did not write, so --overwrite does not remove them. Choose another "
@@ -117,11 +120,25 @@ class OutputFolder:
     Args:
         path: The folder. It need not exist.
         resume, overwrite, mark: As for `check_output`. The mark is written when something is saved for the first time.
+        run: Content of run.yaml, which is written at the same time; None for no such file.
     """
 
-    def __init__(self, path: Path, resume: bool = False, overwrite: bool = False, mark: str | None = None):
-        self.path, self.resume, self.overwrite, self.mark = path, resume, overwrite, mark
+    def __init__(
+        self,
+        path: Path,
+        resume: bool = False,
+        overwrite: bool = False,
+        mark: str | None = None,
+        run: str | None = None,
+    ):
+        self.path, self.resume, self.overwrite, self.mark, self.run = path, resume, overwrite, mark, run
         self.has_begun = False
+        self.logs: Path | None = None  # of this training
+
+    def new_logs(self) -> Path:
+        """Return a new name for a folder of logs, the only thing that is written before something is saved."""
+        self.logs = self.path / LOGS / time.strftime("%Y-%m-%d_%H-%M-%S")
+        return self.logs
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -132,7 +149,9 @@ class OutputFolder:
         """
         check_output(self.path, self.resume, self.overwrite, self.mark)
         path = self.path.absolute()
-        new_folders = [folder for folder in (path / CHECKPOINTS, path, *path.parents) if not folder.exists()]
+        new_folders = [
+            folder for folder in (path / LOGS, path / CHECKPOINTS, path, *path.parents) if not folder.exists()
+        ]
         path.mkdir(parents=True, exist_ok=True)
         file = _take_lock(path)
         try:
@@ -143,6 +162,8 @@ class OutputFolder:
                 (path / LOCK).unlink()
             file.close()
             if not self.has_begun:
+                if self.logs is not None:
+                    shutil.rmtree(self.logs, ignore_errors=True)
                 for folder in new_folders:
                     with suppress(OSError):  # the folder is missing, or not empty
                         folder.rmdir()
@@ -152,8 +173,10 @@ class OutputFolder:
         if self.has_begun:
             return
         self.has_begun = True
-        for item in list(self.path.iterdir()) if self.overwrite and not self.resume else ():
-            if item.name == LOCK:
+        new = {self.path / LOCK, self.path / LOGS if self.logs else None, self.logs}
+        items = [*self.path.iterdir(), *self.path.glob(f"{LOGS}/*")] if self.overwrite and not self.resume else []
+        for item in items:
+            if item in new or not os.path.lexists(item):
                 continue
             if item.is_dir() and not item.is_symlink():
                 shutil.rmtree(item)
@@ -161,3 +184,5 @@ class OutputFolder:
                 item.unlink()
         if self.mark is not None:
             (self.path / self.mark).write_text("{}\n")
+        if self.run is not None:
+            (self.path / RUN).write_text(self.run, encoding="utf-8")

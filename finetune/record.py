@@ -51,6 +51,7 @@ def resume_conditions(
     }
     # The number of processes may change, as long as they take as many rows in a step.
     conditions["batch size of all processes"] = conditions.pop("batch_size") * processes
+    del conditions["report_to"]  # it changes nothing in the model
     return conditions
 
 

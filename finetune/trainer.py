@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -17,10 +18,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
+from ..common.console import say
 from ..common.progress import Progress
 from .checkpoints import check_weights, loading, problem_of, saving
 from .options import TrainingOptions
 from .output_folder import RESUMED, OutputFolder
+from .settings import read_settings
 
 SAME_SIGNAL = 1.0  # seconds: a rank may get one signal twice, from the cluster and from its launcher
 
@@ -185,6 +188,56 @@ class ShowProgress(TrainerCallback):
         return "" if self.loss is None else f"loss {self.loss:.3f}"
 
 
+class FindBest(TrainerCallback):
+    """Finds the best checkpoint of a resumed training in its own folder, also if the folder has moved since."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not (args.load_best_model_at_end and state.best_global_step):
+            return
+        best = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+        if problem_of(best) is None:
+            state.best_model_checkpoint = str(best)
+            return
+        say(f"The best model so far, {best.name}, is not there or not whole. The best one is sought from now on.")
+        state.best_model_checkpoint = state.best_global_step = state.best_metric = None
+
+
+class StopEarly(TrainerCallback):
+    """Stops after `patience` evaluations in a row whose loss is not lower than the lowest before.
+
+    It counts in the Trainer's history, which each checkpoint holds, so that a resumed training goes on counting.
+    """
+
+    def __init__(self, patience: int):
+        self.patience = patience
+        self.was_over = False  # before this training was resumed
+
+    def _is_over(self, state) -> bool:
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        lowest = min((loss for loss in losses if loss == loss), default=None)  # a loss of nan is never the lowest
+        since = len(losses) if lowest is None else len(losses) - 1 - losses.index(lowest)
+        return since >= self.patience
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.was_over = self._is_over(state)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self._is_over(state):
+            control.should_training_stop = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._stop_again(control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._stop_again(control)
+
+    def _stop_again(self, control) -> None:
+        # The Trainer makes one step more before it can be stopped. That step is lost, as the best model is loaded.
+        if self.was_over:
+            control.should_training_stop = True
+            control.should_save = control.should_evaluate = control.should_log = False
+
+
 class StopOnSignal(TrainerCallback):
     """Saves a checkpoint and stops at the next step after Ctrl-C or SIGTERM: at the same step in all processes.
 
@@ -236,25 +289,48 @@ class StopOnSignal(TrainerCallback):
 
 
 def training_arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTrainingArguments:
-    return Seq2SeqTrainingArguments(
+    """Return the arguments of the Trainer. The settings among the options come last, and replace what is set here.
+
+    Raises:
+        ValueError: transformers refuses a setting, or two of them together.
+    """
+    arguments = dict(
         output_dir=str(checkpoints),
         num_train_epochs=options.epochs,
         per_device_train_batch_size=options.batch_size,
         per_device_eval_batch_size=64,
+        gradient_accumulation_steps=options.gradient_accumulation,
         learning_rate=options.peak_lr,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=1,
-        logging_strategy="epoch",
+        lr_scheduler_type=options.lr_scheduler_type,
+        warmup_steps=options.warmup_steps,
+        **_intervals(options),
+        save_total_limit=2 if options.keeps_best else 1,  # the best one and the last one
+        load_best_model_at_end=options.keeps_best,
         seed=options.seed,
         bf16=computes_in_bf16(options),
-        report_to="none",
+        report_to=list(options.report_to or ["none"]),
         log_level_replica="error",
         remove_unused_columns=True,
         use_cpu=not torch.accelerator.is_available(),  # otherwise transformers refuses bf16 on CPUs
         ddp_find_unused_parameters=False,  # all get gradients: without vectors, the fusion layer's are zero
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
+    settings = read_settings(options.settings).trainer
+    try:
+        return Seq2SeqTrainingArguments(**arguments | settings)
+    except (KeyError, NotImplementedError, TypeError, ValueError) as error:
+        if not settings:
+            raise
+        raise ValueError(f"transformers refuses the settings: {error}") from error
+
+
+def _intervals(options: TrainingOptions) -> dict[str, Any]:
+    """Return when the Trainer evaluates, saves and logs: after each epoch, or after so many steps."""
+    steps = {"eval": options.eval_steps, "save": options.save_steps, "logging": options.logging_steps}
+    if options.keeps_best:
+        steps["save"] = options.eval_steps
+    arguments: dict[str, Any] = {f"{name}_strategy": "steps" if number else "epoch" for name, number in steps.items()}
+    return arguments | {f"{name}_steps": number for name, number in steps.items() if number}
 
 
 def computes_in_bf16(options: TrainingOptions) -> bool:

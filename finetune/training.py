@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list, disable_fsdp_ram_efficient_loading
 from torch import nn
 from transformers import Seq2SeqTrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..collating_t5fusion import DataCollatorWithFusion
@@ -27,7 +28,7 @@ from .model import build_model, trainable_share
 from .options import TrainingOptions
 from .output_folder import CHECKPOINTS, OutputFolder
 from .record import named_columns, pin_encoder, resume_conditions, rows_digest, training_record
-from .trainer import FusionTrainer, ShowProgress, StopOnSignal, training_arguments
+from .trainer import FindBest, FusionTrainer, ShowProgress, StopEarly, StopOnSignal, training_arguments
 
 Result = TypeVar("Result")
 
@@ -44,10 +45,12 @@ def train(
     overwrite: bool = False,
     mark: str | None = None,
     source: dict[str, Any] | None = None,
+    run: str | None = None,
 ) -> nn.Module:
     """Train, and save into `output`: adapter (or all weights), tokenizer, processor, `training.json` and `loss.svg`.
 
-    Nothing in `output` changes before the first checkpoint is saved, after the first epoch.
+    Nothing in `output` changes before the first checkpoint is saved, by default after the first epoch. (Only
+    `options.report_to=("tensorboard",)` writes before: into `output/logs`.)
 
     Args:
         rows, held_out: rows of `inputs.prepare`, to train on and to evaluate with after each epoch.
@@ -58,6 +61,7 @@ def train(
         mark: name of a file to put into `output` with the first checkpoint. Only a folder with that file is
             overwritten.
         source: where the rows come from, for the record: `data`, `validation`, `limit` and `encoding`.
+        run: content of `run.yaml`, which is written with the first checkpoint; None for no such file.
 
     Returns:
         The trained model: a `PeftModel`, or a `T5WithFusion` if `options.full`. Under FSDP its weights are shards; the
@@ -70,7 +74,7 @@ def train(
         OSError: the base model cannot be loaded, or `output` cannot be written.
     """
     arguments = training_arguments(options, Path(output) / CHECKPOINTS)
-    folder = OutputFolder(Path(output), resume, overwrite, mark)
+    folder = OutputFolder(Path(output), resume, overwrite, mark, run)
     with _locked(folder, arguments):
         conditions = resume_conditions(rows, held_out, processor, options, columns, arguments.world_size)
         start = _find_start(folder, arguments, options, conditions)
@@ -81,6 +85,8 @@ def train(
         trainer = _make_trainer(model, rows, held_out, processor, options, arguments, stopper)
         trainer.folder, trainer.begun_with = folder, conditions | {"commit": start.commit}
         trainer.damaged = start.damaged
+        if "tensorboard" in (options.report_to or ()):
+            _log_beside_checkpoints(trainer)
         seconds = _run(trainer, stopper, start)
         facts = {
             "base_revision": start.commit,
@@ -94,6 +100,7 @@ def train(
             "trainable_weights": shares[0],
             "weights": shares[1],
             "seconds": seconds,
+            "best": _best(trainer),
             "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry],
         }
         return _save(trainer, processor, training_record(options, **facts))
@@ -214,12 +221,23 @@ def _make_trainer(
         data_collator=DataCollatorWithFusion(processor.tokenizer),
         callbacks=[stopper],
     )
+    if options.keeps_best:
+        trainer.add_callback(FindBest())
+    if options.patience is not None:
+        trainer.add_callback(StopEarly(options.patience))
     for callback in (PrinterCallback, ProgressCallback):  # the Trainer has one of them, depending on the log level
         trainer.remove_callback(callback)
     trainer.remove_callback(FusionCallback)
     trainer.add_callback(FusionCallback(start=False))  # `build_model` has initialized the fusion layer
     trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
     return trainer
+
+
+def _log_beside_checkpoints(trainer: FusionTrainer) -> None:
+    """Let TensorBoard's files lie in the output folder, unless $TENSORBOARD_LOGGING_DIR names another place."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(trainer.folder.new_logs())
 
 
 def _run(trainer: FusionTrainer, stopper: StopOnSignal, start: _Start) -> float:
@@ -232,6 +250,17 @@ def _run(trainer: FusionTrainer, stopper: StopOnSignal, start: _Start) -> float:
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     stopper.raise_if_stopped()
     return round(start.seconds + time.monotonic() - started, 1)
+
+
+def _best(trainer: FusionTrainer) -> dict[str, Any] | None:
+    """Return step, epoch and held-out loss of the best model, which is the one in memory now; None for the last one."""
+    state = trainer.state
+    if not trainer.args.load_best_model_at_end or state.best_model_checkpoint is None:
+        return None
+    step = int(Path(state.best_model_checkpoint).name.rpartition("-")[2])
+    evaluated = next(entry for entry in state.log_history if entry["step"] == step and "eval_loss" in entry)
+    say(f"Best model: step {step}, epoch {evaluated['epoch']:g}, loss {evaluated['eval_loss']:.3f} held out.")
+    return {name: evaluated[name] for name in ("step", "epoch", "eval_loss")}
 
 
 def _save(trainer: FusionTrainer, processor: T5FusionProcessor, record: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,41 @@
+"""The programs that draw a training's losses while it goes on, and the packages that they need."""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+from importlib.util import find_spec
+
+# By the name that transformers gives it: modules of which one must be there, and what to install.
+REPORTERS = {
+    "azure_ml": (("azureml",), "azureml-core mlflow"),
+    "clearml": (("clearml",), "clearml"),
+    "codecarbon": (("codecarbon",), "codecarbon"),
+    "comet_ml": (("comet_ml",), "comet-ml"),
+    "dagshub": (("dagshub",), "dagshub mlflow"),
+    "dvclive": (("dvclive",), "dvclive"),
+    "flyte": (("flytekit",), "flytekit"),
+    "mlflow": (("mlflow",), "mlflow"),
+    "neptune": (("neptune",), "neptune"),
+    "swanlab": (("swanlab",), "swanlab"),
+    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
+    "trackio": (("trackio",), "trackio"),
+    "wandb": (("wandb",), "wandb"),
+}
+
+
+def check_reporters(names: Collection[str]) -> None:
+    """Check that reports can be sent to the programs of these names.
+
+    Raises:
+        ValueError: there is no such program.
+        ImportError: its package is not installed.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"`report_to` is {names!r}; expected names, such as ({names!r},).")
+    for name in names:
+        if name not in REPORTERS:
+            nearest = get_close_matches(name, REPORTERS, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"expected any of {', '.join(REPORTERS)}."
+            raise ValueError(f"`report_to` names {name!r}, which transformers does not report to; {hint}")
+        modules, packages = REPORTERS[name]
+        if not any(find_spec(module) for module in modules):
+            raise ImportError(f"reports to {name} need its package: pip install {packages}")

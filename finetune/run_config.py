@@ -1,0 +1,126 @@
+"""run.yaml: all arguments of a training in one file, which each run writes into its folder.
+
+`t5fusion train --config run.yaml` trains with them again, and so does `train_file(**read_run("run.yaml"))`.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from difflib import get_close_matches
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .options import LORA_ONLY, Recipe, TrainingOptions
+from .plain_yaml import read_yaml, write_yaml
+
+COLUMNS = {"text_column": "text", "target_column": "target", "lexical_column": "lexical", "vector_column": "vector"}
+# The other arguments of `train_file`.
+ARGUMENTS = ("data", "validation", "limit", "encoding", "output", "resume", "overwrite")
+SETTINGS = "set"
+
+
+def _name(each: Field) -> str:
+    return each.metadata.get("opposite", (each.name,))[0]
+
+
+FIELDS = {_name(each): each for options in (Recipe, TrainingOptions) for each in fields(options)}
+FIELDS[SETTINGS] = FIELDS.pop("settings")
+KEYS = ("data", *COLUMNS, *ARGUMENTS[1:], *FIELDS)
+
+
+def read_config(file: str | Path) -> dict[str, Any]:
+    """Return the arguments in a YAML file, by the names that they have on the command line, with underscores.
+
+    Paths in it are relative to the current folder, as on the command line. A null is as if its line were not there.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no mapping in YAML, or a name is unknown or given twice.
+    """
+    if not Path(file).is_file():
+        raise OSError(f"there is no file {file}; expected a YAML file of options, such as runs/mine/run.yaml.")
+    try:
+        content = read_yaml(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no options; expected lines such as `epochs: 2`.")
+    arguments: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in KEYS:
+            nearest = get_close_matches(name, KEYS, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "names are those of `t5fusion train --help`."
+            raise ValueError(f"{file} names {key}, which is no option of `t5fusion train`; {hint}")
+        if name in arguments:
+            raise ValueError(f"{file} gives {name} twice.")
+        arguments[name] = value
+    if not isinstance(arguments.get(SETTINGS) or {}, dict):
+        raise ValueError(f"{file}: {SETTINGS} is {arguments[SETTINGS]!r}; expected names and values, such as a: 1.")
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def read_run(file: str | Path) -> dict[str, Any]:
+    """Return the arguments in a run.yaml for `train_file`: `train_file(**read_run(file) | {"output": "runs/again"})`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file, a name or a value in it cannot be used, or it names no data or no columns.
+    """
+    from .data import Columns  # slow, and the command line reads a file without it
+
+    given = read_config(file)
+    missing = [name for name in ("data", "text_column", "target_column") if name not in given]
+    if missing:
+        raise ValueError(f"{file} does not name {', '.join(missing)}.")
+    columns = Columns(**{name: given[key] for key, name in COLUMNS.items() if key in given})
+    values = {each.name: _value(each, given[key]) for key, each in FIELDS.items() if key in given}
+    return {
+        **{name: given[name] for name in ARGUMENTS if name in given},
+        "columns": columns,
+        "options": TrainingOptions(**_those_of(TrainingOptions, values)),
+        "recipe": Recipe(**_those_of(Recipe, values)),
+    }
+
+
+def _value(each: Field, given: Any) -> Any:
+    """Return the value of a field of options that a file gives."""
+    if "opposite" in each.metadata:
+        return not given
+    if "parse" in each.metadata:
+        return each.metadata["parse"](as_text(given))
+    return given
+
+
+def as_text(given: Any) -> Any:
+    """Return a list of names as the command line takes it, separated by commas; anything else as it is."""
+    return ",".join(map(str, given)) if isinstance(given, list) else given
+
+
+def _those_of(options: type, values: dict[str, Any]) -> dict[str, Any]:
+    return {each.name: values[each.name] for each in fields(options) if each.name in values}  # type: ignore[arg-type]
+
+
+def run_yaml(columns: Sequence[str | None], options: TrainingOptions, recipe: Recipe, **arguments: Any) -> str:
+    """Return the content of a run.yaml: every argument that has a value, paths of existing files made absolute.
+
+    Args:
+        columns: text, target, lexical and vector column.
+        **arguments: the other arguments of `train_file`, without `resume` and `overwrite`.
+    """
+    from ..common.base_models import base_name  # slow, and a file is read without it
+
+    run: dict[str, Any] = {"data": arguments.pop("data"), **dict(zip(COLUMNS, columns, strict=True)), **arguments}
+    for key, each in FIELDS.items():
+        value = getattr(options if hasattr(options, each.name) else recipe, each.name)
+        run[key] = not value if "opposite" in each.metadata else list(value) if isinstance(value, tuple) else value
+    idle = {*(LORA_ONLY if options.full else ()), *(() if options.train_fusion else ("fusion_start",))}
+    idle |= {"lexical_dim"} if run["vector_column"] else set()
+    run["base_model"] = base_name(options.base_model)
+    for key in ("data", "validation", "encoder", "output"):
+        if run[key] is not None and (key == "output" or os.path.exists(run[key])):
+            run[key] = str(Path(run[key]).absolute())
+    kept = {key: value for key, value in run.items() if value is not None and key not in idle}
+    comment = f"# Written by t5fusion {version('t5fusion')}. To train the same again:\n"
+    return f"{comment}# t5fusion train --config THIS_FILE --output ANOTHER_FOLDER\n{write_yaml(kept)}"
