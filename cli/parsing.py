@@ -161,7 +161,9 @@ def one_of(values: Sequence[str]) -> dict[str, Any]:
 def options_from(options: type[Options], fields: dict[str, Any]) -> Options:
     """Return a dataclass of options, made from the `**fields` of a command."""
     values = {}
-    for field in filter(_is_option, dataclasses.fields(options)):  # type: ignore[arg-type]
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        if not _is_option(field):
+            continue
         opposite, _ = field.metadata.get("opposite", (None, None))
         values[field.name] = not fields[opposite] if opposite else fields[field.name]
     try:

@@ -99,7 +99,7 @@ def as_text(given: Any) -> Any:
 
 
 def _those_of(options: type, values: dict[str, Any]) -> dict[str, Any]:
-    return {each.name: values[each.name] for each in fields(options) if each.name in values}  # type: ignore[arg-type]
+    return {each.name: values[each.name] for each in fields(options) if each.name in values}
 
 
 def run_yaml(columns: Sequence[str | None], options: TrainingOptions, recipe: Recipe, **arguments: Any) -> str:
