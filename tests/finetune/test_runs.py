@@ -233,7 +233,7 @@ def test_a_second_training_into_one_folder_is_refused(room, forks, words):
     finally:
         code, _, err = stop(forks, started)
     assert code == 130 and "Stopped; a checkpoint is in" in err
-    assert [item.name for item in folder.iterdir()] == ["checkpoints"]
+    assert {item.name for item in folder.iterdir()} == {"checkpoints", "run.yaml"}
 
 
 def test_a_second_training_is_refused_before_the_first_has_saved(room, forks):
@@ -278,7 +278,7 @@ def test_a_signal_saves_a_checkpoint_and_a_second_one_stops_at_once(room, forks,
     code, _, err = stop(forks, started, number)
     assert code == 128 + number, err
     assert f"Stopped; a checkpoint is in stopped-{number}. To go on, give the same command with --resume." in err
-    assert [item.name for item in folder.iterdir()] == ["checkpoints"]
+    assert {item.name for item in folder.iterdir()} == {"checkpoints", "run.yaml"}
     (checkpoint,) = folder.glob("checkpoints/*")
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
     code, _, err = forks.run(*TRAIN, *LONG, "--resume", "--output", folder.name, int(number), code=TWO_SIGNALS)
