@@ -16,6 +16,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 from warm import warm_python
 
+from t5fusion.hooks.push_hook import is_hub_id
+
 BACKBONE = "google/flan-tiny"
 PUSH = """
 import sys
@@ -341,3 +343,10 @@ def test_a_card_keeps_the_words_of_its_user(author, plain_folders):
     author.python(CARD, plain_folders["flan"], folder)
     card = ModelCard.load(folder / "README.md")
     assert (card.data.license, card.data.base_model) == ("mit", "google/flan-t5-small") and "# Mine" in card.text
+
+
+def test_a_folder_whose_name_looks_like_an_id_is_no_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("runs/base")
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    assert not is_hub_id("runs/base") and not is_hub_id(str(tmp_path))
