@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it works where the checkout is not; and the pins that the project installs by."""
+"""The wheel's content, the wheel outside the checkout, and the pinned versions."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ tomllib = pytest.importorskip("tomllib")  # Python 3.11
 ROOT = Path(__file__).parents[1]
 FOLDERS = (".", "cli", "common", "demo", "finetune", "hooks", "hub_export", "tiny_t5")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-GPU = ("cuda-", "nvidia-", "triton")  # what torch's build for a GPU brings along; the pins leave that to torch
+GPU = ("cuda-", "nvidia-", "triton")  # dependencies of torch's build for GPUs, which are not pinned
 
 
 def run(*command, cwd, **options):
@@ -34,7 +34,7 @@ def pip(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def sources():
-    """The checkout's files, without what git ignores; those not yet added are among them."""
+    """The checkout's files, also those that are not yet added to git, without ignored ones."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
@@ -43,7 +43,7 @@ def sources():
 
 @pytest.fixture(scope="module")
 def wheel(sources, tmp_path_factory):
-    """Built in a copy, so that the checkout gets no build/ and nothing that git ignores gets in."""
+    """The wheel, built in a copy of the checkout without ignored files."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in sources:
         (folder / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def test_every_package_folder_is_listed(sources):
     assert {"t5fusion" if folder == "." else f"t5fusion.{folder}" for folder in folders} == set(listed)
 
 
-def test_the_wheel_and_its_command_work_outside_the_checkout(installed):
+def test_the_wheel_works_outside_the_checkout(installed):
     script = (
         "import t5fusion\nfrom importlib.metadata import distribution\n"
         "(entry,) = distribution('t5fusion').entry_points.select(group='console_scripts', name='t5fusion')\n"
@@ -99,7 +99,7 @@ def test_the_wheel_and_its_command_work_outside_the_checkout(installed):
     assert version == PROJECT["version"]
 
 
-def test_the_wheel_brings_its_base(installed):
+def test_the_wheel_contains_the_embedded_base_model(installed):
     script = (
         "from t5fusion import T5WithFusion, tiny_t5\nfrom transformers import AutoTokenizer\n"
         "m, t = T5WithFusion.from_pretrained(tiny_t5.PATH), AutoTokenizer.from_pretrained(tiny_t5.PATH)\n"
@@ -126,7 +126,7 @@ def test_every_package_that_is_installed_has_its_constraint():
     requirements = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     todo, seen, missing = [Requirement(line) for lines in requirements for line in lines], set(), set()
     pins = dict(line.split("==") for line in constraints())
-    elsewhere = {str(Requirement(line)) for line in PROJECT["optional-dependencies"]["compat"]}  # a venv of its own
+    elsewhere = {str(Requirement(line)) for line in PROJECT["optional-dependencies"]["compat"]}  # It has its own venv.
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)

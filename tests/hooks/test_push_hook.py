@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 from conftest import HIDE_THE_PACKAGE
+from forks import Forks
 from hub_server import HubServer, card_errors
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
@@ -118,11 +119,12 @@ READERS = {
 
 
 class Machine:
-    """A separate machine: a folder with its own caches, and a token."""
+    """A separate machine: a folder with its own caches, and a token. With `busy`, code runs in forks if it can."""
 
-    def __init__(self, hub, folder, token=None):
+    def __init__(self, hub, folder, token=None, busy=False):
         self.folder, self.environment = folder, os.environ | {"OMP_NUM_THREADS": "1"} | hub.environment(folder, token)
         folder.mkdir(exist_ok=True)
+        self.forks = Forks(folder, self.environment) if busy else None
 
     def run(self, code, *arguments, **environment):
         return subprocess.run(
@@ -131,6 +133,10 @@ class Machine:
         )  # fmt: skip
 
     def python(self, code, *arguments, **environment):
+        if self.forks is not None and not environment:  # The libraries read variables when they are imported.
+            status, out, err = self.forks.run(*arguments, code=code)
+            assert status == 0, err[-3000:]
+            return out
         done = self.run(code, *arguments, **environment)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
@@ -146,9 +152,10 @@ def hub(plain_folders):
 @pytest.fixture(scope="module")
 def author(hub, tmp_path_factory):
     """The machine on which the Trainer ran and pushed "pushed"."""
-    author = Machine(hub, tmp_path_factory.mktemp("author"), "hf_owner")
+    author = Machine(hub, tmp_path_factory.mktemp("author"), "hf_owner", busy=True)
     author.python(PUSH, "fused", BACKBONE, "pushed")
-    return author
+    yield author
+    author.forks.close()
 
 
 @pytest.mark.parametrize("reader", READERS)
