@@ -6,6 +6,7 @@ of its target's words. From the first training step on, the model reads the vect
 """
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ class FittingMixin(Model):
         if os.environ.get("RANK", "0") == "0":
             share = f"{explained:.1%} of" if explained > 0 else "nothing of"
             kept = "" if explained > 0 else " The fusion layer stays as it was."
-            print(f"fit_fusion: the vectors of {len(vectors):,} rows explain {share} their targets' words.{kept}")
+            sentence = f"the vectors of {len(vectors):,} rows explain {share} their targets' words.{kept}"
+            print(f"fit_fusion: {sentence}", file=sys.stderr)
         return explained
 
     def fusion_to_fit(self) -> Any:

@@ -79,4 +79,5 @@ def export(
     )
     size = sum(file.stat().st_size for file in folder.iterdir())
     content = f"{kind} and ONNX graphs" if format == FormatOption.onnx else kind
-    print(f"{bundle}: {content}, {size / 1e6:.1f} MB. Next: t5fusion verify {bundle}")
+    print(f"{bundle}: {content}, {size / 1e6:.1f} MB")
+    say(f"Next: t5fusion verify {bundle}")

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..collating_t5fusion import DataCollatorWithFusion
 from ..common.base_models import base_commit
-from ..common.console import is_first_process, say
+from ..common.console import say
 from ..common.run_files import RECORD
 from ..common.run_folder import align
 from ..hooks.trainer_hook import FusionCallback
@@ -199,8 +199,7 @@ def _print_trainable_share(model: nn.Module, options: TrainingOptions) -> tuple[
     """Print and return how many weights train, and how many there are."""
     trainable, total = trainable_share(model)
     method = "full fine-tuning" if options.full else f"LoRA, r={options.rank}, alpha={options.alpha}"
-    if is_first_process():
-        print(f"{method}: {trainable:,} of {total:,} weights train ({trainable / total:.1%})", flush=True)
+    say(f"{method}: {trainable:,} of {total:,} weights train ({trainable / total:.1%})")
     return trainable, total
 
 

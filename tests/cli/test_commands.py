@@ -279,7 +279,10 @@ def test_bad_input_gives_one_sentence_and_exit_code_1(room, commands, case):
 def test_train_prints_what_trains_the_folder_and_the_next_command(trained):
     folder, out, err = trained
     record = json.loads((folder / "training.json").read_text())
-    assert f"LoRA, r=32, alpha=32: {record['trainable_weights']:,} of {record['weights']:,} weights train" in out
+    assert (
+        f"LoRA, r=32, alpha=32: {record['trainable_weights']:,} of {record['weights']:,} weights train" in err
+        and out == ""
+    )
     hint = "t5fusion generate trained --file rows.jsonl --text-column name --vector-column vector"
     assert f"Saved in trained. Next: {hint}\n" in err
     assert record["rows"] + record["held_out_rows"] == 64 and record["options"]["epochs"] == 4
@@ -322,9 +325,9 @@ def test_ctrl_c_during_imports_prints_one_sentence(room, library):
 def test_overwrite_empties_a_folder_that_train_wrote(room, trained):
     options = ["--epochs", "1", "--batch-size", "32"]
     for more in ([], ["--overwrite", "--full"]):
-        code, out, err = run(room, *train_words("again", *options, *more))
+        code, _, err = run(room, *train_words("again", *options, *more))
         assert code == 0, err
-    assert "full fine-tuning: " in out
+    assert "full fine-tuning: " in err
     assert (room / "again" / "model.safetensors").exists() and not (room / "again" / "adapter_config.json").exists()
 
 

@@ -118,7 +118,7 @@ def test_two_processes_give_the_losses_of_one(room, forks, alone):
     check_same(room / "ddp", alone)
     assert len(curve(alone)) == 4 and len(set(curve(alone))) == 4
     assert (record(room / "ddp")["processes"], record(alone)["processes"]) == (2, 1)
-    assert "weights train" in out and "Saved in ddp." in err  # Only the first process prints.
+    assert out == "" and "weights train" in err and "Saved in ddp." in err  # Only the first process prints.
     assert silent == "" and other == ""
 
 

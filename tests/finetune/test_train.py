@@ -262,7 +262,7 @@ def test_the_start_from_the_targets_is_used_and_reported(rows, processor, option
         for index, row in enumerate(rows)
     ]
     started = build_model(options(), processor, rows).base_model.model.encoder.fusion
-    assert re.search("fit_fusion: the vectors of 20 rows explain .*% of their targets' words", capsys.readouterr().out)
+    assert re.search("fit_fusion: the vectors of 20 rows explain .*% of their targets' words", capsys.readouterr().err)
     plain = build_model(options(fusion_start="random"), processor, rows).base_model.model.encoder.fusion
     frozen = build_model(options(train_fusion=False), processor, rows).base_model.model.encoder.fusion
     assert capsys.readouterr().out == ""

@@ -455,7 +455,7 @@ def test_training_starts_a_fusion_layer_with_initial_weights(base, tmp_path, cap
     trainer_for(peft_model, rows, tmp_path, learning_rate=0.0).train()
     weight = model.encoder.fusion.modules_to_save["default"].projection.weight
     assert torch.equal(weight, fitted.encoder.fusion.projection.weight)
-    assert capsys.readouterr().out.count("fit_fusion: the vectors of 40 rows explain") == 2
+    assert capsys.readouterr().err.count("fit_fusion: the vectors of 40 rows explain") == 2
 
 
 @pytest.mark.parametrize("why", ["callback removed", "switched off", "started", "frozen"])

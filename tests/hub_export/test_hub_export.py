@@ -153,7 +153,7 @@ def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
     }  # fmt: skip
     stdout, stderr = author.t5fusion("export", bare, tmp_path / "bundle")
     assert "adapter" in stdout and "Assumed: vectors of 384 numbers, given with each call; prompt" in stderr
-    assert stdout.endswith(f"Next: t5fusion verify {tmp_path / 'bundle'}\n")
+    assert stderr.endswith(f"Next: t5fusion verify {tmp_path / 'bundle'}\n")
     stdout, stderr = author.t5fusion("push", tmp_path / "bundle", repo_id)
     assert "AutoModelForSeq2SeqLM: to the bit" in stderr and "\nNO" not in stderr  # push verifies first
     lines = [line.strip() for line in stdout.splitlines()[1:]]
