@@ -11,7 +11,8 @@ From files (JSONL, CSV, Parquet, or a data set on the Hub), as the commands of t
     generate_file("runs/mine", "test.jsonl", columns, "runs/mine.jsonl")
 
 From rows in memory, `prepare` makes the model's inputs, `train` trains, and `load_trained` loads the model and its
-processor again, for `evaluate` and `generate_texts`.
+processor again, for `evaluate` and `generate_texts`. With transformers' own trainer,
+`Seq2SeqTrainer(..., compute_metrics=rouge_metrics(processor))` scores what it generates.
 
 Names are loaded when they are first used, so that importing this package takes no time.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .from_files import Generated, GenerationStopped, columns_for, evaluate_file, generate_file, train_file
     from .generation import generate_texts
     from .inputs import prepare
+    from .metrics import rouge_metrics
     from .options import Recipe, TrainingOptions
     from .run_config import read_run
     from .trainer import Interrupted
@@ -47,6 +49,7 @@ __all__ = [
     "load_trained",
     "prepare",
     "read_run",
+    "rouge_metrics",
     "train",
     "train_file",
 ]
@@ -65,6 +68,7 @@ _MODULES = {
     ),
     ".generation": ("generate_texts",),
     ".inputs": ("prepare",),
+    ".metrics": ("rouge_metrics",),
     ".options": ("Recipe", "TrainingOptions"),
     ".run_config": ("read_run",),
     ".trainer": ("Interrupted",),

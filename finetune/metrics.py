@@ -1,10 +1,14 @@
 """The scores of generated texts: ROUGE and chrF."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..common.losses import Losses
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
 
 
 def measures_of(losses: Losses, texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -32,3 +36,33 @@ def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, fl
         statistics += chrf._extract_corpus_statistics([text], [[reference]])
     means = dict(zip(names, rouge.mean(1).tolist(), strict=True))
     return means | {"chrf": chrf._aggregate_and_compute(statistics).score / 100}
+
+
+def rouge_metrics(tokenizer: Any) -> "Callable[[EvalPrediction], dict[str, float]]":
+    """Return a `compute_metrics` for a `Seq2SeqTrainer` with `predict_with_generate=True`.
+
+    It gives `rouge1`, `rouge2`, `rougeL` and `chrf` of the generated texts, from 0 to 1 (see `text_scores`). The
+    references are the labels as texts.
+
+    Args:
+        tokenizer: the tokenizer of the rows, or their processor.
+
+    Raises:
+        ValueError: what it returns is called with logits, because the Trainer does not generate.
+    """
+    pad = getattr(tokenizer, "tokenizer", tokenizer).pad_token_id
+
+    def texts(ids: Any) -> list[str]:
+        decoded: list[str] = tokenizer.batch_decode(np.where(ids < 0, pad, ids), skip_special_tokens=True)
+        return decoded
+
+    def compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
+        predicted = prediction.predictions
+        if isinstance(predicted, tuple) or predicted.ndim != 2:
+            raise ValueError(
+                "`rouge_metrics` got logits; expected generated ids. Use `Seq2SeqTrainer` with "
+                "`Seq2SeqTrainingArguments(predict_with_generate=True)`."
+            )
+        return text_scores(texts(predicted), texts(prediction.label_ids))
+
+    return compute_metrics
