@@ -83,7 +83,8 @@ def _wrapped(text: str, label: str) -> list[str]:
 
 def _base(facts: "FolderInfo") -> str | None:
     if facts.base_model is None:
-        return None if facts.what == "T5" else "not recorded"
+        inside = facts.kind in ("standalone", "merged", "fused")
+        return None if facts.what == "T5" else "not named; its weights are in this bundle" if inside else "not recorded"
     own = " (in this package)" if facts.base_model == EMBEDDED else ""
     return f"{facts.base_model}{own}" + (f" at commit {facts.base_commit}" if facts.base_commit else "")
 

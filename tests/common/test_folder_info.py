@@ -125,6 +125,22 @@ def test_what_earlier_code_saved(folder, what, kind, width, trained, weights):
     assert [each.width for each in facts.vectors] == [width]
 
 
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ({"config": {"model_type": "t5_fusion"}}, "  base model  not recorded"),
+        (
+            {"config": {"model_type": "t5_fusion"}, "t5fusion": {"kind": "merged", "t5fusion": "0.1.0"}},
+            "  base model  not named; its weights are in this bundle",
+        ),
+        (RUN, "  base model  tiny_t5 (in this package)"),
+    ],
+    ids=["fused model", "merged bundle", "run folder"],
+)
+def test_the_line_of_the_base_model(write, files, line):
+    assert line in _lines(folder_info(write(**files)))
+
+
 @pytest.mark.parametrize("name", ["tiny_t5", tiny_t5.PATH])
 def test_a_plain_t5(name):
     facts = folder_info(name)
