@@ -892,3 +892,28 @@ def test_push_refuses_a_bundle_that_would_fail_once_pushed(author, copy):
     _, stderr = author.t5fusion("push", copy, "me/shut", expect=1)
     assert f"NO {ONCE_PUSHED}: ValueError: The auto mapping wants to import" in stderr
     assert "nothing was pushed" in stderr.splitlines()[-1] and "me/shut" not in author.hub.repos
+
+
+IN_A_SUBFOLDER = """
+import sys
+from peft import get_peft_model
+from transformers import AutoTokenizer
+from t5fusion import T5WithFusion
+
+base, out = sys.argv[1:]
+model = T5WithFusion(base, subfolder="inner")
+get_peft_model(model, model.lora_config(r=2)).save_pretrained(out)
+AutoTokenizer.from_pretrained(base, subfolder="inner").save_pretrained(out)
+"""
+
+
+def test_an_adapter_on_a_subfolder_of_a_repository_is_refused(author, hub, save_plain_t5, tmp_path):
+    """Readers of an adapter bundle get a base model from the root of its repository."""
+    plain = save_plain_t5(tmp_path / "plain" / "inner", **FLAN)
+    hub.add_repo("google/nested", {f"inner/{file.name}": file.read_bytes() for file in plain.iterdir()})
+    author.python(IN_A_SUBFOLDER, "google/nested", tmp_path / "run")
+    named = json.loads((tmp_path / "run" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    commit = hub.repo("google/nested").commits[-1].oid
+    assert named == f'T5WithFusion(google/nested@{commit}, {{"subfolder": "inner"}})'
+    refused = author.refused("export", tmp_path / "run", tmp_path / "bundle")
+    assert "was trained on the subfolder inner of google/nested" in refused and not (tmp_path / "bundle").exists()
