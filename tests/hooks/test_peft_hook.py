@@ -16,6 +16,7 @@ from peft import (
     get_peft_model,
     inject_adapter_in_model,
 )
+from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration, Trainer, TrainingArguments
 
 from t5fusion import DataCollatorWithFusion, T5WithFusion
@@ -362,6 +363,16 @@ def test_a_resized_table_is_reloaded(plain_folders, tmp_path, inputs_for, kind, 
     assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path), batch), expected)
     over = PeftModel.from_pretrained(T5WithFusion(plain_folders[kind]), tmp_path)
     assert torch.equal(logits(over, batch), expected) and over.get_base_model().shared.num_embeddings == rows
+
+
+def test_a_resized_table_is_saved_where_the_hub_cannot_be_asked(base, tmp_path):
+    """PEFT asks the Hub for the size of the base model's table; offline, it assumes that it was not resized."""
+    model = T5WithFusion(base)
+    model.resize_token_embeddings(170)
+    peft_model = get_peft_model(model, LoraConfig(**QV))
+    peft_model.peft_config["default"].base_model_name_or_path = "google/not-cached"
+    peft_model.save_pretrained(tmp_path)
+    assert any(name.endswith("shared.weight") for name in load_file(tmp_path / "adapter_model.safetensors"))
 
 
 def test_trained_tokens_are_reloaded(base, tmp_path, inputs_for):
