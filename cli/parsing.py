@@ -101,10 +101,13 @@ class Commands(typer.Typer):
         return add
 
 
-def _place_in_help(parameter) -> int:
-    """Return the place of an option's panel. Arguments come first, in their order."""
+def _place_in_help(parameter) -> tuple[int, bool]:
+    """Return the place of an option's panel, and whether it comes last there, as those for everything else do (--set).
+
+    Arguments come first, in their order.
+    """
     panel = getattr(parameter, "rich_help_panel", None)
-    return PANELS.index(panel) if panel else -1
+    return (PANELS.index(panel), parameter.multiple) if panel else (-1, False)
 
 
 def _leave_out_types_of_flags(parameters) -> None:

@@ -220,3 +220,34 @@ def test_the_mark_of_a_read_config_is_not_saved(base, tmp_path):
     get_peft_model(T5WithFusion(base), LoraConfig(**LORA)).save_pretrained(tmp_path / "one")
     PeftConfig.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
     assert "t5fusion" not in (tmp_path / "two" / "adapter_config.json").read_text()
+
+
+def test_import_leaves_out_what_only_training_needs():
+    script = (
+        "import sys, torch, transformers, peft, t5fusion\n"
+        "slow = {'datasets', 'pandas', 'sentence_transformers', 'transformers.trainer', 't5fusion.finetune'}\n"
+        "print(sorted(slow & set(sys.modules)), sorted({*t5fusion.__all__} - {*dir(t5fusion)}), t5fusion.T5WithFusion)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "[] [] <class 't5fusion.modeling_t5fusion.T5WithFusion'>\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["other", "t5fusion"])
+def test_import_registers_in_every_program_but_our_own(tmp_path, name):
+    """Also in one that is called like ours, or started by `python -m`, where Python hides the program's name."""
+    package = tmp_path / "other"
+    package.mkdir()
+    (package / "__init__.py").write_text("import t5fusion\n")
+    (package / "__main__.py").write_text(
+        "from transformers import AutoConfig\nprint(AutoConfig.for_model('t5_fusion').model_type)\n"
+    )
+    command = [sys.executable, "-m", "other", "t5fusion"]
+    if name == "t5fusion":
+        program = tmp_path / "bin" / "t5fusion"
+        program.parent.mkdir()
+        program.write_text("import t5fusion\nt5fusion.T5WithFusion\n" + (package / "__main__.py").read_text())
+        command = [sys.executable, str(program)]
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "t5_fusion\n", done.stderr
