@@ -221,15 +221,14 @@ def stop(forks, started, number=signal.SIGINT):
     return forks.end(started)
 
 
-@pytest.mark.parametrize("words", [[], ["--overwrite"], ["--resume"]])
-def test_a_second_training_into_one_folder_is_refused(room, forks, words):
-    output = f"twice{''.join(words)}"
-    started, folder = start_long(room, forks, output)
+def test_a_second_training_into_one_folder_is_refused(room, forks):
+    started, folder = start_long(room, forks, "twice")
     try:
-        said = refused(forks, *TRAIN, *SHORT, *words, "--output", output)
-        assert f"another training, process {started[0]} on " in said
-        assert f"is writing into {output}. Wait for it, or end it, or choose another --output." in said
-        assert Path(f"/proc/{started[0]}").exists() and (folder / "checkpoints").is_dir()
+        for words in ([], ["--overwrite"], ["--resume"]):
+            sentence = refused(forks, *TRAIN, *SHORT, *words, "--output", "twice")
+            assert f"another training, process {started[0]} on " in sentence
+            assert "is writing into twice. Wait for it, or end it, or choose another --output." in sentence
+            assert Path(f"/proc/{started[0]}").exists() and (folder / "checkpoints").is_dir()
     finally:
         code, _, err = stop(forks, started)
     assert code == 130 and "Stopped; a checkpoint is in" in err
