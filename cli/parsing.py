@@ -78,7 +78,11 @@ class OneValueEach(TyperCommand):
         return parser
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        try:
+            _, _, given = self.make_parser(ctx).parse_args(list(args))
+        except UsageError as error:
+            error.ctx = error.ctx or ctx  # whose --help the error names
+            raise
         for option, times in Counter(each for each in given if each.param_type_name == "option").items():
             if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
                 often = "twice" if times == 2 else f"{times} times"

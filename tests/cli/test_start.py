@@ -52,6 +52,7 @@ REFUSED = {  # words, what the error says, exit code
         2,
     ),
     "an argument is missing": (["train"], "missing argument 'DATA'. See `t5fusion train --help`.", 2),
+    "no value": ([*TRAIN, "--lr"], "option '--lr' requires an argument. See `t5fusion train --help`.", 2),
     "no number": ([*TRAIN, "--epochs", "many"], "'--epochs'", 2),
     "below a range": (["generate", "folder", "--beams", "0"], "'--beams'", 2),
     "below the range of a field": ([*TRAIN, "--rank", "0"], "--rank is 0; expected a whole number from 1.", 1),
