@@ -86,10 +86,10 @@ def check_settings(settings: Mapping[str, Any], options: Collection[str], withou
     read = read_settings(settings, options)
     if without_lora and read.lora:
         raise ValueError(f"the setting `{min(read.lora)}` has no effect with `full`: it is LoRA's. Leave one out.")
-    with_lora_config(read.lora)
+    _check_with_peft(read.lora)
 
 
-def with_lora_config(settings: dict[str, Any]) -> None:
+def _check_with_peft(settings: dict[str, Any]) -> None:
     """Raise ValueError if PEFT itself refuses settings of LoRA."""
     from peft import LoraConfig  # slow, and without settings not needed to check options
 

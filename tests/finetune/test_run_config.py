@@ -16,6 +16,7 @@ from t5fusion.finetune.data import Columns
 from t5fusion.finetune.options import Recipe, TrainingOptions
 from t5fusion.finetune.plain_yaml import read_yaml, write_yaml
 from t5fusion.finetune.run_config import read_config, run_yaml
+from t5fusion.hub_export import export
 
 CONFIG = """
 data: rows.jsonl
@@ -92,6 +93,12 @@ def test_the_run_file_resumes_its_run(room, forks, trained):
     assert weights(trained) == before
     code, _, err = forks.run("train", "--config", "runs/first/run.yaml")
     assert code == 1 and "runs/first is not empty" in err
+
+
+def test_a_bundle_holds_no_run_file(trained, tmp_path):
+    export(trained, tmp_path / "bundle", kind="standalone")
+    names = {file.name for file in (tmp_path / "bundle").iterdir()}
+    assert "adapter_model.safetensors" in names and "run.yaml" not in names
 
 
 def test_python_reads_the_run_file_for_train_file(trained):
