@@ -50,12 +50,17 @@ def evaluate(
             rich_help_panel=VECTORS, help="The rows' own vectors, other rows' vectors, none, or all three, compared."
         ),
     ] = VectorKind.true,
+    seed: Annotated[int, typer.Option(min=0, rich_help_panel=VECTORS, help="Seed of the shuffled vectors' order.")] = 0,
     revision: Revision = None,
     limit: Limit = None,
     encoding: Encoding = None,
     as_json: Annotated[
         bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON instead of a table.")
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=OUTPUT, help="File for the results as JSON, with generated texts of some rows."),
+    ] = None,
 ):
     """Measure loss, ROUGE and chrF on rows that have a target.
 
@@ -87,8 +92,9 @@ def evaluate(
         revision=revision, vectors=vectors != VectorKind.none,
     )  # fmt: skip
     evaluation = evaluate_file(
-        name, data, columns, vectors=vectors.value, split=split, revision=revision, limit=limit, encoding=encoding
-    )
+        name, data, columns,
+        vectors=vectors.value, seed=seed, split=split, revision=revision, limit=limit, encoding=encoding,
+    )  # fmt: skip
     if not is_first_process():
         return
     worth = evaluation.worth_of_vectors
@@ -100,6 +106,12 @@ def evaluate(
         _print_measures(evaluation.measures, worth)
         for measure, value in held_out.items():
             print(f"{measure} of the training: {value:.4f}")
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(
+            json.dumps(evaluation.record() | held_out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        say(f"The results are in {output}.")
     _update_card(name, evaluation.is_saved)
 
 

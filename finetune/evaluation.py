@@ -92,9 +92,10 @@ def _losses_and_texts(
     vectors: Vectors,
     batch_size: int = 64,
     advance: Advance | None = None,
+    seed: int = 0,
     **options,
 ) -> tuple[Losses, list[str]]:
-    changed = change_vectors(rows, vectors)
+    changed = change_vectors(rows, vectors, seed)
     row_losses = losses(model, changed, processor, batch_size)
     texts = generate_texts(model, changed, processor, batch_size, advance, **options)
     return row_losses, texts
@@ -108,6 +109,7 @@ def evaluate_large(
     kinds: Sequence[Vectors],
     progress: Progress | None = None,
     has_vector: np.ndarray | None = None,
+    seed: int = 0,
 ) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
     """Return the losses and generated texts of a set of any size, with some hundreds of its rows in memory at a time.
 
@@ -121,6 +123,7 @@ def evaluate_large(
         kinds: the vectors to evaluate with.
         progress: counts each row once for each of `kinds`; None to show nothing.
         has_vector: bool (rows,), which rows have a vector; None if all have one.
+        seed: decides which row's vector a row gets, if they are shuffled.
 
     Returns:
         Losses and texts in the order of the rows, by kind of vectors; and the counts.
@@ -141,7 +144,7 @@ def evaluate_large(
         unchanged = has_vector is not None and has_vector.sum() > 1 and not has_vector[part].any()
         changes: dict[Vectors, Vectors] = {kind: "true" if unchanged else kind for kind in kinds}
         return {
-            kind: _losses_and_texts(model, processor, part_inputs, change, advance=advance)
+            kind: _losses_and_texts(model, processor, part_inputs, change, advance=advance, seed=seed)
             for kind, change in changes.items()
         }, counts
 

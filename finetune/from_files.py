@@ -181,6 +181,7 @@ def evaluate_file(
     columns: Columns | None = None,
     *,
     vectors: Vectors | Literal["all"] = "true",
+    seed: int = 0,
     split: str = "validation",
     revision: str | None = None,
     limit: int | None = None,
@@ -200,6 +201,7 @@ def evaluate_file(
         data: JSONL, CSV or Parquet file, or id of a data set on the Hub; None for the rows that the training held out.
         columns: the columns to read, a target column among them; None for those of the training.
         vectors: the rows' own vectors ("true"), other rows' ("shuffled"), "none", or "all" three, compared.
+        seed: decides which row's vector a row gets, if they are shuffled.
         split: split of the data set on the Hub.
         revision: branch, tag or commit of the repository.
         limit: use only the first rows.
@@ -240,7 +242,7 @@ def evaluate_file(
         rows = first_rows(rows, limit)
     rows_with_vector = has_vector(rows, columns) if columns.vector and kinds != ["none"] else None
     with Progress("Evaluating", len(rows) * len(kinds)) as progress:
-        results, counts = evaluate_large(model, processor, len(rows), inputs, kinds, progress, rows_with_vector)
+        results, counts = evaluate_large(model, processor, len(rows), inputs, kinds, progress, rows_with_vector, seed)
     report_counts(counts, *limits)
     # The scores ignore white space, but the model card shows each sample on one line.
     references = [" ".join(target.split()) for target in rows[columns.target]]

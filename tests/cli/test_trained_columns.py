@@ -105,6 +105,17 @@ def test_a_validation_file_and_a_limit_are_those_of_the_training(fp32, run):
     assert fewer["rows"] == 4 and fewer["eval_loss"] == last_loss(fp32)
 
 
+def test_a_seed_shuffles_the_vectors_in_another_order_and_a_file_takes_the_results(fp32, room, run):
+    def measures(*words):
+        return json.loads(run("evaluate", "limited", "--vectors", "all", "--json", *words)[0])
+
+    first, same, other = measures(), measures("--seed", "0"), measures("--seed", "1", "--output", "new/results.json")
+    assert first == same and first["shuffled"]["loss"] != other["shuffled"]["loss"] and first["true"] == other["true"]
+    results = json.loads((room / "new" / "results.json").read_text())
+    assert results["eval_loss"] == last_loss(fp32) and results["rows"] == 15 and len(results["samples"]) == 3
+    assert results["measures"]["shuffled"]["loss"] == other["shuffled"]["loss"]
+
+
 def test_rows_that_have_changed_are_refused(fp32, room, run):
     lines = (room / "valid.jsonl").read_text().splitlines(True)
     try:

@@ -4,6 +4,8 @@ import csv
 import datetime
 import io
 import json
+import os
+import signal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,16 +93,27 @@ def test_an_output_cut_at_any_byte_is_completed(tmp_path, rows, ending):
         assert output.old + output.new == len(NAMES) and not partial_of(path).exists()
 
 
-def test_a_kill_while_the_output_is_written_loses_nothing(tmp_path, rows):
-    path = tmp_path / "made.csv"
-    write(path, rows)
-    whole = path.read_bytes()
-    path.unlink()
-    partial_of(path).write_bytes(b'{"name": "a", "output": "kept"}\n')
-    path.with_name("made.csv~").write_bytes(whole[:9])
-    assert write(path, rows).old == 1
-    assert path.read_bytes() == whole.replace("a ü 0".encode(), b"kept")
-    assert sorted(file.name for file in tmp_path.glob("made*")) == ["made.csv", "made.csv.made-with"]
+@pytest.mark.parametrize("ending", OUTPUT_ENDINGS)
+def test_a_kill_while_the_output_is_written_loses_nothing(tmp_path, rows, ending):
+    path = tmp_path / f"made{ending}"
+
+    def chunks_until_a_kill():
+        yield Chunk(0, Dataset(rows.slice(0, 4)))
+        yield Chunk(4, Dataset(rows.slice(4, 3)))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        output = OutputFile(path, COLUMNS, {})
+        output.count_written(Dataset(rows))
+        output.append(Dataset(rows), OUTPUTS)
+        output.finish(chunks_until_a_kill)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not path.exists() and len(partial_of(path).read_text().splitlines()) == len(NAMES)
+    assert write(path, rows).old == len(NAMES)
+    assert [output or None for output in load_rows(str(path))["output"]] == OUTPUTS
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.made-with"]
 
 
 def test_parquet_keeps_the_types_of_the_input(tmp_path, rows):
