@@ -85,7 +85,7 @@ def generate(
     """
     if texts and file:
         raise ValueError("texts and --file were both given; give one of them.")
-    settings = check_decoding(parse_settings(setting or []))
+    settings = check_decoding(parse_settings(setting or [], "temperature=0.7"))
     from ..common.run_files import check_folder  # imports the Hub's client: --help does without
 
     if file:

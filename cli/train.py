@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,11 +10,11 @@ from ..common.console import is_first_process, say
 from ..common.panels import DATA, OUTPUT, TRAINING
 from ..finetune.file_names import check_readable
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
-from ..finetune.plain_yaml import read_yaml
 from ..finetune.run_config import SETTINGS, as_text, read_config
 from .arguments import Data, Encoding, LexicalColumn, Limit, Overwrite, TargetColumn, TextColumn, VectorColumn
 from .libraries import load_libraries
 from .parsing import options_from, refuse_idle, with_options_of
+from .settings import parse_settings
 
 IDLE_OPTIONS = {  # options, and those that have no effect beside them
     "full": LORA_ONLY,
@@ -31,26 +31,6 @@ def read_defaults(context: typer.Context, file: Path | None) -> Path | None:
         context.meta[SETTINGS] = given.pop(SETTINGS, {})
         context.default_map = {name: as_text(value) for name, value in given.items()}
     return file
-
-
-def parse_settings(words: list[str]) -> dict[str, Any]:
-    """Return the settings in words such as "weight_decay=0.01".
-
-    Raises:
-        ValueError: a word has no "=", a value is no YAML, or a name is given twice.
-    """
-    settings: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals):
-            raise ValueError(f"--set {word} has no value; expected NAME=VALUE, such as --set weight_decay=0.01.")
-        if name in settings:
-            raise ValueError(f"--set {name} was given twice. Give it once: only one value would be used.")
-        try:
-            settings[name] = read_yaml(value)
-        except ValueError as error:
-            raise ValueError(f"--set {name}: {value!r} is no value in YAML ({error}).") from error
-    return settings
 
 
 @with_options_of(Recipe, TrainingOptions)
@@ -103,7 +83,7 @@ def train(
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
     refuse_idle(context, IDLE_OPTIONS)
-    settings = context.meta.get(SETTINGS, {}) | parse_settings(setting or [])
+    settings = context.meta.get(SETTINGS, {}) | parse_settings(setting or [], "weight_decay=0.01")
     options, recipe = options_from(TrainingOptions, fields), options_from(Recipe, fields)
     output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
     for source in filter(None, (data, validation)):

@@ -125,8 +125,7 @@ def _new_processor(rows: Dataset, columns: Columns, base_model: str, recipe: Rec
 def _next_command(data: str, columns: Columns, output: Path, rows: Dataset) -> str:
     """Return a command that generates with the model that was trained."""
     if columns.lexical or columns.vector:
-        source = ("--lexical-column", columns.lexical) if columns.lexical else ("--vector-column", columns.vector)
-        words = ["--file", data, "--text-column", columns.text, *map(str, source)]
+        words = ["--file", data]  # `generate` reads it by the columns of the training
     else:
         text = rows[0][columns.text]
         words = [text if len(text) < 80 and text.isprintable() else "TEXT"]

@@ -283,7 +283,7 @@ def test_train_prints_what_trains_the_folder_and_the_next_command(trained):
         f"LoRA, r=32, alpha=32: {record['trainable_weights']:,} of {record['weights']:,} weights train" in err
         and out == ""
     )
-    hint = "t5fusion generate trained --file rows.jsonl --text-column name --vector-column vector"
+    hint = "t5fusion generate trained --file rows.jsonl"
     assert f"Saved in trained. Next: {hint}\n" in err
     assert record["rows"] + record["held_out_rows"] == 64 and record["options"]["epochs"] == 4
     assert record["data"] is None  # a file of this machine

@@ -11,6 +11,7 @@ from warm import warm_python
 
 from t5fusion import T5WithFusion
 from t5fusion.common.base_models import make_processor
+from t5fusion.finetune.decoding import seed_of_chunk
 from t5fusion.finetune.streaming import CHUNK
 
 SAMPLE = ["--set", "do_sample=true", "--max-new-tokens", "5"]
@@ -58,6 +59,10 @@ def test_a_seed_gives_the_same_texts_in_one_run_or_two(room, commands):
     (room / "made.csv.partial").write_text("".join(first.splitlines(True)[:300]))  # as a killed run leaves it
     assert "300 of them from before" in commands.run(*words, "--output", file.name)[2]
     assert file.read_bytes() == whole
+
+
+def test_each_chunk_has_a_seed_of_its_own():
+    assert len({seed_of_chunk(seed, first) for seed in (0, 1, CHUNK) for first in (0, 1, CHUNK)}) == 9
 
 
 def test_an_output_records_settings_and_seed(room, commands):

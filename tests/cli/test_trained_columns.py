@@ -48,10 +48,12 @@ def run(commands):
     return run
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+@pytest.fixture(scope="module", params=["fp32", "bf16", "best"])
 def trained(room, run, request):
     folder = room / request.param
-    run(*words_to_train(folder.name, "--precision", request.param))
+    # At this learning rate, the first evaluations are the best.
+    kept = ["--keep-best", "--eval-steps", "3", "--lr", "0.3"] if request.param == "best" else []
+    run(*words_to_train(folder.name, "--precision", "bf16" if request.param == "bf16" else "fp32", *kept))
     return folder
 
 
@@ -60,7 +62,12 @@ def record_of(folder):
 
 
 def last_loss(folder):
-    return [entry["eval_loss"] for entry in record_of(folder)["history"] if "eval_loss" in entry][-1]
+    record = record_of(folder)
+    losses = [entry["eval_loss"] for entry in record["history"] if "eval_loss" in entry]
+    if folder.name != "best":
+        return losses[-1]
+    assert min(losses) < losses[-1]
+    return min(losses)
 
 
 def test_the_record_says_where_the_rows_come_from(room, trained):

@@ -10,7 +10,7 @@ import yaml
 from forks import Forks
 from training_folder import fill_training_folder
 
-from t5fusion.cli.train import parse_settings
+from t5fusion.cli.settings import parse_settings
 from t5fusion.finetune import read_run
 from t5fusion.finetune.data import Columns
 from t5fusion.finetune.options import Recipe, TrainingOptions
@@ -179,7 +179,7 @@ def test_a_file_without_columns_is_refused_in_python(tmp_path):
 
 
 def test_settings_on_the_command_line():
-    read = parse_settings(["a=1e-4", "b=no", "c={x: [1, y]}", "d=", "e=f=g"])
+    read = parse_settings(["a=1e-4", "b=no", "c={x: [1, y]}", "d=", "e=f=g"], "weight_decay=0.01")
     assert read == {"a": 1e-4, "b": "no", "c": {"x": [1, "y"]}, "d": None, "e": "f=g"}
     for words, sentence in {
         ("weight_decay",): "--set weight_decay has no value; expected NAME=VALUE",
@@ -188,7 +188,7 @@ def test_settings_on_the_command_line():
         ("a=[1",): r"--set a: '\[1' is no value in YAML",
     }.items():
         with pytest.raises(ValueError, match=sentence):
-            parse_settings(list(words))
+            parse_settings(list(words), "weight_decay=0.01")
 
 
 @pytest.mark.parametrize("value", ["no", "1e-4", "012", "true", "~", "", "2020-01-01", 1e-8, 1e22, 0.1, None, True, 3])
