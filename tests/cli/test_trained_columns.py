@@ -52,7 +52,11 @@ def run(commands):
 def trained(room, run, request):
     folder = room / request.param
     # At this learning rate, the loss goes up and down.
-    kept = ["--keep-best", "--eval-steps", "2", "--lr", "10", "--lr-scheduler-type", "constant"] if request.param == "best" else []
+    kept = (
+        ["--keep-best", "--eval-steps", "2", "--lr", "10", "--lr-scheduler-type", "constant"]
+        if request.param == "best"
+        else []
+    )
     run(*words_to_train(folder.name, "--precision", "bf16" if request.param == "bf16" else "fp32", *kept))
     return folder
 
