@@ -1,4 +1,4 @@
-# make demo | check | test | matrix | compat | lint | clean. Everything happens in .venv, which the first of them makes.
+# make demo | check | test | docs | matrix | compat | lint | clean. Everything happens in .venv, which the first of them makes.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,9 @@ STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 COMPAT := build/compat/venv
-.PHONY: help venv demo check test matrix compat lint clean
+EXTRAS := encoder,onnx,search,docs,dev
+COMPAT_EXTRAS := encoder,dev,compat
+.PHONY: help venv demo check test docs matrix compat lint clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -17,7 +19,7 @@ venv: $(STAMP) ## .venv with the pinned versions
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	@echo "Installing the pinned versions into $(VENV): 3 minutes where they are at hand, else a download of some hundred MB"
-	$(call install,$(VENV),encoder,onnx,dev)
+	$(call install,$(VENV),$(EXTRAS))
 
 # The editable install is an import hook, which type checkers cannot follow. So a .pth file also names a folder with a
 # link to the package, which they can. (`editable_mode=strict` of setuptools would do too, but hides every new file until
@@ -25,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 define install
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install -qq --disable-pip-version-check torch -c constraints.txt
-	$(1)/bin/python -m pip install -qq --disable-pip-version-check -e ".[$(2),$(3),$(4)]" -c constraints.txt
+	$(1)/bin/python -m pip install -qq --disable-pip-version-check -e ".[$(2)]" -c constraints.txt
 	@mkdir -p build/editable && ln -sfn ../.. build/editable/t5fusion
 	@$(1)/bin/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "t5fusion_editable.pth").write_text("$(CURDIR)/build/editable\n")'
 	touch $@
@@ -48,20 +50,28 @@ matrix: $(STAMP) ## all loading paths, with one release of transformers after an
 
 # what it tries besides is heavy, and some of it changes what peft imports: a venv of its own
 $(COMPAT)/.installed: pyproject.toml constraints.txt
-	$(call install,$(COMPAT),encoder,dev,compat)
+	$(call install,$(COMPAT),$(COMPAT_EXTRAS))
 
 # CHECKOUT: of a clone of transformers, whose tests of generation are in no source distribution
 compat: $(COMPAT)/.installed ## docs/compatibility.md: what of peft, transformers and others works (TABLES="peft_tuners" for one of its tables; CHECKOUT=a clone of transformers)
 	TRANSFORMERS_CHECKOUT=$(abspath $(CHECKOUT)) PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/support HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m compat $(TABLES)
 
-# mypy takes the root, which is the package, for a package named after the folder: give it a folder of links by our name
-lint: $(STAMP) ## ruff and mypy
+# mypy and mkdocstrings take the root, which is the package, for a package named after the folder: give them a folder of
+# links by our name, build/types
+lint: $(STAMP) build/types ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: build/types
+build/types:
 	@rm -rf build/types && mkdir -p build/types/t5fusion
 	@for folder in cli common demo finetune hooks hub_export tiny_t5 py.typed; do ln -s "../../../$$folder" build/types/t5fusion/; done
 	@for file in *.py; do ln -s "../../../$$file" build/types/t5fusion/; done
-	$(BIN)/mypy
+
+docs: $(STAMP) build/types ## the pages as a site in build/site, with the reference of the Python interface
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 clean: ## remove what make made, .venv too; results in runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .hypothesis

@@ -1,0 +1,40 @@
+"""Evaluate by the texts that the model writes: `Seq2SeqTrainer(predict_with_generate=True)`, with ROUGE and chrF.
+
+python examples/rouge.py
+"""
+
+import torch
+from colours import draw, standardise
+from peft import get_peft_model
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
+from t5fusion.finetune import rouge_metrics
+
+BASE = "tiny_t5"  # or "google/flan-t5-small"
+
+processor = T5FusionProcessor(BASE, lexical_encoder=None, lexical_source="given", lexical_dim=3)
+
+
+def rows_of(colours, names):
+    targets = [f"The colour is {name}." for name in names]
+    return processor.rows(["describe: colour"] * len(names), targets, lexical_embeds=standardise(colours))
+
+
+model = T5WithFusion(BASE, lexical_dim=3, dtype=torch.float32)
+model = get_peft_model(model, model.lora_config())
+arguments = Seq2SeqTrainingArguments(
+    "runs/rouge", num_train_epochs=3, learning_rate=2e-3, per_device_train_batch_size=16, eval_strategy="epoch",
+    predict_with_generate=True, generation_max_length=12, save_strategy="no", report_to="none",
+)  # fmt: skip
+trainer = Seq2SeqTrainer(
+    model=model,
+    args=arguments,
+    data_collator=DataCollatorWithFusion(processor),
+    train_dataset=rows_of(*draw(320)),
+    eval_dataset=rows_of(*draw(40, seed=1)),
+    compute_metrics=rouge_metrics(processor),
+)
+trainer.train()
+results = trainer.evaluate()
+print({name: round(results[f"eval_{name}"], 3) for name in ("loss", "rouge1", "rougeL", "chrf")})
