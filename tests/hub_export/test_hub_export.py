@@ -56,7 +56,8 @@ torch.save((rows, peft_model.generate(**rows, max_new_tokens=8)), out + ".expect
 SAVE_EXPECTED = """
 import torch
 
-rows = {name: value for name, value in DataCollatorWithFusion(tokenizer)([row, row]).items() if name != "labels"}
+rows = dict(DataCollatorWithFusion(processor)([rows[0]] * 2))
+del rows["labels"]
 torch.save((rows, peft_model.eval().generate(**rows, max_new_tokens=8)), "expected.pt")
 """
 READ = """
