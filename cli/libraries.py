@@ -6,22 +6,24 @@ import warnings
 
 
 def load_libraries() -> None:
-    """Import torch, transformers and PEFT, install this package's hooks, and hide the libraries' messages.
+    """Import torch, transformers and PEFT, install this package's hooks, and hide what the libraries print.
 
-    Errors and our own lines stay.
+    Errors and this package's own lines are still printed. So are bars of downloads, if standard error is a terminal.
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     import datasets
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     from ..hooks import register
 
     register()
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
+    user_wants_bars = not are_progress_bars_disabled()  # HF_HUB_DISABLE_PROGRESS_BARS=1 disables them
+    transformers_logging.disable_progress_bar()  # of loading weights; it disables those of downloads, too
     datasets.logging.set_verbosity(logging.CRITICAL)  # our own error names what is wrong with a file
     if not sys.stderr.isatty():  # bars would clutter a log or a pipe
         datasets.disable_progress_bars()
+    elif user_wants_bars:  # a large download would be silent without one
+        enable_progress_bars()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)

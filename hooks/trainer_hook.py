@@ -7,6 +7,7 @@ of a model needs a Trainer.) `trainer.remove_callback(FusionCallback)` removes i
 variable T5FUSION_TRAINER_HOOK=0 switches it off.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -101,16 +102,21 @@ def start_rows(loader: DataLoader | None) -> list[dict]:
 def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
     """Return the losses of held-out rows with their own vectors, and with the vector of the row before.
 
-    Rows without a vector, and batches of a single row, are left out.
+    Rows without a vector, and batches of a single row, are left out. Of several processes, only the first gets the
+    right rows.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     own, other = [], []
-    for batch in islice(batches, REPORT_BATCHES):
+    for number, batch in enumerate(islice(batches, REPORT_BATCHES)):
         vectors = batch.get("lexical_embeds") if hasattr(batch, "get") else None
-        if vectors is None or batch.get("labels") is None or len(vectors) < 2:
+        if vectors is None or batch.get("labels") is None:
             continue
-        batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        rows = int(min(len(vectors), rows_from_batch(batches, number)))
+        if rows < 2:
+            continue
+        tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        batch = {name: value[:rows].to(device) for name, value in tensors.items()}
         vectors = batch["lexical_embeds"]
         has_vector = (vectors != 0).flatten(1).any(1)
         one_each = vectors.dim() == 2 or vectors.shape[1] == 1
@@ -120,6 +126,17 @@ def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
         other.append(losses_of(model, batch | {"lexical_embeds": vectors.roll(1, 0)}))
     model.train(was_training)
     return Losses.of_batches(own), Losses.of_batches(other)
+
+
+def rows_from_batch(batches: DataLoader, number: int) -> float:
+    """Return how many rows of the data set are left when the first process begins its batch of this number.
+
+    Where several processes share the batches, accelerate repeats rows at the end, so that each process gets the same
+    number of full batches. Infinity for a set of unknown length.
+    """
+    step = getattr(batches, "total_batch_size", None) or getattr(batches, "batch_size", None)  # of all processes
+    dataset: Any = getattr(batches, "dataset", None)
+    return len(dataset) - number * step if step and hasattr(dataset, "__len__") else math.inf
 
 
 def add_to_fused_models(callback: type[TrainerCallback]) -> None:
