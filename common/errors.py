@@ -1,4 +1,7 @@
-"""Sentences about the errors of libraries."""
+"""Sentences for error messages."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 def first_line(error: BaseException) -> str:
@@ -17,3 +20,9 @@ def cannot_be_loaded(what: str, error: Exception) -> ValueError:
         f"{what} cannot be loaded ({type(error).__name__}: {first_line(error)}). A file is damaged, or belongs to "
         "another kind of model. Save it again."
     )
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str) -> str:
+    """Return "did you mean `...`?" with the known name that is most like an unknown one; `otherwise` if none is."""
+    nearest = get_close_matches(str(name), list(known), 1)
+    return f"did you mean `{nearest[0]}`?" if nearest else otherwise

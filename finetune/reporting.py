@@ -1,8 +1,9 @@
 """The programs that draw a training's losses while it goes on, and the packages that they need."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
 from importlib.util import find_spec
+
+from ..common.errors import did_you_mean
 
 # By the name that transformers gives it: modules of which one must be there, and what to install.
 REPORTERS = {
@@ -33,8 +34,7 @@ def check_reporters(names: Collection[str]) -> None:
         raise ValueError(f"`report_to` is {names!r}; expected names, such as ({names!r},).")
     for name in names:
         if name not in REPORTERS:
-            nearest = get_close_matches(name, REPORTERS, 1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"expected any of {', '.join(REPORTERS)}."
+            hint = did_you_mean(name, REPORTERS, f"expected any of {', '.join(REPORTERS)}.")
             raise ValueError(f"`report_to` names {name!r}, which transformers does not report to; {hint}")
         modules, packages = REPORTERS[name]
         if not any(find_spec(module) for module in modules):

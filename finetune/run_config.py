@@ -6,11 +6,11 @@
 import os
 from collections.abc import Sequence
 from dataclasses import Field, fields
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import did_you_mean
 from .options import LORA_ONLY, Recipe, TrainingOptions
 from .plain_yaml import read_yaml, write_yaml
 
@@ -50,8 +50,7 @@ def read_config(file: str | Path) -> dict[str, Any]:
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in KEYS:
-            nearest = get_close_matches(name, KEYS, 1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "names are those of `t5fusion train --help`."
+            hint = did_you_mean(name, KEYS, "names are those of `t5fusion train --help`.")
             raise ValueError(f"{file} names {key}, which is no option of `t5fusion train`; {hint}")
         if name in arguments:
             raise ValueError(f"{file} gives {name} twice.")

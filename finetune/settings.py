@@ -5,11 +5,11 @@ Their names and types are checked before anything is read or trained.
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
-from enum import Enum
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from typing import Any, NamedTuple, get_type_hints
+
+from ..common.errors import did_you_mean
+from .setting_values import fit_setting, set_by_option
 
 OPTION_FOR = {  # fields that an option of ours sets, and that option
     "learning_rate": "lr",
@@ -37,7 +37,6 @@ NO_SETTING = {  # fields that are no settings, and why
     "base_model_name_or_path": _OURS,
     **dict.fromkeys(("metric_for_best_model", "greater_is_better"), _BEST),
 }
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 
 
 class Settings(NamedTuple):
@@ -64,15 +63,12 @@ def read_settings(settings: Mapping[str, Any] | None, options: Collection[str] =
             json.dumps(value)  # as the record of the training will hold it
         except (TypeError, ValueError):
             raise ValueError(
-                f"the setting `{name}` is a {type(value).__name__}; expected a number, a text, true or false, or a "
-                "list or mapping of these."
+                f"the setting `{name}` is of type {type(value).__name__}; expected a number, a text, true or false, or "
+                "a list or mapping of these."
             ) from None
         of_trainer, of_lora = _field_types()
         belongs, kind = (read.lora, of_lora[name]) if name in of_lora else (read.trainer, of_trainer[name])
-        try:
-            belongs[name] = fitted(value, kind)
-        except TypeError:
-            raise ValueError(f"the setting `{name}` is {value!r}; expected {in_words(kind)}.") from None
+        belongs[name] = fit_setting(name, value, kind)
     return read
 
 
@@ -102,16 +98,12 @@ def _check_with_peft(settings: dict[str, Any]) -> None:
 def _check_name(name: str, options: Collection[str]) -> None:
     option = name if name in options else OPTION_FOR.get(name)
     if option is not None:
-        raise ValueError(
-            f"`{name}` is no setting: the option `{option}` sets it. Give that (--{option.replace('_', '-')} on the "
-            "command line)."
-        )
+        raise set_by_option(name, option, f"--{option.replace('_', '-')}")
     if name in NO_SETTING:
         raise ValueError(f"`{name}` is no setting: {NO_SETTING[name]}. Leave it out.")
     known = [*_field_types()[0], *_field_types()[1]]
     if name not in known:
-        nearest = get_close_matches(str(name), [*known, *options], 1)
-        hint = f"did you mean `{nearest[0]}`?" if nearest else "names are those of transformers and PEFT."
+        hint = did_you_mean(name, [*known, *options], "names are those of transformers and PEFT.")
         raise ValueError(f"there is no setting `{name}` in Seq2SeqTrainingArguments or LoraConfig; {hint}")
 
 
@@ -125,89 +117,3 @@ def _field_types() -> tuple[dict[str, Any], dict[str, Any]]:
         return {each.name: hints[each.name] for each in fields(options) if each.init}
 
     return types(Seq2SeqTrainingArguments), types(LoraConfig)
-
-
-def fitted(value: Any, kind: Any) -> Any:
-    """Return a plain value, such as YAML has, as the type of a field has it.
-
-    A whole number fits where a number is expected; a number fits where only a text is expected; a mapping makes a
-    dataclass.
-
-    Raises:
-        TypeError: the value does not fit.
-    """
-    if kind is Any or (value is None and kind in (None, NoneType)):
-        return value
-    if get_origin(kind) in (Union, UnionType):
-        return _fitted_to_one(value, _kinds_of(kind))
-    if get_origin(kind) is Literal:
-        return _checked(value, any(_is_choice(value, choice) for choice in get_args(kind)))
-    if kind is dict or get_origin(kind) is dict:
-        return _checked(value, isinstance(value, Mapping))
-    if kind in (list, tuple) or get_origin(kind) in (list, tuple):
-        return _fitted_items(value, kind)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return _checked(value, value in [member.value for member in kind])
-    if is_dataclass(kind) and isinstance(kind, type):
-        return kind(**_checked(value, isinstance(value, Mapping)))
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    return _checked(value, _is_plain(value, kind))
-
-
-def _kinds_of(kind: Any) -> list[Any]:
-    """Return the types of a union, text last. Beside names to choose from, other text is no type of its own."""
-    kinds = list(get_args(kind))
-    if any(isinstance(each, type) and issubclass(each, Enum) for each in kinds):
-        kinds = [each for each in kinds if each is not str]
-    return sorted(kinds, key=lambda each: each is str)
-
-
-def _fitted_to_one(value: Any, kinds: list[Any]) -> Any:
-    for kind in kinds:
-        try:
-            return fitted(value, kind)
-        except TypeError:
-            continue
-    raise TypeError
-
-
-def _fitted_items(value: Any, kind: Any) -> list | tuple:
-    items, to = get_args(kind), get_origin(kind) or kind
-    _checked(value, isinstance(value, (list, tuple)))
-    if to is tuple and items and Ellipsis not in items:
-        _checked(value, len(value) == len(items))
-        return tuple(fitted(each, item) for each, item in zip(value, items, strict=True))
-    return to(fitted(each, items[0] if items else Any) for each in value)
-
-
-def _checked(value: Any, fits: bool) -> Any:
-    if not fits:
-        raise TypeError
-    return value
-
-
-def _is_choice(value: Any, choice: Any) -> bool:
-    # PEFT spells a family of names like this: "pissa_niter_[number of iters]".
-    family = choice.partition("[")[0] if isinstance(choice, str) and "[" in choice else None
-    is_member = family is not None and isinstance(value, str) and value.startswith(family)
-    return is_member or (value == choice and type(value) is type(choice))
-
-
-def _is_plain(value: Any, kind: Any) -> bool:
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind if kind in (int, str) else ())
-
-
-def in_words(kind: Any) -> str:
-    """Return what a type of a field accepts, in words that complete "expected ..."."""
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(dict.fromkeys(in_words(each) for each in _kinds_of(kind)))
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, get_args(kind)))}"
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return f"one of {', '.join(str(member.value) for member in kind)}"
-    if kind in (list, tuple) or get_origin(kind) in (list, tuple):
-        return "a list"
-    return WORDS.get(kind, "a mapping")

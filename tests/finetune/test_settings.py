@@ -41,7 +41,7 @@ REFUSED = {
         {"layers_to_transform": ["a"]},
         r"is \['a'\]; expected a .* or null.",
     ),
-    "an object": ({"run_name": object()}, "`run_name` is a object; expected a number, a text"),
+    "an object": ({"run_name": object()}, "`run_name` is of type object; expected a number, a text"),
     "a misspelt name": ({"weight_decy": 1}, "there is no setting `weight_decy` .* did you mean `weight_decay`?"),
     "a misspelt option": ({"warmup_step": 1}, "there is no setting `warmup_step` .* did you mean `warmup_steps`?"),
     "a strange name": ({"zzz": 1}, "there is no setting `zzz` .* names are those of transformers and PEFT."),
@@ -85,7 +85,7 @@ def test_reports():
     from t5fusion.finetune.reporting import REPORTERS
 
     assert set(INTEGRATION_TO_CALLBACK) >= set(REPORTERS)
-    with pytest.raises(ValueError, match="`report_to` names 'wadb', .* did you mean wandb"):
+    with pytest.raises(ValueError, match="`report_to` names 'wadb', .* did you mean `wandb`"):
         TrainingOptions(report_to=("wadb",))
     with pytest.raises(ValueError, match="`report_to` is 'wandb'; expected names"):
         TrainingOptions(report_to="wandb")
