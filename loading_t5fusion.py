@@ -22,8 +22,8 @@ from .naming_t5fusion import (
     EMBEDDED,
     HUB_KEYWORDS,
     FusedName,
-    base_in,
-    name_of_embedded,
+    name_to_record,
+    recorded_base,
     resolve_embedded,
     was_embedded,
 )
@@ -161,7 +161,7 @@ class FusedLoadingMixin(Model):
                 )
             self.encoder.fusion.reset_parameters(self.shared.weight)
         if checkpoint.is_base_model or checkpoint.choices:
-            base_model = name_of_embedded(checkpoint.source)
+            base_model = name_to_record(checkpoint.source)
             self.name_or_path = str(FusedName(base_model, checkpoint.commit, checkpoint.choices))
         else:
             self.loaded_commit = checkpoint.commit
@@ -426,7 +426,7 @@ def base_of_adapter(adapter: NameOrPath, hub_kwargs: dict[str, Any]) -> FusedNam
         return None
     config_file: Any = cached_file(adapter, "adapter_config.json", **hub_kwargs)
     with open(config_file, encoding="utf-8") as file:
-        base = base_in(json.load(file))
+        base = recorded_base(json.load(file))
     if was_embedded(base.base_model, adapter):
         return base._replace(base_model=EMBEDDED, commit=None)
     if base.base_model and os.path.isabs(base.base_model) and not os.path.exists(base.base_model):
@@ -470,7 +470,7 @@ def fused_config(
     config = copy.deepcopy(config)
     config.weights_from_backbone = config.adapter_beside = False  # They describe a saved folder, not a loaded model.
     if model_type in BASE_MODEL_TYPES and getattr(config, "backbone", None) is None:
-        config.backbone, config.backbone_revision = str(name_of_embedded(name)), commit_of(name, hub_kwargs)
+        config.backbone, config.backbone_revision = str(name_to_record(name)), commit_of(name, hub_kwargs)
     if model_type == "mt5":
         config.scale_decoder_outputs = False  # an mT5 never scales, tied or not
     return config, kwargs
@@ -484,7 +484,7 @@ def _config_from_saved(
     if model_type == "mt5":  # The fields that its config.json leaves out have other defaults than T5's.
         saved = MT5Config.from_dict(saved).to_dict()
     if model_type in BASE_MODEL_TYPES:
-        saved["backbone"] = str(name_of_embedded(name))
+        saved["backbone"] = str(name_to_record(name))
         saved["backbone_revision"] = commit_of(name, hub_kwargs)
         if "lexical_token_id" not in kwargs:
             saved["lexical_token_id"] = free_token_id(name, hub_kwargs)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 # The keywords of `from_pretrained` that say where files are.
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 EMBEDDED = "tiny_t5"  # names the base model inside the package t5fusion, wherever that is installed
+PROJECTION_WEIGHT = "fusion.projection.weight"  # how the name of the fusion layer's weight (d_model, lexical_dim) ends
 # An adapter in a bundle names its base model this way until `push` fills in the repository. No repository can have this
 # name, so no class loads another model by mistake.
 NOT_PUSHED = "not on a Hub yet"
@@ -36,7 +37,7 @@ class FusedName(NamedTuple):
 
     @classmethod
     def parse(cls, name: Any) -> "FusedName":
-        """Parse a recorded name. Any other name is taken as the id or folder of the checkpoint itself."""
+        """Parse a recorded name. A name of another form is the checkpoint's own id or folder."""
         parts = FUSED_NAME_PATTERN.fullmatch(name) if isinstance(name, str) else None
         return cls(parts[1], parts[2], json.loads(parts[3] or "{}")) if parts else cls(name)
 
@@ -62,8 +63,12 @@ class FusedName(NamedTuple):
         return self.config_fields | self.hub_kwargs
 
 
-def base_in(adapter_config: Mapping[str, Any]) -> FusedName:
-    """Return the base model that an adapter's config names, with the config's revision if the name has no commit."""
+def recorded_base(adapter_config: Mapping[str, Any]) -> FusedName:
+    """Return the base model that an adapter's config names, with the config's revision if the name has no commit.
+
+    Raises:
+        LookupError: The config names no base model.
+    """
     base = FusedName.parse(adapter_config["base_model_name_or_path"])
     return base if base.commit else base._replace(commit=adapter_config.get("revision"))
 
@@ -91,13 +96,13 @@ def resolve_embedded(name: Any) -> Any:
     if folder is None:
         raise OSError(
             f"{EMBEDDED} is the base model inside the package t5fusion, which is not installed here. Install t5fusion, "
-            "or use a bundle that `t5fusion export --kind standalone` wrote: it needs neither."
+            "or use a bundle that `t5fusion export --kind standalone` wrote, which holds all weights."
         )
     return folder
 
 
-def name_of_embedded(folder: Any) -> Any:
-    """Return "tiny_t5" for the folder of the embedded base model, and any other folder or id unchanged.
+def name_to_record(folder: Any) -> Any:
+    """Return the name to record for a base model: "tiny_t5" for the embedded one, else its folder or id unchanged.
 
     Another folder that is called "tiny_t5" becomes an absolute path, so that its name cannot mean the embedded model.
     """

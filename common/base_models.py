@@ -5,21 +5,25 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from ..loading_t5fusion import commit_of
-from ..naming_t5fusion import EMBEDDED, name_of_embedded, resolve_embedded
+from ..naming_t5fusion import EMBEDDED, name_to_record, resolve_embedded
 from ..processing_t5fusion import T5FusionProcessor
 from .errors import first_line
 
 
 def base_folder(base_model: str) -> str:
-    """Return what transformers can load: a folder by its full path (also for "tiny_t5"), or the id on the Hub."""
+    """Return what transformers can load: the full path of a folder (also for "tiny_t5"), or an id on the Hub unchanged.
+
+    Raises:
+        OSError: The base model is "tiny_t5", and t5fusion is not installed.
+    """
     if base_model == EMBEDDED:
         return resolve_embedded(base_model)
     return str(Path(base_model).resolve()) if Path(base_model).is_dir() else base_model
 
 
 def base_name(base_model: str) -> str:
-    """Return the name to record: as `base_folder`, but "tiny_t5" for the embedded one, whose folder may move."""
-    return name_of_embedded(base_folder(base_model))
+    """Return the name to record: the result of `base_folder`, but "tiny_t5" for the embedded one, which may move."""
+    return name_to_record(base_folder(base_model))
 
 
 def base_error(base_model: str, error: Exception) -> OSError:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 def first_line(error: BaseException) -> str:
@@ -26,3 +27,15 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str) -> str:
     """Return "did you mean `...`?" with the known name that is most like an unknown one; `otherwise` if none is."""
     nearest = get_close_matches(str(name), list(known), 1)
     return f"did you mean `{nearest[0]}`?" if nearest else otherwise
+
+
+def unreadable_weights(file: Path, cause: str) -> ValueError:
+    """Return the ValueError for a weights file that cannot be read.
+
+    Args:
+        cause: What is wrong with it, in a few words.
+    """
+    return ValueError(
+        f"the weights in {file} cannot be read ({cause}). The file is damaged, or holds something else. Copy or save "
+        "it again."
+    )

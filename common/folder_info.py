@@ -1,7 +1,6 @@
 """What a folder or a repository is, by its JSON files and the headers of its weights. torch is not imported."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any, Literal
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..naming_t5fusion import EMBEDDED, NOT_PUSHED, embedded_folder
-from .errors import cannot_be_loaded, first_line
+from ..naming_t5fusion import EMBEDDED, NOT_PUSHED, PROJECTION_WEIGHT, embedded_folder
+from .errors import cannot_be_loaded
 from .run_files import (
     ADAPTER_CONFIG,
+    ADAPTER_SAFETENSORS,
     CONFIG,
     EVALUATION,
     MANIFEST,
@@ -23,18 +23,19 @@ from .run_files import (
     find_folder,
     read_json,
 )
+from .weight_shapes import count_model_weights, count_numbers, shapes_in
 
-What = Literal["bundle", "run folder", "checkpoint", "adapter", "fused model", "T5"]
-FUSED_TYPE = "t5_fusion"  # `model_type` of a fused model's config
-T5_TYPES = ("t5", "mt5", "umt5")
+FolderType = Literal["bundle", "run folder", "checkpoint", "adapter", "fused model", "T5"]
+# These two are written out here, because configuration_t5fusion.py, which defines them, imports torch.
+FUSED_MODEL_TYPE, LEXICAL_TOKEN = "t5_fusion", "<lexical>"
+T5_MODEL_TYPES = ("t5", "mt5", "umt5")
 SMALL_FILES = [ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG, RECORD, EVALUATION, MANIFEST, "*.index.json"]
-LONGEST_HEADER = 100_000_000  # bytes; safetensors itself allows no longer one
 METHODS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "LOHA": "LoHa", "LOKR": "LoKr", "PREFIX_TUNING": "prefix tuning"}
 
 
 @dataclass(frozen=True)
 class VectorKind:
-    """Vectors that the model reads beside its text."""
+    """A kind of vectors that the model reads beside its text."""
 
     placeholder: str  # the token whose place such a vector takes
     width: int | None  # numbers in a vector
@@ -42,7 +43,7 @@ class VectorKind:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapter's config."""
+    """What adapter_config.json says about an adapter."""
 
     method: str  # such as "LoRA"
     rank: int | None
@@ -53,11 +54,14 @@ class Adapter:
 
 @dataclass(frozen=True)
 class FolderInfo:
-    """What a folder or a repository on the Hub is. What no file records is None or empty."""
+    """The facts that the files of a folder or a repository record. A fact that no file records is None or empty.
+
+    The fields are the keys of `t5fusion info --json`.
+    """
 
     name: str  # as it was asked for
     commit: str | None  # of the repository; None for a folder
-    what: What
+    what: FolderType
     kind: str | None  # of a bundle: "adapter", "standalone", "merged" or "fused"
     base_model: str | None
     base_commit: str | None
@@ -67,12 +71,14 @@ class FolderInfo:
     weights: int | None  # of the whole model, with the base model's
     recipe: dict[str, Any]  # the fields of the saved processor
     training: dict[str, Any]  # rows, epochs, learning rate, and so on, of the training
-    measures: dict[str, dict[str, float]]  # loss and scores, by vectors: "true", "shuffled", "none"; or "untuned"
-    worth_of_vectors: dict[str, dict[str, float]]  # what is lost with "shuffled" vectors or with "none"
+    # loss (nats per token) and scores with "true" or "shuffled" vectors, with "none", and of the "untuned" model
+    measures: dict[str, dict[str, float]]
+    # how much larger the loss is with "shuffled" vectors or with "none": difference, low, high (nats per token)
+    worth_of_vectors: dict[str, dict[str, float]]
     measured_rows: int | None
-    versions: dict[str, str]  # of the packages that wrote it
+    versions: dict[str, str]  # of the packages that wrote the files
     size: int | None  # bytes of all files; None if the Hub cannot be asked
-    files: int | None  # how many they are
+    files: int | None  # number of files; None if the Hub cannot be asked
 
     @property
     def trained_share(self) -> float | None:
@@ -85,7 +91,7 @@ class FolderInfo:
 
 
 def folder_info(name: str, revision: str | None = None) -> FolderInfo:
-    """Return what a folder or a repository on the Hub is.
+    """Return the facts that the files of a folder or of a repository on the Hub record.
 
     Of a repository only the small JSON files are downloaded, not its weights.
 
@@ -97,30 +103,37 @@ def folder_info(name: str, revision: str | None = None) -> FolderInfo:
         ValueError: The folder holds none of the things that t5fusion works with, or a damaged file.
         OSError: There is neither such a folder nor such a repository.
     """
-    place = embedded_folder() if name == EMBEDDED and not Path(name).exists() else None
-    path = find_folder(place or name, revision, allow_patterns=SMALL_FILES)
-    is_remote = place is None and not Path(name).is_dir()
-    files = RunFiles(path)
+    embedded = embedded_folder() if name == EMBEDDED and not Path(name).exists() else None
+    path = find_folder(embedded or name, revision, allow_patterns=SMALL_FILES)
+    is_remote = embedded is None and not Path(name).is_dir()
+    sizes = _sizes_on_hub(name, path.name) if is_remote else _sizes_in(path)
     try:
-        return _read(name, files, _sizes_on_hub(name, path.name) if is_remote else _sizes_in(path), is_remote)
+        return _collect_facts(name, RunFiles(path), sizes, is_remote)
     except (LookupError, TypeError, AttributeError) as error:
         raise cannot_be_loaded(name, error) from error
 
 
-def _read(name: str, files: RunFiles, sizes: Mapping[str, int], is_remote: bool) -> FolderInfo:
-    manifest = files.manifest
-    what, record, evaluation = _what(name, files), files.record, files.evaluation
-    base = None if what == "T5" else files.trained_on
-    width = _vector_width(files)
-    trained, weights = _weights(files, what)
+def _collect_facts(name: str, files: RunFiles, sizes: Mapping[str, int], is_remote: bool) -> FolderInfo:
+    """Return the facts about the folder of `files`.
+
+    Args:
+        name: Its name, as it was asked for.
+        sizes: Bytes of each file.
+        is_remote: Whether the folder is the cached snapshot of a repository. It is then called by its commit.
+    """
+    manifest, record, evaluation = files.manifest, files.record, files.evaluation
+    folder_type = _folder_type(name, files)
+    base = None if folder_type == "T5" else files.trained_on
+    is_base_named = base is not None and not str(base.base_model).startswith(NOT_PUSHED)
+    trained, weights = _count_weights(files)
     return FolderInfo(
         name=name,
         commit=files.path.name if is_remote else None,
-        what=what,
-        kind={"base": "fused"}.get(manifest.get("kind", ""), manifest.get("kind")),
-        base_model=None if base is None or str(base.base_model).startswith(NOT_PUSHED) else base.base_model,
+        what=folder_type,
+        kind="fused" if manifest.get("kind") == "base" else manifest.get("kind"),  # earlier exports wrote "base"
+        base_model=base.base_model if base and is_base_named else None,
         base_commit=base.commit if base else None,
-        vectors=[] if what == "T5" else [VectorKind("<lexical>", width)],
+        vectors=[] if folder_type == "T5" else [VectorKind(LEXICAL_TOKEN, _vector_width(files))],
         adapter=_adapter(files),
         trained_weights=trained,
         weights=weights,
@@ -135,32 +148,39 @@ def _read(name: str, files: RunFiles, sizes: Mapping[str, int], is_remote: bool)
     )
 
 
-def _what(name: str, files: RunFiles) -> What:
-    """Return what the files are; ValueError if they are nothing that t5fusion works with."""
+def _folder_type(name: str, files: RunFiles) -> FolderType:
+    """Return which of the things that t5fusion works with the folder is.
+
+    Raises:
+        ValueError: It is none of them.
+    """
     model_type = files.model_config.get("model_type")
+    is_checkpoint = (files.path / "trainer_state.json").exists()
     if files.manifest:
         return "bundle"
     if files.record:
         return "run folder"
-    if files.has_adapter and (model_type == FUSED_TYPE or _is_fused_adapter(files)):
-        return "checkpoint" if (files.path / "trainer_state.json").exists() else "adapter"
-    if model_type == FUSED_TYPE:
-        return "checkpoint" if (files.path / "trainer_state.json").exists() else "fused model"
-    if model_type in T5_TYPES and not files.has_adapter:
+    if files.has_adapter and (model_type == FUSED_MODEL_TYPE or _is_on_fused_model(files)):
+        return "checkpoint" if is_checkpoint else "adapter"
+    if model_type == FUSED_MODEL_TYPE:
+        return "checkpoint" if is_checkpoint else "fused model"
+    if model_type in T5_MODEL_TYPES and not files.has_adapter:
         return "T5"
     raise ValueError(
-        f"{name} holds {_foreign(files, model_type)}; expected what t5fusion writes (a run folder, a bundle, an "
-        "adapter, a fused model) or a plain T5."
+        f"{name} holds {_foreign_content(files, model_type)}; expected what t5fusion writes (a run folder, a bundle, "
+        "an adapter, a fused model) or a plain T5."
     )
 
 
-def _is_fused_adapter(files: RunFiles) -> bool:
+def _is_on_fused_model(files: RunFiles) -> bool:
+    """Return whether the adapter's config or its weights tell that it was trained on a fused model."""
     name = str(files.adapter_config.get("base_model_name_or_path"))
     layers = files.adapter_config.get("modules_to_save") or []
     return name.startswith(("T5WithFusion(", NOT_PUSHED)) or "fusion" in layers or _fusion_width(files) is not None
 
 
-def _foreign(files: RunFiles, model_type: str | None) -> str:
+def _foreign_content(files: RunFiles, model_type: str | None) -> str:
+    """Describe what the folder holds that t5fusion does not work with, for the error."""
     if files.has_adapter:
         return f"an adapter on {files.adapter_config.get('base_model_name_or_path')}, which is no fused model"
     if model_type:
@@ -169,6 +189,7 @@ def _foreign(files: RunFiles, model_type: str | None) -> str:
 
 
 def _adapter(files: RunFiles) -> Adapter | None:
+    """Return what adapter_config.json says; None if there is none."""
     config = files.adapter_config
     if not config:
         return None
@@ -184,12 +205,14 @@ def _adapter(files: RunFiles) -> Adapter | None:
 
 
 def _recipe(files: RunFiles) -> dict[str, Any]:
+    """Return the fields of the recipe in the folder or, for a checkpoint, in its run folder; empty if there is none."""
     folder = files.folder_with(PROCESSOR_CONFIG)
     config = {} if folder is None else read_json(folder / PROCESSOR_CONFIG)
     return {name: value for name, value in config.items() if name not in ("auto_map", "processor_class")}
 
 
 def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts and options of training.json that `info` shows."""
     options = record.get("options", {})
     facts = {name: record.get(name) for name in ("data", "rows", "held_out_rows", "seconds", "processes")}
     facts |= {name: options.get(name) for name in ("full", "epochs", "batch_size", "lr", "seed")}
@@ -197,13 +220,13 @@ def _training(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _last_loss(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the loss of the last evaluation in training, as `measures` has it."""
+    """Return the loss of the last evaluation during training, in the form of `FolderInfo.measures`."""
     losses = [entry["eval_loss"] for entry in record.get("history", []) if "eval_loss" in entry]
     return {"true": {"loss": losses[-1]}} if losses else {}
 
 
 def _versions(files: RunFiles, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the versions that wrote the folder; those of the training, if it is recorded."""
+    """Return the versions of the packages that wrote the folder. Recorded ones win over those that a config names."""
     versions = {
         "t5fusion": manifest.get("t5fusion"),
         "transformers": files.model_config.get("transformers_version"),
@@ -221,77 +244,47 @@ def _vector_width(files: RunFiles) -> int | None:
 
 
 def _fusion_width(files: RunFiles) -> int | None:
-    shapes = _shapes(files.path / "adapter_model.safetensors")
-    return next((shape[-1] for name, shape in shapes.items() if name.endswith("fusion.projection.weight")), None)
+    """Return the width of the vectors by the fusion layer in the adapter's weights; None if they do not hold it."""
+    shapes = shapes_in(files.path / ADAPTER_SAFETENSORS)
+    return next((shape[-1] for name, shape in shapes.items() if name.endswith(PROJECTION_WEIGHT)), None)
 
 
-def _weights(files: RunFiles, what: What) -> tuple[int | None, int | None]:
-    """Return how many weights trained, and how many the model has; None if no file at hand says so.
+def _count_weights(files: RunFiles) -> tuple[int | None, int | None]:
+    """Return how many weights trained, and how many the model has. Each is None if no file at hand tells.
 
-    They are the numbers that `train` prints. PEFT keeps the initial fusion layer beside the trained one, so it counts
-    twice there.
+    They are the numbers that `train` prints. In these, the initial fusion layer counts as well as the trained one,
+    because PEFT keeps both in memory.
     """
-    record = files.record
-    if "weights" in record:
-        return record["trainable_weights"], record["weights"]
-    of_adapter = _shapes(files.path / "adapter_model.safetensors")
-    own = _model_weights(files.path)
-    if not of_adapter:
-        return None, own
-    trained = _count(of_adapter)
-    if own is None and files.trained_on is not None and files.trained_on.base_model:
-        base = files.trained_on.base_model
-        base_path = Path(str(embedded_folder() if base == EMBEDDED else base))
-        own = _model_weights(base_path) if base_path.is_dir() else None
-        fusion = _count({name: shape for name, shape in of_adapter.items() if ".fusion." in name})
-        own = None if own is None else own + fusion
-    return trained, None if own is None else own + trained
+    if "weights" in files.record:
+        return files.record["trainable_weights"], files.record["weights"]
+    in_folder = count_model_weights(files.path)
+    adapter_shapes = shapes_in(files.path / ADAPTER_SAFETENSORS)
+    if not adapter_shapes:
+        return None, in_folder
+    trained = count_numbers(adapter_shapes)
+    if in_folder is not None:
+        return trained, in_folder + trained
+    in_base = _count_base_weights(files)
+    initial_fusion = count_numbers({name: shape for name, shape in adapter_shapes.items() if ".fusion." in name})
+    return trained, None if in_base is None else in_base + initial_fusion + trained
 
 
-def _model_weights(folder: Path) -> int | None:
-    """Return how many weights a folder's model files hold, or None if there are none in safetensors."""
-    files = sorted(folder.glob("model*.safetensors"))
-    return sum(_count(_shapes(file)) for file in files) if files else None
-
-
-def _count(shapes: Mapping[str, list[int]]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Return the shape of each tensor in a safetensors file, by its header; empty if there is no such file.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
-    if not file.exists():
-        return {}
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if length > min(LONGEST_HEADER, file.stat().st_size):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(opened.read(length))
-        header.pop("__metadata__", None)
-        shapes = {name: entry["shape"] for name, entry in header.items()}
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _damaged(file, first_line(error)) from error
-    if file.stat().st_size != 8 + length + end:
-        raise _damaged(file, f"it has {file.stat().st_size:,} bytes; expected {8 + length + end:,}")
-    return shapes
-
-
-def _damaged(file: Path, cause: str) -> ValueError:
-    return ValueError(f"the weights in {file} cannot be read ({cause}). The file is damaged. Copy or save it again.")
+def _count_base_weights(files: RunFiles) -> int | None:
+    """Return how many weights the base model has; None if it is not in a folder at hand."""
+    if files.trained_on is None or not files.trained_on.base_model:
+        return None
+    base_model = files.trained_on.base_model
+    folder = Path(str(embedded_folder() if base_model == EMBEDDED else base_model))
+    return count_model_weights(folder) if folder.is_dir() else None
 
 
 def _sizes_in(folder: Path) -> dict[str, int]:
+    """Return the size of each file below a folder, in bytes."""
     return {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
 
 
 def _sizes_on_hub(repo_id: str, commit: str) -> dict[str, int]:
-    """Return the size of each file of a repository; empty if the Hub cannot be asked, as with HF_HUB_OFFLINE=1."""
+    """Return the size of each file of a repository, in bytes; empty if the Hub cannot be asked (HF_HUB_OFFLINE=1)."""
     try:
         siblings = HfApi().model_info(repo_id, revision=commit, files_metadata=True).siblings or []
     except (HfHubHTTPError, OSError):

@@ -30,7 +30,7 @@ class Losses(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A difference and its 95 % confidence interval."""
+    """A difference of two losses and its 95 % confidence interval, in nats per token."""
 
     difference: float
     low: float
@@ -38,7 +38,7 @@ class Interval(NamedTuple):
 
 
 def losses_of(model, batch: Mapping[str, torch.Tensor]) -> Losses:
-    """Return the loss of each row of a collated batch with labels. The batch is on the model's device."""
+    """Return the loss of each row of a batch with labels, as the collator makes it, on the model's device."""
     logits = model(**batch).logits.float()
     token_losses = cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=IGNORED)
     tokens = (batch["labels"] != IGNORED).sum(1)
@@ -48,11 +48,11 @@ def losses_of(model, batch: Mapping[str, torch.Tensor]) -> Losses:
 def paired_bootstrap(a: Losses, b: Losses, samples: int = 10_000, seed: int = 0) -> Interval:
     """Return the difference a - b of the mean losses of two models (or inputs) on the same rows, in nats per token.
 
-    Each sample draws rows with replacement, the same ones for both (Koehn 2004). The bounds are the 2.5th and 97.5th
-    percentiles of the samples.
+    A positive difference means that `b` is better. Each sample draws rows with replacement, the same ones for both
+    (Koehn 2004). The bounds are the 2.5th and 97.5th percentiles of the samples.
 
     Raises:
-        ValueError: the numbers of tokens differ, so the losses are not of the same rows.
+        ValueError: The numbers of tokens differ, so the losses are not of the same rows.
     """
     if not np.array_equal(a.tokens, b.tokens):
         raise ValueError("the losses are not of the same rows: their numbers of tokens differ.")

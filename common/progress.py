@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from .console import is_first_process, say
 
-HALF_A_MINUTE = 30.0  # seconds
+LINE_INTERVAL = 30.0  # seconds between two lines where there is no terminal
 
 
 class Progress:
@@ -24,9 +24,9 @@ class Progress:
         every: Seconds between two lines where there is no terminal.
     """
 
-    def __init__(self, title: str, total: int | None, unit: str = "rows", done: int = 0, every: float = HALF_A_MINUTE):
+    def __init__(self, title: str, total: int | None, unit: str = "rows", done: int = 0, every: float = LINE_INTERVAL):
         self.title, self.total, self.unit, self.done, self.every = title, total, unit, done, every
-        self.earlier, self.remark = done, ""
+        self.done_earlier, self.remark = done, ""
         self.started = self.last_line = time.monotonic()
         self.bar: tqdm | None = None
         if is_first_process() and sys.stderr.isatty():
@@ -39,9 +39,10 @@ class Progress:
         self.close()
 
     def advance(self, units: int = 1, remark: str | None = None) -> None:
-        """Count units of work that are done, 0 to show a new remark only.
+        """Count units of work that are done.
 
         Args:
+            units: How many; 0 to show a new remark only.
             remark: A few words shown beside the numbers, such as "loss 0.412". None leaves those that are there.
         """
         self.done += units
@@ -56,8 +57,8 @@ class Progress:
             say(self._line())
 
     def skip(self, units: int) -> None:
-        """Count units of work that an earlier run has done, so that they do not count for the time left."""
-        self.earlier += units
+        """Count units of work that an earlier run has done. They say nothing about the time left."""
+        self.done_earlier += units
         self.advance(units)
 
     def write(self, line: str) -> None:
@@ -73,11 +74,13 @@ class Progress:
             self.bar.close()
 
     def _line(self) -> str:
+        """Return "TITLE: 10 of 40 rows (25%), 01:30 left, REMARK", without what is not known."""
         if self.total is None:
             return ", ".join(filter(None, (f"{self.title}: {self.done:,} {self.unit}", self.remark)))
         share = f" ({self.done / self.total:.0%})" if self.total else ""
         line = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}{share}"
-        if self.done > self.earlier:
-            seconds = (time.monotonic() - self.started) * (self.total - self.done) / (self.done - self.earlier)
+        if self.done > self.done_earlier:
+            seconds_per_unit = (time.monotonic() - self.started) / (self.done - self.done_earlier)
+            seconds = seconds_per_unit * (self.total - self.done)
             line += f", {tqdm.format_interval(seconds)} left"
         return f"{line}, {self.remark}" if self.remark else line

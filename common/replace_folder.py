@@ -20,13 +20,13 @@ def workplace_of(target: Path) -> Path:
 
 @contextmanager
 def workplace(target: Path) -> Iterator[Path]:
-    """Provide an empty folder beside `target`, locked by this process and removed at the end.
+    """Lock and yield an empty folder beside `target`, and remove it at the end.
 
     If a killed process left the only version of `target` there, that version is put back. Anything else that it left is
     removed.
 
     Raises:
-        ValueError: another process is writing `target`.
+        ValueError: Another process is writing `target`.
     """
     folder = workplace_of(target)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,13 +9,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ..naming_t5fusion import EMBEDDED, FusedName, base_in, name_of_embedded, was_embedded
+from ..naming_t5fusion import EMBEDDED, FusedName, name_to_record, recorded_base, was_embedded
 from .errors import cannot_be_loaded
 from .hub_errors import in_one_sentence
 from .replace_folder import recover
 
 RECORD, EVALUATION, MANIFEST = "training.json", "evaluation.json", "t5fusion.json"
-REFERENCE = "reference.safetensors"
+REFERENCE, ADAPTER_SAFETENSORS = "reference.safetensors", "adapter_model.safetensors"
 ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG = "adapter_config.json", "config.json", "processor_config.json"
 
 
@@ -23,6 +23,9 @@ class RunFiles:
     """The JSON files of a run folder, a checkpoint of the Trainer, or a bundle. Each is read once, when it is needed.
 
     A file that does not exist reads as an empty dict. Each property raises ValueError if its file is damaged.
+
+    Args:
+        path: The folder.
     """
 
     def __init__(self, path: str | Path):
@@ -36,6 +39,7 @@ class RunFiles:
 
     @cached_property
     def adapter_config(self) -> dict[str, Any]:
+        """adapter_config.json, which PEFT writes."""
         return self._read(ADAPTER_CONFIG)
 
     @cached_property
@@ -45,6 +49,7 @@ class RunFiles:
 
     @cached_property
     def processor_config(self) -> dict[str, Any]:
+        """processor_config.json: the recipe."""
         return self._read(PROCESSOR_CONFIG)
 
     @cached_property
@@ -59,30 +64,36 @@ class RunFiles:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """t5fusion.json, which `export` writes, as it is: see `hub_export.manifest.read_manifest` for its checks."""
+        """t5fusion.json, which `export` writes, unchecked. (`hub_export.manifest.read_manifest` checks it.)"""
         return self._read(MANIFEST)
 
     @property
     def has_adapter(self) -> bool:
+        """Whether the folder holds adapter_config.json."""
         return (self.path / ADAPTER_CONFIG).exists()
 
     @property
     def has_config(self) -> bool:
+        """Whether the folder holds config.json."""
         return (self.path / CONFIG).exists()
 
     def folder_with(self, name: str) -> Path | None:
-        """Return the folder that holds a file of this name: this one, or for a checkpoint also the run around it."""
-        around = [self.path.parent, self.path.parent.parent] if self.path.name.startswith("checkpoint-") else []
-        return next((folder for folder in (self.path, *around) if (folder / name).exists()), None)
+        """Return the folder that holds a file of this name: this one or, for a checkpoint, its run folder; or None."""
+        is_checkpoint = self.path.name.startswith("checkpoint-")
+        above = [self.path.parent, self.path.parent.parent] if is_checkpoint else []
+        return next((folder for folder in (self.path, *above) if (folder / name).exists()), None)
 
     @cached_property
     def adapter_base(self) -> FusedName:
         """The base model that the adapter's config names, with the choices that were made when it was fused.
 
         The embedded base model is called "tiny_t5", wherever t5fusion was installed during training.
+
+        Raises:
+            ValueError: adapter_config.json names no base model, or is damaged.
         """
         try:
-            return self._recognize(base_in(self.adapter_config))
+            return self._name_by_record(recorded_base(self.adapter_config))
         except (LookupError, TypeError, AttributeError) as error:
             raise cannot_be_loaded(f"the adapter in {self.path}", error) from error
 
@@ -90,32 +101,33 @@ class RunFiles:
     def trained_on(self) -> FusedName | None:
         """The base model that training started from, or None if no file names it."""
         if self.model_config.get("backbone"):
-            return self._known_by_name(
-                FusedName(self.model_config["backbone"], self.model_config.get("backbone_revision"))
-            )
-        named = self.adapter_base if self.has_adapter else self._recognize(FusedName(""))
+            backbone = FusedName(self.model_config["backbone"], self.model_config.get("backbone_revision"))
+            return self._name_by_path(backbone)
+        named = self.adapter_base if self.has_adapter else self._name_by_record(FusedName(""))
         return named if named.base_model else None
 
     @property
     def is_embedded_base(self) -> bool:
         """Whether this folder is tiny_t5 itself, which the package t5fusion carries."""
-        return name_of_embedded(str(self.path)) == EMBEDDED
+        return name_to_record(str(self.path)) == EMBEDDED
 
     @property
     def is_on_embedded_base(self) -> bool:
         """Whether training started from tiny_t5."""
         return self.trained_on is not None and self.trained_on.base_model == EMBEDDED
 
-    def _recognize(self, named: FusedName) -> FusedName:
-        # training.json is the only file that says so for a model that was trained from a development install.
+    def _name_by_record(self, named: FusedName) -> FusedName:
+        """Return `named` with the base model "tiny_t5" if training.json, or else the base model's path, says so."""
+        # After training from a development install, no other file tells that the base model was the embedded one.
         options = self.record.get("options", {})
         if EMBEDDED in (options.get("base"), options.get("base_model")):
             return named._replace(base_model=EMBEDDED, commit=None)
-        return self._known_by_name(named)
+        return self._name_by_path(named)
 
-    def _known_by_name(self, named: FusedName) -> FusedName:
+    def _name_by_path(self, named: FusedName) -> FusedName:
+        """Return `named` with the base model "tiny_t5" if its path is that of the embedded one, now or earlier."""
         if named.base_model and (
-            was_embedded(named.base_model, self.path) or name_of_embedded(named.base_model) == EMBEDDED
+            was_embedded(named.base_model, self.path) or name_to_record(named.base_model) == EMBEDDED
         ):
             return named._replace(base_model=EMBEDDED, commit=None)
         return named
@@ -123,6 +135,8 @@ class RunFiles:
 
 def check_folder(name: str, revision: str | None = None) -> None:
     """Check that `name` is a folder, or may be the id of a repository. The Hub is not asked.
+
+    A folder that a killed process left half replaced is put back first.
 
     Raises:
         ValueError: A revision is given for a folder.
@@ -149,7 +163,7 @@ def find_folder(name: str, revision: str | None = None, **download: Any) -> Path
     Args:
         name: A folder, or the id of a repository.
         revision: Branch, tag or commit of the repository.
-        **download: Arguments of `huggingface_hub.snapshot_download`.
+        **download: Further arguments of `huggingface_hub.snapshot_download`, such as `allow_patterns`.
 
     Raises:
         ValueError: A revision is given for a folder.
@@ -173,7 +187,7 @@ def read_json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is damaged: it is no JSON ({error}). Copy or save it again.") from error
+        raise ValueError(f"{file} is damaged: it is not valid JSON ({error}). Copy or save it again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; expected an object, {{...}}. Save it again.")
     return content

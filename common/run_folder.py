@@ -12,14 +12,14 @@ from peft import PeftModel
 from torch import nn
 
 from ..modeling_t5fusion import T5WithFusion
+from ..naming_t5fusion import PROJECTION_WEIGHT
 from ..processing_t5fusion import T5FusionProcessor
 from .base_models import base_error, base_folder
 from .limits import MAX_SOURCE, MAX_TARGET
 from .run_files import PROCESSOR_CONFIG, RECORD, RunFiles, find_folder, read_json
 from .saved_files import check_contents, check_numbers, one_sentence_errors, read_weights, weights_in
 
-PROJECTION = "fusion.projection.weight"  # end of the name of a weight (d_model, width of the vectors)
-# Files of a repository that are not needed to load a model.
+# What a download leaves out, because no model is loaded from it.
 NOT_LOADED = ["*/*", "*.py", "*.md", "*.onnx*", "onnx_*", "reference.safetensors", "training_args.bin"]
 
 
@@ -51,18 +51,25 @@ class RunFolder(RunFiles):
 
     @property
     def lexical_dim(self) -> int | None:
-        """Width of the vectors, by the processor or else by the adapter's weights; None if neither says."""
+        """Width of the vectors, as the processor or else the adapter's weights have it; None if there is neither."""
         if self.processor is not None:
             return self.processor.lexical_dim
         adapters = [file for file in weights_in(self.path) if file.name.startswith("adapter_model")]
-        widths = [
-            tensor.shape[-1] for file in adapters for name, tensor in read_weights(file) if name.endswith(PROJECTION)
-        ]
-        return widths[0] if widths else None
+        weights = (weight for file in adapters for weight in read_weights(file))
+        return next((tensor.shape[-1] for name, tensor in weights if name.endswith(PROJECTION_WEIGHT)), None)
 
 
 def find_trained(name: str, revision: str | None = None) -> Path:
-    """Return the folder of this name, or those cached files of a Hub repository that it takes to load a model."""
+    """Return the folder of this name, or the cached folder of a Hub repository, with the files that a model needs.
+
+    Args:
+        name: A folder, or the id of a repository.
+        revision: Branch, tag or commit of the repository.
+
+    Raises:
+        ValueError: A revision is given for a folder.
+        OSError: There is neither such a folder nor such a repository.
+    """
     return find_folder(name, revision, ignore_patterns=NOT_LOADED)
 
 
@@ -120,7 +127,7 @@ def load_adapter(fused_model: T5WithFusion, folder: Path, remedy: str = "") -> P
     Args:
         fused_model: The untuned model beneath the adapter.
         folder: A run folder, or what `PeftModel.save_pretrained` wrote.
-        remedy: A sentence for the error, saying what the user can do.
+        remedy: A sentence for the error that says what the user can do.
 
     Raises:
         ValueError: The adapter's weights do not fit, or some are missing.
@@ -140,13 +147,17 @@ def load_adapter(fused_model: T5WithFusion, folder: Path, remedy: str = "") -> P
 
 
 def trained_limits(folder: Path) -> tuple[int, int]:
-    """Return the most tokens of an input and of a target in training, or the defaults if no record says so."""
+    """Return the largest numbers of tokens of an input and of a target in training; the defaults if none are recorded.
+
+    Raises:
+        ValueError: training.json is damaged.
+    """
     options = RunFolder(folder).record.get("options", {})
     return options.get("max_source", MAX_SOURCE), options.get("max_target", MAX_TARGET)
 
 
 def trained_digest(folder: Path) -> str:
-    """Return a digest of the weights and the recipe: the parts of a folder on which its model's outputs depend."""
+    """Return 12 hexadecimal digits of a digest of a folder's weights and recipe, which decide its model's outputs."""
     digest = hashlib.sha256()
     weights = [file for file in weights_in(folder) if file.suffix == ".bin"]
     for file in sorted([*folder.glob("*.safetensors"), *weights, folder / PROCESSOR_CONFIG]):
@@ -156,10 +167,10 @@ def trained_digest(folder: Path) -> str:
 
 
 def align(model: nn.Module) -> nn.Module:
-    """Move each weight to memory that torch has laid out, and return the model.
+    """Copy each weight to memory that torch aligns, in place, and return the model.
 
-    Weights read from safetensors lie wherever they lie in their file, and on a CPU the last bit of a product depends
-    on that. Aligned in the same way, a reloaded model gives exactly the outputs of the trained one.
+    Weights read from safetensors keep the alignment that they have in the file, and on a CPU the last bit of a product
+    depends on it. With torch's alignment, a reloaded model gives exactly the outputs of the trained one.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .errors import cannot_be_loaded, first_line
-from .run_files import read_json
+from .errors import cannot_be_loaded, first_line, unreadable_weights
+from .run_files import ADAPTER_SAFETENSORS, read_json
 
 CONFIGS = (
     "adapter_config.json",
@@ -17,16 +17,17 @@ CONFIGS = (
     "tokenizer_config.json",
     "model.safetensors.index.json",
 )
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT reads the first of these that exists.
-MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # transformers does the same with these.
+# PEFT reads the first of these files that exists, and transformers the first pattern that matches a file.
+ADAPTER_WEIGHTS = (ADAPTER_SAFETENSORS, "adapter_model.bin")
+MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 @contextmanager
 def one_sentence_errors(what: str) -> Iterator[None]:
     """Turn what libraries raise over damaged or foreign files into a ValueError of one sentence.
 
-    ValueError, OSError, ImportError and errors of memory pass unchanged: they are sentences already, or have another
-    cause.
+    ValueError, OSError, ImportError and errors of memory pass unchanged. Their messages say enough already, or the
+    files are not the cause.
 
     Args:
         what: The thing that is being loaded, as the subject of the sentence: "the adapter in runs/files".
@@ -35,7 +36,9 @@ def one_sentence_errors(what: str) -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # Tokenizers, safetensors and PEFT raise types of their own; a wrong field, a TypeError.
+    except (
+        Exception
+    ) as error:  # Tokenizers, safetensors and PEFT raise types of their own, and a wrong field may give any type.
         raise cannot_be_loaded(what, error) from error
 
 
@@ -43,7 +46,7 @@ def check_contents(folder: Path) -> None:
     """Read every config and all weights in a folder.
 
     Raises:
-        ValueError: A config is not a JSON object, or a weights file cannot be read, or `check_numbers` refuses it.
+        ValueError: A config is not a JSON object, a weights file cannot be read, or `check_numbers` refuses a weight.
     """
     for name in CONFIGS:
         if (folder / name).exists():
@@ -75,17 +78,14 @@ def read_weights(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     except GeneratorExit:
         raise
     except Exception as error:  # safetensors, pickle, zipfile and torch each raise types of their own.
-        raise ValueError(
-            f"the weights in {file} cannot be read ({first_line(error)}). The file is damaged, or holds something "
-            "else. Copy or save it again."
-        ) from error
+        raise unreadable_weights(file, first_line(error)) from error
 
 
 def check_numbers(tensors: Iterable[tuple[str, torch.Tensor]], where: str, may_be_zero: bool = False) -> None:
     """Refuse weights with which a model writes nonsense.
 
     Args:
-        tensors: Name and tensor of each weight.
+        tensors: Name and tensor of each weight, of any shape and dtype. Only floats are checked.
         where: The file or folder, for the message.
         may_be_zero: Accept weights that are all zero. (In one shard of a new LoRA, all `lora_B` may be.)
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment
 
-from ..common.charts import DARK, LIGHT, Bar, bar_chart
+from ..common.chart_templates import DARK, LIGHT
+from ..common.charts import Bar, bar_chart
 
 PAGE, PICTURE = "demo.html", "demo.svg"
 

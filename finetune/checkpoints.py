@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 
 from ..common.errors import first_line
-from ..naming_t5fusion import EMBEDDED, name_of_embedded, was_embedded
+from ..naming_t5fusion import EMBEDDED, name_to_record, was_embedded
 from .options import TrainingOptions
 from .output_folder import RESUMED
 
@@ -125,7 +125,7 @@ def read_begun(checkpoint: Path, default: dict) -> dict:
     file = checkpoint / RESUMED
     begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else default
     base = begun.get("base", "")
-    if was_embedded(base, checkpoint) or name_of_embedded(base) == EMBEDDED:  # earlier releases recorded its path
+    if was_embedded(base, checkpoint) or name_to_record(base) == EMBEDDED:  # earlier releases recorded its path
         begun = begun | {"base": EMBEDDED}
     return begun
 

@@ -4,7 +4,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from t5fusion.common.charts import DARK, LIGHT, Bar, Line, bar_chart, line_chart, ticks
+from t5fusion.common.chart_templates import DARK, LIGHT
+from t5fusion.common.charts import Bar, Line, bar_chart, line_chart, ticks
 from t5fusion.finetune.loss_curve import save_loss_curve
 
 SVG = "{http://www.w3.org/2000/svg}"

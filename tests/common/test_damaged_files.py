@@ -177,7 +177,7 @@ def test_json_of_another_type(copy, name, content):
     for folder in (copy / "run", copy / "bundle"):
         (folder / name).write_bytes(CONTENTS[content].encode("latin-1"))
     for said in refusals(copy):
-        assert f"{name} holds a" in said or f"{name} is damaged: it is no JSON" in said
+        assert f"{name} holds a" in said or f"{name} is damaged: it is not valid JSON" in said
 
 
 FIELDS = {

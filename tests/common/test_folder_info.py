@@ -169,7 +169,7 @@ def test_weights_are_counted_as_train_counts_them(tmp_path, save_plain_t5):
         ({}, "holds no model and no adapter; expected what t5fusion writes"),
         ({"config": {"model_type": "bert"}}, "holds a model of type bert; expected"),
         ({"adapter_config": {"base_model_name_or_path": "gpt2", "peft_type": "LORA"}}, "adapter on gpt2, which is no"),
-        ({"config": "{"}, "config.json is damaged: it is no JSON"),
+        ({"config": "{"}, "config.json is damaged: it is not valid JSON"),
         (RUN | {"training": "[1]"}, "training.json holds a list; expected an object"),
         (RUN | {"training": {"options": 3}}, "cannot be loaded (AttributeError"),
         (RUN | {"adapter_config": {"r": 3}}, "cannot be loaded (KeyError"),
