@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
@@ -29,9 +30,17 @@ logger = logging.get_logger(__name__)
 Row = Mapping[str, Any]
 
 
+class RowText(NamedTuple):
+    """The text of a row, without padding and with its placeholders."""
+
+    ids: Ids  # (length,)
+    mask: Ids  # (length,): 0 for ids that the row's own mask hides
+    given_length: int  # what the length would be with the padding that the row came with
+
+
 @dataclass
 class DataCollatorWithFusion:
-    """Makes a batch from rows: trims padding, places `<lexical>`, pads on the right, and masks the padding of labels.
+    """Data collator: trims padding, places `<lexical>`, pads on the right, and masks the padding of labels.
 
     A row has `input_ids`. It may also have `attention_mask` (by default, everything but padding), `labels` and
     `lexical_embeds`: numbers, (dim,) for one vector or (vectors, dim) for several; missing, None or empty for a row
@@ -50,8 +59,8 @@ class DataCollatorWithFusion:
             sizes that follow. An `IterableDataset` with several processes needs that, because accelerate joins the
             batches of all processes and they must have one size. (If the rows come padded to one length, labels
             included, with one vector each, the collator keeps their length, and "longest" works there too.)
-        max_length: With "max_length", the length of `input_ids`, placeholders included: the longest row of the
-            tokenizer's, and one more per vector.
+        max_length: With "max_length", the length of `input_ids`. It must hold the longest row with its placeholders:
+            the `max_length` of the tokenizer's call, plus one per vector.
         max_target_length: With "max_length", the length of `labels`; None for `max_length`.
         max_vectors: With "max_length", the number of vectors to which each row is padded with zeros; None for 1. If a
             whole batch may lack vectors, pass the processor as `tokenizer`, or pass `model`: both know the width.
@@ -71,8 +80,8 @@ class DataCollatorWithFusion:
 
     def __post_init__(self) -> None:
         self._check_padding()
-        known = getattr(self.model, "config", self.tokenizer)
-        self.lexical_dim = getattr(known, "lexical_dim", None)
+        knows_width = getattr(self.model, "config", self.tokenizer)
+        self.lexical_dim = getattr(knows_width, "lexical_dim", None)
         if isinstance(self.tokenizer, ProcessorMixin):
             self.tokenizer = self.tokenizer.tokenizer
         if self.tokenizer.pad_token_id is None:
@@ -103,6 +112,9 @@ class DataCollatorWithFusion:
     def __call__(self, features: Sequence[Row]) -> dict[str, Any]:
         """Make a batch from rows.
 
+        Args:
+            features: The rows, one or more; see the class.
+
         Returns:
             A [`~transformers.BatchFeature`] with:
 
@@ -114,11 +126,16 @@ class DataCollatorWithFusion:
               gets the labels needs none.)
 
         Raises:
-            ValueError: A row has no token of text; ids or labels that are not integers; a mask of another length; no
-                labels where other rows have them, or labels that are all padding; vectors that are not finite, not of
-                one width, or of a norm outside 1e-6 to 1e18; another number of placeholders than vectors; or more than
-                `padding="max_length"` allows. The message names the row's index in the batch and its field. Or no row
-                has `lexical_embeds`, and a column of another name holds vectors.
+            ValueError: The message names the row's index in the batch and the field that is wrong.
+
+                - `input_ids` hold no token of text, are not integers, or have another number of placeholders than the
+                  row has vectors; or `attention_mask` has another length.
+                - `labels` are missing where other rows have them, are not integers, or are all padding.
+                - `lexical_embeds` are not finite, not of one width, or of a norm outside 1e-6 to 1e18; or no row has
+                  them, and a column of another name holds vectors.
+                - A row is longer, or has more vectors, than `padding="max_length"` allows.
+                - There are no rows; or a further column does not hold a string, a number or an array of one shape in
+                  every row.
         """
         if len(features) == 0:
             raise ValueError("the batch has no rows; expected one or more.")
@@ -126,10 +143,13 @@ class DataCollatorWithFusion:
             _refuse_vectors_by_another_name(features)
         vectors = [vectors_of_row(index, row.get("lexical_embeds")) for index, row in enumerate(features)]
         texts = [self._read_text(index, row, len(vectors[index])) for index, row in enumerate(features)]
-        keep_lengths = _joined_by_accelerate() and self.padding != "max_length"
-        lengths = [length for _, _, length in texts] if keep_lengths else None
-        ids = self._pad("input_ids", [ids for ids, _, _ in texts], self.tokenizer.pad_token_id, lengths)
-        batch = {"input_ids": ids, "attention_mask": self._pad("input_ids", [mask for _, mask, _ in texts], 0, lengths)}
+        # Batches that accelerate joins must have one length. Rows that came padded to one length keep it for that.
+        keep_lengths = _is_joined_by_accelerate() and self.padding != "max_length"
+        lengths = [text.given_length for text in texts] if keep_lengths else None
+        batch = {
+            "input_ids": self._pad("input_ids", [text.ids for text in texts], self.tokenizer.pad_token_id, lengths),
+            "attention_mask": self._pad("input_ids", [text.mask for text in texts], 0, lengths),
+        }
         if any(row.get("labels") is not None for row in features):
             labels = [self._read_labels(index, row.get("labels")) for index, row in enumerate(features)]
             lengths = [len(row["labels"]) for row in features] if keep_lengths else None
@@ -144,10 +164,12 @@ class DataCollatorWithFusion:
         batch_feature: Any = BatchFeature(batch)
         return batch_feature
 
-    def _read_text(self, index: int, row: Row, count: int) -> tuple[Ids, Ids, int]:
-        """Return the ids of a row without its padding and with its placeholders, and their mask; int64 (length,).
+    def _read_text(self, index: int, row: Row, count: int) -> RowText:
+        """Trim a row's padding and put `count` placeholders in front.
 
-        The third value is the row's length with its placeholders and the padding that it came with.
+        Raises:
+            ValueError: The ids are not integers, hold no text or another number of placeholders; or the mask has
+                another length.
         """
         ids = _read_ids(index, "input_ids", row.get("input_ids"))
         pad = self.tokenizer.pad_token_id
@@ -160,30 +182,36 @@ class DataCollatorWithFusion:
                 raise bad_row(index, "attention_mask", f"shape {mask.shape}; expected {expected}")
         if np.isin(ids[mask], (pad, self.lexical_token_id, self.tokenizer.eos_token_id)).all():
             raise bad_row(index, "input_ids", NO_TEXT)
-        (used,) = mask.nonzero()
-        inside = slice(used[0], used[-1] + 1)
-        placed = place_lexical(ids[inside], count, self.lexical_token_id, index)
-        front = np.ones(len(placed) - (used[-1] + 1 - used[0]), dtype=np.int64)
-        return placed, np.concatenate([front, mask[inside]]), len(ids) + len(front)
+        trimmed = _without_padding(mask)
+        placed = place_lexical(ids[trimmed], count, self.lexical_token_id, index)
+        placeholders_mask = np.ones(len(placed) - len(ids[trimmed]), dtype=np.int64)
+        placed_mask = np.concatenate([placeholders_mask, mask[trimmed]])
+        return RowText(placed, placed_mask, len(ids) + len(placeholders_mask))
 
     def _read_labels(self, index: int, value: Any) -> Ids:
-        """Return the labels of a row without their padding, int64 (length,)."""
+        """Return the labels of a row without their padding, int64 (length,).
+
+        Raises:
+            ValueError: They are missing, not integers, or all padding.
+        """
         if value is None:
             raise bad_row(index, "labels", "missing, where other rows have them. Give every row labels, or no row")
         labels = _read_ids(index, "labels", value)
         is_learnt = ~np.isin(labels, (self.tokenizer.pad_token_id, IGNORED, self.label_pad_token_id))
-        (used,) = is_learnt.nonzero()
-        if used.size == 0:
+        if not is_learnt.any():
             raise bad_row(index, "labels", "nothing but padding; expected at least </s>. Remove the row")
-        inside = slice(used[0], used[-1] + 1)
-        return np.where(is_learnt[inside], labels[inside], self.label_pad_token_id)
+        trimmed = _without_padding(is_learnt)
+        return np.where(is_learnt[trimmed], labels[trimmed], self.label_pad_token_id)
 
     def _pad(self, field: str, rows: list[Ids], value: int, lengths: list[int] | None = None) -> torch.Tensor:
         """Return `rows` padded on the right with `value`, int64 (batch, length).
 
         Args:
             field: Name of the field, for the message.
-            lengths: Lengths that the rows came with, if those count instead of the rows' own.
+            lengths: Lengths to pad by, if not the rows' own: the largest counts.
+
+        Raises:
+            ValueError: A row is longer than `padding="max_length"` allows.
         """
         longest = max(lengths or map(len, rows))
         if self.padding == "max_length":
@@ -197,14 +225,18 @@ class DataCollatorWithFusion:
         if lengths is not None and len(set(lengths)) > 1:
             _warn_of_unequal_batches()
         if self.pad_to_multiple_of:
-            longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+            longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of  # rounded up
         padded = np.full((len(rows), longest), value, dtype=np.int64)
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row
         return torch.from_numpy(padded)
 
     def _stack_vectors(self, rows: list[Vectors]) -> torch.Tensor | None:
-        """Return the vectors of all rows, float32 (batch, dim) or (batch, vectors, dim); None if there are none."""
+        """Return the vectors of all rows, float32 (batch, dim) or (batch, vectors, dim); None if there are none.
+
+        Raises:
+            ValueError: The rows' vectors differ in width, or are more than `padding="max_length"` allows.
+        """
         width = next((row.shape[1] for row in rows if len(row)), None)
         for index, row in enumerate(rows):
             if len(row) and row.shape[1] != width:
@@ -219,7 +251,7 @@ class DataCollatorWithFusion:
                     raise bad_row(index, "lexical_embeds", f"{len(row)} vectors; expected {expected}")
         elif most and all(len(row) == 1 for row in rows):
             return torch.from_numpy(np.concatenate(rows))
-        elif most and _joined_by_accelerate():
+        elif most and _is_joined_by_accelerate():
             _warn_of_unequal_batches()
         if not most or width is None:
             return None
@@ -229,7 +261,13 @@ class DataCollatorWithFusion:
         return torch.from_numpy(padded)
 
 
-def _joined_by_accelerate() -> bool:
+def _without_padding(is_used: npt.NDArray[np.bool_]) -> slice:
+    """Return the slice from the first to the last position that is used."""
+    (used,) = is_used.nonzero()
+    return slice(used[0], used[-1] + 1)
+
+
+def _is_joined_by_accelerate() -> bool:
     """Return whether accelerate will join this batch with those of other processes, as it does for streamed data."""
     module: Any = sys.modules.get("accelerate.data_loader")
     if module is None:
@@ -249,7 +287,11 @@ def _warn_of_unequal_batches() -> None:
 
 
 def _read_ids(index: int, field: str, value: Any) -> Ids:
-    """Return token ids as int64 (length,), or raise the ValueError that names their row."""
+    """Return token ids as int64 (length,).
+
+    Raises:
+        ValueError: They are not a list of integers. The message names their row.
+    """
     array = as_array(value)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         given = "missing" if value is None else f"{array.dtype} of shape {array.shape}"
@@ -258,9 +300,9 @@ def _read_ids(index: int, field: str, value: Any) -> Ids:
 
 
 def _other_columns(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the columns that are not the model's inputs."""
-    known = {"input_ids", "attention_mask", "labels", "lexical_embeds"}
-    return list(dict.fromkeys(name for row in rows for name in row if name not in known))
+    """Return the names of the columns that are not inputs of the model, in the order in which rows have them."""
+    inputs = {"input_ids", "attention_mask", "labels", "lexical_embeds"}
+    return list(dict.fromkeys(name for row in rows for name in row if name not in inputs))
 
 
 def _refuse_vectors_by_another_name(rows: Sequence[Row]) -> None:
@@ -285,7 +327,11 @@ def looks_like_vectors(value: Any) -> bool:
 
 
 def _stack_column(name: str, values: list[Any]) -> Any:
-    """Return a column of strings as a list, and one of numbers or arrays of one shape as a tensor."""
+    """Return a column of strings as a list, and a column of numbers or arrays of one shape as a tensor (batch, ...).
+
+    Raises:
+        ValueError: The column holds something else.
+    """
     if all(isinstance(value, str) for value in values):
         return values
     try:

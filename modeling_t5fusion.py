@@ -27,9 +27,11 @@ from .saving_t5fusion import SavingMixin
 if TYPE_CHECKING:
     # With this file, transformers copies and downloads the files that its text imports (5.0: only those that it imports
     # itself). So these imports take the processor and the pipeline along, and need not run.
+    from .arguments_t5fusion import given_vectors  # noqa: F401
     from .collating_t5fusion import DataCollatorWithFusion  # noqa: F401
     from .pipeline_t5fusion import T5FusionPipeline  # noqa: F401
     from .processing_t5fusion import T5FusionProcessor  # noqa: F401
+    from .tokenizing_t5fusion import tokenize  # noqa: F401
 
     # peft is optional. transformers refuses to load remote code that imports a missing package outside a `try`.
     try:  # noqa: SIM105

@@ -17,20 +17,23 @@ from .processing_t5fusion import T5FusionProcessor
 
 if TYPE_CHECKING:
     # What the files above import: transformers 5.0 copies only the files that this one imports itself.
+    from .arguments_t5fusion import given_vectors  # noqa: F401
     from .configuration_t5fusion import T5FusionConfig  # noqa: F401
     from .naming_t5fusion import FusedName  # noqa: F401
     from .rows_t5fusion import Vectors  # noqa: F401
+    from .tokenizing_t5fusion import tokenize  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
-COLUMNS = ("text", "lexical_texts", "lexical_embeds")  # what a row may hold; other columns are not read
-MAX_SOURCE = 128  # tokens of an input, as in `t5fusion generate`
-DECODING = {"max_new_tokens": 64, "do_sample": False}  # as in `t5fusion generate`
-LENGTHS = ("max_length", "max_new_tokens", "generation_config")  # each of them says when to stop
+COLUMNS = ("text", "lexical_texts", "lexical_embeds")  # of a row; other columns are not read
+# These defaults are those of `t5fusion generate`. This file travels without that command, so they are written out here.
+MAX_SOURCE = 128  # tokens of an input
+DECODING = {"max_new_tokens": 64, "do_sample": False}
+LENGTH_OPTIONS = ("max_length", "max_new_tokens", "generation_config")  # Each says when to stop.
 
 
 class T5FusionPipeline(Pipeline):
-    """Generates a text for each row: `pipeline(model="me/describer", trust_remote_code=True)`.
+    """Pipeline that generates a text for each row: `pipeline(model="me/describer", trust_remote_code=True)`.
 
     Vectors are made by the recipe of the model's processor, unless they are given. By default, decoding is greedy, up
     to 64 new tokens, and inputs are cut to 128 tokens, as in `t5fusion generate`.
@@ -63,21 +66,22 @@ class T5FusionPipeline(Pipeline):
         """Generate a text for each input.
 
         Args:
-            inputs: A text, or a row: a dict with `text` and, if you like, `lexical_embeds` or `lexical_texts`. Or many
-                of them: a list, a dict of columns (`dataset[:8]`), a `datasets.Dataset`, a generator.
-            lexical_texts, lexical_embeds: As in a call of the processor, for texts in a list or a single text.
+            inputs: A text, or a row: a dict with `text` and, if you like, `lexical_embeds` or `lexical_texts`. Or
+                several texts or rows: a list, a dict of columns (`dataset[:8]`), a `datasets.Dataset`, a generator.
+            lexical_texts, lexical_embeds: As in a call of the processor, for a single text or a list of texts.
                 `lexical_embeds=False` gives the model no vectors.
             **options: `batch_size`; `max_source`, the tokens to which inputs are cut (128; None for no cut); and
                 those of `model.generate`: `max_new_tokens`, `num_beams`, `num_return_sequences`, ...
 
         Returns:
             For one input, `[{"generated_text": ...}]`, with a dict for each of `num_return_sequences`. For a list or
-            columns, a list with a dict per input, or, with several sequences, a list of dicts per input. For a data set
-            or a generator, an iterator over what one input gives.
+            columns, a list of dicts, one per input; with several sequences, a list of lists of dicts. For a data set
+            or a generator, an iterator over the results of single inputs.
 
         Raises:
-            ValueError: An input is neither a text nor a row; a row holds vectors by another name; or what a call of the
-                processor raises.
+            ValueError: An input is neither a text nor a row; a row holds vectors by another name; columns or arguments
+                differ in length; or a call of the processor raises it.
+            ImportError, OSError: The processor cannot make vectors; see `T5FusionProcessor.encode`.
         """
         if hasattr(inputs, "column_names"):  # a `datasets.Dataset`
             inputs = (row for row in inputs)
@@ -85,18 +89,18 @@ class T5FusionPipeline(Pipeline):
             inputs = list(_rows_of_columns(inputs))
         given = {"lexical_texts": lexical_texts, "lexical_embeds": lexical_embeds}
         given = {name: value for name, value in given.items() if value is not None}
-        if isinstance(inputs, (str, Mapping)) or (
-            not hasattr(inputs, "__iter__") and not hasattr(inputs, "__getitem__")
-        ):
-            return super().__call__(_row(inputs, given), **options)
+        holds_several = hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")
+        if isinstance(inputs, (str, Mapping)) or not holds_several:
+            return super().__call__(_read_row(inputs, given), **options)
         if not isinstance(inputs, (list, tuple)):
             if any(values is not False for values in given.values()):
                 raise ValueError(f"{', '.join(given)} cannot be given beside a stream. Put each row's into its dict.")
-            return super().__call__((_row(row, given) for row in inputs), **options)
+            return super().__call__((_read_row(row, given) for row in inputs), **options)
         if not inputs:
             return []
         outputs = super().__call__(list(_rows_of_list(inputs, given)), **options)
-        return [one for (one,) in outputs] if all(len(output) == 1 for output in outputs) else outputs
+        has_one_each = all(len(sequences) == 1 for sequences in outputs)
+        return [sequences[0] for sequences in outputs] if has_one_each else outputs
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         return {}, options, {}
@@ -107,7 +111,7 @@ class T5FusionPipeline(Pipeline):
 
     def _forward(self, inputs: dict[str, Any], max_source: int | None = MAX_SOURCE, **options: Any) -> dict[str, Any]:
         rows = list(_flat(inputs["rows"]))
-        if not any(name in options for name in LENGTHS):
+        if not any(name in options for name in LENGTH_OPTIONS):
             options = {"max_new_tokens": DECODING["max_new_tokens"], **options}
         if "generation_config" not in options:
             options = {"do_sample": DECODING["do_sample"], **options}
@@ -116,7 +120,7 @@ class T5FusionPipeline(Pipeline):
         return {"written": written.reshape(len(rows), -1, written.shape[-1])}
 
     def _inputs(self, rows: list[dict[str, Any]], max_source: int | None) -> list[dict[str, Any]]:
-        """Return the model's inputs for rows, in their order. Rows with the same columns share a call."""
+        """Return the model's inputs for rows, in the rows' order. Rows with the same columns share a call."""
         inputs: list[Any] = [None] * len(rows)
         kinds = [(*sorted(row), row.get("lexical_embeds") is False) for row in rows]
         for kind in dict.fromkeys(kinds):
@@ -127,14 +131,13 @@ class T5FusionPipeline(Pipeline):
             for index, row in zip(indices, self.processor.rows(**columns, max_length=max_source), strict=True):
                 inputs[index] = row
         if max_source is not None:
-            self._warn_of_cut(
-                [row["text"] for row, made in zip(rows, inputs, strict=True) if len(made["input_ids"]) >= max_source],
-                max_source,
-            )
+            lengths = [len(row["input_ids"]) for row in inputs]
+            texts = [row["text"] for row, length in zip(rows, lengths, strict=True) if length >= max_source]
+            self._warn_of_cut(texts, max_source)
         return inputs
 
     def _warn_of_cut(self, texts: list[str], max_source: int) -> None:
-        """Warn once if a text has more than `max_source` tokens. (A shorter one is never as long as that.)"""
+        """Warn once if one of `texts`, which gave `max_source` tokens or more, was cut to so many."""
         uncut = self.processor.rows(texts, lexical_embeds=False) if texts else []
         if any(len(row["input_ids"]) > max_source for row in uncut):
             logger.warning_once(
@@ -147,32 +150,34 @@ class T5FusionPipeline(Pipeline):
         return [{"generated_text": text} for text in texts]
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save the model and the processor in a folder, from which `pipeline` opens them."""
+        """Save the model and the processor in a folder, from which `transformers.pipeline` opens them.
+
+        Args:
+            save_directory: The folder.
+            **kwargs: Keywords of [`~transformers.Pipeline.save_pretrained`].
+        """
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
 
 def _flat(rows: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch: transformers collates the lists of one row each to a list of lists."""
+    """Yield the rows of a batch. transformers collates inputs of one row each to a list of lists of one row."""
     for row in rows:
         yield from row if isinstance(row, list) else [row]
 
 
-def _row(row: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns of a text or a row that the processor reads; those that are None are left out.
+def _read_row(row: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of a text or a row that the processor reads, without those that are None.
+
+    Args:
+        given: Columns that were given beside the row, as arguments. They win.
 
     Raises:
         ValueError: It is neither a text nor a row, or it holds vectors by another name.
     """
     columns = {"text": row} if isinstance(row, str) else row
     if not isinstance(columns, Mapping) or not isinstance(columns.get("text"), str):
-        holds = (
-            f"a dict with {', '.join(map(str, row)) or 'nothing'}" if isinstance(row, Mapping) else type(row).__name__
-        )
-        raise ValueError(
-            f"an input of the pipeline is {holds}; expected a string, or a dict with `text` and, if it has vectors, "
-            "`lexical_embeds`. Rename the columns of a data set: `rename_column(NAME, 'text')`."
-        )
+        raise _no_row(row)
     known = {name: columns[name] for name in COLUMNS if columns.get(name) is not None} | given
     if not known.keys() & {"lexical_texts", "lexical_embeds"}:
         for name in columns:
@@ -184,25 +189,43 @@ def _row(row: Any, given: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
+def _no_row(value: Any) -> ValueError:
+    """Return the error for an input that is neither a text nor a row."""
+    is_dict = isinstance(value, Mapping)
+    kind = f"a dict with {', '.join(map(str, value)) or 'nothing'}" if is_dict else type(value).__name__
+    return ValueError(
+        f"an input of the pipeline is {kind}; expected a string, or a dict with `text` and, if it has vectors, "
+        "`lexical_embeds`. Rename the columns of a data set: `rename_column(NAME, 'text')`."
+    )
+
+
 def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a dict of columns, as `dataset[:8]` gives."""
+    """Yield the rows of a dict of columns, such as `dataset[:8]`.
+
+    Raises:
+        ValueError: There is no column `text`, or the columns differ in length.
+    """
     texts = columns.get("text")
     if texts is None or isinstance(texts, Mapping):
-        yield _row(columns, {})  # which raises
+        raise _no_row(columns)
     counts = {name: len(values) for name, values in columns.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"the columns differ in length ({counts}); expected one item per text in each.")
-    for index in range(len(texts or ())):
+    for index in range(len(texts)):
         yield {name: values[index] for name, values in columns.items()}
 
 
 def _rows_of_list(inputs: Any, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a list of texts or rows, each with its own of what was given beside it."""
+    """Yield the rows of a list of texts or rows. Each takes its item of the columns that were given beside the list.
+
+    Raises:
+        ValueError: A column has another length than the list, or an input is neither a text nor a row.
+    """
     for name, values in given.items():
         if values is not False and len(values) != len(inputs):
             raise ValueError(f"`{name}` has {len(values)} items for {len(inputs)} texts; expected one per text.")
     for index, row in enumerate(inputs):
-        yield _row(row, {name: values if values is False else values[index] for name, values in given.items()})
+        yield _read_row(row, {name: values if values is False else values[index] for name, values in given.items()})
 
 
 __all__ = ["T5FusionPipeline"]

@@ -6,7 +6,6 @@ The placeholders of a row's vectors stand *before* its text: `<lexical> ... <lex
 import json
 import os
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,12 @@ from safetensors import safe_open
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import cached_file, logging
 
+from .arguments_t5fusion import check_list, check_texts, given_vectors, texts_of_row
 from .collating_t5fusion import DataCollatorWithFusion
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
-from .naming_t5fusion import HUB_KEYWORDS, FusedName, resolve_embedded
-from .rows_t5fusion import NO_TEXT, Vectors, add_lexical_token, bad_row, check_choice, place_lexical, vectors_of_row
+from .naming_t5fusion import HUB_KEYWORDS, PROJECTION_WEIGHT, FusedName, resolve_embedded
+from .rows_t5fusion import NO_TEXT, Vectors, add_lexical_token, bad_row, check_choice, place_lexical
+from .tokenizing_t5fusion import forget_last_call, tokenize
 
 logger = logging.get_logger(__name__)
 
@@ -26,55 +27,10 @@ DEFAULT_DIM = 384  # as in `T5FusionConfig`
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LEXICAL_SOURCES = ("text", "given", "none")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# The slot of the loaded encoder: (recipe, model, the model's own limit). A slot is neither saved nor pickled.
+# `_encoder` holds the loaded encoder: (its id and revision, the model, the model's own limit of tokens). It is a slot,
+# because attributes in slots are neither saved nor pickled.
 NOT_SAVED = ("_encoder",)
 LOADING = threading.Lock()  # If several threads need an encoder at once, one of them loads it.
-# A tokenizer copies these to its settings when it is loaded from a file with truncation or padding. Nothing reads them.
-CALL_STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
-
-
-def tokenize(
-    tokenizer: Any, texts: list[str], max_length: int | None = None, as_targets: bool = False
-) -> list[list[int]]:
-    """Return the ids of each text, as `tokenizer(texts, truncation=True, max_length=max_length)` gives them.
-
-    A fast tokenizer remembers the length of the last truncating call, for all threads and in the file that it is saved
-    to. So this calls it without truncation, and cuts long rows itself.
-
-    Args:
-        texts: One or more texts.
-        max_length: Largest number of ids per text, with the special tokens around it; None for whole texts.
-        as_targets: Whether the texts are what the model should write.
-
-    Raises:
-        ValueError: `max_length` leaves no room for the special tokens around a text.
-    """
-    argument = "text_target" if as_targets else "text"
-    if not tokenizer.is_fast:  # A tokenizer in Python remembers nothing.
-        truncation = {"truncation": max_length is not None, "max_length": max_length}
-        cut: list[list[int]] = tokenizer(**{argument: texts}, verbose=False, **truncation)["input_ids"]
-        return cut
-    all_ids: list[list[int]] = tokenizer(**{argument: texts}, verbose=False)["input_ids"]
-    if max_length is None:
-        return all_ids
-    too_long = [row for row, ids in enumerate(all_ids) if len(ids) > max_length]
-    if too_long:
-        long_texts = {argument: [texts[row] for row in too_long]}
-        without_special = tokenizer(**long_texts, add_special_tokens=False, verbose=False)["input_ids"]
-        for row, text_ids in zip(too_long, without_special, strict=True):
-            all_ids[row] = _cut(all_ids[row], text_ids, max_length, tokenizer.truncation_side)
-    return all_ids
-
-
-def _cut(ids: list[int], text_ids: list[int], max_length: int, side: str) -> list[int]:
-    """Return `ids`, which are `text_ids` with special tokens around them, cut to `max_length`. Only text is cut."""
-    added = len(ids) - len(text_ids)
-    kept = max_length - added
-    if kept < 0:
-        raise ValueError(f"a length of {max_length} leaves no room for the {added} special tokens around a text.")
-    front = next(start for start in range(added + 1) if ids[start : start + len(text_ids)] == text_ids)
-    kept_ids = text_ids[:kept] if side == "right" else text_ids[len(text_ids) - kept :]
-    return ids[:front] + kept_ids + ids[front + len(text_ids) :]
 
 
 class T5FusionProcessor(ProcessorMixin):
@@ -209,10 +165,10 @@ class T5FusionProcessor(ProcessorMixin):
             lexical_texts, text_target = (None if item is None else [item] for item in (lexical_texts, text_target))
             if lexical_embeds is not None and lexical_embeds is not False:
                 lexical_embeds = [lexical_embeds]
-        texts = _check_texts("text", text)
+        texts = check_texts("text", text)
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
         counts = [len(row_vectors) for row_vectors in vectors]
-        rows = self._rows(texts, counts, vectors, text_target, max_length, max_target_length)
+        rows = self._make_rows(texts, counts, vectors, text_target, max_length, max_target_length)
         if return_tensors == "pt":
             batch: Any = DataCollatorWithFusion(self.tokenizer, pad_to_multiple_of)(rows)
             return batch
@@ -249,26 +205,27 @@ class T5FusionProcessor(ProcessorMixin):
         Raises:
             ValueError, ImportError, OSError: As in a call of the processor.
         """
-        texts = _check_texts("text", text)
+        texts = check_texts("text", text)
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
-        # A text that holds placeholders of its own keeps them, so they are checked here.
+        # The collator adds placeholders, so rows need none. But a text with placeholders of its own keeps them, and
+        # then it needs one per vector.
         counts = [
             len(row_vectors) if LEXICAL_TOKEN in self._prompt(row_text) else 0
             for row_text, row_vectors in zip(texts, vectors, strict=True)
         ]
-        return self._rows(texts, counts, vectors, text_target, max_length, max_target_length)
+        return self._make_rows(texts, counts, vectors, text_target, max_length, max_target_length)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Save the tokenizer and the recipe, but not the truncation and padding of earlier calls.
 
-        A fast tokenizer also forgets them in this process. Its next call sets what it needs.
+        The tokenizer in memory forgets them too. Its next call sets what it needs.
+
+        Args:
+            save_directory: Folder to save in.
+            push_to_hub: Whether to push the folder to the Hub as well.
+            **kwargs: Further keywords of [`~transformers.ProcessorMixin.save_pretrained`].
         """
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            backend.no_truncation()
-            backend.no_padding()
-        for name in CALL_STATE:
-            self.tokenizer.init_kwargs.pop(name, None)
+        forget_last_call(self.tokenizer)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def encode(self, texts: Any, batch_size: int = 32, show_progress_bar: bool = False) -> torch.Tensor:
@@ -280,16 +237,17 @@ class T5FusionProcessor(ProcessorMixin):
         Args:
             texts: A string or a list of strings.
             batch_size: Number of texts that the encoder reads at once.
-            show_progress_bar: Whether the encoder shows one.
+            show_progress_bar: Whether the encoder shows a progress bar.
 
         Raises:
             ImportError: sentence-transformers is not installed.
             OSError: The encoder cannot be loaded.
-            ValueError: The recipe has no encoder, its vectors are not `lexical_dim` wide, or a text is not a text.
+            ValueError: The recipe has no encoder; its vectors are not `lexical_dim` wide; or a text is not a string of
+                whole characters.
         """
-        texts = _check_texts("texts", [texts] if isinstance(texts, str) else texts)
+        texts = check_texts("texts", [texts] if isinstance(texts, str) else texts)
         if self.lexical_encoder is None:
-            raise ValueError(self._no_recipe())
+            raise self._no_encoder()
         recipe = (self.lexical_encoder, self.lexical_encoder_revision)
         with LOADING:
             if getattr(self, "_encoder", (None,))[0] != recipe:
@@ -311,16 +269,19 @@ class T5FusionProcessor(ProcessorMixin):
     def _vectors(
         self, texts: list[str], lexical_texts: Any, lexical_embeds: Any, batch_size: int, show_progress_bar: bool
     ) -> list[Vectors]:
-        """Return the vectors of each row, (vectors, lexical_dim); see `__call__` for the arguments and the dtype."""
+        """Return the vectors of each row, (vectors, lexical_dim): given, made from texts, or none.
+
+        The arguments, the dtype and the errors are those of `__call__`.
+        """
         if lexical_texts is not None and lexical_embeds is not None:
             raise ValueError("`lexical_texts` and `lexical_embeds` were both given; give one of them.")
         if lexical_embeds is not None and lexical_embeds is not False:
-            return self._given_vectors(lexical_embeds, len(texts))
+            return given_vectors(lexical_embeds, len(texts), self.lexical_dim)
         if lexical_embeds is False or (lexical_texts is None and self.lexical_source == "none"):
             return [np.zeros((0, self.lexical_dim), dtype=np.float32)] * len(texts)
         if lexical_texts is None and self.lexical_source == "given":
             if self.lexical_encoder is None:
-                raise ValueError(self._no_recipe())
+                raise self._no_encoder()
             raise ValueError(
                 "this processor does not make vectors from the text itself (`lexical_source` is 'given'). Pass, as in "
                 "training, `lexical_texts=[...]` or `lexical_embeds=...`; or `lexical_embeds=False` for no vectors."
@@ -334,48 +295,30 @@ class T5FusionProcessor(ProcessorMixin):
         if lexical_texts is None:
             groups = [[text] for text in texts]
         else:
-            items = _check_list("lexical_texts", lexical_texts, len(texts))
-            groups = [_texts_of_row(row, item) for row, item in enumerate(items)]
-        flat = [text for group in groups for text in group]
-        vectors = self.encode(flat, batch_size, show_progress_bar).numpy() if flat else np.zeros((0, self.lexical_dim))
+            items = check_list("lexical_texts", lexical_texts, len(texts))
+            groups = [texts_of_row(row, item) for row, item in enumerate(items)]
+        all_texts = [text for group in groups for text in group]
+        if not all_texts:
+            vectors = np.zeros((0, self.lexical_dim))
+        else:
+            vectors = self.encode(all_texts, batch_size, show_progress_bar).numpy()
         dtype = np.float16 if self.lexical_dtype == "float16" else np.float32
         return np.split(vectors.astype(dtype), np.cumsum([len(group) for group in groups])[:-1])
 
-    def _no_recipe(self) -> str:
-        """Return what to do where texts should become vectors and no encoder is known."""
-        return (
+    def _no_encoder(self) -> ValueError:
+        """Return the error for texts that should become vectors where no encoder is known."""
+        return ValueError(
             "this processor has no encoder to make vectors with (`lexical_encoder` is None). Pass them as "
             f"`lexical_embeds=`, {self.lexical_dim} numbers (`lexical_dim`) per text; or pass `lexical_embeds=False` "
             "for no vectors. If an encoder made them in training, name it: `T5FusionProcessor.from_pretrained(..., "
             "lexical_encoder='ID', lexical_source='text')`."
         )
 
-    def _given_vectors(self, lexical_embeds: Any, count: int) -> list[Vectors]:
-        """Return the vectors of each of `count` rows, (vectors, lexical_dim), from numbers.
-
-        They are float32, or float16 if all of them were given as such arrays or tensors.
-        """
-        items = _check_list("lexical_embeds", lexical_embeds, count)
-        rows = [vectors_of_row(index, item) for index, item in enumerate(items)]
-        for index, row in enumerate(rows):
-            if len(row) and row.shape[1] != self.lexical_dim:
-                width = row.shape[1]
-                remedy = (
-                    "Make them as in training. For vectors of another width, train with "
-                    f"`T5WithFusion(..., lexical_dim={width})` and `T5FusionProcessor(..., lexical_dim={width})`"
-                )
-                expected = f"{self.lexical_dim}, the processor's `lexical_dim`. {remedy}"
-                raise bad_row(index, "lexical_embeds", f"vectors of {width} numbers; expected {expected}")
-        dtypes = {str(getattr(item, "dtype", None)) for item, row in zip(items, rows, strict=True) if len(row)}
-        is_half = bool(dtypes) and dtypes <= {"float16", "torch.float16"}
-        dtype: type[np.floating[Any]] = np.float16 if is_half else np.float32
-        return [row.astype(dtype) if len(row) else np.zeros((0, self.lexical_dim), dtype) for row in rows]
-
     def _prompt(self, text: str) -> str:
         """Return a text in the recipe's template."""
         return self.template.replace("{text}", text)
 
-    def _rows(
+    def _make_rows(
         self,
         texts: list[str],
         counts: list[int],
@@ -404,7 +347,11 @@ class T5FusionProcessor(ProcessorMixin):
         return rows
 
     def _ids(self, texts: list[str], counts: list[int], max_length: int | None) -> list[list[int]]:
-        """Return the ids of each text in its template, with as many placeholders as `counts` says."""
+        """Return the ids of each text in the template, with as many placeholders as `counts` says, in front.
+
+        Raises:
+            ValueError: A row has no token of text, no room for it, or another number of placeholders of its own.
+        """
         prompts = [self._prompt(text) for text in texts]
         rows: list[list[int]] = [[] for _ in texts]
         for count in set(counts):  # Rows with the same count share one call of the tokenizer.
@@ -426,17 +373,21 @@ class T5FusionProcessor(ProcessorMixin):
         return rows
 
     def _labels(self, text_target: Any, count: int, max_target_length: int | None) -> list[list[int]]:
-        """Return the ids of `count` target texts."""
-        targets = _check_texts("text_target", text_target, count)
+        """Return the ids of `count` target texts, with `</s>`.
+
+        Raises:
+            ValueError: They are not `count` strings, or `max_target_length` leaves no room for `</s>`.
+        """
+        targets = check_texts("text_target", text_target, count)
         if max_target_length is not None and max_target_length < 1:
             raise ValueError(f"`max_target_length` is {max_target_length}; expected at least 1, for </s>.")
         return tokenize(self.tokenizer, targets, max_target_length, as_targets=True)
 
 
 def _recipe_of_bare_model(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe of a fused model or an adapter that was saved without one: its vectors are given.
+    """Return the recipe of a fused model or an adapter that was saved without one: vectors are given with each call.
 
-    The recipe of anything else is empty, which stands for the defaults.
+    For anything else it is empty, which stands for the defaults.
     """
     config = _read_json(name, "config.json", hub_kwargs)
     adapter_config = _read_json(name, "adapter_config.json", hub_kwargs)
@@ -451,12 +402,12 @@ def _recipe_of_bare_model(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, An
 
 
 def _width_of_adapter(name: Any, hub_kwargs: dict[str, Any]) -> int:
-    """Return the width of the vectors of an adapter that does not name it, as those of 0.1.0, by its weights."""
+    """Return the width of the vectors by an adapter's weights. (Adapters of 0.1.0 do not record it.)"""
     file = _find_file(name, "adapter_model.safetensors", hub_kwargs)
     if file is not None:
         with safe_open(file, "pt") as weights:
             for key in weights.keys():  # noqa: SIM118 (not a dict)
-                if key.endswith("fusion.projection.weight"):
+                if key.endswith(PROJECTION_WEIGHT):
                     return int(weights.get_slice(key).get_shape()[-1])
     return DEFAULT_DIM
 
@@ -477,58 +428,13 @@ def _read_json(name: Any, file: str, hub_kwargs: dict[str, Any]) -> dict[str, An
     return contents
 
 
-def _check_texts(name: str, values: Any, count: int | None = None) -> list[str]:
-    """Return one or more strings as a list of `str`, or raise ValueError.
-
-    Args:
-        name: Name of the argument, for the message.
-        count: Number of strings that is expected, if any number is.
-    """
-    values = _check_list(name, values, count)
-    if not values:
-        raise ValueError(f"`{name}` holds nothing; expected a string, or a list of one or more.")
-    return [_check_text(name, row, value) for row, value in enumerate(values)]
-
-
-def _check_text(name: str, row: int, value: Any) -> str:
-    """Return a string of whole characters as `str`, or raise the ValueError that names its row."""
-    if not isinstance(value, str):
-        raise bad_row(row, name, f"of type {type(value).__name__}; expected a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        problem = f"{value[error.start]!r} at position {error.start} is half of a surrogate pair, and no text"
-        remedy = "Remove it: `text.encode('utf-8', 'ignore').decode()`"
-        raise bad_row(row, name, f"{problem}; expected whole characters. {remedy}") from None
-    return str(value)  # NumPy has a string type of its own.
-
-
-def _texts_of_row(row: int, item: Any) -> list[str]:
-    """Return the texts of a row's vectors from a string, a list of strings, or None for no vector."""
-    if item is None or isinstance(item, str):
-        return [] if item is None else [_check_text("lexical_texts", row, item)]
-    try:
-        return [_check_text("lexical_texts", row, text) for text in list(item)]
-    except TypeError:
-        raise bad_row(row, "lexical_texts", f"of type {type(item).__name__}; expected a string, or several") from None
-
-
-def _check_list(name: str, values: Any, count: int | None = None) -> list[Any]:
-    """Return `values` as a list, of `count` items if that is given, or raise ValueError."""
-    expected = "a string, or a list of one or more" if count is None else f"a list, one item for each of {count} texts"
-    try:
-        items = None if isinstance(values, (str, bytes, Mapping)) else list(values)
-    except TypeError:
-        items = None
-    if items is None:
-        raise ValueError(f"`{name}` is of type {type(values).__name__}; expected {expected}.")
-    if count is not None and len(items) != count:
-        raise ValueError(f"`{name}` has {len(items)} items for {count} texts; expected one per text.")
-    return items
-
-
 def _load_encoder(name: str, revision: str | None) -> Any:
-    """Return the sentence-transformers model of a recipe; `T5FusionProcessor.encode` says what is raised."""
+    """Return the sentence-transformers model of a recipe.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+        OSError: The encoder cannot be loaded.
+    """
     try:
         from sentence_transformers import SentenceTransformer  # optional and slow
     except ImportError as error:

@@ -20,8 +20,9 @@ from warm import warm_python
 
 from t5fusion import processing_t5fusion
 from t5fusion.collating_t5fusion import DataCollatorWithFusion
-from t5fusion.processing_t5fusion import T5FusionProcessor, tokenize
+from t5fusion.processing_t5fusion import T5FusionProcessor
 from t5fusion.rows_t5fusion import add_lexical_token
+from t5fusion.tokenizing_t5fusion import tokenize
 
 TEXTS = ["app_config", "a", "settings:b_d"]
 VECTORS = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)

@@ -1,0 +1,114 @@
+"""The arguments of `T5FusionProcessor`, read and checked: texts, and vectors that are given as numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .rows_t5fusion import Vectors, bad_row, vectors_of_row
+
+
+def check_texts(name: str, values: Any, count: int | None = None) -> list[str]:
+    """Return one or more strings as a list of `str`.
+
+    Args:
+        name: Name of the argument, for the message.
+        count: Expected number of strings; None for any number.
+
+    Raises:
+        ValueError: There are none, or another number; or one is not a string of whole characters.
+    """
+    values = check_list(name, values, count)
+    if not values:
+        raise ValueError(f"`{name}` holds nothing; expected a string, or a list of one or more.")
+    return [check_text(name, row, value) for row, value in enumerate(values)]
+
+
+def check_text(name: str, row: int, value: Any) -> str:
+    """Return a string of whole characters as `str`.
+
+    Raises:
+        ValueError: It is something else. The message names its row.
+    """
+    if not isinstance(value, str):
+        raise bad_row(row, name, f"of type {type(value).__name__}; expected a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        problem = f"{value[error.start]!r} at position {error.start} is half of a surrogate pair, and no text"
+        remedy = "Remove it: `text.encode('utf-8', 'ignore').decode()`"
+        raise bad_row(row, name, f"{problem}; expected whole characters. {remedy}") from None
+    return str(value)  # NumPy has a string type of its own.
+
+
+def texts_of_row(row: int, item: Any) -> list[str]:
+    """Return the texts from which a row's vectors are made, one per vector.
+
+    Args:
+        row: Index of the row, for the message.
+        item: A string, a list of strings, or None for no vector.
+
+    Raises:
+        ValueError: It is something else, or a string has not only whole characters.
+    """
+    if item is None or isinstance(item, str):
+        return [] if item is None else [check_text("lexical_texts", row, item)]
+    try:
+        return [check_text("lexical_texts", row, text) for text in list(item)]
+    except TypeError:
+        raise bad_row(row, "lexical_texts", f"of type {type(item).__name__}; expected a string, or several") from None
+
+
+def check_list(name: str, values: Any, count: int | None = None) -> list[Any]:
+    """Return `values` as a list.
+
+    Args:
+        name: Name of the argument, for the message.
+        count: Expected number of items; None for any number.
+
+    Raises:
+        ValueError: They are not several values, or another number of them.
+    """
+    expected = "a string, or a list of one or more" if count is None else f"a list, one item for each of {count} texts"
+    try:
+        items = None if isinstance(values, (str, bytes, Mapping)) else list(values)
+    except TypeError:
+        items = None
+    if items is None:
+        raise ValueError(f"`{name}` is of type {type(values).__name__}; expected {expected}.")
+    if count is not None and len(items) != count:
+        raise ValueError(f"`{name}` has {len(items)} items for {count} texts; expected one per text.")
+    return items
+
+
+def given_vectors(lexical_embeds: Any, count: int, width: int) -> list[Vectors]:
+    """Return the vectors of each of `count` rows, (vectors, width), from the argument `lexical_embeds`.
+
+    Args:
+        lexical_embeds: Numbers, as `T5FusionProcessor.__call__` describes them.
+        count: Number of rows.
+        width: The processor's `lexical_dim`.
+
+    Returns:
+        Arrays of float32, or of float16 if all vectors were given as float16 arrays or tensors.
+
+    Raises:
+        ValueError: There are not `count` items; or the vectors of a row are not `width` wide, not finite, or of a norm
+            outside 1e-6 to 1e18.
+    """
+    items = check_list("lexical_embeds", lexical_embeds, count)
+    rows = [vectors_of_row(index, item) for index, item in enumerate(items)]
+    for index, row in enumerate(rows):
+        if len(row) and row.shape[1] != width:
+            given_width = row.shape[1]
+            expected = f"{width}, the processor's `lexical_dim`"
+            arguments = f"(..., lexical_dim={given_width})"
+            remedy = (
+                "Make them as in training. For vectors of another width, train with "
+                f"`T5WithFusion{arguments}` and `T5FusionProcessor{arguments}`"
+            )
+            raise bad_row(index, "lexical_embeds", f"vectors of {given_width} numbers; expected {expected}. {remedy}")
+    dtypes = {str(getattr(item, "dtype", None)) for item, row in zip(items, rows, strict=True) if len(row)}
+    is_half = bool(dtypes) and dtypes <= {"float16", "torch.float16"}
+    dtype: type[np.floating[Any]] = np.float16 if is_half else np.float32
+    return [row.astype(dtype) if len(row) else np.zeros((0, width), dtype) for row in rows]

@@ -1,0 +1,68 @@
+"""From texts to token ids, with nothing left behind in the tokenizer."""
+
+from typing import Any
+
+# A tokenizer whose file has truncation or padding copies these to its settings when it is loaded. Nothing reads them.
+CALL_SETTINGS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
+
+
+def tokenize(
+    tokenizer: Any, texts: list[str], max_length: int | None = None, as_targets: bool = False
+) -> list[list[int]]:
+    """Return the ids of each text, as `tokenizer(texts, truncation=True, max_length=max_length)` gives them.
+
+    A fast tokenizer remembers the length of the last truncating call. Other threads would read it, and it would be
+    saved. So this calls the tokenizer without truncation, and cuts long rows itself.
+
+    Args:
+        tokenizer: A tokenizer of transformers, fast or not.
+        texts: One or more texts.
+        max_length: Largest number of ids per text, with the special tokens around it; None for whole texts.
+        as_targets: Whether the texts are what the model should write.
+
+    Raises:
+        ValueError: `max_length` leaves no room for the special tokens around a text.
+    """
+    argument = "text_target" if as_targets else "text"
+    if not tokenizer.is_fast:  # A tokenizer in Python remembers nothing.
+        truncation = {"truncation": max_length is not None, "max_length": max_length}
+        cut: list[list[int]] = tokenizer(**{argument: texts}, verbose=False, **truncation)["input_ids"]
+        return cut
+    all_ids: list[list[int]] = tokenizer(**{argument: texts}, verbose=False)["input_ids"]
+    if max_length is None:
+        return all_ids
+    too_long = [row for row, ids in enumerate(all_ids) if len(ids) > max_length]
+    if too_long:
+        long_texts = {argument: [texts[row] for row in too_long]}
+        without_special = tokenizer(**long_texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for row, text_ids in zip(too_long, without_special, strict=True):
+            all_ids[row] = _cut(all_ids[row], text_ids, max_length, tokenizer.truncation_side)
+    return all_ids
+
+
+def _cut(ids: list[int], text_ids: list[int], max_length: int, side: str) -> list[int]:
+    """Return `ids`, which are `text_ids` with special tokens around them, cut to `max_length`. Only text is cut.
+
+    Args:
+        side: The end that is cut, "right" or "left".
+
+    Raises:
+        ValueError: `max_length` leaves no room for the special tokens.
+    """
+    added = len(ids) - len(text_ids)
+    kept = max_length - added
+    if kept < 0:
+        raise ValueError(f"a length of {max_length} leaves no room for the {added} special tokens around a text.")
+    front = next(start for start in range(added + 1) if ids[start : start + len(text_ids)] == text_ids)
+    kept_ids = text_ids[:kept] if side == "right" else text_ids[len(text_ids) - kept :]
+    return ids[:front] + kept_ids + ids[front + len(text_ids) :]
+
+
+def forget_last_call(tokenizer: Any) -> None:
+    """Remove the truncation and the padding of earlier calls from a tokenizer, in place, so that they are not saved."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    for name in CALL_SETTINGS:
+        tokenizer.init_kwargs.pop(name, None)
