@@ -1,7 +1,9 @@
 """Choose the base model: the one that an adapter was trained on, and the one that readers of its bundle will get."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants
@@ -95,7 +97,9 @@ class BaseModel:
             raise base_error(str(self), error) from error
 
 
-def choose_base(run: RunFolder, given: str | None, needed: bool, say) -> tuple[BaseModel, BaseModel | None]:
+def choose_base(
+    run: RunFolder, given: str | None, needed: bool, say: Callable[[str], None]
+) -> tuple[BaseModel, BaseModel | None]:
     """Return the base model that an adapter was trained on and the one that readers will get, both pinned to a commit.
 
     Args:
@@ -163,6 +167,24 @@ def check_unambiguous(base_model: BaseModel) -> None:
             f"{', '.join(sorted(others))}, with other weights, which the adapter may have been trained on. Name the "
             f"right one: --base-model {base_model.name}@COMMIT."
         )
+
+
+def load_trained_on(trained_on: BaseModel, published: BaseModel | None, options: dict[str, Any]) -> T5WithFusion:
+    """Return the base model of the training, as an untuned fused model. Without an adapter, it is the model itself.
+
+    Args:
+        trained_on: The base model of the training.
+        published: The base model that readers get, or None if they need none.
+        options: Keywords of `T5WithFusion` that load it as it was in training.
+
+    Raises:
+        ValueError: The base model that readers get has other weights.
+        OSError: A base model cannot be loaded.
+    """
+    fused_model = trained_on.load(**options)
+    if published is not None and published != trained_on:
+        check_same(fused_model, published.load(**options), (trained_on, published))
+    return fused_model
 
 
 def check_same(trained: T5WithFusion, published: T5WithFusion, names: tuple[BaseModel, BaseModel]) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,6 @@ from ..common.remote_code import write_code
 from ..common.replace_folder import replace, workplace
 from ..common.run_files import ADAPTER_CONFIG, CONFIG, EVALUATION, read_json
 from ..common.run_folder import RunFolder, load_adapter
-from ..modeling_t5fusion import T5WithFusion
 from ..naming_t5fusion import UNPUSHED_BASE
 from ..saving_t5fusion import apply_umask
 from .card import CARD, make_card
@@ -21,8 +21,7 @@ from .evaluation import evaluation_still_holds
 from .kinds import parse_kind
 from .manifest import MANIFEST, bundle_files, write_json, write_manifest
 from .onnx_graphs import need, write_graphs
-from .plan import ExportPlan, Say, make_plan
-from .recipe import choose_processor
+from .plan import ExportPlan, make_plan
 from .reference import REFERENCE, one_thread, write_reference
 
 Format = Literal["safetensors", "onnx"]
@@ -36,7 +35,7 @@ def export(
     base_model: str | None = None,
     recipe: dict[str, Any] | None = None,
     overwrite: bool = False,
-    say: Say = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
     format: Format = "safetensors",
 ) -> Path:
     """Write a bundle. It is written whole or not at all, and the same inputs give the same bytes.
@@ -73,24 +72,23 @@ def export(
         need("onnx", "onnxscript")
     with workplace(bundle) as folder:
         previous_card = check_target(bundle, overwrite)
-        plan = make_plan(str(source), kind, base_model, say)
-        fused_model = plan.load_fused_model()
-        processor = choose_processor(plan, fused_model, recipe or {}, say)
+        plan = make_plan(str(source), kind, base_model, recipe or {}, say)
         new = folder / bundle.name
         new.mkdir()
-        model = write_model(plan, fused_model, new)
-        processor.save_pretrained(new)
-        write_reference(new, model, processor)
+        model = write_model(plan, new)
+        plan.processor.save_pretrained(new)
+        write_reference(new, model, plan.processor)
         if format == "onnx":
             with one_thread():
                 write_graphs(new, model, new / REFERENCE)
-        evaluated = bundle if evaluation_still_holds(bundle, new, plan.run, say) else None
+        keeps_evaluation = not (plan.run.path / EVALUATION).exists() and evaluation_still_holds(bundle, new, say)
+        evaluated = bundle if keeps_evaluation else None
         card = make_card(new, plan.run, kind, previous=previous_card, evaluated=evaluated)
         (new / CARD).write_text(card, encoding="utf-8")
         write_manifest(new, kind)
         check_nothing_local(new, [Path.home(), Path(source).resolve(), bundle])
         apply_umask(new)
-        copy_others(bundle, new, leave_out=[] if evaluated else [EVALUATION])
+        copy_others(bundle, new, leave_out=[] if keeps_evaluation else [EVALUATION])
         replace(bundle, new)
     return bundle
 
@@ -112,12 +110,13 @@ def check_target(bundle: Path, overwrite: bool) -> str | None:
     return (bundle / CARD).read_text(encoding="utf-8") if (bundle / CARD).exists() else None
 
 
-def write_model(plan: ExportPlan, fused_model: T5WithFusion, new: Path) -> torch.nn.Module:
+def write_model(plan: ExportPlan, new: Path) -> torch.nn.Module:
     """Write code, config and weights, and return the model as readers will have it.
 
     Raises:
         ValueError: The adapter does not fit the fused model.
     """
+    fused_model = plan.fused_model
     if plan.kind != "adapter":
         fused_model.save_pretrained(new)
     if plan.kind == "fused" or not plan.run.has_adapter:

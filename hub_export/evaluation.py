@@ -1,12 +1,11 @@
 """Keep what `evaluate` measured of a bundle: in its card, and when the bundle is replaced."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ..common.run_files import EVALUATION
-from ..common.run_folder import RunFolder
 from .card import CARD, with_evaluation
 from .manifest import MANIFEST, as_json, file_digest, is_weights, json_digest, read_manifest, write_whole
-from .plan import Say
 
 
 def keep_evaluation(bundle: Path) -> None:
@@ -21,12 +20,9 @@ def keep_evaluation(bundle: Path) -> None:
     write_whole(bundle / MANIFEST, as_json(manifest | {"digest": json_digest(manifest)}))
 
 
-def evaluation_still_holds(bundle: Path, new: Path, run: RunFolder, say: Say) -> bool:
-    """Return whether the evaluation.json of a bundle also describes the bundle that will replace it.
-
-    It does if the weights are the same, and the run folder brings no evaluation of its own.
-    """
-    if not (bundle / EVALUATION).exists() or (run.path / EVALUATION).exists():
+def evaluation_still_holds(bundle: Path, new: Path, say: Callable[[str], None]) -> bool:
+    """Return whether the evaluation.json of a bundle also describes the new one, which has the same weights then."""
+    if not (bundle / EVALUATION).exists():
         return False
     try:
         weights = {name: value for name, value in read_manifest(bundle)["files"].items() if is_weights(name)}

@@ -1,26 +1,33 @@
 """The processor of a bundle: the one that training saved, or the tokenizer with a recipe that the user gives."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from ..common.run_files import PROCESSOR_CONFIG
+from ..common.run_folder import RunFolder
 from ..common.saved_files import one_sentence_errors
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
-from .plan import ExportPlan, Say
+from .base_choice import BaseModel
 
 SAMPLE = "app_config"  # a text that the encoder is tried with
 
 
 def choose_processor(
-    plan: ExportPlan, fused_model: T5WithFusion, recipe: dict[str, Any], say: Say
+    run: RunFolder,
+    trained_on: BaseModel,
+    fused_model: T5WithFusion,
+    recipe: dict[str, Any],
+    say: Callable[[str], None],
 ) -> T5FusionProcessor:
     """Return the processor that readers get.
 
     Args:
-        plan: The export; its run folder may hold a processor or a tokenizer.
+        run: The run folder that is exported. It may hold a processor or a tokenizer.
+        trained_on: The base model of the training, whose tokenizer is used if the run folder holds none.
         fused_model: The model, which says how wide the vectors are.
         recipe: The user's fields of `T5FusionProcessor`, used if no processor was saved.
         say: Function that gets a line about each assumption.
@@ -30,14 +37,11 @@ def choose_processor(
             tokenizer and the model use different ids for the placeholder.
         OSError: The tokenizer cannot be loaded.
     """
-    processor = plan.run.processor
+    processor = run.processor
     if processor is None:
-        processor = T5FusionProcessor(
-            load_tokenizer(plan, say), lexical_dim=fused_model.config.lexical_dim, **complete_recipe(recipe)
-        )
-        say_assumed(plan, processor, say)
+        processor = new_processor(run, trained_on, fused_model.config.lexical_dim, recipe, say)
     elif recipe:
-        folder = plan.run.folder_with(PROCESSOR_CONFIG)
+        folder = run.folder_with(PROCESSOR_CONFIG)
         raise ValueError(f"{folder} holds a processor with a recipe of its own. Leave out {', '.join(recipe)}.")
     for name in ("is_local", "local_files_only"):  # They say how it was loaded here, and would differ by machine.
         processor.tokenizer.init_kwargs.pop(name, None)
@@ -46,19 +50,31 @@ def choose_processor(
     if token_id != processor.lexical_token_id:
         raise ValueError(
             f"<lexical> is token {processor.lexical_token_id} of the tokenizer and {token_id} of the model on "
-            f"{plan.trained_on}. Save the tokenizer that was used in training, without other added tokens."
+            f"{trained_on}. Save the tokenizer that was used in training, without other added tokens."
         )
     return processor
 
 
-def load_tokenizer(plan: ExportPlan, say: Say):
-    """Load the tokenizer of the run folder, or of the base model if the run folder holds none."""
-    folder = plan.run.folder_with("tokenizer_config.json")
-    name, revision = (plan.trained_on.name, plan.trained_on.revision) if folder is None else (folder, None)
+def new_processor(
+    run: RunFolder, trained_on: BaseModel, lexical_dim: int, recipe: dict[str, Any], say: Callable[[str], None]
+) -> T5FusionProcessor:
+    """Return a processor with the user's recipe, and with the tokenizer of the run folder or of the base model.
+
+    Raises:
+        OSError: The tokenizer cannot be loaded.
+    """
+    folder = run.folder_with("tokenizer_config.json")
+    name, revision = (trained_on.name, trained_on.revision) if folder is None else (str(folder), None)
     if folder is None:
-        say(f"{plan.run} holds no tokenizer. Used instead: the tokenizer of {plan.trained_on}.")
+        say(f"{run} holds no tokenizer. Used instead: the tokenizer of {trained_on}.")
     with one_sentence_errors(f"the tokenizer of {name}"):
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    processor = T5FusionProcessor(tokenizer, lexical_dim=lexical_dim, **complete_recipe(recipe))
+    say(
+        f"{run} does not say how its vectors were made. Assumed: {described(processor)}. If that is wrong, give "
+        "--encoder, --template, --lexical-source."
+    )
+    return processor
 
 
 def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -72,22 +88,19 @@ def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     return {"lexical_source": source} | recipe | {"lexical_encoder": encoder}
 
 
-def say_assumed(plan: ExportPlan, processor: T5FusionProcessor, say: Say) -> None:
-    """Say which recipe is assumed, since no file of the run folder records it."""
+def described(processor: T5FusionProcessor) -> str:
+    """Return a processor's recipe in words."""
     encoder = processor.lexical_encoder
     sources = {
         "text": f"made of the text itself by {encoder}",
         "given": "given with each call" + (f" or made of its `lexical_texts` by {encoder}" if encoder else ""),
         "none": "not used",
     }
-    say(
-        f"{plan.run} does not say how its vectors were made. Assumed: vectors of {processor.lexical_dim} numbers, "
-        f"{sources[processor.lexical_source]}; prompt {processor.template!r}. If that is wrong, give --encoder, "
-        "--template, --lexical-source."
-    )
+    vectors = f"vectors of {processor.lexical_dim} numbers, {sources[processor.lexical_source]}"
+    return f"{vectors}; prompt {processor.template!r}"
 
 
-def check_encoder(processor: T5FusionProcessor, say: Say) -> None:
+def check_encoder(processor: T5FusionProcessor, say: Callable[[str], None]) -> None:
     """Check the recipe's encoder by encoding a text, and say so if the encoder cannot be loaded here.
 
     Raises:
