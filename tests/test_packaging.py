@@ -50,8 +50,8 @@ def wheel(sources, tmp_path_factory):
         shutil.copy(ROOT / name, folder / "copy" / name)
     build = ["--no-deps", "--no-index", "--no-build-isolation"]
     pip("wheel", *build, "--wheel-dir", folder, folder / "copy", cwd=folder)
-    (found,) = folder.glob("*.whl")
-    return found
+    (file,) = folder.glob("*.whl")
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,12 @@ def run_installed(installed, script):
 
 def test_the_wheel_holds_the_package_and_nothing_else(sources, wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    found = {name for name in names if not re.match(r"t5fusion-[^/]+\.dist-info/", name)}
+    files = {name for name in names if not re.match(r"t5fusion-[^/]+\.dist-info/", name)}
     modules = {name for name in sources if name.endswith(".py") and str(Path(name).parent) in FOLDERS}
     base = {name for name in sources if re.fullmatch(r"tiny_t5/([^/]+\.(safetensors|json)|README\.md)", name)}
     data = {"py.typed", "model_card.md"} & set(sources)
-    assert found == {f"t5fusion/{name}" for name in modules | base | data}
-    assert {"t5fusion/__init__.py", "t5fusion/py.typed", "t5fusion/cli/app.py"} <= found
+    assert files == {f"t5fusion/{name}" for name in modules | base | data}
+    assert {"t5fusion/__init__.py", "t5fusion/py.typed", "t5fusion/cli/app.py"} <= files
     assert f"t5fusion-{PROJECT['version']}.dist-info/licenses/LICENSE" in names
 
 

@@ -374,12 +374,16 @@ def test_evaluate_prints_json_or_a_table(room, trained):
     words = ["evaluate", "trained", "few.parquet", *COLUMNS, "--vector-column", "vector"]
     code, out, err = run(room, *words, "--json", typed="")
     assert code == 0, err
-    found = json.loads(out)
-    assert set(found) == {"rows", "loss", "rouge1", "rouge2", "rougeL", "chrf"}
-    assert found["rows"] == 5 and 0 < found["loss"] < 20 and all(0 <= found[name] <= 1 for name in ("rougeL", "chrf"))
+    measures = json.loads(out)
+    assert set(measures) == {"rows", "loss", "rouge1", "rouge2", "rougeL", "chrf"}
+    assert (
+        measures["rows"] == 5
+        and 0 < measures["loss"] < 20
+        and all(0 <= measures[name] <= 1 for name in ("rougeL", "chrf"))
+    )
     code, out, err = run(room, *words, "--vectors", "shuffled", "--limit", "3")
     assert code == 0, err
-    assert "loss" in out and f"{found['loss']:.4f}" not in out
+    assert "loss" in out and f"{measures['loss']:.4f}" not in out
 
 
 def test_evaluate_keeps_the_result_of_more_rows(room, trained):
@@ -389,10 +393,10 @@ def test_evaluate_keeps_the_result_of_more_rows(room, trained):
     code, out, err = run(room, *words)
     assert code == 0, err
     assert "Saved in trained/evaluation.json, for the model card." in err
-    kept, found = json.loads(file.read_text(encoding="utf-8")), json.loads(out)
-    assert (kept["rows"], kept["scored_rows"]) == (5, 5) and kept["worth_of_vectors"] == found["worth_of_vectors"]
+    kept, printed = json.loads(file.read_text(encoding="utf-8")), json.loads(out)
+    assert (kept["rows"], kept["scored_rows"]) == (5, 5) and kept["worth_of_vectors"] == printed["worth_of_vectors"]
     assert {kind: {"rows": 5, **measures} for kind, measures in kept["measures"].items()} == {
-        kind: found[kind] for kind in ("true", "shuffled", "none")
+        kind: printed[kind] for kind in ("true", "shuffled", "none")
     }
     assert [sample["reference"] for sample in kept["samples"]] == [
         "settings of a a",
@@ -462,23 +466,23 @@ def test_the_demo_from_end_to_end(room):
         room, "demo", "--base-model", room / "base", "--limit", "60", "--epochs", "1", "--output", "demo", typed=""
     )
     assert code == 0, err
-    found = json.loads((room / "demo" / "demo.json").read_text())
-    assert set(found) == {"untuned_loss", "loss", "worth_of_vectors", "scores", "examples", "seconds"}
-    assert set(found["loss"]) == {"true", "shuffled", "none"} and set(found["scores"]) == {"true", "none", "untuned"}
+    record = json.loads((room / "demo" / "demo.json").read_text())
+    assert set(record) == {"untuned_loss", "loss", "worth_of_vectors", "scores", "examples", "seconds"}
+    assert set(record["loss"]) == {"true", "shuffled", "none"} and set(record["scores"]) == {"true", "none", "untuned"}
     kept = json.loads((room / "demo" / "evaluation.json").read_text(encoding="utf-8"))
     assert {name: measures["loss"] for name, measures in kept["measures"].items()} == {
-        "untuned": found["untuned_loss"],
-        **found["loss"],
+        "untuned": record["untuned_loss"],
+        **record["loss"],
     }
-    assert kept["measures"]["none"]["rougeL"] == found["scores"]["none"]["rougeL"]
-    assert kept["worth_of_vectors"]["shuffled"] == found["worth_of_vectors"] and len(kept["samples"]) == 3
+    assert kept["measures"]["none"]["rougeL"] == record["scores"]["none"]["rougeL"]
+    assert kept["worth_of_vectors"]["shuffled"] == record["worth_of_vectors"] and len(kept["samples"]) == 3
     assert "A new process reloaded it, with the same losses, to the bit" in out
     assert "t5fusion train my.jsonl" in out.splitlines()[-1]
     assert "  t5fusion export demo bundles/demo --kind standalone\n" in out
     page = (room / "demo" / "demo.html").read_text(encoding="utf-8")
     assert "for a browser: demo/demo.html" in out and (room / "demo" / "demo.svg").exists()
-    assert len({(example["name"], example["target"]) for example in found["examples"]}) == 5
-    for example in found["examples"]:
+    assert len({(example["name"], example["target"]) for example in record["examples"]}) == 5
+    for example in record["examples"]:
         assert all(
             html.escape(text, quote=False) in page.replace("&#39;", "'").replace("&#34;", '"')
             for text in example.values()

@@ -55,7 +55,7 @@ def reseal(bundle):
 def refusals(folder) -> list[str]:
     """Return the errors for a run folder and its bundle, from loading, export and verify."""
     reseal(folder / "bundle")
-    said = []
+    sentences = []
     for attempt in (
         lambda: load_trained(folder / "run"),
         lambda: export(folder / "run", folder / "new", "standalone"),
@@ -64,9 +64,9 @@ def refusals(folder) -> list[str]:
     ):
         with pytest.raises((ValueError, OSError)) as caught:
             attempt()
-        said.append(str(caught.value))
-    assert not (folder / "new").exists() and all("\n" not in line for line in said), said
-    return said
+        sentences.append(str(caught.value))
+    assert not (folder / "new").exists() and all("\n" not in line for line in sentences), sentences
+    return sentences
 
 
 def test_an_untrained_adapter_is_accepted(saved):
@@ -84,15 +84,15 @@ def test_weights_that_are_not_numbers_are_refused(copy, number):
         first, last = min(weights), max(weights)
         weights[first].view(-1)[1] = weights[last].view(-1)[0] = number
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    for said in refusals(copy):
-        assert f"1 of the {weights[first].numel()} numbers in {first}" in said and "NaN or infinite" in said
+    for sentence in refusals(copy):
+        assert f"1 of the {weights[first].numel()} numbers in {first}" in sentence and "NaN or infinite" in sentence
 
 
 def test_weights_that_are_all_zero(copy):
     for folder in (copy / "run", copy / "bundle"):
         weights = {name: torch.zeros_like(value) for name, value in load_file(folder / WEIGHTS).items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    assert all(f"all {len(weights)} tensors in" in said and "are zero" in said for said in refusals(copy))
+    assert all(f"all {len(weights)} tensors in" in sentence and "are zero" in sentence for sentence in refusals(copy))
 
 
 @pytest.mark.parametrize("change", [torch.zeros_like, lambda value: value * math.nan])
@@ -134,8 +134,8 @@ def test_weights_that_cannot_be_read(copy, damage):
     for folder in (copy / "run", copy / "bundle"):
         data = (folder / WEIGHTS).read_bytes()
         (folder / WEIGHTS).write_bytes(DAMAGES[damage](data))
-    for said in refusals(copy):
-        assert f"{WEIGHTS} cannot be read" in said and "damaged" in said
+    for sentence in refusals(copy):
+        assert f"{WEIGHTS} cannot be read" in sentence and "damaged" in sentence
 
 
 def test_weights_in_a_bin_file(copy):
@@ -176,8 +176,8 @@ CONTENTS = {"a list": "[1]", "a string": '"x"', "null": "null", "no JSON": "{", 
 def test_json_of_another_type(copy, name, content):
     for folder in (copy / "run", copy / "bundle"):
         (folder / name).write_bytes(CONTENTS[content].encode("latin-1"))
-    for said in refusals(copy):
-        assert f"{name} holds a" in said or f"{name} is damaged: it is not valid JSON" in said
+    for sentence in refusals(copy):
+        assert f"{name} holds a" in sentence or f"{name} is damaged: it is not valid JSON" in sentence
 
 
 FIELDS = {

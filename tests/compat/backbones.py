@@ -192,8 +192,8 @@ def folder_of(row: str) -> Path:
 
 def load(model_name: str, row: str, folder: str | Path | None = None) -> PreTrainedModel:
     backbone = BACKBONES[row]
-    made = backbone.stock if model_name == "T5" else T5WithFusion
-    return made.from_pretrained(folder or folder_of(row), **backbone.options).eval()
+    model_class = backbone.stock if model_name == "T5" else T5WithFusion
+    return model_class.from_pretrained(folder or folder_of(row), **backbone.options).eval()
 
 
 def batch_for(model_name: str, row: str) -> dict[str, torch.Tensor]:
@@ -260,8 +260,8 @@ def reloads(model_name: str, row: str) -> None:
         merged = peft_model.merge_and_unload()
         merged.save_pretrained(f"{folder}/whole")
         expected.append(logits_of(merged, batch))
-        found = in_another_process(reloaded, model_name, row, str(folder_of(row)), folder, batch)
-    for what, numbers, known in zip(("adapter", "whole model"), found, expected, strict=True):
+        reloaded_logits = in_another_process(reloaded, model_name, row, str(folder_of(row)), folder, batch)
+    for what, numbers, known in zip(("adapter", "whole model"), reloaded_logits, expected, strict=True):
         assert torch.equal(torch.from_numpy(numbers), known.float()), f"{what}: the logits differ"
 
 
@@ -269,9 +269,12 @@ def reloaded(model_name: str, row: str, backbone: str, folder: str, batch):
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    made = BACKBONES[row].stock if model_name == "T5" else T5WithFusion
+    model_class = BACKBONES[row].stock if model_name == "T5" else T5WithFusion
     on_backbone = PeftModel.from_pretrained(load(model_name, row, backbone), f"{folder}/adapter")
-    return [logits_of(model, batch).float().numpy() for model in (on_backbone, made.from_pretrained(f"{folder}/whole"))]
+    return [
+        logits_of(model, batch).float().numpy()
+        for model in (on_backbone, model_class.from_pretrained(f"{folder}/whole"))
+    ]
 
 
 def processes(model_name: str, row: str) -> None:
@@ -289,10 +292,10 @@ def processes(model_name: str, row: str) -> None:
 def generates(model_name: str, row: str) -> None:
     model, batch = load(model_name, row), without(batch_for(model_name, row), "labels")
     options = {"max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True}
-    found = model.generate(**batch, **options).logits[0]
+    logits = model.generate(**batch, **options).logits[0]
     if model_name == "T5WithFusion":
         turned = batch | {"lexical_embeds": batch["lexical_embeds"].flip(-1)}
-        assert not torch.equal(model.generate(**turned, **options).logits[0], found), "the vectors have no effect"
+        assert not torch.equal(model.generate(**turned, **options).logits[0], logits), "the vectors have no effect"
         beams = model.generate(**batch, num_beams=3, num_return_sequences=2, max_new_tokens=3)
         assert beams.shape[0] == 4
 

@@ -25,6 +25,6 @@ def make() -> Table:
         printed = " / ".join(line.strip() for line in done.stdout.splitlines() if line.strip()) or "nothing"
         cells = {"defect": defect, "printed": printed}
         table.cells[f"[{script.name}](upstream/{script.name})"] = {
-            column: {"T5WithFusion": Outcome("number", said)} for column, said in cells.items()
+            column: {"T5WithFusion": Outcome("number", number)} for column, number in cells.items()
         }
     return table

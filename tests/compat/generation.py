@@ -63,9 +63,9 @@ def one_row(batch: dict, row: int) -> dict:
 def as_t5(model_name: str, options: dict) -> None:
     """The plain T5 writes the same for a text without vectors."""
     batch = batch_for("T5", VECTORS, LENGTHS)
-    found = write(load(model_name), batch, **options)
+    written = write(load(model_name), batch, **options)
     if model_name == "T5WithFusion":
-        assert torch.equal(found, write(load("T5"), batch, **options)), "it is not what the plain T5 writes"
+        assert torch.equal(written, write(load("T5"), batch, **options)), "it is not what the plain T5 writes"
 
 
 def one_by_one(model_name: str, options: dict) -> None:
@@ -89,12 +89,12 @@ def as_drawn(model_name: str, options: dict) -> str:
 
 def vectors_count(model_name: str, options: dict) -> None:
     model, batch = load(model_name), batch_for(model_name, (1, 1), (3, 3))
-    found = []
+    logits = []
     for vectors in (batch["lexical_embeds"], batch["lexical_embeds"].flip(-1)):
         batch["lexical_embeds"] = vectors
         written = write(model, batch, **options, output_logits=True, return_dict_in_generate=True)
-        found.append(written.logits[0])
-    assert not torch.equal(*found), "the vectors have no effect"
+        logits.append(written.logits[0])
+    assert not torch.equal(*logits), "the vectors have no effect"
 
 
 def assisted(model_name: str) -> None:
@@ -119,8 +119,8 @@ def given_encoder_outputs(model_name: str) -> None:
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "attention_mask")}
     with torch.no_grad():
         encoded = model.get_encoder()(**inputs, attention_mask=batch["attention_mask"])
-    found = model.generate(encoder_outputs=encoded, attention_mask=batch["attention_mask"], max_new_tokens=6)
-    assert torch.equal(found, write(model, batch)), "not what it writes of the ids"
+    written = model.generate(encoder_outputs=encoded, attention_mask=batch["attention_mask"], max_new_tokens=6)
+    assert torch.equal(written, write(model, batch)), "not what it writes of the ids"
 
 
 def given_embeddings(model_name: str) -> None:

@@ -81,9 +81,9 @@ def in_another_process(function: Callable, *arguments):
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "asked", Path(folder) / "answer"
         asked.write_bytes(pickle.dumps((function, arguments)))
-        code, _, said = forks().run(asked, answer, code=CALL)
+        code, _, stderr = forks().run(asked, answer, code=CALL)
         if not answer.exists():
-            raise RuntimeError(f"the process ended with {code}: {said[-2000:]}")
+            raise RuntimeError(f"the process ended with {code}: {stderr[-2000:]}")
         value, error = pickle.loads(answer.read_bytes())
     if error is not None:
         raise error

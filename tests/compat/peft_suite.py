@@ -60,25 +60,25 @@ def run(model: str, **environment: str) -> dict[str, Outcome]:
         hub.add_folder(NAME, plain if model == "T5" else fused)
         # Parametrised tests contain the model's name in their own.
         tests = ("tests/test_encoder_decoder_models.py", "-k", OF_T5, "-n", "2")
-        found = run_tests(folder, "-p", "t5fusion", *tests, **hub.environment(folder / "home"), **environment)
-    return {test: outcome for (_, test), outcome in found.items()}
+        outcomes = run_tests(folder, "-p", "t5fusion", *tests, **hub.environment(folder / "home"), **environment)
+    return {test: outcome for (_, test), outcome in outcomes.items()}
 
 
 def by_tuner(results: dict[str, dict[str, Outcome]]) -> dict[str, dict[str, dict[str, Outcome]]]:
     rows: dict[str, dict[str, dict[str, Outcome]]] = {}
-    for test, found in results.items():
+    for test, outcomes in results.items():
         match = TUNER.search(test)
-        rows.setdefault(match[1] if match else "others", {})[test] = found
+        rows.setdefault(match[1] if match else "others", {})[test] = outcomes
     return rows
 
 
 def summary(tests: dict[str, dict[str, Outcome]]) -> dict[str, dict[str, Outcome]]:
     """Return the cells of a row: numbers, and the names of the tests that only the fused model fails."""
-    kinds = Counter((found["T5"].status, found["T5WithFusion"].status) for found in tests.values())
+    kinds = Counter((outcomes["T5"].status, outcomes["T5WithFusion"].status) for outcomes in tests.values())
     lost = [
-        f"{test}: {found['T5WithFusion']}"
-        for test, found in tests.items()
-        if found["T5WithFusion"].status != found["T5"].status == "works"
+        f"{test}: {outcomes['T5WithFusion']}"
+        for test, outcomes in tests.items()
+        if outcomes["T5WithFusion"].status != outcomes["T5"].status == "works"
     ]
     numbers = {
         "passed": kinds["works", "works"],

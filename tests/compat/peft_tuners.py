@@ -217,9 +217,9 @@ def adapted(model_name: str, tuner: Tuner) -> set[str]:
 
 
 def same_targets(model_name: str, tuner: Tuner) -> None:
-    found = adapted(model_name, tuner)
-    expected = found if model_name == "T5" else adapted("T5", tuner)
-    assert found == expected, f"{sorted(found ^ expected)[:3]}"
+    targets = adapted(model_name, tuner)
+    expected = targets if model_name == "T5" else adapted("T5", tuner)
+    assert targets == expected, f"{sorted(targets ^ expected)[:3]}"
 
 
 def trains(model_name: str, tuner: Tuner) -> None:
@@ -268,8 +268,8 @@ def load_base_of(model_name: str, folder: str):
 def disabled(model_name: str, tuner: Tuner) -> None:
     peft_model, batch = trained(model_name, tuner)
     with peft_model.disable_adapter():
-        found = logits(peft_model, batch)
-    assert torch.equal(found, logits_of(load(model_name), batch)), "it is not the base"
+        without_adapter = logits(peft_model, batch)
+    assert torch.equal(without_adapter, logits_of(load(model_name), batch)), "it is not the base"
 
 
 def alone(tuner: Tuner) -> dict:
@@ -305,8 +305,8 @@ def switches(model_name: str, tuner: Tuner) -> None:
 
 def mixed_batch(model_name: str, tuner: Tuner) -> None:
     peft_model, batch, first, second = two_adapters(model_name, tuner, **alone(tuner))
-    found = logits(peft_model, batch, adapter_names=["default", "other"])
-    torch.testing.assert_close(found, torch.stack([first[0], second[1]]), rtol=1e-4, atol=1e-4)
+    mixed = logits(peft_model, batch, adapter_names=["default", "other"])
+    torch.testing.assert_close(mixed, torch.stack([first[0], second[1]]), rtol=1e-4, atol=1e-4)
 
 
 def merges(model_name: str, tuner: Tuner) -> None:
@@ -319,8 +319,8 @@ def weighs(model_name: str, tuner: Tuner) -> None:
     peft_model, batch, first, second = two_adapters(model_name, tuner, **alone(tuner))
     peft_model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both", combination_type="linear")
     peft_model.set_adapter("both")
-    found = logits(peft_model, batch)
-    assert found.isfinite().all() and not torch.equal(found, first) and not torch.equal(found, second)
+    weighted = logits(peft_model, batch)
+    assert weighted.isfinite().all() and not torch.equal(weighted, first) and not torch.equal(weighted, second)
 
 
 def hotswaps(model_name: str, tuner: Tuner) -> None:
@@ -336,10 +336,12 @@ def generates(model_name: str, tuner: Tuner) -> None:
     peft_model, batch = trained(model_name, tuner)
     batch = {name: value for name, value in batch.items() if name != "labels"} | tasks_for(peft_model)
     options = {"max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True}
-    found = peft_model.eval().generate(**batch, **options).logits[0]
+    generated = peft_model.eval().generate(**batch, **options).logits[0]
     if model_name == "T5WithFusion":
         turned = batch | {"lexical_embeds": batch["lexical_embeds"].flip(-1)}
-        assert not torch.equal(peft_model.generate(**turned, **options).logits[0], found), "the vectors have no effect"
+        assert not torch.equal(peft_model.generate(**turned, **options).logits[0], generated), (
+            "the vectors have no effect"
+        )
 
 
 CHECKS = {

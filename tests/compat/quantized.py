@@ -75,8 +75,8 @@ def logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
     return model.eval()(**batch, decoder_input_ids=torch.tensor([[0, 5, 9]] * 2)).logits.float()
 
 
-def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+def apart(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def fusion_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -183,9 +183,9 @@ def bundle_logits(name: str, bundle: str):
     return logits(full, batch).numpy(), logits(prepare_model_for_kbit_training(quantised), batch).numpy()
 
 
-def same(model: torch.nn.Module, found) -> None:
+def same(model: torch.nn.Module, saved_logits) -> None:
     model_name = "T5WithFusion" if fusion_of(model) else "T5"
-    distance = apart(torch.from_numpy(found), logits(model, batch_for(model_name)))
+    distance = apart(torch.from_numpy(saved_logits), logits(model, batch_for(model_name)))
     assert distance == 0, f"logits lie {distance:.2g} of their norm apart"
 
 

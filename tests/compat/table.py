@@ -38,8 +38,8 @@ def attempt(check: Callable, *arguments) -> Outcome:
 
 def as_error(line: str) -> Exception:
     """Return the error that another process printed as its last line, such as "ValueError: ..."."""
-    kind, _, said = line.partition(": ")
-    return getattr(builtins, kind, RuntimeError)(said if hasattr(builtins, kind) else line)
+    kind, _, message = line.partition(": ")
+    return getattr(builtins, kind, RuntimeError)(message if hasattr(builtins, kind) else line)
 
 
 def _one_line(error: BaseException) -> str:
@@ -59,23 +59,25 @@ class Table:
 
     def add(self, row: str, column: str, check: Callable, *arguments, models: Iterable[str] = MODELS) -> None:
         """Run `check(model, *arguments)` for each name in `models`, and put the outcomes into a cell."""
-        found = {model: attempt(check, model, *arguments) for model in models}
-        self.cells.setdefault(row, {})[column] = found
-        print(f"{self.title} | {row} | {column} | {' / '.join(map(str, found.values()))}", flush=True)
+        outcomes = {model: attempt(check, model, *arguments) for model in models}
+        self.cells.setdefault(row, {})[column] = outcomes
+        print(f"{self.title} | {row} | {column} | {' / '.join(map(str, outcomes.values()))}", flush=True)
 
     def refused(self, row: str) -> bool:
         """Return whether all checks of a row were refused."""
-        return all(outcome.status == "refused" for found in self.cells[row].values() for outcome in found.values())
+        return all(
+            outcome.status == "refused" for outcomes in self.cells[row].values() for outcome in outcomes.values()
+        )
 
     def worse(self) -> list[str]:
         """Return the cells in which the plain T5 does better, or that are wrong if it was not tried."""
         worst_first = ("wrong", "refused", "works", "number")
         return [
-            f"{self.title}, {row}, {column}: {found['T5WithFusion']}"
+            f"{self.title}, {row}, {column}: {outcomes['T5WithFusion']}"
             for row, cells in self.cells.items()
-            for column, found in cells.items()
-            if worst_first.index(found["T5WithFusion"].status)
-            < worst_first.index(found["T5"].status if "T5" in found else "refused")
+            for column, outcomes in cells.items()
+            if worst_first.index(outcomes["T5WithFusion"].status)
+            < worst_first.index(outcomes["T5"].status if "T5" in outcomes else "refused")
         ]
 
     def markdown(self) -> str:
@@ -91,7 +93,7 @@ class Table:
         ]
         for row, cells in self.cells.items():
             lines.append(_line([row, *(_cell(cells.get(column), notes) for column in self.columns)]))
-        return "\n".join([*lines, "", *(f"{number}. {said}" for said, number in notes.items()), ""])
+        return "\n".join([*lines, "", *(f"{number}. {sentence}" for sentence, number in notes.items()), ""])
 
     def save(self, file: Path) -> None:
         packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft", "torch", "accelerate"))
@@ -103,16 +105,16 @@ class Table:
     def read(cls, file: Path) -> "Table":
         saved = json.loads(file.read_text())
         for cells in saved["cells"].values():
-            for column, found in cells.items():
-                cells[column] = {model: Outcome(**outcome) for model, outcome in found.items()}
+            for column, outcomes in cells.items():
+                cells[column] = {model: Outcome(**outcome) for model, outcome in outcomes.items()}
         return cls(**saved)
 
 
-def _cell(found: dict[str, Outcome] | None, notes: dict[str, int]) -> str:
+def _cell(outcomes: dict[str, Outcome] | None, notes: dict[str, int]) -> str:
     """Return the fused model's outcome, and the plain T5's beside it only if it differs."""
-    if found is None:
+    if outcomes is None:
         return ""
-    fused, plain = found["T5WithFusion"], found.get("T5")
+    fused, plain = outcomes["T5WithFusion"], outcomes.get("T5")
     mark = _mark(fused, notes)
     return mark if plain is None or plain.status == fused.status else f"{mark} (plain T5: {_mark(plain, notes)})"
 

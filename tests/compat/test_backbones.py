@@ -35,6 +35,6 @@ def test_trained_it_reloads_to_the_bit(row):
 @pytest.mark.parametrize("row", list(backbones.REFUSED))
 def test_others_are_refused_by_name(row):
     wrong_type = f"^{re.escape(row)} is a model of type '.+'; expected 't5'"
-    said = "lack some or all weights of the decoder" if row == "Sentence-T5" else wrong_type
-    with pytest.raises(ValueError, match=said):
+    reason = "lack some or all weights of the decoder" if row == "Sentence-T5" else wrong_type
+    with pytest.raises(ValueError, match=reason):
         backbones.opens("T5WithFusion", row)

@@ -37,8 +37,8 @@ FUSED = ("T5WithFusion",)
 SHAPES = (((1, 2), (6, 3)), ((1, 1, 3), (9, 2, 4)), ((2, 0), (3, 3)), ((1, 1, 1, 1), (5, 5, 2, 8)))
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, within: float = 1e-4) -> None:
-    apart = (found.float() - expected.float()).abs().max().item()
+def close(actual: torch.Tensor, expected: torch.Tensor, within: float = 1e-4) -> None:
+    apart = (actual.float() - expected.float()).abs().max().item()
     assert apart <= within, f"the logits lie {apart:.2g} apart"
 
 
@@ -127,18 +127,18 @@ def attends(model_name: str, implementation: str) -> None:
     assert model.config._attn_implementation == implementation
     batch = batch_for(model_name)
     try:
-        found = logits_of(model, batch)
+        logits = logits_of(model, batch)
     except RuntimeError as error:  # from the code that torch generates for flex attention, which names its file
         raise RuntimeError(re.sub(r"/\S+/", "", str(error))) from error
-    close(found, logits_of(load(model_name, attn_implementation="eager"), batch))
+    close(logits, logits_of(load(model_name, attn_implementation="eager"), batch))
 
 
 def casts(model_name: str, dtype: torch.dtype) -> None:
     batch = batch_for(model_name)
-    found = logits_of(load(model_name).to(dtype), batch)
-    assert found.dtype == dtype
+    logits = logits_of(load(model_name).to(dtype), batch)
+    assert logits.dtype == dtype
     expected = logits_of(load(model_name), batch)
-    close(found, expected, 0.05 * expected.abs().max().item())
+    close(logits, expected, 0.05 * expected.abs().max().item())
 
 
 def copies(model_name: str) -> None:
@@ -179,9 +179,9 @@ def calls_functionally(model_name: str) -> None:
     """Compute the gradients of each row by `torch.func`."""
     model, batch = load(model_name), batch_for(model_name)
     weights = dict(model.named_parameters())
-    found = torch.func.grad(lambda given: torch.func.functional_call(model, given, kwargs=batch).loss)(weights)
+    gradients = torch.func.grad(lambda given: torch.func.functional_call(model, given, kwargs=batch).loss)(weights)
     model(**batch).loss.backward()
-    close(found["shared.weight"], model.shared.weight.grad)
+    close(gradients["shared.weight"], model.shared.weight.grad)
 
 
 def runs_distributed(model_name: str) -> None:
@@ -203,8 +203,8 @@ def generates_with_a_static_cache(model_name: str) -> None:
     model, batch = load(model_name), batch_for(model_name)
     del batch["labels"]
     options = {"max_new_tokens": 6, "min_new_tokens": 6}
-    found = model.generate(**batch, **options, cache_implementation="static")
-    assert torch.equal(found, model.generate(**batch, **options)), "other tokens"
+    generated = model.generate(**batch, **options, cache_implementation="static")
+    assert torch.equal(generated, model.generate(**batch, **options)), "other tokens"
 
 
 def maps_to_devices(model_name: str) -> None:
@@ -219,10 +219,10 @@ def maps_to_devices(model_name: str) -> None:
         assert "disk" in mapped.hf_device_map.values(), "nothing is offloaded"
         batch = batch_for(model_name)
         with torch.no_grad():
-            found = mapped(**batch).logits
+            logits = mapped(**batch).logits
             tokens = mapped.generate(**{name: value for name, value in batch.items() if name != "labels"})
     with torch.no_grad():
-        close(found, load(model_name)(**batch).logits)
+        close(logits, load(model_name)(**batch).logits)
     del batch["labels"]
     assert torch.equal(tokens, load(model_name).generate(**batch)), "other tokens"
 
@@ -242,9 +242,9 @@ def infers_a_device_map(model_name: str) -> None:
     classes = model._no_split_modules
     assert classes
     total = sum(p.numel() * p.element_size() for p in model.parameters())
-    found = infer_auto_device_map(model, {"cpu": total // 2, "disk": 10**9}, no_split_module_classes=classes)
-    assert {"cpu", "disk"} <= set(found.values()), found
-    assert not any(".layer." in name for name in found), "a block is taken apart"
+    devices = infer_auto_device_map(model, {"cpu": total // 2, "disk": 10**9}, no_split_module_classes=classes)
+    assert {"cpu", "disk"} <= set(devices.values()), devices
+    assert not any(".layer." in name for name in devices), "a block is taken apart"
 
 
 def saves_in_pieces(model_name: str) -> None:
@@ -258,8 +258,8 @@ def saves_a_state_dict(model_name: str) -> None:
     weights = {name: value * 2 for name, value in load(model_name).state_dict().items()}
     with TemporaryDirectory() as folder:
         saved(model_name, folder, state_dict=weights)
-        found = load(model_name, folder).state_dict()
-    assert all(torch.equal(found[name], value) for name, value in weights.items())
+        reloaded = load(model_name, folder).state_dict()
+    assert all(torch.equal(reloaded[name], value) for name, value in weights.items())
 
 
 def opens_from_config(model_name: str) -> None:
@@ -289,10 +289,12 @@ def writes_in_a_pipeline(model_name: str) -> None:
     vectors = {"lexical_embeds": torch.full((1, 384), 0.05)} if model_name in FUSED else {}
     options = {"max_new_tokens": 9, "do_sample": False, "suppress_tokens": [0, 1, 2, 3, *range(30, 160)]}  # letters
     text = "<lexical>app" if vectors else "app"
-    found = pipeline("text-generation", model, tokenizer=tokenizer)(text, **vectors, **options, return_full_text=False)
+    written = pipeline("text-generation", model, tokenizer=tokenizer)(
+        text, **vectors, **options, return_full_text=False
+    )
     inputs = processor("app", **vectors) if vectors else tokenizer("app", return_tensors="pt")
     expected = tokenizer.decode(model.generate(**inputs, **options)[0], skip_special_tokens=True)
-    assert found[0]["generated_text"].strip() == expected, f"{found[0]['generated_text']!r} for {expected!r}"
+    assert written[0]["generated_text"].strip() == expected, f"{written[0]['generated_text']!r} for {expected!r}"
 
 
 def takes_anything_in_a_pipeline(model_name: str) -> None:
@@ -325,8 +327,8 @@ class Process:
 def maps_with_workers(model_name: str) -> None:
     rows = Dataset.from_list(make_rows())
     options = {"batched": True, "remove_columns": ["text", "vector"], "load_from_cache_file": False}
-    found = rows.map(Process(), num_proc=2, **options)
-    assert found.to_list() == rows.map(Process(), **options).to_list()
+    processed = rows.map(Process(), num_proc=2, **options)
+    assert processed.to_list() == rows.map(Process(), **options).to_list()
 
 
 def loads_with_workers(model_name: str, start: str) -> None:
@@ -334,8 +336,8 @@ def loads_with_workers(model_name: str, start: str) -> None:
     collator = DataCollatorWithFusion(make_tokenizer())
     options = {"batch_size": 4, "collate_fn": collator}
     workers = DataLoader(rows.to_list(), num_workers=1, multiprocessing_context=start, **options)
-    for found, expected in zip(workers, DataLoader(rows.to_list(), **options), strict=True):
-        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    for batch, expected in zip(workers, DataLoader(rows.to_list(), **options), strict=True):
+        assert all(torch.equal(batch[name], value) for name, value in expected.items())
 
 
 # The Hub
@@ -405,10 +407,10 @@ def answers_in_gradio(model_name: str) -> None:
     page = gradio.Interface(answer, ["text", "text"], "text", api_name="answer")
     page.launch(prevent_thread_lock=True, quiet=True)
     try:
-        found = Client(page.local_url, verbose=False).predict(*typed, api_name="/answer")
+        answered = Client(page.local_url, verbose=False).predict(*typed, api_name="/answer")
     finally:
         page.close()
-    assert found == answer(*typed)
+    assert answered == answer(*typed)
 
 
 def serves(model_name: str, chat: bool) -> None:
@@ -420,10 +422,10 @@ def serves(model_name: str, chat: bool) -> None:
         model.save_pretrained(folder)
         (T5FusionProcessor(tokenizer, None) if model_name in FUSED else tokenizer).save_pretrained(folder)
         body = {"model": folder, "temperature": 0, "max_tokens": 9} | asked
-        found = ask_server(folder, f"/v1/{'chat/' if chat else ''}completions", body)["choices"][0]["text"]
+        served = ask_server(folder, f"/v1/{'chat/' if chat else ''}completions", body)["choices"][0]["text"]
     inputs = tokenizer("app", return_tensors="pt")
     expected = tokenizer.decode(model.generate(**inputs, max_new_tokens=9)[0], skip_special_tokens=True)
-    assert found == expected, f"{found!r} for {expected!r}"
+    assert served == expected, f"{served!r} for {expected!r}"
 
 
 def ask_server(folder: str, path: str, body: dict) -> dict:

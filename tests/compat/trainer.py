@@ -102,12 +102,12 @@ def train(trainer) -> list[float]:
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
     start = loss_now(trainer)
     trainer.train()
-    found, end = losses(trainer), loss_now(trainer)
-    assert np.isfinite(found).all() and end < start, f"the loss goes from {start:.4f} to {end:.4f}"
+    step_losses, end = losses(trainer), loss_now(trainer)
+    assert np.isfinite(step_losses).all() and end < start, f"the loss goes from {start:.4f} to {end:.4f}"
     stays = [name for name, value in trainer.model.named_parameters() if name in before and value.equal(before[name])]
     fusion = [name for name in stays if "fusion" in name]
     assert not fusion, f"{fusion[0]} stays"
-    return found
+    return step_losses
 
 
 # The checks. Each takes "T5" or "T5WithFusion", and whether to add LoRA.
@@ -141,26 +141,26 @@ def predicts_with_generate(model_name: str, lora: bool) -> None:
     options = {"predict_with_generate": True, "generation_max_length": 6, "generation_num_beams": 2}
     trainer = trainer_for(model_name, lora, parts={"compute_metrics": compute_metrics}, **options)
     train(trainer)
-    found = trainer.predict(trainer.eval_dataset)
-    assert "test_length" in found.metrics and len(seen) == len(trainer.eval_dataset)
+    predicted = trainer.predict(trainer.eval_dataset)
+    assert "test_length" in predicted.metrics and len(seen) == len(trainer.eval_dataset)
     batch = trainer.data_collator([trainer.eval_dataset[row] for row in range(4)])
     del batch["labels"]
     expected = trainer.model.eval().generate(**batch, max_length=6, num_beams=2)
-    assert (found.predictions[:4, : expected.shape[1]] == expected.numpy()).all(), "not what `generate` writes"
+    assert (predicted.predictions[:4, : expected.shape[1]] == expected.numpy()).all(), "not what `generate` writes"
 
 
 def predicts(model_name: str, lora: bool) -> None:
     """`Trainer.predict` gives the model's logits, gathered at once and step by step."""
     at_once = trainer_for(model_name, lora, rows=rows_for(model_name, SOME_WITHOUT))
-    found = at_once.predict(at_once.eval_dataset)
+    prediction = at_once.predict(at_once.eval_dataset)
     model = at_once.model
     in_steps = trainer_for(model_name, lora, model, rows=at_once.eval_dataset, eval_accumulation_steps=1)
     again = in_steps.predict(in_steps.eval_dataset)
     batch = at_once.data_collator([at_once.eval_dataset[row] for row in range(4)])
     with torch.no_grad():
         expected = model.eval()(**batch).logits.numpy()
-    assert np.array_equal(found.predictions[0][:4, : expected.shape[1]], expected)
-    assert all(map(np.array_equal, found.predictions, again.predictions)) and found.metrics["test_loss"] > 0
+    assert np.array_equal(prediction.predictions[0][:4, : expected.shape[1]], expected)
+    assert all(map(np.array_equal, prediction.predictions, again.predictions)) and prediction.metrics["test_loss"] > 0
 
 
 def sampling(strategy: str) -> Callable:
@@ -199,8 +199,8 @@ def smooths_labels(model_name: str, lora: bool) -> None:
     with torch.no_grad():
         logits = model(**batch).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), label_smoothing=0.1)
-    found = train(trainer)
-    np.testing.assert_allclose(found[0], expected.item(), rtol=1e-5)
+    step_losses = train(trainer)
+    np.testing.assert_allclose(step_losses[0], expected.item(), rtol=1e-5)
     assert trainer.evaluate()["eval_loss"] > 0
 
 
@@ -280,23 +280,25 @@ def searches_hyperparameters(model_name: str, lora: bool) -> None:
 
 def checkpoints_gradients(model_name: str, lora: bool) -> None:
     """Checkpointing does not change the losses."""
-    found = [
+    step_losses = [
         train(
             trainer_for(model_name, lora, model_for(model_name, lora, dropout_rate=0.0), gradient_checkpointing=switch)
         )
         for switch in (False, True)
     ]
-    np.testing.assert_allclose(*found, rtol=1e-4)
+    np.testing.assert_allclose(*step_losses, rtol=1e-4)
 
 
 def accumulates(model_name: str, lora: bool) -> None:
     """Four batches of two rows give the loss of one batch of eight. It is a mean over tokens, not over batches."""
-    found = []
+    step_losses = []
     for rows in (8, 2):
         model = model_for(model_name, lora, dropout_rate=0.0)
         options = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 8 // rows}
-        found.append(train(trainer_for(model_name, lora, model, **options)))
-    assert np.allclose(*found, rtol=1e-3), f"the first loss is {found[1][0]:.4f}, and {found[0][0]:.4f} in one batch"
+        step_losses.append(train(trainer_for(model_name, lora, model, **options)))
+    assert np.allclose(*step_losses, rtol=1e-3), (
+        f"the first loss is {step_losses[1][0]:.4f}, and {step_losses[0][0]:.4f} in one batch"
+    )
 
 
 def seeds_data(model_name: str, lora: bool) -> None:

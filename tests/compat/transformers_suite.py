@@ -37,20 +37,20 @@ def make() -> Table:
 
 def left_out(file: str) -> Path | None:
     """Return the path of a file of tests in the clone that `TRANSFORMERS_CHECKOUT` names."""
-    found = Path(CHECKOUT) / "tests" / file if CHECKOUT else None
-    return found if found is not None and found.is_file() else None
+    path = Path(CHECKOUT) / "tests" / file if CHECKOUT else None
+    return path if path is not None and path.is_file() else None
 
 
 def whose_left_out() -> str:
     """Return the table's sentence about the tests that the source distribution lacks."""
     there = [f"`{name}`" for file, name in LEFT_OUT.items() if left_out(file)]
     missing = [f"`{name}`" for file, name in LEFT_OUT.items() if not left_out(file)]
-    said = ""
+    sentence = ""
     if CHECKOUT and there:
         package = (Path(CHECKOUT) / "src" / "transformers" / "__init__.py").read_text(encoding="utf-8")
         release = re.search(r'^__version__ = "(.*)"', package, re.MULTILINE)
-        said = f", and {' and '.join(there)} as of {release[1] if release else 'an unknown release'}, from a clone"
-    return said + (f" (without {' and '.join(missing)}, not in its source distribution)" if missing else "")
+        sentence = f", and {' and '.join(there)} as of {release[1] if release else 'an unknown release'}, from a clone"
+    return sentence + (f" (without {' and '.join(missing)}, not in its source distribution)" if missing else "")
 
 
 def run(*options: str) -> dict[tuple[str, str], Outcome]:
@@ -60,8 +60,8 @@ def run(*options: str) -> dict[tuple[str, str], Outcome]:
     shutil.copytree(source_of("transformers") / "tests", folder / "tests")
     for file, name in LEFT_OUT.items():
         (folder / "tests" / file).parent.mkdir()
-        if found := left_out(file):
-            shutil.copy(found, folder / "tests" / file)
+        if path := left_out(file):
+            shutil.copy(path, folder / "tests" / file)
         else:
             (folder / "tests" / file).write_text(f"class {name}:\n    pass\n")
     for package in (folder / "tests", *(folder / "tests").glob("*/")):

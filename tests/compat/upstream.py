@@ -56,7 +56,7 @@ def run_tests(folder: Path, *arguments: str | Path, **environment: str) -> dict[
 
 def _outcome(case: ElementTree.Element) -> Outcome:
     for tag, status in (("failure", "wrong"), ("error", "wrong"), ("skipped", "refused")):
-        found = case.find(tag)
-        if found is not None:
-            return Outcome(status, (found.attrib.get("message") or "").splitlines()[0])
+        problem = case.find(tag)
+        if problem is not None:
+            return Outcome(status, (problem.attrib.get("message") or "").splitlines()[0])
     return Outcome("works")

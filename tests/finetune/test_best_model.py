@@ -55,18 +55,18 @@ def same(weights, others):
 @pytest.fixture(scope="module", params=["lora", "full"])
 def stopped(request, tmp_path_factory, material, options):
     """A training that stopped early: its options, its folder and the model in memory."""
-    made = options(**PATIENT, full=request.param == "full")
+    training_options = options(**PATIENT, full=request.param == "full")
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    return made, folder, train(*material, made, folder)
+    return training_options, folder, train(*material, training_options, folder)
 
 
 def test_it_stops_early_and_saves_the_best_model(stopped):
-    made, folder, model = stopped
+    training_options, folder, model = stopped
     record = json.loads((folder / "training.json").read_text())
     evaluations = [entry for entry in record["history"] if "eval_loss" in entry]
     losses = [entry["eval_loss"] for entry in evaluations]
     best = losses.index(min(losses))
-    assert len(losses) - 1 - best == made.patience and len(losses) < made.epochs
+    assert len(losses) - 1 - best == training_options.patience and len(losses) < training_options.epochs
     assert record["best"] == {name: evaluations[best][name] for name in ("step", "epoch", "eval_loss")}
     kept = {folder.name for folder in (folder / CHECKPOINTS).iterdir()}
     assert kept == {f"checkpoint-{evaluations[place]['step']}" for place in (best, -1)}
@@ -89,7 +89,7 @@ def evaluations_of(folder):
 def test_killed_and_moved_after_the_best_evaluation_it_ends_as_never_killed(
     stopped, material, options, tmp_path, monkeypatch
 ):
-    made, folder, _ = stopped
+    training_options, folder, _ = stopped
     best = record_of(folder)["best"]
 
     class Killed(FusionTrainer):
@@ -101,30 +101,30 @@ def test_killed_and_moved_after_the_best_evaluation_it_ends_as_never_killed(
     with monkeypatch.context() as patched:
         patched.setattr(training, "FusionTrainer", Killed)
         with pytest.raises(RuntimeError, match="killed"):
-            train(*material, made, tmp_path / "first")
+            train(*material, training_options, tmp_path / "first")
     (tmp_path / "first").rename(tmp_path / "moved")
-    train(*material, made, tmp_path / "moved", resume=True)
+    train(*material, training_options, tmp_path / "moved", resume=True)
     assert record_of(tmp_path / "moved")["best"] == best
     assert evaluations_of(tmp_path / "moved") == evaluations_of(folder)
     assert same(weights_of(tmp_path / "moved"), weights_of(folder))
 
 
 def test_resumed_elsewhere_after_it_has_stopped_early_it_stays_as_it_is(stopped, material, tmp_path):
-    made, folder, _ = stopped
+    training_options, folder, _ = stopped
     shutil.copytree(folder, tmp_path / "again")
     for state in (tmp_path / "again" / CHECKPOINTS).glob("*/trainer_state.json"):  # as if the first folder were gone
         state.write_text(state.read_text().replace(str(folder), "/gone"))
-    train(*material, made, tmp_path / "again", resume=True)
+    train(*material, training_options, tmp_path / "again", resume=True)
     assert evaluations_of(tmp_path / "again") == evaluations_of(folder)
     assert same(weights_of(tmp_path / "again"), weights_of(folder))
 
 
 def test_a_best_checkpoint_that_is_gone_is_said(stopped, material, tmp_path, capsys):
-    made, folder, _ = stopped
+    training_options, folder, _ = stopped
     shutil.copytree(folder, tmp_path / "again")
     best = record_of(folder)["best"]["step"]
     shutil.rmtree(tmp_path / "again" / CHECKPOINTS / f"checkpoint-{best}")
-    train(*material, made, tmp_path / "again", resume=True)
+    train(*material, training_options, tmp_path / "again", resume=True)
     assert f"The best model so far, checkpoint-{best}, is not there or not whole." in capsys.readouterr().err
     assert record_of(tmp_path / "again")["best"] is None
 
@@ -155,11 +155,11 @@ def test_a_checkpoint_of_a_release_without_an_option_is_resumed_with_its_default
 
 
 def test_intervals_in_steps_and_the_schedule(material, options, tmp_path):
-    made = options(
+    training_options = options(
         epochs=4, batch_size=4, gradient_accumulation=2, eval_steps=3, save_steps=3, logging_steps=1,
         warmup_steps=0.5, lr_scheduler_type="constant_with_warmup", lr=1e-2,
     )  # fmt: skip
-    train(*material, made, tmp_path / "run")
+    train(*material, training_options, tmp_path / "run")
     assert [step for step, _ in evaluations_of(tmp_path / "run")] == [3, 6, 8]
     rates = [entry["learning_rate"] for entry in record_of(tmp_path / "run")["history"] if "loss" in entry]
     assert rates == pytest.approx([0, 0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01])  # the rate of each of 8 steps

@@ -56,8 +56,8 @@ def launched_environment(words):
     """Return the variables that `accelerate launch` adds to the environment, made by its own code."""
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*words, "-m", "t5fusion"]))
     simple = arguments.cpu
-    made = prepare_simple_launcher_cmd_env(arguments)[1] if simple else prepare_multi_gpu_env(arguments)
-    return {name: value for name, value in made.items() if os.environ.get(name) != value}
+    variables = prepare_simple_launcher_cmd_env(arguments)[1] if simple else prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in variables.items() if os.environ.get(name) != value}
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +107,9 @@ def weights(folder):
 def check_same(folder, expected):
     """Check that losses and weights of two runs differ only by the order of sums."""
     assert curve(folder) == pytest.approx(curve(expected), rel=BOUND)
-    found, wanted = weights(folder), weights(expected)
-    assert found.keys() == wanted.keys()
-    for name, value in found.items():
+    actual, wanted = weights(folder), weights(expected)
+    assert actual.keys() == wanted.keys()
+    for name, value in actual.items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
 
 
@@ -226,8 +226,8 @@ def test_a_dying_rank_ends_the_job_and_one_process_can_resume(room, forks, long_
     ranks = find_ranks("killed")
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
-    said, _ = job.communicate(timeout=120)
-    assert job.returncode == 1 and "Signal 9 (SIGKILL) received by PID" in said
+    printed, _ = job.communicate(timeout=120)
+    assert job.returncode == 1 and "Signal 9 (SIGKILL) received by PID" in printed
     assert not (room / "killed" / "training.json").exists()
     assert not Path(f"/proc/{ranks[0]}").exists()
     code, _, err = forks.end(forks.start(*words, *TWO, "--resume"))
@@ -280,12 +280,12 @@ def test_two_machines(room, forks, alone):
     while any(machine.poll() is None for machine in machines):
         seen |= listening() - before
         time.sleep(0.02)
-    said = [machine.communicate()[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], said[0] + said[1]
+    outputs = [machine.communicate()[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs[0] + outputs[1]
     if prefix:
         assert {"0200007F", "0300007F"} <= seen  # 127.0.0.2 and 127.0.0.3
     check_same(room / "machine-0" / "out", alone)
-    assert "Saved in out." in said[0] and "Saved in out." not in said[1]
+    assert "Saved in out." in outputs[0] and "Saved in out." not in outputs[1]
     written = {path.name for path in (room / "machine-1").rglob("*") if path.is_file()}
     assert written == {"rng_state_1.pth"}  # The second machine writes only its random state, for an exact resumption.
 

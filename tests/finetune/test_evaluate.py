@@ -53,11 +53,11 @@ def loss_of_one(model, row, lexical_id):
 def test_losses_equal_those_of_single_rows(model, processor, rows, batch_size, vectors):
     rows = change_vectors(rows, vectors)
     model.train()  # dropout must be off all the same
-    found = losses(model, rows, processor, batch_size)
+    batched = losses(model, rows, processor, batch_size)
     expected = [loss_of_one(model, row, processor.lexical_token_id) for row in rows]
-    np.testing.assert_allclose(found.sums, expected, rtol=1e-5)
-    assert found.tokens.tolist() == [len(row["labels"]) for row in rows]
-    assert found.mean == pytest.approx(sum(expected) / sum(len(row["labels"]) for row in rows), rel=1e-6)
+    np.testing.assert_allclose(batched.sums, expected, rtol=1e-5)
+    assert batched.tokens.tolist() == [len(row["labels"]) for row in rows]
+    assert batched.mean == pytest.approx(sum(expected) / sum(len(row["labels"]) for row in rows), rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -151,8 +151,8 @@ def test_identical_losses_differ_by_nothing():
 
 def test_a_difference_that_every_row_shares_is_certain():
     sums, tokens = some_losses()
-    found = paired_bootstrap(Losses(sums + 0.25 * tokens, tokens), Losses(sums, tokens))
-    assert found == pytest.approx((0.25, 0.25, 0.25))
+    interval = paired_bootstrap(Losses(sums + 0.25 * tokens, tokens), Losses(sums, tokens))
+    assert interval == pytest.approx((0.25, 0.25, 0.25))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -160,14 +160,16 @@ def test_the_sign_and_the_width_of_the_interval(sign):
     sums, tokens = some_losses()
     each = np.random.default_rng(1).normal(0.3, 1, len(sums))
     a, b = Losses(sums + each * tokens, tokens), Losses(sums, tokens)
-    found = paired_bootstrap(a, b) if sign == 1 else paired_bootstrap(b, a)
+    interval = paired_bootstrap(a, b) if sign == 1 else paired_bootstrap(b, a)
     mean = (each * tokens).sum() / tokens.sum()
     # the error of a ratio estimate, by the delta method
     error = np.sqrt(((each - mean) ** 2 * tokens**2).sum()) / tokens.sum()
-    assert found.difference == pytest.approx(sign * mean)
-    assert found.low < found.difference < found.high and np.sign(found.low) == np.sign(found.high) == sign
-    assert found.low == pytest.approx(sign * mean - 1.96 * error, abs=0.15 * error)
-    assert found.high == pytest.approx(sign * mean + 1.96 * error, abs=0.15 * error)
+    assert interval.difference == pytest.approx(sign * mean)
+    assert (
+        interval.low < interval.difference < interval.high and np.sign(interval.low) == np.sign(interval.high) == sign
+    )
+    assert interval.low == pytest.approx(sign * mean - 1.96 * error, abs=0.15 * error)
+    assert interval.high == pytest.approx(sign * mean + 1.96 * error, abs=0.15 * error)
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
@@ -175,8 +177,8 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     for seed in range(100):
         sums, tokens = some_losses(rows=60, seed=seed)
         each = np.random.default_rng(1000 + seed).normal(0.1, 1, 60)
-        found = paired_bootstrap(Losses(sums + each * tokens, tokens), Losses(sums, tokens), samples=1000)
-        held += found.low <= 0.1 <= found.high
+        interval = paired_bootstrap(Losses(sums + each * tokens, tokens), Losses(sums, tokens), samples=1000)
+        held += interval.low <= 0.1 <= interval.high
     assert 86 <= held <= 100
 
 

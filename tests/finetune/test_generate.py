@@ -78,12 +78,12 @@ def test_a_changed_encoder_encodes_again(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("T5FUSION_CACHE", str(tmp_path / "cache"))
     (tmp_path / "encoder").mkdir()
     weights = tmp_path / "encoder" / "model.safetensors"
-    made, asked = T5FusionProcessor(tokenizer, lexical_encoder=str(tmp_path / "encoder"), lexical_dim=2), []
+    processor, asked = T5FusionProcessor(tokenizer, lexical_encoder=str(tmp_path / "encoder"), lexical_dim=2), []
     monkeypatch.setattr(T5FusionProcessor, "encode", lambda self, texts, **_: asked.append(texts) or torch.ones(1, 2))
     for content in ("one", "one", "another"):
         if not weights.exists() or weights.read_text() != content:
             weights.write_text(content)
-        encode_cached(["a"], made)
+        encode_cached(["a"], processor)
     assert asked == [["a"], ["a"]]
 
 
@@ -104,9 +104,9 @@ def test_losses_of_different_rows_are_not_compared():
 
 def test_evaluate_scores_against_the_whole_reference(trained, rows, processor):
     _, model = trained
-    found, losses = evaluate(model, processor, rows, ["the a"] * 12, "none", max_new_tokens=4)
-    assert found["rows"] == 12 and found["loss"] == losses.mean and len(losses.sums) == 12
-    assert evaluate(model, processor, rows, ["the a"] * 12, "true", max_new_tokens=4)[0]["loss"] != found["loss"]
+    measures, losses = evaluate(model, processor, rows, ["the a"] * 12, "none", max_new_tokens=4)
+    assert measures["rows"] == 12 and measures["loss"] == losses.mean and len(losses.sums) == 12
+    assert evaluate(model, processor, rows, ["the a"] * 12, "true", max_new_tokens=4)[0]["loss"] != measures["loss"]
 
 
 def test_the_limits_of_the_training_are_recorded(trained, tmp_path):
@@ -168,8 +168,8 @@ def test_evaluate_compares_kinds_of_vectors(trained, command):
     words = ["evaluate", trained[0], "rows.jsonl", "--text-column", "name", "--target-column", "text"]
     done = command(*words, "--vector-column", "vector", "--vectors", "all", "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert set(found) == {"true", "shuffled", "none", "worth_of_vectors"}
-    worth = found["worth_of_vectors"]["none"]
-    assert worth["difference"] == pytest.approx(found["none"]["loss"] - found["true"]["loss"])
+    printed = json.loads(done.stdout)
+    assert set(printed) == {"true", "shuffled", "none", "worth_of_vectors"}
+    worth = printed["worth_of_vectors"]["none"]
+    assert worth["difference"] == pytest.approx(printed["none"]["loss"] - printed["true"]["loss"])
     assert worth["low"] <= worth["difference"] <= worth["high"]

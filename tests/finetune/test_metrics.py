@@ -53,13 +53,13 @@ def trainer(plain_folders, tmp_path):
 
 def test_the_scores_of_what_the_trainer_generates(trainer, tmp_path):
     trainer.train()
-    found = trainer.evaluate()
+    scores = trainer.evaluate()
     processor, rows = trainer.processing_class, trainer.eval_dataset
     written = generate_texts(trainer.model, rows, processor, max_new_tokens=8)  # and the start token
     references = processor.batch_decode([row["labels"] for row in rows], skip_special_tokens=True)
     expected = text_scores(written, references)
-    assert {name: found[f"eval_{name}"] for name in SCORES} == pytest.approx(expected)
-    assert found["eval_chrf"] == trainer.state.best_metric > 0
+    assert {name: scores[f"eval_{name}"] for name in SCORES} == pytest.approx(expected)
+    assert scores["eval_chrf"] == trainer.state.best_metric > 0
     without = generate_texts(
         trainer.model, [{**row, "lexical_embeds": None} for row in rows], processor, max_new_tokens=8
     )

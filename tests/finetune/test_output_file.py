@@ -145,8 +145,8 @@ def test_a_column_named_output_is_kept(tmp_path, ending, capsys):
     for old in (0, 2):
         assert write(path, source, columns=Columns("output")).old == old
     assert load_rows(str(path))[:] == {"output": ["a", "b"], "output_2": ["a ü 0", "b ü 1"]}
-    said = "The input has a column 'output'; the generated texts are in column 'output_2'.\n"
-    assert capsys.readouterr().err.count(said) == 1
+    notice = "The input has a column 'output'; the generated texts are in column 'output_2'.\n"
+    assert capsys.readouterr().err.count(notice) == 1
 
 
 @pytest.mark.parametrize("ending", OUTPUT_ENDINGS)

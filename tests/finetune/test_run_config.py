@@ -105,8 +105,8 @@ def test_python_reads_the_run_file_for_train_file(trained):
     run = read_run(trained / "run.yaml")
     assert run["columns"] == Columns("name", "text", vector="vector") and run["limit"] == 16
     options = json.loads((trained / "training.json").read_text())["options"]
-    made = run["options"]
-    assert (made.epochs, made.target_modules, dict(made.settings)) == (1.0, ("q", "v"), options["settings"])
+    chosen = run["options"]
+    assert (chosen.epochs, chosen.target_modules, dict(chosen.settings)) == (1.0, ("q", "v"), options["settings"])
     assert set(run) == {"data", "columns", "output", "options", "recipe", "validation", "limit"}
 
 

@@ -383,8 +383,8 @@ def test_a_damaged_checkpoint_is_skipped(room, two_checkpoints, case):
     checkpoints = room / f"damaged {case}"
     shutil.copytree(folder / "checkpoints", checkpoints)
     damage(checkpoints / later / name)
-    found, damaged = last_checkpoint(checkpoints)
-    assert found == checkpoints / earlier and list(damaged) == [later] and damaged[later].startswith(problem)
+    last, damaged = last_checkpoint(checkpoints)
+    assert last == checkpoints / earlier and list(damaged) == [later] and damaged[later].startswith(problem)
     damage(checkpoints / earlier / name)
     assert last_checkpoint(checkpoints)[0] is None
 
@@ -451,9 +451,9 @@ def test_a_file_of_another_training_is_refused(room, forks, two_checkpoints, cas
     shutil.copytree(folder, run)
     replace(run / "checkpoints" / later / name)
     before = content(run)
-    said = refused(forks, *TRAIN, *LONG, "--resume", "--output", run.name)
-    assert said.startswith(f"{run.name}/checkpoints/{later} cannot be resumed from: {sentence}")
-    assert "Delete that checkpoint and resume from an earlier one, if there is one, or start over" in said
+    error = refused(forks, *TRAIN, *LONG, "--resume", "--output", run.name)
+    assert error.startswith(f"{run.name}/checkpoints/{later} cannot be resumed from: {sentence}")
+    assert "Delete that checkpoint and resume from an earlier one, if there is one, or start over" in error
     assert content(run) == before
 
 
@@ -462,10 +462,10 @@ def test_resuming_without_an_intact_checkpoint_is_refused(room, forks, two_check
     shutil.copytree(folder, room / "none")
     for file in (room / "none").rglob("scheduler.pt"):
         file.write_bytes(b"")
-    said = refused(forks, *TRAIN, *LONG, "--resume", "--output", "none")
+    error = refused(forks, *TRAIN, *LONG, "--resume", "--output", "none")
     problems = "; ".join(f"{name}: scheduler.pt is empty" for name in (later, earlier))
-    assert said.startswith(f"no checkpoint in none/checkpoints is whole ({problems}).")
-    assert said.endswith("To start over, give --overwrite in place of --resume.")
+    assert error.startswith(f"no checkpoint in none/checkpoints is whole ({problems}).")
+    assert error.endswith("To start over, give --overwrite in place of --resume.")
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"seconds": "long"}'])
@@ -510,12 +510,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint(room, forks, where, most):
     last = int(where == "the end")
     code, _, err = forks.run(*words, last, most, code=NO_ROOM)
     assert code == 1 and "Traceback" not in err, err
-    said = err.splitlines()[-1]
+    error = err.splitlines()[-1]
     (checkpoint,) = (room / output / "checkpoints").iterdir()
     assert checkpoint.name == ("checkpoint-12" if last else "checkpoint-4")
     failed = output if last else f"{output}/checkpoints/checkpoint-8"
-    assert f"t5fusion: {failed} could not be written: " in said
-    assert said.endswith(f"Free some space, and give the same command with --resume: {checkpoint.name} is whole.")
+    assert f"t5fusion: {failed} could not be written: " in error
+    assert error.endswith(f"Free some space, and give the same command with --resume: {checkpoint.name} is whole.")
     code, _, err = forks.run(*words, "--resume")
     assert code == 0, err
     assert json.loads((room / output / "training.json").read_text())["history"][-1]["step"] == 12

@@ -51,8 +51,8 @@ def options(base):
 def trained(request, tmp_path_factory, rows, processor, options):
     """A training of each kind: its name, its options, its run folder and the model in memory."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    made = options(**KINDS[request.param])
-    return request.param, made, folder, train(rows[:16], rows[16:], processor, made, folder)
+    training_options = options(**KINDS[request.param])
+    return request.param, training_options, folder, train(rows[:16], rows[16:], processor, training_options, folder)
 
 
 def weights_of(folder):
@@ -62,16 +62,16 @@ def weights_of(folder):
 
 
 def test_the_saved_files(trained, base):
-    kind, made, folder, model = trained
+    kind, training_options, folder, model = trained
     saved = {file.name for file in folder.iterdir()}
     assert {"training.json", "loss.svg", "processor_config.json", "tokenizer_config.json", "tokenizer.json"} <= saved
     assert "checkpoints" in saved
-    assert ("model.safetensors" in saved and "config.json" in saved) == made.full
-    assert ("adapter_model.safetensors" in saved and "adapter_config.json" in saved) != made.full
-    assert isinstance(model, T5WithFusion) == made.full
+    assert ("model.safetensors" in saved and "config.json" in saved) == training_options.full
+    assert ("adapter_model.safetensors" in saved and "adapter_config.json" in saved) != training_options.full
+    assert isinstance(model, T5WithFusion) == training_options.full
     fusion = [name for name in weights_of(folder) if ".fusion." in name]
     assert len(fusion) == (0 if kind == "frozen fusion" else 3)
-    if not made.full:
+    if not training_options.full:
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == f'T5WithFusion({base}, {{"lexical_dim": 8}})'
         assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (32, 32, 0.05)
@@ -90,10 +90,10 @@ def test_others_can_read_what_is_saved(trained, tmp_path):
 
 
 def test_the_record_of_a_training(trained, base):
-    _, made, folder, model = trained
+    _, training_options, folder, model = trained
     record = json.loads((folder / "training.json").read_text())
     assert record["options"]["base"] == str(base) and record["options"]["seed"] == 42
-    assert record["options"]["lr"] == (5e-4 if made.full else 1e-3)
+    assert record["options"]["lr"] == (5e-4 if training_options.full else 1e-3)
     assert (record["rows"], record["held_out_rows"]) == (16, 4)
     assert (record["trainable_weights"], record["weights"]) == trainable_share(model)
     assert [entry["epoch"] for entry in record["history"] if "eval_loss" in entry] == [1, 2]
@@ -103,9 +103,9 @@ def test_the_record_of_a_training(trained, base):
 
 
 def test_the_share_of_trainable_weights(trained):
-    kind, made, _, model = trained
+    kind, training_options, _, model = trained
     trains, total = trainable_share(model)
-    if made.full:
+    if training_options.full:
         assert trains == total == sum(p.numel() for p in model.parameters())
         return
     # four (or q and v) of three attentions, between 32 and 16 (four heads of four), r (32 + 16) each; two of two
@@ -117,13 +117,13 @@ def test_the_share_of_trainable_weights(trained):
 
 
 def test_training_changes_only_trainable_weights(trained, base, rows, processor):
-    kind, made, _, model = trained
-    start = dict(build_model(made, processor, rows[:16]).named_parameters())
+    kind, training_options, _, model = trained
+    start = dict(build_model(training_options, processor, rows[:16]).named_parameters())
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, start[name])}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert moved and not moved & frozen
     assert any("fusion" in name for name in moved) == (kind != "frozen fusion")
-    assert made.full or any("lora_B" in name for name in moved)
+    assert training_options.full or any("lora_B" in name for name in moved)
 
 
 def test_another_process_reloads_the_same_logits_to_the_bit(trained, rows, processor, run_python, tmp_path):
@@ -159,15 +159,15 @@ def test_the_loss_falls_and_the_vectors_are_read(rows, processor, options, tmp_p
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_same_seed_gives_the_same_weights_to_the_bit(rows, processor, options, tmp_path, kind):
-    found = []
+    weights = []
     for run, seed in enumerate((7, 7, 8)):
         torch.manual_seed(run)  # The state before the training must not matter.
         torch.rand(run)
-        made = options(epochs=1, seed=seed, **KINDS[kind])
-        train(rows[:16], rows[16:], processor, made, tmp_path / str(run))
-        found.append(weights_of(tmp_path / str(run)))
-    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
-    assert not all(torch.equal(value, found[2][name]) for name, value in found[0].items())
+        training_options = options(epochs=1, seed=seed, **KINDS[kind])
+        train(rows[:16], rows[16:], processor, training_options, tmp_path / str(run))
+        weights.append(weights_of(tmp_path / str(run)))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert not all(torch.equal(value, weights[2][name]) for name, value in weights[0].items())
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -185,12 +185,12 @@ def test_the_fusion_layer_has_its_own_learning_rate(rows, processor, options, tm
 
     create = FusionTrainer.create_optimizer
     monkeypatch.setattr(FusionTrainer, "create_optimizer", keep)
-    made = options(epochs=1, lr=1e-3, fusion_lr=0.0, **KINDS[kind])
-    model = train(rows[:16], rows[16:], processor, made, tmp_path / "run")
+    training_options = options(epochs=1, lr=1e-3, fusion_lr=0.0, **KINDS[kind])
+    model = train(rows[:16], rows[16:], processor, training_options, tmp_path / "run")
     assert len(rates) == sum(parameter.requires_grad for parameter in model.parameters())
     for name, rate in rates.values():
         assert rate == (0.0 if ".fusion." in name else 1e-3), name
-    start = dict(build_model(made, processor, rows[:16]).named_parameters())
+    start = dict(build_model(training_options, processor, rows[:16]).named_parameters())
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, start[name])}
     assert moved and not any("fusion" in name for name in moved)
 
@@ -211,8 +211,8 @@ class PressCtrlC(TrainerCallback):
 
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_a_resumed_training_equals_an_uninterrupted_one(rows, processor, options, tmp_path, monkeypatch, step):
-    made = options(epochs=3, batch_size=4, fusion_lr=3e-3, target_modules=("q", "v"))
-    train(rows[:16], rows[16:], processor, made, tmp_path / "whole")
+    training_options = options(epochs=3, batch_size=4, fusion_lr=3e-3, target_modules=("q", "v"))
+    train(rows[:16], rows[16:], processor, training_options, tmp_path / "whole")
 
     class Stopped(FusionTrainer):
         def __init__(self, *args, callbacks, **kwargs):
@@ -221,18 +221,22 @@ def test_a_resumed_training_equals_an_uninterrupted_one(rows, processor, options
     with monkeypatch.context() as patched:
         patched.setattr(training, "FusionTrainer", Stopped)
         with pytest.raises(Interrupted):
-            train(rows[:16], rows[16:], processor, made, tmp_path / "stopped")
+            train(rows[:16], rows[16:], processor, training_options, tmp_path / "stopped")
     assert [file.name for file in (tmp_path / "stopped").iterdir()] == ["checkpoints"]
     assert [file.name for file in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"checkpoint-{step + 1}"]
     others = [row | {"labels": [5, 1]} for row in rows[:16]]
     with pytest.raises(ValueError, match=r"with other settings: digest of the rows was \w+, now \w+\. Resume with"):
-        train(others, rows[16:], processor, made, tmp_path / "stopped", resume=True)
+        train(others, rows[16:], processor, training_options, tmp_path / "stopped", resume=True)
     prompted = make_processor(
-        made.base_model, lexical_encoder=None, lexical_dim=DIM, lexical_source="given", template="Other: {text}"
+        training_options.base_model,
+        lexical_encoder=None,
+        lexical_dim=DIM,
+        lexical_source="given",
+        template="Other: {text}",
     )
     with pytest.raises(ValueError, match=r"template was \{text\}, now Other: \{text\}"):
-        train(rows[:16], rows[16:], prompted, made, tmp_path / "stopped", resume=True)
-    train(rows[:16], rows[16:], processor, made, tmp_path / "stopped", resume=True)
+        train(rows[:16], rows[16:], prompted, training_options, tmp_path / "stopped", resume=True)
+    train(rows[:16], rows[16:], processor, training_options, tmp_path / "stopped", resume=True)
     whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped")
     assert whole.keys() == resumed.keys()
     steps = [

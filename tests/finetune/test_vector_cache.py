@@ -49,9 +49,9 @@ def encoder(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     marks = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(folder / "bert")
-    made = SentenceTransformer(str(folder / "bert"), device="cpu")  # with the mean of the tokens
-    made.max_seq_length = 32
-    made.save(str(folder / "whole"))
+    model = SentenceTransformer(str(folder / "bert"), device="cpu")  # with the mean of the tokens
+    model.max_seq_length = 32
+    model.save(str(folder / "whole"))
     return folder / "whole"
 
 
@@ -140,8 +140,10 @@ def test_a_damaged_shard_is_reported_and_deleted(processor, capsys, damage, know
     processor.asked.clear()
     capsys.readouterr()
     assert torch.equal(encode_cached(TEXTS, processor), before)
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(shard))]
-    assert len(said) == 1 and "is damaged (" in said[0] and "). It is deleted, and its vectors are computed" in said[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(shard))]
+    assert (
+        len(lines) == 1 and "is damaged (" in lines[0] and "). It is deleted, and its vectors are computed" in lines[0]
+    )
     assert len(processor.asked) == 1 and len(processor.asked[0]) in (4, 8) and len(shards()) == 3
     forget()
     assert torch.equal(encode_cached(TEXTS, processor), before)
@@ -161,8 +163,8 @@ def test_a_cache_that_cannot_be_written_is_reported_and_the_run_continues(proces
     (tmp_path / "file").write_text("not to be lost")
     monkeypatch.setenv("T5FUSION_CACHE", str(tmp_path / "file"))
     assert torch.equal(encode_cached(TEXTS, processor), expected)
-    said = capsys.readouterr().err
-    assert said.count(f"Vectors cannot be cached in {tmp_path / 'file' / 'vectors'} (") == 1
+    printed = capsys.readouterr().err
+    assert printed.count(f"Vectors cannot be cached in {tmp_path / 'file' / 'vectors'} (") == 1
     assert (tmp_path / "file").read_text() == "not to be lost"
 
 
@@ -246,9 +248,9 @@ def test_the_size_of_the_cache_is_reported_each_time_it_has_grown(processor, mon
     monkeypatch.setattr(vector_cache, "REPORT_EVERY", 3000)
     for text in TEXTS[:12]:
         encode_cached([text], processor)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     size = sum(shard.stat().st_size for shard in shards())
-    assert said.count("GB of vectors. You may empty it at any time.") == size // 3000 > 0
+    assert printed.count("GB of vectors. You may empty it at any time.") == size // 3000 > 0
 
 
 def test_others_can_read_a_shared_cache(processor, tmp_path):

@@ -43,7 +43,7 @@ def run(base, tmp_path_factory):
     record = evaluation_record(
         rows=len(rows),
         scored_rows=len(rows),
-        measures={kind: {k: v for k, v in found.items() if k != "rows"} for kind, (found, _) in measured.items()},
+        measures={kind: {k: v for k, v in results.items() if k != "rows"} for kind, (results, _) in measured.items()},
         worth={
             kind: paired_bootstrap(measured[kind][1], measured["true"][1])._asdict() for kind in ("shuffled", "none")
         },
@@ -147,10 +147,10 @@ def test_the_metadata(run, make_bundle):
     assert data.widget == [{"text": "app_config", "output": {"text": "It: a 'test' ü"}}]
     assert data.license is None and data.language is None  # not known
     measures = json.loads((run / "evaluation.json").read_text())["measures"]["true"]
-    found = {result.metric_name: result for result in data.eval_results}
+    results = {result.metric_name: result for result in data.eval_results}
     assert {result.metric_type for result in data.eval_results} == {"loss", "rouge", "chrf"}
-    assert found["ROUGE-L"].metric_value == pytest.approx(measures["rougeL"], abs=1e-4)
-    assert (found["loss"].dataset_type, found["loss"].dataset_split) == ("me/names", "test")
+    assert results["ROUGE-L"].metric_value == pytest.approx(measures["rougeL"], abs=1e-4)
+    assert (results["loss"].dataset_type, results["loss"].dataset_split) == ("me/names", "test")
     assert ModelCard(str(card)).data.to_dict() == data.to_dict() and str(card) == card.content
 
 
@@ -209,12 +209,12 @@ def test_full_fine_tuning(run, source, make_bundle):
 def test_the_embedded_base_model_is_named_without_a_link(run, source, make_bundle, named):
     bundle = make_bundle(source, "standalone", backbone=None)
     file = (bundle if named == "config.json" else source) / named
-    found = json.loads(file.read_text())
+    fields = json.loads(file.read_text())
     if named == "training.json":
-        found["options"]["base"] = "tiny_t5"
+        fields["options"]["base"] = "tiny_t5"
     else:
-        found["backbone" if named == "config.json" else "base_model_name_or_path"] = tiny_t5.PATH
-    file.write_text(json.dumps(found))
+        fields["backbone" if named == "config.json" else "base_model_name_or_path"] = tiny_t5.PATH
+    file.write_text(json.dumps(fields))
     card = card_of(bundle, source, "standalone")
     assert "tiny_t5, the base model that the package t5fusion carries" in section(card, "about")
     assert ModelCard(card).data.base_model is None and tiny_t5.PATH not in card

@@ -215,8 +215,8 @@ def small(author, save_plain_t5):
     """A bundle of a small random T5, which the command wrote."""
     shape = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_layers": 1}
     bare = save_tuned(save_plain_t5(author.home / "plain", **shape), author.home / "bare")
-    said, _ = author.t5fusion("export", bare, "small", "--kind", "standalone", "--format", "onnx")
-    assert "standalone and ONNX graphs" in said
+    printed, _ = author.t5fusion("export", bare, "small", "--kind", "standalone", "--format", "onnx")
+    assert "standalone and ONNX graphs" in printed
     return author.home / "small"
 
 
@@ -235,12 +235,12 @@ def test_pushed_and_read_without_torch(author, small):
     there = author.hub.repo("me/describer").files()
     assert all(there[name] == (small / name).read_bytes() for name in (ENCODER, DECODER, LOGITS))
     assert "- onnx" in there["README.md"].decode()
-    said, _ = author.python(WITHOUT_TORCH + LINES[1])
+    printed, _ = author.python(WITHOUT_TORCH + LINES[1])
     vector = np.random.default_rng(0).standard_normal((1, 384), dtype=np.float32)
     processor, model = T5FusionProcessor.from_pretrained(small), T5WithFusion(small).eval()
     rows = processor(["app_config"], lexical_embeds=[vector / np.linalg.norm(vector)])
     (text,) = processor.batch_decode(model.generate(**rows, max_new_tokens=64), skip_special_tokens=True)
-    assert said == f"{text}\n" and text
+    assert printed == f"{text}\n" and text
 
 
 def test_graphs_of_another_model_are_detected(small, tmp_path):

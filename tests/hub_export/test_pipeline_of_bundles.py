@@ -64,10 +64,10 @@ def author(hub, tmp_path_factory):
 
 def generated(author, folder):
     """The texts that `t5fusion generate` writes for the rows."""
-    made = author.home / f"{folder.name}.jsonl"
+    output = author.home / f"{folder.name}.jsonl"
     columns = ["--text-column", "name", "--vector-column", "vector"]
-    author.t5fusion("generate", folder, "--file", author.home / "rows.jsonl", *columns, "--output", made)
-    return [json.loads(line)["output"] for line in made.read_text().splitlines()]
+    author.t5fusion("generate", folder, "--file", author.home / "rows.jsonl", *columns, "--output", output)
+    return [json.loads(line)["output"] for line in output.read_text().splitlines()]
 
 
 def read(reader, author, *names, **environment):

@@ -37,8 +37,8 @@ def without_vectors(batch):
     return {name: value for name, value in batch.items() if name != "lexical_embeds"}
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def padded(batch, left, right):
@@ -54,9 +54,9 @@ def test_without_vectors_it_is_the_plain_t5(plain_folder, inputs_for):
     plain = T5ForConditionalGeneration.from_pretrained(plain_folder).eval()
     fused = T5WithFusion(plain_folder).eval()
     batch = without_vectors(inputs_for(fused, (0, 0)))
-    expected, found = plain(**batch), fused(**batch)
-    assert torch.equal(found.logits, expected.logits)
-    assert torch.equal(found.loss, expected.loss)
+    expected, output = plain(**batch), fused(**batch)
+    assert torch.equal(output.logits, expected.logits)
+    assert torch.equal(output.loss, expected.loss)
     assert torch.equal(fused(**batch, lexical_embeds=torch.zeros(2, 0, 384)).logits, expected.logits)
     weights = fused.state_dict()
     assert all(torch.equal(weights.pop(name), value) for name, value in plain.state_dict().items())
@@ -161,8 +161,8 @@ def test_two_dimensions_are_one_vector_each(flan, inputs_for):
 def test_vectors_of_other_precisions(flan, inputs_for, dtype):
     batch = inputs_for(flan)
     rounded = batch["lexical_embeds"].to(dtype)
-    found = flan(**batch | {"lexical_embeds": rounded}).logits
-    assert torch.equal(found, flan(**batch | {"lexical_embeds": rounded.float()}).logits)
+    logits = flan(**batch | {"lexical_embeds": rounded}).logits
+    assert torch.equal(logits, flan(**batch | {"lexical_embeds": rounded.float()}).logits)
 
 
 def test_a_placeholder_past_the_table(save_plain_t5, tmp_path, inputs_for):
@@ -598,10 +598,11 @@ def test_round_trip(plain_folder, tmp_path, inputs_for, dtype, heard):
     ):
         reloaded = load(tmp_path, dtype="auto").eval()
         assert type(reloaded) is T5WithFusion
-        found = reloaded.state_dict()
-        assert found.keys() == weights.keys()
+        reloaded_weights = reloaded.state_dict()
+        assert reloaded_weights.keys() == weights.keys()
         assert all(
-            found[name].dtype == weights[name].dtype and torch.equal(found[name], weights[name]) for name in weights
+            reloaded_weights[name].dtype == weights[name].dtype and torch.equal(reloaded_weights[name], weights[name])
+            for name in weights
         )
         assert torch.equal(reloaded(**batch).logits, expected)
         assert reloaded.config.scale_decoder_outputs == fused.config.scale_decoder_outputs
@@ -648,8 +649,8 @@ def test_a_placeholder_past_the_table_is_saved_without_a_warning(save_plain_t5, 
 def test_sharded(flan, tmp_path):
     flan.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    found = T5WithFusion(tmp_path).state_dict()
-    assert all(torch.equal(found[name], value) for name, value in flan.state_dict().items())
+    reloaded = T5WithFusion(tmp_path).state_dict()
+    assert all(torch.equal(reloaded[name], value) for name, value in flan.state_dict().items())
 
 
 def test_the_weights_keep_the_names_of_t5(flan, tmp_path, plain_folders, inputs_for):
@@ -793,8 +794,8 @@ def test_initial_weights_of_the_fusion_layer_never_change():
     """Adapters that were saved without a fusion layer are reloaded on these weights."""
     fusion = LexicalFusion(T5FusionConfig(d_model=16))
     fusion.reset_parameters(torch.full((3, 16), 2.0))
-    found = hashlib.sha256(fusion.projection.weight.detach().numpy().tobytes()).hexdigest()
-    assert found == "c91ace095aa5c99f78004a2baea09467459d94b444853cddf632de24e52f91d1"
+    digest = hashlib.sha256(fusion.projection.weight.detach().numpy().tobytes()).hexdigest()
+    assert digest == "c91ace095aa5c99f78004a2baea09467459d94b444853cddf632de24e52f91d1"
     assert not fusion.projection.bias.any() and torch.equal(fusion.norm.weight, torch.full((16,), 2.0))
 
 
@@ -924,8 +925,8 @@ def test_a_placeholder_brings_no_penalty_on_the_end_token(flan, inputs_for):
     prompt = {name: batch[name] for name in ("input_ids", "attention_mask", "lexical_embeds")}
     prompt["input_ids"] = prompt["input_ids"].masked_fill(prompt["input_ids"] == 1, 9)  # a text without </s>
     options = {"max_new_tokens": 1, "do_sample": False, "output_scores": True, "output_logits": True}
-    made = flan.generate(**prompt, **options, encoder_repetition_penalty=3.0, return_dict_in_generate=True)
-    changed = (made.scores[0] != made.logits[0]) | (made.logits[0] == 0)
+    output = flan.generate(**prompt, **options, encoder_repetition_penalty=3.0, return_dict_in_generate=True)
+    changed = (output.scores[0] != output.logits[0]) | (output.logits[0] == 0)
     for row, ids in enumerate(prompt["input_ids"]):
         words = set(ids.tolist()) - {135}
         assert set(changed[row].nonzero().flatten().tolist()) == words | {0}

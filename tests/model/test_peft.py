@@ -161,9 +161,9 @@ def test_merged_equals(plain_folders, tmp_path, inputs_for, recommended):
     assert type(merged) is T5WithFusion
     merged.save_pretrained(tmp_path)
     with torch.no_grad():
-        found = merged(**batch).logits
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        assert torch.equal(T5WithFusion(tmp_path).eval()(**batch).logits, found)
+        logits = merged(**batch).logits
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(T5WithFusion(tmp_path).eval()(**batch).logits, logits)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

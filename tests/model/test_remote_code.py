@@ -52,10 +52,10 @@ def test_folders_of_any_name(flan, tmp_path, run_python, inputs_for):
     batch = inputs_for(flan, (2, 1), (3, 5))
     torch.save(batch, tmp_path / "batch.pt")
     run_python(LOAD_ALL, tmp_path / "batch.pt", tmp_path / "again.v2", *folders, hidden=True)
-    found = torch.load(tmp_path / "batch.pt")
+    all_logits = torch.load(tmp_path / "batch.pt")
     expected = flan(**batch).logits
-    assert len(found) == 3 * len(folders) + 2
-    assert all(torch.equal(logits, expected) for logits in found)
+    assert len(all_logits) == 3 * len(folders) + 2
+    assert all(torch.equal(logits, expected) for logits in all_logits)
 
     # the remote class saves the same again: code, maps and weights
     again, first = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "again.v2", folders[0]))

@@ -26,8 +26,8 @@ def reference(name):
 @torch.no_grad()
 def check(model, name):
     batch, expected = reference(name)
-    found = model.eval()(**batch).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # another processor may round otherwise
+    logits = model.eval()(**batch).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)  # another processor may round otherwise
 
 
 @pytest.mark.parametrize("trainable", [False, True])

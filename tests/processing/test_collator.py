@@ -77,18 +77,18 @@ def batches(draw):
         kind = draw(st.sampled_from(["list", "numpy", "torch"]))
         left, right = draw(st.integers(0, 4)), draw(st.integers(0, 4))
         placed = [LEXICAL] * len(row_vectors) + ids if draw(st.booleans()) else ids
-        made = {"input_ids": wrap(kind, [0] * left + placed + [0] * right, np.int32)}
+        row = {"input_ids": wrap(kind, [0] * left + placed + [0] * right, np.int32)}
         if draw(st.booleans()):
-            made["attention_mask"] = wrap(kind, [0] * left + [1] * len(placed) + [0] * right, np.int64)
+            row["attention_mask"] = wrap(kind, [0] * left + [1] * len(placed) + [0] * right, np.int64)
         if labels is not None:
             pad = draw(st.sampled_from([0, -100]))
-            made["labels"] = wrap(kind, labels + [pad] * draw(st.integers(0, 5)), np.int64)
+            row["labels"] = wrap(kind, labels + [pad] * draw(st.integers(0, 5)), np.int64)
         if row_vectors:
             shaped = row_vectors[0] if len(row_vectors) == 1 and draw(st.booleans()) else row_vectors
-            made["lexical_embeds"] = wrap(kind, shaped, draw(st.sampled_from([np.float16, np.float32, np.float64])))
+            row["lexical_embeds"] = wrap(kind, shaped, draw(st.sampled_from([np.float16, np.float32, np.float64])))
         elif draw(st.booleans()):
-            made["lexical_embeds"] = draw(st.sampled_from([None, []]))
-        rows.append(made)
+            row["lexical_embeds"] = draw(st.sampled_from([None, []]))
+        rows.append(row)
     return cases, rows
 
 
@@ -96,9 +96,9 @@ def batches(draw):
 @given(batches(), st.sampled_from([None, 1, 4, 8]))
 def test_equals_the_reference(batch, multiple):
     cases, rows = batch
-    made = DataCollatorWithFusion(TOKENIZER, pad_to_multiple_of=multiple)(rows)
-    assert {name: value.tolist() for name, value in made.items()} == reference(cases, multiple or 1)
-    for name, value in made.items():
+    collated = DataCollatorWithFusion(TOKENIZER, pad_to_multiple_of=multiple)(rows)
+    assert {name: value.tolist() for name, value in collated.items()} == reference(cases, multiple or 1)
+    for name, value in collated.items():
         assert value.dtype == (torch.float32 if name == "lexical_embeds" else torch.int64)
 
 
@@ -214,8 +214,8 @@ def test_every_batch_of_one_size():
 
 def test_fixed_sizes_have_defaults():
     collator = DataCollatorWithFusion(TOKENIZER, padding="max_length", max_length=9, pad_to_multiple_of=4)
-    made = sizes(collator([row(labels=[5, 1])]))
-    assert made == {"input_ids": (1, 12), "attention_mask": (1, 12), "labels": (1, 12), "lexical_embeds": (1, 1, DIM)}
+    shapes = sizes(collator([row(labels=[5, 1])]))
+    assert shapes == {"input_ids": (1, 12), "attention_mask": (1, 12), "labels": (1, 12), "lexical_embeds": (1, 1, DIM)}
     assert "lexical_embeds" not in collator([row(lexical_embeds=None)])  # of a width that nothing tells
     model = SimpleNamespace(config=T5FusionConfig(lexical_token_id=LEXICAL, lexical_dim=7))
     collator = DataCollatorWithFusion(TOKENIZER, model=model, padding="max_length", max_length=9)
@@ -318,15 +318,15 @@ def test_vectors_of_integers_and_booleans(dtype):
     numbers = [1, 0, 1]
     vector = torch.tensor(numbers, dtype=dtype) if isinstance(dtype, torch.dtype) else np.array(numbers, dtype=dtype)
     for each in (vector, vector.tolist()):
-        made = COLLATOR([row(lexical_embeds=each)])["lexical_embeds"]
-        assert made.dtype == torch.float32 and made.tolist() == [[1.0, 0.0, 1.0]]
+        collated = COLLATOR([row(lexical_embeds=each)])["lexical_embeds"]
+        assert collated.dtype == torch.float32 and collated.tolist() == [[1.0, 0.0, 1.0]]
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e18])
 def test_vectors_of_the_smallest_and_the_largest_size(size):
     vectors = torch.tensor([[size, 0.0, 0.0], [0.0, size, 0.0]], dtype=torch.float64)
-    made = COLLATOR([row(lexical_embeds=vector) for vector in vectors])["lexical_embeds"]
-    assert made.isfinite().all() and (made != 0).sum() == 2
+    collated = COLLATOR([row(lexical_embeds=vector) for vector in vectors])["lexical_embeds"]
+    assert collated.isfinite().all() and (collated != 0).sum() == 2
 
 
 def test_values_too_small_for_float32_are_refused():
@@ -335,8 +335,8 @@ def test_values_too_small_for_float32_are_refused():
 
 
 def test_vectors_of_zeros_are_not_refused():
-    made = COLLATOR([row(lexical_embeds=[0.0] * DIM), row(lexical_embeds=[[1.0] * DIM, [0.0] * DIM])])
-    assert made["lexical_embeds"].tolist() == [[[0.0] * DIM] * 2, [[1.0] * DIM, [0.0] * DIM]]
+    collated = COLLATOR([row(lexical_embeds=[0.0] * DIM), row(lexical_embeds=[[1.0] * DIM, [0.0] * DIM])])
+    assert collated["lexical_embeds"].tolist() == [[[0.0] * DIM] * 2, [[1.0] * DIM, [0.0] * DIM]]
 
 
 # --- vectors under another name

@@ -162,8 +162,8 @@ ERRORS = {
 
 
 def test_vectors_of_integers(processor):
-    made = processor(TEXTS, lexical_embeds=np.eye(3, dtype=np.int64))["lexical_embeds"]
-    assert torch.equal(made, torch.eye(3))
+    vectors = processor(TEXTS, lexical_embeds=np.eye(3, dtype=np.int64))["lexical_embeds"]
+    assert torch.equal(vectors, torch.eye(3))
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -450,7 +450,7 @@ def test_threads_with_different_lengths(processor):
 
     def shapes(length):
         start.wait()
-        made = []
+        sizes = []
         for _ in range(200):
             batch = processor(
                 [text] * 4,
@@ -459,8 +459,8 @@ def test_threads_with_different_lengths(processor):
                 text_target=[text] * 4,
                 max_target_length=length + 1,
             )
-            made.append((batch["input_ids"].shape[1], batch["labels"].shape[1]))
-        return set(made)
+            sizes.append((batch["input_ids"].shape[1], batch["labels"].shape[1]))
+        return set(sizes)
 
     with ThreadPoolExecutor(len(lengths)) as pool:
         assert list(pool.map(shapes, lengths)) == [{(length, length + 1)} for length in lengths]
@@ -474,8 +474,8 @@ def test_threads_encode_the_same_vectors_as_one(encoding, monkeypatch):
     fresh = T5FusionProcessor(make_tokenizer())
     with ThreadPoolExecutor(len(texts)) as pool:
         for _ in range(4):
-            for made, expected in zip(pool.map(fresh.encode, texts), alone, strict=True):
-                assert torch.allclose(made, expected, atol=1e-6)
+            for vectors, expected in zip(pool.map(fresh.encode, texts), alone, strict=True):
+                assert torch.allclose(vectors, expected, atol=1e-6)
     assert len(loads) == 1
 
 
@@ -563,8 +563,8 @@ def test_remote_code_without_the_package(processor, tmp_path):
     done = subprocess.run(run, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     expected = processor(["app_config", "a"], lexical_embeds=VECTORS[:2])["input_ids"].tolist()
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == len(folders) + 1
-    for module, template, ids in found:
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(printed) == len(folders) + 1
+    for module, template, ids in printed:
         assert module.startswith("transformers_modules.")
         assert (template, ids) == ("Filename: {text}", expected)

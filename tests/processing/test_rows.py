@@ -112,12 +112,12 @@ def test_what_the_vectors_are_stored_in(processor):
     given = {"float16": HALF, "float32": single, "float64": HALF.astype(float), "list": HALF.tolist()}
     given |= {"torch half": torch.from_numpy(HALF), "torch bfloat16": torch.ones(3, 3, dtype=torch.bfloat16)}
     given |= {"mixed": [HALF[0], single[1], HALF[2]]}
-    found = {name: processor.rows(TEXTS, lexical_embeds=value)[0]["lexical_embeds"] for name, value in given.items()}
+    stored = {name: processor.rows(TEXTS, lexical_embeds=value)[0]["lexical_embeds"] for name, value in given.items()}
     halves = {"float16", "torch half"}
-    assert {name: array.dtype for name, array in found.items()} == {
+    assert {name: array.dtype for name, array in stored.items()} == {
         name: np.float16 if name in halves else np.float32 for name in given
     }
-    assert all(array.tolist() == HALF[0].tolist() for name, array in found.items() if name != "torch bfloat16")
+    assert all(array.tolist() == HALF[0].tolist() for name, array in stored.items() if name != "torch bfloat16")
 
 
 def test_the_encoders_vectors_are_stored_as_the_recipe_says():
