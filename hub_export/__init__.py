@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxT5WithFusion", "export", "push", "verify"]
 
-MODULES = {"OnnxT5WithFusion": "onnx_model", "export": "bundle", "push": "upload", "verify": "verification"}
+MODULE_OF = {"OnnxT5WithFusion": "onnx_model", "export": "bundle", "push": "upload", "verify": "verification"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that the command line starts without all of them."""
-    if name not in MODULES:
+    """Import the module of a public name when it is first used, because the modules take seconds to import."""
+    if name not in MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{MODULES[name]}", __name__), name)
+    return getattr(import_module(f".{MODULE_OF[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Choose the base model: the one that an adapter was trained on, and the one that readers of its bundle will get."""
+"""Find the base model that an adapter was trained on, and choose the one that readers of its bundle will get."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +22,12 @@ from ..modeling_t5fusion import T5WithFusion
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model, or an untuned fused model: a Hub id at a revision, or a folder."""
+    """A base model, or an untuned fused model: a Hub id at a revision, or a folder.
+
+    Args:
+        name: The Hub id, or the path of the folder.
+        revision: Branch, tag or commit of the Hub repository. None stands for "main". Folders have none.
+    """
 
     name: str
     revision: str | None = None
@@ -36,8 +41,8 @@ class BaseModel:
         return cls(base_folder(name), revision or None)
 
     @classmethod
-    def beneath(cls, run: RunFolder) -> "BaseModel | None":
-        """Return the base model that a run folder names, or None."""
+    def of_run(cls, run: RunFolder) -> "BaseModel | None":
+        """Return the base model that a run folder was trained on, or None if no file of it says so."""
         named = run.trained_on
         return None if named is None else cls(base_folder(named.base_model), named.commit)
 
@@ -54,7 +59,7 @@ class BaseModel:
         return Path(self.name).is_dir()
 
     def load(self, **options) -> T5WithFusion:
-        """Load it as an untuned fused model.
+        """Return this model as an untuned fused model.
 
         Args:
             **options: Keywords of `T5WithFusion`.
@@ -74,9 +79,12 @@ class BaseModel:
         return model
 
     def without_adapter(self) -> "BaseModel":
-        """Return the base model beneath, if this is a repository with an adapter and its code; otherwise this one.
+        """Return the T5 beneath, if this is a repository with an adapter; otherwise this model.
 
-        `push` and the Trainer make such repositories: their adapter names the repository itself as its base.
+        An adapter that `push` or the Trainer sent names its own repository as its base model.
+
+        Raises:
+            OSError: The Hub does not answer, or does not know the id.
         """
         hub_kwargs = {"revision": self.revision or "main"}
         try:
@@ -88,7 +96,11 @@ class BaseModel:
         return self
 
     def pinned(self) -> "BaseModel":
-        """Return it with the commit that its revision names now; a folder stays as it is."""
+        """Return this model with the commit that its revision names now; a folder stays as it is.
+
+        Raises:
+            OSError: The Hub does not answer, or does not know the id or the revision.
+        """
         if self.is_folder:
             return self
         try:
@@ -113,7 +125,7 @@ def choose_base(
         ValueError: No file names the base model of the training, or readers cannot load theirs from the Hub.
         OSError: A base model cannot be loaded.
     """
-    trained = BaseModel.beneath(run)
+    trained = BaseModel.of_run(run)
     published = BaseModel.parse(given) if given else trained
     if published is None:
         raise ValueError(f"{run} does not name the base model it was trained on. Name it with --base-model ID.")
@@ -138,13 +150,13 @@ def choose_base(
         )
     if trained.revision is None and not trained.is_folder and published.name == trained.name:
         if published.revision is None:
-            check_unambiguous(published)
+            check_no_other_commit(published)
         trained = published  # The user's revision, if any, says which commit the training used.
     return trained.pinned(), None if published.is_folder else published.pinned()
 
 
-def check_unambiguous(base_model: BaseModel) -> None:
-    """Check that the Hub's cache holds no other weights under the same name, since training may have used those.
+def check_no_other_commit(base_model: BaseModel) -> None:
+    """Check that the Hub's cache holds no commit with other weights, because training may have used those.
 
     Raises:
         ValueError: The cache holds another commit with other weights.
@@ -152,14 +164,12 @@ def check_unambiguous(base_model: BaseModel) -> None:
     current = base_model.pinned().revision
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=base_model.name, repo_type="model") / "snapshots"
     # In the cache, each file is a link to a blob that is named by its digest.
-    weights = {
+    blobs = {
         commit.name: sorted(file.resolve().name for file in commit.glob("*") if file.suffix in (".safetensors", ".bin"))
         for commit in folder.glob("*")
     }
     others = [
-        commit
-        for commit, files in weights.items()
-        if files and commit != current and files != weights.get(str(current))
+        commit for commit, files in blobs.items() if files and commit != current and files != blobs.get(str(current))
     ]
     if others:
         raise ValueError(
@@ -183,12 +193,17 @@ def load_trained_on(trained_on: BaseModel, published: BaseModel | None, options:
     """
     fused_model = trained_on.load(**options)
     if published is not None and published != trained_on:
-        check_same(fused_model, published.load(**options), (trained_on, published))
+        check_same_weights(fused_model, published.load(**options), (trained_on, published))
     return fused_model
 
 
-def check_same(trained: T5WithFusion, published: T5WithFusion, names: tuple[BaseModel, BaseModel]) -> None:
+def check_same_weights(trained: T5WithFusion, published: T5WithFusion, names: tuple[BaseModel, BaseModel]) -> None:
     """Check that two untuned models have the same weights.
+
+    Args:
+        trained: The model of the training.
+        published: The model that readers get.
+        names: Their names, for the error.
 
     Raises:
         ValueError: A weight differs.

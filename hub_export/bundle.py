@@ -20,12 +20,12 @@ from .card import CARD, make_card
 from .evaluation import evaluation_still_holds
 from .kinds import parse_kind
 from .manifest import MANIFEST, bundle_files, write_json, write_manifest
-from .onnx_graphs import need, write_graphs
+from .onnx_graphs import check_installed, write_graphs
 from .plan import ExportPlan, make_plan
 from .reference import REFERENCE, one_thread, write_reference
 
 Format = Literal["safetensors", "onnx"]
-WRONG_BASE = "Name the base model that it was trained on with --base-model ID."
+REMEDY = "Name the base model that it was trained on with --base-model ID."
 
 
 def export(
@@ -46,22 +46,22 @@ def export(
             "fused", the id or the folder of a T5.
         bundle: The folder to write. It must be empty or not exist.
         kind: "adapter": code, config, adapter and tokenizer, while readers load the base weights from the base model;
-            "standalone": the base weights too; "merged": LoRA folded into the weights, so that readers need no PEFT;
+            "standalone": the base weights too; "merged": LoRA merged into the weights, so that readers need no PEFT;
             "fused": the untuned fused model, on which many adapters can be trained ("base" is its earlier name).
         base_model: `ID` or `ID@REVISION` of the T5 that readers get. Default: the one of the training.
         recipe: Fields of `T5FusionProcessor`, if `source` holds no processor. Without an encoder (`lexical_encoder`),
             the vectors are given with each call.
         overwrite: Replace the bundle that is there. The user's own words in its card stay, and so do other files.
         say: Function that gets a line about each assumption.
-        format: "onnx" adds ONNX graphs to the bundle, with the adapter folded in (see `onnx_graphs`).
+        format: "onnx" adds ONNX graphs to the bundle, with the adapter merged (see `onnx_graphs`).
 
     Returns:
         The path of the bundle.
 
     Raises:
-        ValueError: `source` is none of these; readers would not get the model that was trained; the folder is not
-            empty; the encoder's vectors have another width than the model's; or the adapter cannot be folded into ONNX
-            graphs.
+        ValueError: `source` holds no model of this kind; readers would not get the model that was trained; the folder
+            is not empty; the encoder's vectors have another width than the model's; or the adapter cannot be merged
+            into ONNX graphs.
         OSError: A base model or a tokenizer cannot be loaded.
         ImportError: The packages that write ONNX graphs are not installed.
     """
@@ -69,27 +69,27 @@ def export(
     if format not in get_args(Format):
         raise ValueError(f"`format` is {format!r}; expected one of {', '.join(get_args(Format))}.")
     if format == "onnx":
-        need("onnx", "onnxscript")
+        check_installed("onnx", "onnxscript")
     with workplace(bundle) as folder:
         previous_card = check_target(bundle, overwrite)
         plan = make_plan(str(source), kind, base_model, recipe or {}, say)
-        new = folder / bundle.name
-        new.mkdir()
-        model = write_model(plan, new)
-        plan.processor.save_pretrained(new)
-        write_reference(new, model, plan.processor)
+        new_bundle = folder / bundle.name
+        new_bundle.mkdir()
+        model = write_model(plan, new_bundle)
+        plan.processor.save_pretrained(new_bundle)
+        write_reference(new_bundle, model, plan.processor)
         if format == "onnx":
             with one_thread():
-                write_graphs(new, model, new / REFERENCE)
-        keeps_evaluation = not (plan.run.path / EVALUATION).exists() and evaluation_still_holds(bundle, new, say)
+                write_graphs(new_bundle, model, new_bundle / REFERENCE)
+        keeps_evaluation = not (plan.run.path / EVALUATION).exists() and evaluation_still_holds(bundle, new_bundle, say)
         evaluated = bundle if keeps_evaluation else None
-        card = make_card(new, plan.run, kind, previous=previous_card, evaluated=evaluated)
-        (new / CARD).write_text(card, encoding="utf-8")
-        write_manifest(new, kind)
-        check_nothing_local(new, [Path.home(), Path(source).resolve(), bundle])
-        apply_umask(new)
-        copy_others(bundle, new, leave_out=[] if keeps_evaluation else [EVALUATION])
-        replace(bundle, new)
+        card = make_card(new_bundle, plan.run, kind, previous=previous_card, evaluated=evaluated)
+        (new_bundle / CARD).write_text(card, encoding="utf-8")
+        write_manifest(new_bundle, kind)
+        check_nothing_local(new_bundle, [Path.home(), Path(source).resolve(), bundle])
+        apply_umask(new_bundle)
+        copy_others(bundle, new_bundle, leave_out=[] if keeps_evaluation else [EVALUATION])
+        replace(bundle, new_bundle)
     return bundle
 
 
@@ -110,7 +110,7 @@ def check_target(bundle: Path, overwrite: bool) -> str | None:
     return (bundle / CARD).read_text(encoding="utf-8") if (bundle / CARD).exists() else None
 
 
-def write_model(plan: ExportPlan, new: Path) -> torch.nn.Module:
+def write_model(plan: ExportPlan, new_bundle: Path) -> torch.nn.Module:
     """Write code, config and weights, and return the model as readers will have it.
 
     Raises:
@@ -118,46 +118,46 @@ def write_model(plan: ExportPlan, new: Path) -> torch.nn.Module:
     """
     fused_model = plan.fused_model
     if plan.kind != "adapter":
-        fused_model.save_pretrained(new)
+        fused_model.save_pretrained(new_bundle)
     if plan.kind == "fused" or not plan.run.has_adapter:
         return fused_model
-    model = load_adapter(fused_model, plan.run.path, remedy=WRONG_BASE)
+    model = load_adapter(fused_model, plan.run.path, remedy=REMEDY)
     if plan.kind == "merged":
         with warnings.catch_warnings():  # The embeddings of a FLAN-T5 are untied from the start.
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
             merged = model.merge_and_unload()
-        merged.save_pretrained(new)
+        merged.save_pretrained(new_bundle)
         return merged
     if plan.kind == "standalone":
-        write_json(new / CONFIG, read_json(new / CONFIG) | {"adapter_beside": True})
+        write_json(new_bundle / CONFIG, read_json(new_bundle / CONFIG) | {"adapter_beside": True})
     else:
-        write_code(fused_model, new)
-    write_adapter(plan.run, new)
+        write_code(fused_model, new_bundle)
+    write_adapter(plan.run, new_bundle)
     return model
 
 
-def write_adapter(run: RunFolder, new: Path) -> None:
+def write_adapter(run: RunFolder, new_bundle: Path) -> None:
     """Write the adapter's weights, and its config for readers who do not have this package."""
     weights = load_peft_weights(str(run.path), device="cpu")
-    save_file(weights, new / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(weights, new_bundle / "adapter_model.safetensors", metadata={"format": "pt"})
     config = run.adapter_config | {"base_model_name_or_path": UNPUSHED_BASE, "revision": None}  # `push` names the base
     if config.get("task_type") is None:  # PEFT then names a class of this package, which readers do not have.
         config |= {"task_type": "SEQ_2_SEQ_LM", "auto_mapping": None}
-    write_json(new / ADAPTER_CONFIG, config)
+    write_json(new_bundle / ADAPTER_CONFIG, config)
 
 
-def copy_others(bundle: Path, new: Path, leave_out: list[str]) -> None:
-    """Copy what the user put beside the files of the replaced bundle, except `leave_out`. `push` sends none of it."""
+def copy_others(bundle: Path, new_bundle: Path, leave_out: list[str]) -> None:
+    """Copy the user's own files from the replaced bundle to the new one, except `leave_out`. `push` sends none."""
     if not bundle.exists():
         return
     not_copied = {*bundle_files(bundle), *leave_out}
     for item in bundle.iterdir():
-        if item.name not in not_copied and not (new / item.name).exists():
-            (shutil.copytree if item.is_dir() else shutil.copy2)(item, new / item.name)
+        if item.name not in not_copied and not (new_bundle / item.name).exists():
+            (shutil.copytree if item.is_dir() else shutil.copy2)(item, new_bundle / item.name)
 
 
 def check_nothing_local(bundle: Path, paths: list[Path]) -> None:
-    """Check that no config, and not the card, names a path of the author's machine.
+    """Check that neither a config nor the card names a path of the author's machine.
 
     Raises:
         ValueError: A file names one of `paths`.

@@ -23,9 +23,9 @@ from .onnx_graphs import ENCODER
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 CARD = "README.md"
-# The parts of a card that depend only on the evaluation.
-OF_EVALUATION = {"sections": ("results", "limits"), "fields": ("metrics", "widget", "model-index")}
-PLACEHOLDER, REVISION = "REPO_ID", "COMMIT"  # stand for the repository and what to pin, until `name_repository`
+EVALUATION_SECTIONS = ("results", "limits")  # of a card: they depend on the evaluation alone
+EVALUATION_FIELDS = ("metrics", "widget", "model-index")  # of its metadata, likewise
+PLACEHOLDER, REVISION = "REPO_ID", "COMMIT"  # `name_repository` replaces them by the repository and its tag.
 MARKER = re.compile(r"<!--\s*(/?)t5fusion:([a-z]+)\s*-->")
 DIGEST = re.compile(r"([\w-]+)=([0-9a-f]{8})\b")
 TASK = "text-generation"  # The Hub once had the task text2text-generation, and has moved its models here.
@@ -83,7 +83,7 @@ def name_repository(card: str, repo_id: str, revision: str = REVISION) -> str:
         for quote in '"`':
             text = text.replace(f"{quote}{loaded[1]}{quote}", f"{quote}{repo_id}{quote}")
     text = re.sub(r'revision="[^"]*"', f'revision="{revision}"', text)
-    return card[: section.start] + text + card[section.stop :]
+    return replace_section(card, section, text)
 
 
 def with_evaluation(bundle: Path, kind: Kind) -> str:
@@ -99,22 +99,27 @@ def with_evaluation(bundle: Path, kind: Kind) -> str:
         return card
     previous = (bundle / CARD).read_text(encoding="utf-8")
     new, old = RepoCard(card), read_card(previous)
-    for name, section in reversed(find_sections(new.text).items()):
-        if name not in (*OF_EVALUATION["sections"], "metadata"):
-            kept = old.text[find_sections(old.text).get(name, slice(0, 0))]
-            new.text = new.text[: section.start] + kept + new.text[section.stop :]
-    fields = {name: value for name, value in old.data.to_dict().items() if name not in OF_EVALUATION["fields"]}
-    digests = {name: value for name, value in digests_of(old.text).items() if name not in OF_EVALUATION["fields"]}
+    old_sections = find_sections(old.text)
+    for name, section in reversed(find_sections(new.text).items()):  # From the end, as in `keep_changes`.
+        if name not in (*EVALUATION_SECTIONS, "metadata"):
+            new.text = replace_section(new.text, section, old.text[old_sections.get(name, slice(0, 0))])
+    keep_other_fields(new, old)
+    return keep_changes(str(new), previous)
+
+
+def keep_other_fields(new: RepoCard, old: RepoCard) -> None:
+    """Replace the metadata of `new`, and their digests, by those of `old`, except the fields of the evaluation."""
+    fields = {name: value for name, value in old.data.to_dict().items() if name not in EVALUATION_FIELDS}
+    digests = {name: value for name, value in digests_of(old.text).items() if name not in EVALUATION_FIELDS}
     for name, value in new.data.to_dict().items():
-        if name in OF_EVALUATION["fields"]:
+        if name in EVALUATION_FIELDS:
             fields[name], digests[name] = value, _digest(value)
     section = find_sections(new.text)["metadata"]
-    names = dict.fromkeys([*new.data.to_dict(), *digests])  # in the order in which an export writes them
-    listed = " ".join(f"{name}={digests[name]}" for name in names if name in digests)
+    order = dict.fromkeys([*new.data.to_dict(), *digests])  # in which an export writes the fields
+    listed = " ".join(f"{name}={digests[name]}" for name in order if name in digests)
     metadata = re.sub(rf"({DIGEST.pattern}\s*)+", f"{listed} ", new.text[section])
-    new.text = new.text[: section.start] + metadata + new.text[section.stop :]
+    new.text = replace_section(new.text, section, metadata)
     new.data = CardData(**fields)
-    return keep_changes(str(new), previous)
 
 
 def read_card(text: str) -> RepoCard:
@@ -138,14 +143,13 @@ def digests_of(text: str) -> dict[str, str]:
 
 
 def keep_changes(card: str, previous: str) -> str:
-    """Return `previous` with the sections of `card`, and with its metadata except where the user changed it."""
+    """Return `previous` with the sections and the metadata of `card`, except for metadata that the user changed."""
     new, old = RepoCard(card), read_card(previous)
     old_sections, new_sections = find_sections(old.text), find_sections(new.text)
     digests = digests_of(old.text)
     for name in reversed(old_sections):  # From the end, so that the positions before it stay right.
         if name in new_sections:
-            section = old_sections[name]
-            old.text = old.text[: section.start] + new.text[new_sections[name]] + old.text[section.stop :]
+            old.text = replace_section(old.text, old_sections[name], new.text[new_sections[name]])
     before, generated = old.data.to_dict(), new.data.to_dict()
     updated = {name: value for name, value in generated.items() if name in before or name not in digests}
     changed_by_user = {name: value for name, value in before.items() if _digest(value) != digests.get(name)}
@@ -174,6 +178,11 @@ def find_sections(card: str) -> dict[str, slice]:
     if opened is not None:
         raise _broken(opened)
     return sections
+
+
+def replace_section(card: str, section: slice, text: str) -> str:
+    """Return a card with another text in a section."""
+    return card[: section.start] + text + card[section.stop :]
 
 
 def hub_id(name: str | None, source: Path) -> str | None:

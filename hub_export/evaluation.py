@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..common.run_files import EVALUATION
 from .card import CARD, with_evaluation
-from .manifest import MANIFEST, as_json, file_digest, is_weights, json_digest, read_manifest, write_whole
+from .manifest import MANIFEST, as_json, file_digest, is_weights, json_digest, read_manifest, replace_text
 
 
 def keep_evaluation(bundle: Path) -> None:
@@ -15,9 +15,9 @@ def keep_evaluation(bundle: Path) -> None:
         ValueError: The card has a broken marker or unreadable metadata. The bundle then stays as it was.
     """
     manifest = read_manifest(bundle)
-    write_whole(bundle / CARD, with_evaluation(bundle, manifest["kind"]))
+    replace_text(bundle / CARD, with_evaluation(bundle, manifest["kind"]))
     manifest["files"][CARD] = file_digest(bundle / CARD)
-    write_whole(bundle / MANIFEST, as_json(manifest | {"digest": json_digest(manifest)}))
+    replace_text(bundle / MANIFEST, as_json(manifest | {"digest": json_digest(manifest)}))
 
 
 def evaluation_still_holds(bundle: Path, new: Path, say: Callable[[str], None]) -> bool:

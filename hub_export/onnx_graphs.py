@@ -1,7 +1,7 @@
 """Write a fused model as ONNX graphs.
 
-There are two graphs. All weights are fp32, with an adapter folded in. The sizes that are named here are dynamic, and
-`vectors` and `past` may be 0.
+There are two graphs. All weights are fp32, with an adapter merged. The sizes `batch`, `length`, `vectors`, `new` and
+`past` may differ from call to call, and `vectors` and `past` may be 0. The other sizes are those of the config.
 
 - encoder_model.onnx: `input_ids` and `attention_mask`, int64 (batch, length), and `lexical_embeds`, float32 (batch,
   vectors, lexical_dim) -> `last_hidden_state` (batch, length, d_model), and the keys and values that the decoder's
@@ -36,11 +36,11 @@ from . import reader_check
 ENCODER, DECODER = "encoder_model.onnx", "decoder_with_past_model.onnx"
 LOGITS = "onnx_reference.safetensors"  # torch's logits in fp32 for the inputs of the bundle's reference
 DATA = "_data"  # suffix of the file beside a graph that holds its weights, if one file would be too large
-LARGEST = 2**31 - 2**24  # bytes of weights in one file: a protobuf with its graph may have 2 GiB
+MAX_WEIGHTS = 2**31 - 2**24  # bytes in one file. A protobuf ends at 2 GiB, and the graph needs some of them.
 OUT_OF_BOUNDS = 2**31  # an index that no vector has
 
 
-def need(*packages: str) -> None:
+def check_installed(*packages: str) -> None:
     """Check that packages are installed.
 
     Raises:
@@ -77,10 +77,12 @@ class EncoderGraph(nn.Module):
         """Compute `LexicalEncoder.embed` by indices alone, because a graph cannot branch on numbers."""
         is_placeholder = input_ids == self.encoder.config.lexical_token_id
         tokens = self.encoder.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
-        lexical_embeds = nn.functional.pad(
-            lexical_embeds, (0, 0, 1, 0)
-        )  # Vector 0 stands for tokens before the first placeholder.
+        # Vector 0 stands for tokens before the first placeholder. A row's own vectors begin at 1.
+        lexical_embeds = nn.functional.pad(lexical_embeds, (0, 0, 1, 0))
         order = is_placeholder.cumsum(1)
+        # `used` is a row's number of vectors, without its padding of zeros. With fewer placeholders than that, vectors
+        # would be left out, so all indices of the row are made invalid. With more placeholders than the batch has
+        # vectors, an index is invalid already.
         used = ((lexical_embeds != 0).any(-1) * torch.arange(lexical_embeds.shape[1])).amax(1, keepdim=True)
         order = order.masked_fill(used > order[:, -1:], OUT_OF_BOUNDS)
         vectors = self.encoder.fusion(lexical_embeds)
@@ -129,30 +131,30 @@ def write_graphs(folder: Path, model: T5WithFusion | PeftModel, reference: Path)
 
     Args:
         folder: Where to write.
-        model: The model. It is changed: cast to fp32, with its adapter folded in.
+        model: The model. It is changed: cast to fp32, with its adapter merged.
         reference: The bundle's reference.safetensors.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        ValueError: The adapter cannot be folded into weights.
+        ValueError: The adapter cannot be merged into the weights.
     """
-    need("onnx", "onnxscript")
+    check_installed("onnx", "onnxscript")
     import onnx  # optional: the extra `onnx` brings it
 
     with warnings.catch_warnings():  # Graphs do not need tied embeddings.
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-        model = fold(model.float()).eval()
+        model = merge_adapter(model.float()).eval()
     model.set_attn_implementation("eager")
     for graph, name in ((trace_encoder(model), ENCODER), (trace_decoder(model), DECODER)):
-        save(graph, folder / name)
+        save_graph(graph, folder / name)
         onnx.checker.check_model(folder / name, full_check=True)
     saved = reader_check.Reference(str(reference))
-    logits = reader_check.forced(model, saved.inputs, saved.tensors["written"])[..., saved.tensors["columns"]]
+    logits = reader_check.logits_along(model, saved.inputs, saved.tensors["written"])[..., saved.tensors["columns"]]
     save_file({"logits": logits.contiguous()}, folder / LOGITS)
 
 
-def fold(model: T5WithFusion | PeftModel) -> T5WithFusion:
-    """Return the model with its adapter, if it has one, folded into its weights.
+def merge_adapter(model: T5WithFusion | PeftModel) -> T5WithFusion:
+    """Return the model with its adapter, if it has one, merged into its weights.
 
     Raises:
         ValueError: The adapter is made of inputs, not of changes to weights.
@@ -161,7 +163,7 @@ def fold(model: T5WithFusion | PeftModel) -> T5WithFusion:
         return model
     if model.active_peft_config.is_prompt_learning:
         raise ValueError(
-            f"a {model.active_peft_config.peft_type.value} adapter is made of inputs, which cannot be folded into the "
+            f"a {model.active_peft_config.peft_type.value} adapter is made of inputs, which cannot be merged into the "
             "weights of ONNX graphs. Leave out --format onnx."
         )
     return model.merge_and_unload()
@@ -234,9 +236,9 @@ def quiet_exporter() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def save(graph, file: Path) -> None:
+def save_graph(graph, file: Path) -> None:
     """Write an `onnx_ir.Model`, in one file if its weights fit."""
     import onnx_ir  # optional: onnxscript brings it
 
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
-    onnx_ir.save(graph, file, external_data=f"{file.name}{DATA}" if size > LARGEST else None)
+    onnx_ir.save(graph, file, external_data=f"{file.name}{DATA}" if size > MAX_WEIGHTS else None)

@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 from ..checking_t5fusion import check_placeholders, check_vectors
 from ..configuration_t5fusion import T5FusionConfig
 from . import reader_check
-from .onnx_graphs import DATA, DECODER, ENCODER, LOGITS, as_cache, need, past_names
+from .onnx_graphs import DATA, DECODER, ENCODER, LOGITS, as_cache, check_installed, past_names
 
 BOUND = 1e-4  # How far onnxruntime's logits may lie from torch's, relative to the largest logit.
 
@@ -35,7 +35,7 @@ class OnnxT5WithFusion(PreTrainedModel, GenerationMixin):
 
     def __init__(self, encoder, decoder, config: T5FusionConfig, generation_config: GenerationConfig):
         super().__init__(config)
-        self.encoder = Encoder(encoder, config)
+        self.encoder = OnnxEncoder(encoder, config)
         self.session = decoder
         self.generation_config = generation_config
 
@@ -56,7 +56,7 @@ class OnnxT5WithFusion(PreTrainedModel, GenerationMixin):
         config = T5FusionConfig.from_pretrained(name, **hub_kwargs)
         return cls(encoder, decoder, config, GenerationConfig.from_pretrained(name, **hub_kwargs))
 
-    def get_encoder(self) -> "Encoder":
+    def get_encoder(self) -> "OnnxEncoder":
         return self.encoder
 
     def forward(
@@ -98,7 +98,7 @@ class OnnxT5WithFusion(PreTrainedModel, GenerationMixin):
         past = [part for own, encoder in layers for part in (*own[:2], *encoder[:2])]
         inputs = {"input_ids": decoder_input_ids, "encoder_attention_mask": attention_mask}
         inputs |= dict(zip(past_names(len(past) // 4), past, strict=True))
-        logits, *present = run(self.session, inputs)
+        logits, *present = run_graph(self.session, inputs)
         for layer, pair in enumerate(past_key_values.self_attention_cache.layers):
             pair.keys, pair.values = present[2 * layer : 2 * layer + 2]
         return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
@@ -111,7 +111,7 @@ class OnnxT5WithFusion(PreTrainedModel, GenerationMixin):
         return [empty if ".decoder." in name else encoder_outputs[name] for name in names]
 
 
-class Encoder(nn.Module):
+class OnnxEncoder(nn.Module):
     """The graph encoder_model.onnx, which `generate` runs before the decoder."""
 
     main_input_name = "input_ids"
@@ -140,7 +140,7 @@ class Encoder(nn.Module):
         lexical_embeds = check_vectors(lexical_embeds, is_placeholder, self.config.lexical_dim).float()
         check_placeholders(is_placeholder, lexical_embeds, self.config.lexical_token_id)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "lexical_embeds": lexical_embeds}
-        hidden, *keys_and_values = run(self.session, inputs)
+        hidden, *keys_and_values = run_graph(self.session, inputs)
         outputs = BaseModelOutput(last_hidden_state=hidden)
         names = past_names(len(keys_and_values) // 2, ["encoder"], "present")
         for name, tensor in zip(names, keys_and_values, strict=True):
@@ -155,7 +155,7 @@ def open_session(name: str | Path, file: str, options, hub_kwargs: dict):
         ImportError: onnxruntime is not installed.
         OSError: There is no such graph.
     """
-    need("onnxruntime")
+    check_installed("onnxruntime")
     import onnxruntime  # optional: the extra `onnx` brings it
 
     graph = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
@@ -166,7 +166,7 @@ def open_session(name: str | Path, file: str, options, hub_kwargs: dict):
     return onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
 
 
-def run(session, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def run_graph(session, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Return the outputs of a graph, in its order. Tensors share their memory with onnxruntime if they can."""
     arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
     return [torch.from_numpy(array) for array in session.run(None, arrays)]
@@ -181,13 +181,13 @@ def check_graphs(folder: Path, reference: Path) -> str:
         reference: Its reference.safetensors.
 
     Returns:
-        How close they are.
+        A sentence that says how far apart their logits are.
 
     Raises:
         ImportError: onnxruntime is not installed.
         ValueError: The logits differ. (onnxruntime may raise errors of its own.)
     """
-    need("onnxruntime")
+    check_installed("onnxruntime")
     import onnxruntime  # optional: the extra `onnx` brings it
 
     options = onnxruntime.SessionOptions()
@@ -201,8 +201,8 @@ def check_graphs(folder: Path, reference: Path) -> str:
         cache = step.past_key_values
         by_token.append(step.logits)
     at_once = model(attention_mask=mask, decoder_input_ids=written, encoder_outputs=encoded).logits
-    both = (at_once, torch.cat(by_token, dim=1))
-    distance = max(float((logits[..., columns] - expected).abs().max()) for logits in both)
+    both_ways = (at_once, torch.cat(by_token, dim=1))
+    distance = max(float((logits[..., columns] - expected).abs().max()) for logits in both_ways)
     bound = BOUND * float(expected.abs().max())
     if not distance <= bound:  # also if it is NaN
         raise ValueError(f"logits lie {distance:.3g} apart, expected at most {bound:.3g}: it is another model")

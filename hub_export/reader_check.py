@@ -20,7 +20,7 @@ import torch
 
 NEW_TOKENS = 12
 TO_THE_BIT = "to the bit"
-CALLED = "the processor, called as in the card"
+CARD_EXAMPLE = "the processor, called as in the card"
 PIPELINE = "pipeline(model=...), called with texts and vectors"
 ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
 
@@ -29,7 +29,7 @@ class Untried(Exception):
     """A loading path needs something that this machine lacks or cannot reach, so it says nothing about the model."""
 
 
-class Hidden:
+class HidingFinder:
     """An import finder that hides this package."""
 
     def find_spec(self, name, path=None, target=None):
@@ -59,17 +59,17 @@ def align(model: Any) -> Any:
 
 
 @torch.no_grad()
-def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what greedy decoding writes, int64 (rows, length), and its logits, (rows, length, vocabulary)."""
+def greedy_outputs(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids that greedy decoding writes, int64 (rows, length), and their logits (rows, length, vocabulary)."""
     for part in (model, model.get_encoder(), model.get_decoder()):  # transformers 5.17 does not reach the last two
         part.set_attn_implementation("eager")  # All releases of transformers agree in the last bits of this one alone.
     written = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)
-    return written, forced(model, inputs, written)
+    return written, logits_along(model, inputs, written)
 
 
 @torch.no_grad()
-def forced(model: Any, inputs: dict[str, torch.Tensor], written: torch.Tensor) -> torch.Tensor:
-    """Return the logits along the given tokens, (rows, length, vocabulary)."""
+def logits_along(model: Any, inputs: dict[str, torch.Tensor], written: torch.Tensor) -> torch.Tensor:
+    """Return the logits (rows, length, vocabulary) if the decoder is given the tokens `written`."""
     return model(**inputs, decoder_input_ids=written).logits
 
 
@@ -81,12 +81,13 @@ def digest(logits: torch.Tensor) -> str:
 def tolerance(model: Any, largest: float) -> float:
     """Return how far logits of size `largest` may lie apart on another CPU.
 
-    A logit sums up `layers` times `width` products, each rounded to half a unit in the last place of the dtype. The
-    errors add up like a random walk, hence the root (Higham, Accuracy and Stability, 2002, 2.8).
+    A logit sums up products, one for each layer and each dimension of its state. Each product is rounded to half a unit
+    in the last place of the dtype. The errors add up like a random walk, hence the root (Higham, Accuracy and
+    Stability, 2002, 2.8).
     """
     config = model.config
-    steps = (config.num_layers + config.num_decoder_layers) * config.d_model
-    return torch.finfo(model.dtype).eps * steps**0.5 * largest
+    products = (config.num_layers + config.num_decoder_layers) * config.d_model
+    return torch.finfo(model.dtype).eps * products**0.5 * largest
 
 
 class LoadingPaths:
@@ -110,7 +111,7 @@ class LoadingPaths:
             name or self.name, trust_remote_code=True, **options, **(hub_kwargs or self.hub_kwargs)
         )
 
-    def untuned(self):
+    def untuned_model(self):
         """Build `T5WithFusion("base model")`, by the class that travels with the model."""
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -133,7 +134,7 @@ class LoadingPaths:
 
         return self.load(AutoProcessor)
 
-    def called(self):
+    def card_example(self):
         """Return the inputs that the card's example makes; the recipe's encoder makes the vectors, if it names one."""
         processor = self.processor()
         vectors = {}
@@ -155,7 +156,7 @@ class LoadingPaths:
 
         return self.load(AutoModel)
 
-    def one_line(self):
+    def auto_seq2seq(self):
         from transformers import AutoModelForSeq2SeqLM
 
         return self.load(AutoModelForSeq2SeqLM)
@@ -182,11 +183,11 @@ class LoadingPaths:
 
         return PeftModel.from_pretrained(model, self.name, **self.hub_kwargs)
 
-    def peft_over_one_line(self):
-        return self.peft_over(self.one_line())
+    def peft_over_auto_seq2seq(self):
+        return self.peft_over(self.auto_seq2seq())
 
     def peft_over_untuned(self):
-        return self.peft_over(self.untuned())
+        return self.peft_over(self.untuned_model())
 
     def peft_over_fused_model(self):
         from transformers import AutoModelForSeq2SeqLM
@@ -194,7 +195,7 @@ class LoadingPaths:
         return self.peft_over(self.load(AutoModelForSeq2SeqLM, self.fused_model, revision="main"))
 
     def load_adapter(self):
-        model = self.untuned()
+        model = self.untuned_model()
         model.load_adapter(self.name, adapter_kwargs=self.hub_kwargs)
         return model
 
@@ -205,15 +206,15 @@ class LoadingPaths:
         model.set_adapter("default")
         return model
 
-    def all(self) -> dict:
+    def by_name(self) -> dict:
         """Return the loading paths that this kind of model has, by the name that a reader knows them by."""
         paths = {
             "AutoConfig": self.config,
             "AutoTokenizer": self.tokenizer,
             "AutoProcessor": self.processor,
-            CALLED: self.called,
+            CARD_EXAMPLE: self.card_example,
             "AutoModel": self.auto_model,
-            "AutoModelForSeq2SeqLM": self.one_line,
+            "AutoModelForSeq2SeqLM": self.auto_seq2seq,
         }
         if self.has_pipeline:
             paths[PIPELINE] = self.pipeline
@@ -221,7 +222,7 @@ class LoadingPaths:
             paths["AutoPeftModelForSeq2SeqLM"] = self.auto_peft
             if self.pushed:
                 paths[ONCE_PUSHED] = self.auto_peft_once_pushed
-            paths["PeftModel over AutoModelForSeq2SeqLM"] = self.peft_over_one_line
+            paths["PeftModel over AutoModelForSeq2SeqLM"] = self.peft_over_auto_seq2seq
             if self.base_model:
                 paths["PeftModel over T5WithFusion(base model)"] = self.peft_over_untuned
                 paths["T5WithFusion(base model).load_adapter"] = self.load_adapter
@@ -246,11 +247,15 @@ class Reference:
         }
 
     def check(self, loaded) -> str:
-        """Return how a config, tokenizer, processor, model, its inputs or a pipeline agree with the reference.
+        """Compare what a loading path returned with the reference, and return how they agree.
+
+        Args:
+            loaded: A config, tokenizer, processor, model or pipeline, or the inputs that a processor made.
 
         Raises:
             ValueError: They do not agree.
         """
+        # By its attributes, because a bundle carries its own classes, and this script does not know them.
         if isinstance(loaded, Mapping):
             return self._check_call(loaded)
         if isinstance(loaded, torch.nn.Module):
@@ -258,21 +263,21 @@ class Reference:
         if hasattr(loaded, "postprocess"):
             return self._check_pipeline(loaded)
         if hasattr(loaded, "lexical_token_id") and hasattr(loaded, "model_type"):
-            return self._agree("model_type", loaded.model_type, "t5_fusion")
+            return self._check_equal("model_type", loaded.model_type, "t5_fusion")
         if hasattr(loaded, "tokenizer"):
             inputs = loaded(self.facts["texts"], lexical_embeds=self.inputs["lexical_embeds"])
             wrong = [name for name, value in self.inputs.items() if not torch.equal(inputs[name], value)]
-            return self._agree("inputs that differ", wrong, [])
+            return self._check_equal("inputs that differ", wrong, [])
         texts = loaded.batch_decode(self.tensors["written"], skip_special_tokens=True)
-        return self._agree("texts", texts, self.facts["written"])
+        return self._check_equal("texts", texts, self.facts["written"])
 
     def _check_call(self, inputs) -> str:
         """Check that the vectors that a call made have the right shape, and are numbers."""
         if "lexical_embeds" not in inputs:
             return "no vectors, as its `lexical_source` says"
         vectors, width = inputs["lexical_embeds"], self.inputs["lexical_embeds"].shape[-1]
-        self._agree("shape of the vectors", tuple(vectors.shape), (1, width))
-        self._agree("vectors that are not numbers", int((~torch.isfinite(vectors)).sum()), 0)
+        self._check_equal("shape of the vectors", tuple(vectors.shape), (1, width))
+        self._check_equal("vectors that are not numbers", int((~torch.isfinite(vectors)).sum()), 0)
         return f"makes inputs with a vector of {width} numbers"
 
     def _check_pipeline(self, pipeline) -> str:
@@ -281,21 +286,23 @@ class Reference:
         vectors, texts = self.inputs["lexical_embeds"], self.facts["texts"]
         written = pipeline(texts, lexical_embeds=vectors, max_new_tokens=NEW_TOKENS, batch_size=len(texts))
         if agreement == TO_THE_BIT:
-            self._agree("texts", [row["generated_text"] for row in written], self.facts["written"])
+            self._check_equal("texts", [row["generated_text"] for row in written], self.facts["written"])
         return agreement
 
-    def _agree(self, what, value, expected) -> str:
+    def _check_equal(self, what, value, expected) -> str:
+        """Return "equal", or raise a ValueError that names what differs."""
         if value != expected:
             raise ValueError(f"{what}: {value!r}, expected {expected!r}")
         return "equal"
 
     def _check_model(self, model) -> str:
-        written, logits = outputs(model, self.inputs)
+        """Compare the texts and the logits of a model: to the bit, or within a bound on another CPU or torch."""
+        written, logits = greedy_outputs(model, self.inputs)
         same_text = torch.equal(written, self.tensors["written"])
         if same_text and digest(logits) == self.facts["digest"]:
             return TO_THE_BIT
         if not same_text:
-            logits = forced(model, self.inputs, self.tensors["written"])
+            logits = logits_along(model, self.inputs, self.tensors["written"])
         distance = float((logits.float()[..., self.tensors["columns"]] - self.tensors["logits"]).abs().max())
         bound = tolerance(model, float(self.tensors["logits"].abs().max()))
         if not distance <= bound:  # also if it is NaN
@@ -355,7 +362,7 @@ def main() -> None:
     """
     spec = json.loads(Path(sys.argv[1]).read_text())
     if spec.get("hide", True):
-        sys.meta_path.insert(0, Hidden())
+        sys.meta_path.insert(0, HidingFinder())
     warnings.simplefilter("ignore")
     from transformers.utils import logging
 
@@ -363,7 +370,7 @@ def main() -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     reference = Reference(spec["reference"])
-    for name, load in LoadingPaths(spec).all().items():
+    for name, load in LoadingPaths(spec).by_name().items():
         print(json.dumps({"path": name} | try_path(load, reference, spec["unpushed_base"])), flush=True)
 
 

@@ -13,7 +13,7 @@ from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .base_choice import BaseModel
 
-SAMPLE = "app_config"  # a text that the encoder is tried with
+SAMPLE = "app_config"  # a text to try the encoder with
 
 
 def choose_processor(
@@ -71,16 +71,16 @@ def new_processor(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     processor = T5FusionProcessor(tokenizer, lexical_dim=lexical_dim, **complete_recipe(recipe))
     say(
-        f"{run} does not say how its vectors were made. Assumed: {described(processor)}. If that is wrong, give "
+        f"{run} does not say how its vectors were made. Assumed: {recipe_in_words(processor)}. If that is wrong, give "
         "--encoder, --template, --lexical-source."
     )
     return processor
 
 
 def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the user's fields of a processor, with the encoder and the source of vectors that follow from them.
+    """Return the user's recipe, with `lexical_source` and `lexical_encoder` filled in.
 
-    Without an encoder ("none" counts as none), vectors are given with each call. With one, they are made of the text.
+    The source is "text" with an encoder and "given" without one. The encoder "none" counts as none.
     """
     encoder = recipe.get("lexical_encoder")
     encoder = None if encoder == "none" else encoder
@@ -88,7 +88,7 @@ def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     return {"lexical_source": source} | recipe | {"lexical_encoder": encoder}
 
 
-def described(processor: T5FusionProcessor) -> str:
+def recipe_in_words(processor: T5FusionProcessor) -> str:
     """Return a processor's recipe in words."""
     encoder = processor.lexical_encoder
     sources = {

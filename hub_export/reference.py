@@ -10,19 +10,19 @@ from safetensors.torch import save_file
 
 from ..common.run_files import REFERENCE
 from ..processing_t5fusion import T5FusionProcessor
-from .reader_check import align, digest, environment, outputs
+from .reader_check import align, digest, environment, greedy_outputs
 
 TEXTS = ["app_config", "read_settings of the user", "a"]
-COLUMNS = 64  # The reference keeps the logits of so many tokens of the vocabulary, and a digest of all logits.
+COLUMNS = 64  # The logits of so many tokens of the vocabulary are kept. A digest stands for all logits.
 
 
-def write_reference(new: Path, model: torch.nn.Module, processor: T5FusionProcessor) -> None:
-    """Write inputs and the model's outputs for them, computed on one thread, as `verify` does."""
+def write_reference(bundle: Path, model: torch.nn.Module, processor: T5FusionProcessor) -> None:
+    """Write inputs, and the outputs that the model gives for them on one thread. `verify` uses one thread too."""
     with one_thread():
         generator = torch.Generator().manual_seed(0)
         vectors = torch.randn(len(TEXTS), processor.lexical_dim, generator=generator)
         inputs = processor(TEXTS, lexical_embeds=torch.nn.functional.normalize(vectors, dim=-1))
-        written, logits = outputs(align(model), dict(inputs))
+        written, logits = greedy_outputs(align(model), dict(inputs))
         columns = torch.linspace(0, logits.shape[-1] - 1, min(COLUMNS, logits.shape[-1])).long()
         facts = {
             "texts": TEXTS,
@@ -32,7 +32,7 @@ def write_reference(new: Path, model: torch.nn.Module, processor: T5FusionProces
         }
     tensors = {f"inputs.{name}": value for name, value in inputs.items()}
     tensors |= {"written": written, "columns": columns, "logits": logits.float()[..., columns].contiguous()}
-    save_file(tensors, new / REFERENCE, metadata={"facts": json.dumps(facts, sort_keys=True)})
+    save_file(tensors, bundle / REFERENCE, metadata={"facts": json.dumps(facts, sort_keys=True)})
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def push(
         validate_repo_id(repo_id)
         api.whoami()
     except Exception as error:
-        raise explained(error, repo_id) from error
+        raise as_one_sentence(error, repo_id) from error
     if manifest["kind"] == "adapter" and not private:
         check_public(RunFolder(bundle).model_config, api.endpoint)
     report = verify(bundle, use_cache=use_cache, trust_code=trust_code, say=say)
@@ -93,10 +93,10 @@ def push(
     try:
         return deliver(api, bundle, repo_id, private, revision, create_pr, message, delete_others, say)
     except Exception as error:
-        raise explained(error, repo_id) from error
+        raise as_one_sentence(error, repo_id) from error
 
 
-def explained(error: Exception, repo_id: str) -> Exception:
+def as_one_sentence(error: Exception, repo_id: str) -> Exception:
     """Return an error of the Hub's client as an OSError of one sentence, and our own errors unchanged."""
     ours = isinstance(error, (ValueError, OSError)) and not isinstance(error, (HfHubHTTPError, HFValidationError))
     is_sentence = ours and not isinstance(error, (LocalTokenNotFoundError, ConnectionError))
@@ -158,7 +158,7 @@ def deliver(
     # a revision.
     tag = None if create_pr else f"t5fusion-{json_digest(read_manifest(bundle))[:12]}"
     with tempfile.TemporaryDirectory(prefix="t5fusion-push-") as folder:
-        files = stage(bundle, Path(folder), repo_id, tag)
+        files = prepare_files(bundle, Path(folder), repo_id, tag)
         pushed = send(api, repo_id, files, revision, create_pr, message, delete_others, say)
     if tag is not None:
         set_tag(api, repo_id, tag, pushed.commit, say)
@@ -166,7 +166,7 @@ def deliver(
 
 
 def set_tag(api: HfApi, repo_id: str, tag: str, commit: str, say: Callable[[str], None]) -> None:
-    """Tag the commit, in several attempts if the Hub is busy.
+    """Tag the commit. Try again if the Hub is busy or does not answer.
 
     Raises:
         OSError: The tag could not be set. The message says that the commit has arrived nevertheless.
@@ -194,8 +194,8 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def stage(bundle: Path, folder: Path, repo_id: str, tag: str | None) -> list[Path]:
-    """Copy the bundle to `folder`, and name the repository in its card and as the base model of its adapter.
+def prepare_files(bundle: Path, folder: Path, repo_id: str, tag: str | None) -> list[Path]:
+    """Copy a bundle to `folder`. The card and the adapter of the copy name the repository.
 
     Returns:
         The files to send.
@@ -225,7 +225,7 @@ def send(
     delete_others: bool,
     say: Callable[[str], None],
 ) -> Pushed:
-    """Send all files in one commit, in several attempts if the Hub is busy or does not answer.
+    """Send all files in one commit. Try again if the Hub is busy or does not answer. See `push` for the arguments.
 
     Raises:
         OSError: Somebody else changed the repository meanwhile. It is left as they made it.
@@ -261,7 +261,7 @@ def send(
 
 
 def find_arrived(api: HfApi, repo_id: str, files: list[Path], revision: str | None, parent: str | None) -> str | None:
-    """Return the head commit if it is a new one with exactly these files: then only the Hub's answer was lost."""
+    """Return the newest commit if it holds these files and is not `parent`: then only the Hub's answer was lost."""
     try:
         head = api.model_info(repo_id, revision=revision, files_metadata=True)
     except Exception:  # The Hub is still unreachable, and the error of the attempt itself says why.

@@ -130,7 +130,7 @@ def make_spec(
 
 
 def clean_environment(temporary: Path, use_cache: bool) -> dict[str, str]:
-    """Return a reader's environment: an empty cache and none of our settings, but the Hub's address and token."""
+    """Return the variables of a reader's process: an empty cache, the Hub's address and token, no settings of ours."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_MODULES", "T5FUSION"))}
     cached = use_cache or constants.is_offline_mode()
     cache = constants.HF_HUB_CACHE if cached else str(temporary / "hub")

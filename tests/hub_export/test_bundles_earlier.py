@@ -61,11 +61,11 @@ OVERWRITE = """
 import sys
 from pathlib import Path
 from t5fusion.hub_export.bundle import export
-from t5fusion.hub_export.upload import stage
+from t5fusion.hub_export.upload import prepare_files
 from t5fusion.hub_export.verification import verify
 
 source, bundle, staged = map(Path, sys.argv[1:])
-stage(bundle, staged, "me/describer", "v1")  # what `push` sends
+prepare_files(bundle, staged, "me/describer", "v1")  # what `push` sends
 export(source, bundle, overwrite=True)
 assert verify(bundle).ok
 """

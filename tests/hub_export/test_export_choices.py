@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from t5fusion import T5WithFusion
 from t5fusion.hub_export.bundle import export
 from t5fusion.hub_export.manifest import MANIFEST, json_digest, read_manifest
-from t5fusion.hub_export.upload import stage
+from t5fusion.hub_export.upload import prepare_files
 from t5fusion.hub_export.verification import verify
 
 QV = {"task_type": "SEQ_2_SEQ_LM", "r": 4, "target_modules": ["q", "v"], "init_lora_weights": False}
@@ -85,7 +85,7 @@ def test_the_earlier_name_of_a_kind(plain_folders, tmp_path):
     assert read_manifest(bundle)["kind"] == "fused"
     assert verify(bundle).ok
     (tmp_path / "staged").mkdir()
-    stage(bundle, tmp_path / "staged", "me/fused", "v1")
+    prepare_files(bundle, tmp_path / "staged", "me/fused", "v1")
     assert read_manifest(tmp_path / "staged")["kind"] == "fused"
     with pytest.raises(ValueError, match="`kind` is 'whole'; expected one of adapter, standalone, merged, fused"):
         export(plain_folders["flan"], tmp_path / "no", "whole")

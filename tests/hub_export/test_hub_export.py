@@ -558,7 +558,7 @@ for case in cases:
         pushed = push.deliver(api, bundle, say=lambda line: None, **options)
         print(json.dumps({"url": pushed.url, "commit": pushed.commit}))
     except Exception as error:
-        print(json.dumps({"error": str(push.explained(error, case["repo_id"]))}))
+        print(json.dumps({"error": str(push.as_one_sentence(error, case["repo_id"]))}))
 """
 
 
