@@ -74,7 +74,7 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def six_steps(variant: str, rows: list[dict], tokenizer, seed: int, args: argparse.Namespace, output: str):
-    """Train as a user does in Python, with the LoRA of the original notes."""
+    """Return a PEFT model, trained as a user does in Python: LoRA on q and v, and the plain `Trainer`."""
     model = T5WithFusion(base_folder(args.base), dtype=torch.float32)
     if variant == "six-steps-fit":
         model.fit_fusion(rows)
@@ -99,7 +99,7 @@ def six_steps(variant: str, rows: list[dict], tokenizer, seed: int, args: argpar
 
 
 def pooled(runs: list[dict], kind: str) -> Losses:
-    """Sum the losses of each row over the seeds, so that the bootstrap draws a row with all its seeds."""
+    """Return each row's losses with one kind of vectors, summed over the seeds: the bootstrap draws whole rows."""
     sums = np.sum([run[kind]["sums"] for run in runs], axis=0)
     return Losses(sums, np.sum([run[kind]["tokens"] for run in runs], axis=0))
 
@@ -108,21 +108,25 @@ def report(folder: Path) -> None:
     """Print the table of all finished runs."""
     runs = sorted((json.loads(file.read_text()) for file in folder.glob("*.json")), key=lambda r: r["variant"])
     groups = {variant: list(group) for variant, group in itertools.groupby(runs, key=lambda r: r["variant"])}
-    without = groups.get("none")
+    trained_without = groups.get("none", [])
     print("| variant | seeds | loss | shuffled - true (95 %) | without - with (95 %) |\n|---|---|---|---|---|")
     for variant, group in groups.items():
         true = pooled(group, "true")
-        gain = loss_of_none = ""
+        shuffled_minus_true = without_minus_true = ""
         if variant != "none":
-            gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(*paired_bootstrap(pooled(group, "shuffled"), true))
+            shuffled_minus_true = "{:+.3f} ({:+.3f} to {:+.3f})".format(
+                *paired_bootstrap(pooled(group, "shuffled"), true)
+            )
             seeds = {run["seed"] for run in group}
-            same = [run for run in without or [] if run["seed"] in seeds]
-            if len(same) == len(seeds):
-                loss_of_none = "{:+.3f} ({:+.3f} to {:+.3f})".format(*paired_bootstrap(pooled(same, "true"), true))
-        print(f"| {variant} | {len(group)} | {true.mean:.3f} | {gain} | {loss_of_none} |")
+            same_seeds = [run for run in trained_without if run["seed"] in seeds]
+            if len(same_seeds) == len(seeds):
+                difference = paired_bootstrap(pooled(same_seeds, "true"), true)
+                without_minus_true = "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)
+        print(f"| {variant} | {len(group)} | {true.mean:.3f} | {shuffled_minus_true} | {without_minus_true} |")
 
 
 def main() -> None:
+    """Train and measure what is not in the folder yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the finished runs")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])

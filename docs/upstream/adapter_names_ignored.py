@@ -1,7 +1,7 @@
 """PEFT: tuners that do not support `adapter_names` ignore it silently, if the model's forward takes **kwargs.
 
 LoRA uses it to mix adapters in a batch. Other tuners pass it on to the model. T5 accepts any keyword, so the active
-adapter computes every row, whichever was asked for.
+adapter computes every row, and the names have no effect.
 """
 
 import peft

@@ -11,9 +11,10 @@ from bitsandbytes.functional import has_avx512bf16
 
 
 def gradient() -> torch.Tensor | None:
-    numbers = torch.ones(2, 64, requires_grad=True)
-    layer.train()(numbers).sum().backward()
-    return None if numbers.grad is None else numbers.grad.norm()
+    """Return the norm of the gradient that reaches the layer's inputs in training mode, or None if none does."""
+    inputs = torch.ones(2, 64, requires_grad=True)
+    layer.train()(inputs).sum().backward()
+    return None if inputs.grad is None else inputs.grad.norm()
 
 
 torch.manual_seed(0)

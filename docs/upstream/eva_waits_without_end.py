@@ -9,7 +9,7 @@ from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weig
 
 
 class Enough(Exception):
-    pass
+    """Raised after 1000 batches, to end what would not end."""
 
 
 def forward(model, batch):

@@ -15,7 +15,7 @@ config = T5Config(vocab_size=99, d_model=64, d_kv=16, d_ff=64, num_layers=1, num
 bert = BertConfig(vocab_size=99, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
 
 
-class WithALayer(T5ForConditionalGeneration):
+class T5WithNewLayer(T5ForConditionalGeneration):
     _peft_modules_to_save = ("new_layer",)
 
     def __init__(self, config):
@@ -29,5 +29,5 @@ def trains(model, task, targets, layer):
 
 
 head = trains(BertForSequenceClassification(bert), "SEQ_CLS", ["query", "value"], "classifier")
-layer = trains(WithALayer(config), "SEQ_2_SEQ_LM", ["q", "v"], "new_layer")
-print(f"peft {peft.__version__}: a classification head trains: {head}; a new layer of the model's own: {layer}")
+new_layer = trains(T5WithNewLayer(config), "SEQ_2_SEQ_LM", ["q", "v"], "new_layer")
+print(f"peft {peft.__version__}: a classification head trains: {head}; a new layer of the model's own: {new_layer}")

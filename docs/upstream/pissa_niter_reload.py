@@ -11,23 +11,25 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 
-def base():
+def base_model():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(64, 64))
 
 
 for start in ("pissa", "pissa_niter_4"):
-    plain = base()
+    plain = base_model()
     torch.manual_seed(1)
     model = get_peft_model(plain, LoraConfig(r=8, target_modules=["0"], init_lora_weights=start)).eval()
-    numbers = torch.randn(4, 64)
+    inputs = torch.randn(4, 64)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         model.base_model.model[0].lora_B["default"].weight.mul_(2)  # as training might
         model.save_pretrained(folder)
-        expected = model(numbers)
-        plain = base()
+        expected = model(inputs)
+        plain = base_model()
         torch.manual_seed(2)  # as in another process
         reloaded = PeftModel.from_pretrained(plain, folder).eval()
-        apart = (reloaded(numbers) - expected).abs().max()
+        distance = (reloaded(inputs) - expected).abs().max()
     size = expected.abs().max()
-    print(f"peft {peft.__version__}, {start}: {apart:.2g} apart after reloading, expected 0; numbers up to {size:.2g}")
+    print(
+        f"peft {peft.__version__}, {start}: {distance:.2g} apart after reloading, expected 0; numbers up to {size:.2g}"
+    )

@@ -15,10 +15,9 @@ config = T5Config(vocab_size=100, d_model=64, d_kv=16, d_ff=128, num_layers=2, n
 with tempfile.TemporaryDirectory() as folder:
     T5ForConditionalGeneration(config).save_pretrained(f"{folder}/plain")
     packed = BitsAndBytesConfig(load_in_4bit=True)
-    T5ForConditionalGeneration.from_pretrained(f"{folder}/plain", quantization_config=packed).save_pretrained(
-        f"{folder}/4"
-    )
-    model = T5ForConditionalGeneration.from_pretrained(f"{folder}/4")
+    quantised = T5ForConditionalGeneration.from_pretrained(f"{folder}/plain", quantization_config=packed)
+    quantised.save_pretrained(f"{folder}/quantised")
+    model = T5ForConditionalGeneration.from_pretrained(f"{folder}/quantised")
     print(f"transformers {transformers.__version__}: saving it again")
     for options in ({}, {"save_original_format": False}):
         try:

@@ -1,4 +1,4 @@
-"""transformers: in classes outside transformers, a module without own weights does not initialise its parts.
+"""transformers: in classes outside transformers, a module without weights of its own does not initialise its parts.
 
 In custom code, `PreTrainedModel._initialize_weights` skips a module if all its own parameters are initialised already.
 For a module without parameters, `all([])` is true. So T5's attention never draws its matrices, and the model never
