@@ -48,7 +48,16 @@ def make_tokenizer():
 
 
 def save_plain(folder, seed=0, **changes):
-    """Save a random plain T5 and its tokenizer in the format of checkpoints on the Hub, with the config's old keys."""
+    """Save a random plain T5 and its tokenizer as checkpoints on the Hub are, with the config's old keys.
+
+    Args:
+        folder: The folder to save in. It must not exist.
+        seed: Of the random weights.
+        **changes: Fields of the config.
+
+    Returns:
+        The folder.
+    """
     config = T5Config(
         **{"vocab_size": ROWS, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
         | {"decoder_start_token_id": 0}
@@ -100,6 +109,7 @@ def plain_folders(tmp_path_factory):
 
 @pytest.fixture(params=list(KINDS))
 def plain_folder(request, plain_folders):
+    """The folder of a plain T5, of each kind in turn."""
     return plain_folders[request.param]
 
 
@@ -122,6 +132,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def save_plain_t5():
+    """The function `save_plain(folder, seed=0, **changes)`."""
     return save_plain
 
 
@@ -136,7 +147,7 @@ def inputs_for():
 
 
 @pytest.fixture(autouse=True)
-def own_placeholders():
+def forget_placeholder_ids():
     """Forget the ids of `<lexical>` in a test's tokenizers, which the process remembers for error messages."""
     known = set(PLACED_TOKEN_IDS)
     yield
@@ -144,7 +155,7 @@ def own_placeholders():
 
 
 @pytest.fixture
-def heard(caplog):
+def logged_messages(caplog):
     """A function that returns all messages that transformers and this package have logged in this test."""
     transformers_logging.warning_once.cache_clear()
     logger = logging.getLogger("transformers")
@@ -155,9 +166,10 @@ def heard(caplog):
 
 @pytest.fixture
 def run_python(tmp_path):
-    """Run code in another process, offline. With `hidden=True`, that process cannot import t5fusion.
+    """A function that runs code in another process, offline, and returns what it printed.
 
-    With `fresh=True`, no module is imported beforehand, for tests of the messages of an import.
+    With `hidden=True`, that process cannot import t5fusion. With `fresh=True`, no module is imported beforehand, for
+    tests of the messages of an import.
     """
 
     def run(code, *args, hidden=False, fresh=False, cwd=tmp_path):

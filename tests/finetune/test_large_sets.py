@@ -41,8 +41,8 @@ def room(save_plain_t5, tmp_path_factory):
     odd = {"initializer_factor": 2.0, "vocab_size": 127, "tie_word_embeddings": False}
     base = str(save_plain_t5(room / "base", seed=1, d_model=32, num_layers=1, **odd))
     T5WithFusion(base, lexical_dim=DIM).save_pretrained(room / "model")
-    made = make_processor(base, lexical_encoder=None, lexical_dim=DIM, lexical_source="given")
-    made.save_pretrained(room / "model")
+    processor = make_processor(base, lexical_encoder=None, lexical_dim=DIM, lexical_source="given")
+    processor.save_pretrained(room / "model")
     numbers = random.Random(0)
     with (room / "rows.jsonl").open("w") as file:
         for row in range(ROWS):
@@ -135,9 +135,9 @@ def test_a_parquet_file_of_the_same_rows_holds_the_same_texts(room, commands, wh
     assert code == 0, err
     table = pq.read_table(room / "made.parquet")
     assert table.schema.field("vector").type == pa.list_(pa.float16(), DIM)
-    made = [json.loads(line) for line in whole.splitlines()]
-    assert table["name"].to_pylist() == [line["name"] for line in made]
-    same = sum(a == b["output"] for a, b in zip(table["output"].to_pylist(), made, strict=True))
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert table["name"].to_pylist() == [line["name"] for line in lines]
+    same = sum(a == b["output"] for a, b in zip(table["output"].to_pylist(), lines, strict=True))
     assert same > 0.9 * ROWS  # the vectors are rounded to float16
 
 
@@ -241,12 +241,12 @@ def test_each_chunk_of_standard_input_is_answered_at_once(room, commands):
         patience.start()
         process.stdin.write("app\n\n" * (CHUNK // 2))
         process.stdin.flush()
-        made = [process.stdout.readline() for _ in range(CHUNK)]
+        lines = [process.stdout.readline() for _ in range(CHUNK)]
         process.stdin.write("settings\n")
         out, _ = process.communicate(timeout=60)
         patience.cancel()
-    made = [json.loads(line) for line in made]
-    assert [line["text"] for line in made] == ["app", ""] * (CHUNK // 2) and made[1]["output"] is None
+    answers = [json.loads(line) for line in lines]
+    assert [answer["text"] for answer in answers] == ["app", ""] * (CHUNK // 2) and answers[1]["output"] is None
     assert [json.loads(line)["text"] for line in out.splitlines()] == ["settings"]
 
 

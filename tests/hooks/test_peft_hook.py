@@ -508,16 +508,16 @@ def test_useful_vectors_are_not_reported(base, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("column", ["embeddings", "lexical_vectors"])
-def test_a_column_of_vectors_with_another_name_is_reported(base, tmp_path, heard, column):
+def test_a_column_of_vectors_with_another_name_is_reported(base, tmp_path, logged_messages, column):
     """The Trainer drops such a column before the collator or the model can see it."""
     model = T5WithFusion(base)
     rows = [{name.replace("lexical_embeds", column): value for name, value in row.items()} for row in rows_for(model)]
     trainer_for(get_peft_model(model, LoraConfig(**QV)), Dataset.from_list(rows), tmp_path).train()
-    assert len([line for line in heard() if "Vectors are read from the column `lexical_embeds`" in line]) == 1
+    assert len([line for line in logged_messages() if "Vectors are read from the column `lexical_embeds`" in line]) == 1
 
 
-def test_batches_without_vectors_are_not_reported(base, inputs_for, heard):
+def test_batches_without_vectors_are_not_reported(base, inputs_for, logged_messages):
     model = T5WithFusion(base).train()
     model(**inputs_for(model))
     model(**inputs_for(model, vectors=(0, 0)) | {"lexical_embeds": None})
-    assert not any("no vectors" in line for line in heard())
+    assert not any("no vectors" in line for line in logged_messages())

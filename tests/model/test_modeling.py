@@ -344,11 +344,11 @@ def test_a_quantised_projection_gets_vectors_not_integers(flan, inputs_for):
     assert torch.equal(fusion(vectors), expected)
 
 
-def test_hidden_parameters_are_not_reported_as_frozen(flan, inputs_for, heard, monkeypatch):
+def test_hidden_parameters_are_not_reported_as_frozen(flan, inputs_for, logged_messages, monkeypatch):
     """Replicas of DataParallel, and FSDP, hide parameters."""
     monkeypatch.setattr(LexicalFusion, "parameters", lambda self: iter(()))
     flan.train()(**inputs_for(flan))
-    assert not any("frozen" in message for message in heard())
+    assert not any("frozen" in message for message in logged_messages())
 
 
 # --- building
@@ -364,10 +364,10 @@ def test_from_a_plain_t5(plain_folder):
     assert not fused.training
 
 
-def test_building_from_a_plain_t5_warns_of_nothing(plain_folder, heard):
+def test_building_from_a_plain_t5_warns_of_nothing(plain_folder, logged_messages):
     T5WithFusion(plain_folder)
     T5WithFusion.from_pretrained(str(plain_folder), lexical_dim=8, dtype="bfloat16")
-    assert heard() == []  # For a plain FLAN-T5, transformers itself warns that the head is not tied.
+    assert logged_messages() == []  # For a plain FLAN-T5, transformers itself warns that the head is not tied.
 
 
 def test_the_id_of_the_placeholder_comes_from_the_tokenizer(plain_folders, tmp_path, tokenizer):
@@ -580,7 +580,7 @@ def test_copies_compute_the_same(flan, inputs_for):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_round_trip(plain_folder, tmp_path, inputs_for, dtype, heard):
+def test_round_trip(plain_folder, tmp_path, inputs_for, dtype, logged_messages):
     fused = T5WithFusion(plain_folder, dtype=dtype).eval()
     with torch.no_grad():
         fused.encoder.fusion.projection.weight.mul_(2)  # as after training
@@ -607,7 +607,7 @@ def test_round_trip(plain_folder, tmp_path, inputs_for, dtype, heard):
         assert torch.equal(reloaded(**batch).logits, expected)
         assert reloaded.config.scale_decoder_outputs == fused.config.scale_decoder_outputs
     assert type(AutoConfig.from_pretrained(tmp_path)) is T5FusionConfig
-    assert not [message for message in heard() if "fusion" in message or "instantiate" in message]
+    assert not [message for message in logged_messages() if "fusion" in message or "instantiate" in message]
 
 
 @pytest.mark.parametrize("adapter", [None, LoraConfig(target_modules=["q"])], ids=["whole", "adapter"])
@@ -639,11 +639,11 @@ def test_the_generation_config_is_kept(flan, tmp_path):
     assert (kept.num_beams, kept.max_new_tokens) == (3, 9)
 
 
-def test_a_placeholder_past_the_table_is_saved_without_a_warning(save_plain_t5, tmp_path, heard):
+def test_a_placeholder_past_the_table_is_saved_without_a_warning(save_plain_t5, tmp_path, logged_messages):
     fused = T5WithFusion(save_plain_t5(tmp_path / "full", vocab_size=135))
     fused.save_pretrained(tmp_path / "saved")
     assert T5WithFusion(tmp_path / "saved").config.lexical_token_id == fused.config.lexical_token_id == 135
-    assert not [message for message in heard() if "lexical_token_id" in message]
+    assert not [message for message in logged_messages() if "lexical_token_id" in message]
 
 
 def test_sharded(flan, tmp_path):

@@ -129,24 +129,24 @@ def test_lora_config_without_peft(flan, monkeypatch):
         flan.lora_config()
 
 
-def test_a_frozen_fusion_layer_is_reported_once(flan, inputs_for, heard, monkeypatch):
+def test_a_frozen_fusion_layer_is_reported_once(flan, inputs_for, logged_messages, monkeypatch):
     monkeypatch.setenv("T5FUSION_PEFT_HOOK", "0")  # as where this package is not imported
     model = get_peft_model(flan, LoraConfig(**S2S))
     batch = inputs_for(flan)
     model.eval()(**batch)
-    assert not any(FROZEN in message for message in heard())
+    assert not any(FROZEN in message for message in logged_messages())
     model.train()
     for _ in range(3):
         model(**batch)
-    told = [message for message in heard() if FROZEN in message]
+    told = [message for message in logged_messages() if FROZEN in message]
     assert len(told) == 1 and "`import t5fusion`" in told[0] and "modules_to_save=['fusion']" in told[0]
 
 
 @pytest.mark.parametrize("modules_to_save", [None, []], ids=["trains", "meant to be frozen"])
-def test_an_intended_fusion_layer_is_not_reported(flan, inputs_for, heard, modules_to_save):
+def test_an_intended_fusion_layer_is_not_reported(flan, inputs_for, logged_messages, modules_to_save):
     model = get_peft_model(flan, LoraConfig(**S2S, modules_to_save=modules_to_save)).train()
     model(**inputs_for(flan))
-    assert not any(FROZEN in message for message in heard())
+    assert not any(FROZEN in message for message in logged_messages())
 
 
 @pytest.mark.parametrize("recommended", [False, True])

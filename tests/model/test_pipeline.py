@@ -108,7 +108,7 @@ def test_options_of_the_start_hold_for_all_calls(folder, write):
     assert write(TEXTS, generation_config=config, **vectors) == write(TEXTS, max_new_tokens=3, **vectors)
 
 
-def test_its_defaults_are_those_of_the_command_line(write, monkeypatch, heard):
+def test_its_defaults_are_those_of_the_command_line(write, monkeypatch, logged_messages):
     seen = {}
     generate = write.model.generate
     monkeypatch.setattr(write.model, "generate", lambda **given: seen.update(given) or generate(**given))
@@ -116,7 +116,7 @@ def test_its_defaults_are_those_of_the_command_line(write, monkeypatch, heard):
     write(long, lexical_embeds=VECTORS[0])
     assert seen["max_new_tokens"] == MAX_TARGET and seen["do_sample"] is False
     assert seen["input_ids"].shape == (1, MAX_SOURCE + 1)  # and the placeholder, which is not counted
-    assert any(f"more than {MAX_SOURCE} tokens are cut" in line for line in heard())
+    assert any(f"more than {MAX_SOURCE} tokens are cut" in line for line in logged_messages())
     write(long, lexical_embeds=VECTORS[0], max_source=None, max_length=4)
     assert seen["input_ids"].shape[1] > MAX_SOURCE + 9
 

@@ -13,8 +13,8 @@ from t5fusion.common.remote_code import write_code
 HEAR = """
 import sys, warnings
 warnings.simplefilter("always")
-heard = lambda message, category, *rest: print("WARNED", category.__name__, message)
-warnings.showwarning = heard
+print_warning = lambda message, category, *rest: print("WARNED", category.__name__, message)
+warnings.showwarning = print_warning
 """
 READ = """
 import torch

@@ -429,11 +429,11 @@ def test_no_room_for_the_special_tokens():
         tokenize(make_roberta(), ["abc"], 1)
 
 
-def test_long_texts_raise_no_warning(processor, heard):
+def test_long_texts_raise_no_warning(processor, logged_messages):
     processor.tokenizer.model_max_length = 16
     processor("a" * 40, lexical_embeds=False, text_target="b" * 40)
     processor("a" * 40, lexical_embeds=False, max_length=20, text_target="b" * 40, max_target_length=20)
-    assert heard() == []
+    assert logged_messages() == []
 
 
 @pytest.mark.parametrize("length", [0, -1])

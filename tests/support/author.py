@@ -15,7 +15,8 @@ class Author:
         hub: The `HubServer`.
         home: The home folder.
         token: The token, or None for a user who is not logged in.
-        busy: Run commands as forks of a process that has imported t5fusion. It pays off from the third command on.
+        busy: Whether they run many commands. These are then forks of a process that has imported t5fusion, which
+            pays off from the third command on.
     """
 
     def __init__(self, hub, home: Path, token: str | None = "hf_owner", busy: bool = False):
@@ -43,12 +44,13 @@ class Author:
         return out, err
 
     def t5fusion(self, *arguments, **options):
+        """Run a command of t5fusion, as `python` runs code."""
         return self.python(COMMAND, *arguments, **options)
 
     def refused(self, *arguments, **options):
-        """Run a command that must end with exit code 1. Return its one-sentence error."""
-        _, complaint = self.t5fusion(*arguments, expect=1, **options)
-        assert "Traceback" not in complaint
-        last = complaint.strip().splitlines()[-1]
-        assert last.startswith("t5fusion: "), complaint
+        """Run a command that must end with exit code 1. Return its error, without "t5fusion: "."""
+        _, stderr = self.t5fusion(*arguments, expect=1, **options)
+        assert "Traceback" not in stderr
+        last = stderr.strip().splitlines()[-1]
+        assert last.startswith("t5fusion: "), stderr
         return last.removeprefix("t5fusion: ")

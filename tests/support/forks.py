@@ -72,7 +72,8 @@ class Server:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
-    def ask(self, request) -> int:
+    def ask(self, request: list | int) -> int:
+        """Send a line of input, and return the answer: the id of the new process, or the exit code of an ended one."""
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
@@ -106,7 +107,7 @@ def shared_server() -> tuple[Server, Path]:
 
 
 class Forks:
-    """Run commands of t5fusion, or other code, in a folder.
+    """Run commands of t5fusion, or other code, in a folder, as forks of a server.
 
     Args:
         room: The folder. Caches and the files with a process's output are in it too.
@@ -152,6 +153,7 @@ class Forks:
 
 
 def free_port() -> str:
+    """Return a port that no process listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return str(listener.getsockname()[1])

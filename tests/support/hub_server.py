@@ -58,6 +58,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
+    """The answer to a request."""
+
     body: bytes = b""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -72,13 +74,23 @@ class Refused(Exception):
 
     def __init__(self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None):
         super().__init__(message)
-        named = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}) | dict(headers or {})
-        self.response = Response.json({"error": message}, status, **named)
+        headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}) | dict(headers or {})
+        self.response = Response.json({"error": message}, status, **headers)
 
 
 @dataclass
 class Fault:
-    """A planned failure of `times` matching requests, from the `nth` on."""
+    """A planned failure of `times` matching requests, from the `nth` on (see `HubServer.fault`).
+
+    Args:
+        match: Regular expression for "METHOD path".
+        status: Status code of the answer.
+        times: How many requests fail.
+        nth: The first of the matching requests that fails, counted from 1.
+        after: Whether the request takes effect before it fails.
+        drop: Whether the connection is closed without an answer.
+        seen: How many matching requests have come.
+    """
 
     match: str
     status: int
@@ -89,12 +101,14 @@ class Fault:
     seen: int = 0
 
     def strikes(self, request: Request) -> bool:
+        """Count a request if it matches, and return whether it fails."""
         if not re.search(self.match, f"{request.method} {request.path}"):
             return False
         self.seen += 1
         return self.nth <= self.seen < self.nth + self.times
 
     def answer(self) -> Response | None:
+        """Return the error, or None to close the connection."""
         return None if self.drop else Response.json({"error": "a fault that the test asked for"}, self.status)
 
 
@@ -130,7 +144,7 @@ def file_entry(path: str, data: bytes) -> dict:
     return {"type": "file", "path": path, "size": size, "oid": git_sha(pointer), "lfs": lfs}
 
 
-def served(data: bytes, etag: str, request: Request, **headers) -> Response:
+def file_response(data: bytes, etag: str, request: Request, **headers) -> Response:
     """Return the answer with the bytes, or with the part that the request's Range names."""
     headers |= {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
     wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or "")
@@ -143,7 +157,7 @@ def served(data: bytes, etag: str, request: Request, **headers) -> Response:
 
 
 def card_errors(card: str) -> list[dict]:
-    """Return the errors in a card's metadata.
+    """Return the errors in a card's metadata, as the Hub reports them.
 
     Each line must be `key: value` or continue the line before, and a base model, in the field or in a tag, must be an
     id. The real Hub parses the YAML and checks more keys.
@@ -174,7 +188,11 @@ class Commit:
 
 
 class Repo:
-    """A model's repo. `commits` has those of all branches and pull requests, oldest first; `refs` point to them."""
+    """A repo of a model or of a data set.
+
+    `commits` holds the commits of all branches and pull requests, the oldest first. `refs` holds the newest commit of
+    each branch, tag and pull request, by its full name.
+    """
 
     def __init__(self, repo_id: str, private: bool, gated: bool, readers: Iterable[str], lock):
         self.id, self.namespace = repo_id, repo_id.rpartition("/")[0]
@@ -300,18 +318,18 @@ class HubServer:
 
     def _answer(self, request: Request) -> Response:
         for methods, pattern, handle in self.ROUTES:
-            found = pattern.fullmatch(request.path)
-            if found and request.method in methods:
-                parts = {name: unquote(part or "") for name, part in found.groupdict().items()}
+            match = pattern.fullmatch(request.path)
+            if match and request.method in methods:
+                parts = {name: unquote(part or "") for name, part in match.groupdict().items()}
                 try:
-                    self._sign(request)
+                    self._identify(request)
                     return handle(self, request, **parts)
                 except Refused as refused:
                     return refused.response
         return Refused(404, f"{request.method} {request.path}: this Hub does not speak that").response
 
-    def _sign(self, request: Request) -> None:
-        """Set the request's user to the owner of its token. An unknown token is refused everywhere."""
+    def _identify(self, request: Request) -> None:
+        """Set the request's user to the owner of its token. As on the Hub, an unknown token is refused everywhere."""
         token = request.headers.get("Authorization")
         if token is not None:
             request.user = self.users.get(token.removeprefix("Bearer "))
@@ -320,7 +338,7 @@ class HubServer:
 
     # --- permissions
 
-    def _repo(self, request: Request, repo_id: str) -> Repo:
+    def _visible_repo(self, request: Request, repo_id: str) -> Repo:
         """Return a repo that the user may see. To others, a private repo must look like a missing one."""
         repo = self.repos.get(repo_id)
         if repo is None or (repo.private and not repo.admits(request.user)):
@@ -328,17 +346,17 @@ class HubServer:
             raise Refused(404, "Repository not found", "RepoNotFound")
         return repo
 
-    def _open_repo(self, request: Request, repo_id: str) -> Repo:
+    def _readable_repo(self, request: Request, repo_id: str) -> Repo:
         """Return a repo whose files the user may read."""
-        repo = self._repo(request, repo_id)
+        repo = self._visible_repo(request, repo_id)
         if repo.gated and not repo.admits(request.user):
             why = "you are not in the authorized list" if request.user else "you must be authenticated to access it"
             raise Refused(403 if request.user else 401, f"Access to model {repo_id} is restricted: {why}.", "GatedRepo")
         return repo
 
-    def _own_repo(self, request: Request, repo_id: str) -> Repo:
+    def _writable_repo(self, request: Request, repo_id: str) -> Repo:
         """Return a repo that the user may write to, or propose changes to if the request does that."""
-        repo, user = self._repo(request, repo_id), self._user(request)
+        repo, user = self._visible_repo(request, repo_id), self._user(request)
         if not user.write:
             raise Refused(403, "Forbidden: you must use a write token to upload to a repository.")
         if not repo.writable_by(user) and request.query.get("create_pr") != "1":
@@ -390,12 +408,12 @@ class HubServer:
     def delete_repo(self, request):
         wanted = request.json()
         repo_id = f"{wanted.get('organization') or self._user(request).name}/{wanted['name']}"
-        self._own_repo(request, repo_id)
+        self._writable_repo(request, repo_id)
         del self.repos[repo_id]
         return Response.json({})
 
     def info(self, request, id, rev):
-        repo = self._repo(request, id)
+        repo = self._visible_repo(request, id)
         commit = self._commit(repo, rev or "main")
         siblings = [{"rfilename": path} for path in commit.files]
         if "blobs" in request.query:
@@ -406,7 +424,7 @@ class HubServer:
         return Response.json(about | state | {"tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 
     def tree(self, request, id, rev, path):
-        files = self._commit(self._repo(request, id), rev).files
+        files = self._commit(self._visible_repo(request, id), rev).files
         prefix = f"{path}/" if path else ""
         inside = {name: data for name, data in files.items() if name.startswith(prefix)}
         if path and not inside:
@@ -419,12 +437,12 @@ class HubServer:
         return Response.json(listed)
 
     def refs(self, request, id):
-        repo = self._repo(request, id)
+        repo = self._visible_repo(request, id)
         listed = {"branches": repo.refs_of("heads"), "converts": [], "tags": repo.refs_of("tags")}
         return Response.json(listed | ({"pullRequests": repo.refs_of("pr")} if "include_prs" in request.query else {}))
 
     def history(self, request, id, rev):
-        repo = self._repo(request, id)
+        repo = self._visible_repo(request, id)
         listed, commit = [], self._commit(repo, rev)
         while commit:
             about = {"id": commit.oid, "title": commit.title, "message": "", "date": DATE}
@@ -439,7 +457,7 @@ class HubServer:
         return self._create_ref(request, id, f"refs/tags/{request.json()['tag']}", rev)
 
     def _create_ref(self, request, repo_id, ref, start):
-        repo = self._own_repo(request, repo_id)
+        repo = self._writable_repo(request, repo_id)
         commit = self._commit(repo, start)
         if ref in repo.refs:
             raise Refused(409, f"Reference already exists: {ref}")
@@ -453,27 +471,27 @@ class HubServer:
         return Response.json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def preupload(self, request, id, rev):
-        """Say which files go by LFS, and which contents the repo has, so that the client skips unchanged files."""
-        there = self._commit(self._own_repo(request, id), rev).files
-        told = []
+        """Return which files go by LFS, and the hashes of those that the repo has, which the client skips."""
+        there = self._commit(self._writable_repo(request, id), rev).files
+        described = []
         for file in request.json()["files"]:
             path = file["path"]
             mode = "lfs" if is_lfs(path, base64.b64decode(file["sample"]), file["size"]) else "regular"
             oid = {"oid": stored_as(path, there[path])} if path in there else {}
-            told.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | oid)
-        return Response.json({"files": told})
+            described.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | oid)
+        return Response.json({"files": described})
 
     def lfs_batch(self, request, id):
-        """Say where to upload each LFS file that is missing. Requests for a pull request have no `ref`."""
-        repo, user, wanted = self._repo(request, id), self._user(request), request.json()
+        """Return where to upload each LFS file that is missing. Requests for a pull request have no `ref`."""
+        repo, user, wanted = self._visible_repo(request, id), self._user(request), request.json()
         if "ref" in wanted and not repo.writable_by(user):
             raise Refused(403, "Authorization error.")
-        told = []
+        described = []
         for file in wanted["objects"]:
             put, verify = f"{self.storage}/stored/{id}/{file['oid']}", f"{self.endpoint}/{id}.git/info/lfs/verify"
             todo = {} if file["oid"] in repo.blobs else {"upload": {"href": put}, "verify": {"href": verify}}
-            told.append({"oid": file["oid"], "size": file["size"]} | ({"actions": todo} if todo else {}))
-        return Response.json({"transfer": "basic", "objects": told})
+            described.append({"oid": file["oid"], "size": file["size"]} | ({"actions": todo} if todo else {}))
+        return Response.json({"transfer": "basic", "objects": described})
 
     def store(self, request, id, oid):
         """Store an LFS file. The address contains the hash, which stands for a signature, so it needs no token."""
@@ -485,17 +503,18 @@ class HubServer:
             return Response()
         if request.method == "PUT" or oid not in blobs:
             raise Refused(400, "Not the file that was announced, or none")
-        return served(blobs[oid], oid, request)
+        return file_response(blobs[oid], oid, request)
 
     def verify(self, request, id):
         wanted = request.json()
-        if len(self._repo(request, id).blobs.get(wanted["oid"], b"")) != wanted["size"]:
+        if len(self._visible_repo(request, id).blobs.get(wanted["oid"], b"")) != wanted["size"]:
             raise Refused(404, "The file was not uploaded")
         return Response.json({})
 
     def commit(self, request, id, rev):
         """Apply all operations or none: every check comes before the branch moves."""
-        repo, user, proposal = self._own_repo(request, id), self._user(request), request.query.get("create_pr") == "1"
+        repo, user = self._writable_repo(request, id), self._user(request)
+        proposal = request.query.get("create_pr") == "1"
         header, *operations = (json.loads(line) for line in request.body.splitlines())
         ref, expected = full_ref(rev), header["value"].get("parentCommit")
         if ref not in repo.refs:
@@ -506,10 +525,10 @@ class HubServer:
         changes = self._changes(repo, parent, operations)
         number = len(repo.refs_of("pr")) + 1
         ref = f"refs/pr/{number}" if proposal else ref
-        made = repo.commit(changes, ref, header["value"]["summary"], user.name, parent)
-        told = {"success": True, "commitOid": made.oid, "commitUrl": f"{self.endpoint}/{id}/commit/{made.oid}"}
-        asked = {"pullRequestUrl": f"{self.endpoint}/{id}/discussions/{number}"} if proposal else {}
-        return Response.json(told | asked)
+        new = repo.commit(changes, ref, header["value"]["summary"], user.name, parent)
+        answer = {"success": True, "commitOid": new.oid, "commitUrl": f"{self.endpoint}/{id}/commit/{new.oid}"}
+        pull_request = {"pullRequestUrl": f"{self.endpoint}/{id}/discussions/{number}"} if proposal else {}
+        return Response.json(answer | pull_request)
 
     @staticmethod
     def _changes(repo: Repo, parent: Commit, operations: list[dict]) -> dict[str, bytes | None]:
@@ -534,13 +553,14 @@ class HubServer:
     # --- downloads
 
     def resolve(self, request, id, rev, path):
-        commit = self._commit(self._open_repo(request, id), rev)
+        """Return a file. For an LFS file, return the address in the storage, as a redirect."""
+        commit = self._commit(self._readable_repo(request, id), rev)
         data, headers = commit.files.get(path), {"X-Repo-Commit": commit.oid}
         if data is None:
             raise Refused(404, "Entry not found", "EntryNotFound", headers)
         etag = stored_as(path, data)
         if not is_lfs(path, data):
-            return served(data, etag, request, **headers)
+            return file_response(data, etag, request, **headers)
         linked = {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
         return Response(b"", 302, headers | linked | {"Location": f"{self.storage}/stored/{id}/{etag}"})
 

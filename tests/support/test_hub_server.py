@@ -68,7 +68,7 @@ def client(hub, tmp_path):
 
 
 def count(hub, method, part):
-    return sum(method == made and part in path for made, path in hub.requests)
+    return sum(method == sent and part in path for sent, path in hub.requests)
 
 
 def test_a_folder_goes_up_and_comes_down(hub, client, tmp_path):
@@ -300,16 +300,16 @@ def test_a_push_that_fails_at_any_request(hub, client):
         print(json.dumps([outcome(commit, name, *adds()) for name in names]))
     """
     assert client(push.format(["me/m"])) == [""]
-    made = [request for request in hub.requests if "me/m" in request[1]]
-    assert [method for method, _ in made] == ["POST", "POST", "PUT", "POST", "POST"]
+    requests = [request for request in hub.requests if "me/m" in request[1]]
+    assert [method for method, _ in requests] == ["POST", "POST", "PUT", "POST", "POST"]
     complete = hub.repo("me/m").files()
     assert complete == {"README.md": b"# Card", "w.safetensors": b"new", "b.txt": b"new"}
-    cases = [(nth, after) for nth in range(1, len(made) + 1) for after in (False, True)]
+    cases = [(nth, after) for nth in range(1, len(requests) + 1) for after in (False, True)]
     repos = [hub.add_repo(f"me/m-{nth}-{after}", {"a.txt": b"a"}) for nth, after in cases]
     for repo, (nth, after) in zip(repos, cases, strict=True):
         hub.fault(f"{repo.id}\\b", 418, nth=nth, after=after)
     assert all(client(push.format([repo.id for repo in repos])))
-    assert [repo.files() == complete for repo in repos] == [case == (len(made), True) for case in cases]
+    assert [repo.files() == complete for repo in repos] == [case == (len(requests), True) for case in cases]
     assert all(len(repo.commits) == 1 and repo.files() == {"a.txt": b"a"} for repo in repos[:-1])
 
 

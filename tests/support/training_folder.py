@@ -13,6 +13,8 @@ def fill_training_folder(folder: Path, save_plain_t5: Callable, target: Callable
     Each row has a name, a text (its target) and a vector of eight numbers.
 
     Args:
+        folder: The folder.
+        save_plain_t5: The fixture of this name.
         target: Makes a row's target from its number and the letter in its name.
         **config: Fields of the base model's config.
     """

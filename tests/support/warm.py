@@ -31,6 +31,7 @@ PRELOADED = (
     "scipy.optimize", "sklearn.metrics", "sympy",
     "anyio", "dill", "fsspec", "jinja2", "joblib", "multiprocess", "networkx", "pydantic", "typer._adapters", "yaml",
 )  # fmt: skip
+# Beginnings of the names of variables that the preloaded modules, or the interpreter, read when they start.
 READ_WHEN_IMPORTED = ("CUDA", "KMP", "LD_", "MALLOC", "MKL", "OMP", "OPENBLAS", "PYTHON", "PYTORCH", "TORCH")
 FRESH = ("accelerate", "datasets", "huggingface_hub", "peft", "sentence_transformers", "t5fusion", "transformers")
 HERE = Path(__file__).parent
@@ -58,6 +59,7 @@ def warm_python() -> str:
 
 
 def end(server: subprocess.Popen, folder: Path) -> None:
+    """End the server, whose standard input is its sign of life, and delete the program's folder."""
     server.stdin.close()
     server.wait(60)
     server.stdout.close()

@@ -28,6 +28,7 @@ def can_fork(arguments, read_when_imported, settings):
 
 
 def main():
+    """Pass the arguments, the standard files and all signals on to a fork, and end as it ends."""
     arguments, folder = sys.argv[1:], os.path.dirname(os.path.abspath(sys.argv[0]))
     with open(folder + "/settings.json") as file:
         interpreter, read_when_imported, settings = json.load(file)

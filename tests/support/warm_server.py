@@ -24,6 +24,7 @@ INTERRUPTED = "interrupted"
 
 
 def preload(names, fresh):
+    """Import modules, and check that they have imported none of the packages that a fork imports by itself."""
     for name in names:
         with contextlib.suppress(ImportError):  # Some are optional.
             importlib.import_module(name)
@@ -33,7 +34,7 @@ def preload(names, fresh):
 
 
 def serve(listener):
-    """Serve until the tests end. Return only in forks: the request."""
+    """Fork for each request until the tests end. Only a fork returns from here, with its request."""
     running = {}  # descriptor of a fork -> its id, the connection
     while True:
         connections = {connection.fileno(): process for process, connection in running.values()}
@@ -125,7 +126,7 @@ def execute(arguments):
 
 
 def run(arguments):
-    """Execute, and return the exit code, or `INTERRUPTED`. Report an error as `python` does."""
+    """Execute the arguments, and return the exit code, or `INTERRUPTED`. Print an error as `python` does."""
     try:
         execute(arguments)
     except SystemExit as end:
