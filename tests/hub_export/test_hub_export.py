@@ -402,7 +402,7 @@ def test_without_encoder_the_caller_gives_vectors(author, tmp_path):
     assert "MiniLM" not in card and "lexical_texts" not in card and "torch.randn(1, 249)" in card
     lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("REPO_ID", str(tmp_path / "bundle"))
     out, _ = author.python(lines)
-    assert out.startswith("['")
+    assert out.startswith("[{'generated_text'")
 
 
 def test_an_encoder_of_another_width_is_refused(author, bare, tmp_path):
