@@ -38,6 +38,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _register()
@@ -49,7 +50,8 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
-    from .hooks import register  # takes as long as importing torch, transformers and peft
+    """Register the model type and install the hooks."""
+    from .hooks import register  # slow: imports torch, transformers and peft
 
     register()
 
@@ -57,10 +59,10 @@ def _register() -> None:
 def _is_command_line() -> bool:
     """Return whether Python imports this package in order to run its command line: `t5fusion`, `python -m t5fusion`."""
     program = sys.argv[0] if sys.argv else ""
-    if program == "-m":  # as long as the package is imported; then it is the path of __main__.py
+    if program == "-m":  # With `python -m`, the path of __main__.py comes only after this import.
         return sys.orig_argv[-len(sys.argv)] == __name__
     return Path(program).stem == "t5fusion"
 
 
-if not _is_command_line():  # which registers once it knows that its arguments are good (`cli/libraries.py`)
+if not _is_command_line():  # The command line registers after it has checked its arguments (`cli/libraries.py`).
     _register()

@@ -10,7 +10,13 @@ def check_token_id(
 ) -> None:
     """Check that the rows come from a tokenizer in which `<lexical>` has the model's `token_id`.
 
-    Skipped in compiled graphs, and if every tokenizer of this process uses `token_id`.
+    Nothing is checked in compiled graphs, or if every tokenizer of this process uses `token_id`.
+
+    Args:
+        input_ids: int64 (batch, length).
+        lexical_embeds: (batch, lexical_dim) or (batch, vectors, lexical_dim), or None.
+        token_id: The model's `config.lexical_token_id`.
+        pad_token_id: Id of the padding, or None.
 
     Raises:
         ValueError: A row with a vector begins, after its padding, with another tokenizer's placeholder.
@@ -22,25 +28,30 @@ def check_token_id(
         return  # `check_vectors` reports different batch sizes.
     has_vector = (lexical_embeds != 0).flatten(1).any(1).tolist()
     is_text = (input_ids != (-1 if pad_token_id is None else pad_token_id)).int()
-    first = input_ids.gather(1, is_text.argmax(1, keepdim=True)).squeeze(1).tolist()
-    has_own = (input_ids == token_id).any(1).tolist()
-    for row, other in enumerate(first):
-        # A smaller id may be a word of this model's vocabulary as well as the placeholder of another model's tokenizer.
-        # It is a word if the row also holds this model's own placeholder.
-        is_word = other < token_id and token_id in PLACED_TOKEN_IDS and has_own[row]
-        if has_vector[row] and other in other_ids and not is_word:
+    first_ids = input_ids.gather(1, is_text.argmax(1, keepdim=True)).squeeze(1).tolist()
+    has_placeholder = (input_ids == token_id).any(1).tolist()
+    for row, first_id in enumerate(first_ids):
+        # A smaller id may be the placeholder of another model's tokenizer, and also a word of this model's vocabulary.
+        # It is a word if the row holds this model's own placeholder too.
+        is_word = first_id < token_id and token_id in PLACED_TOKEN_IDS and has_placeholder[row]
+        if has_vector[row] and first_id in other_ids and not is_word:
             raise ValueError(
-                f"row {row} begins with token {other}, which is {LEXICAL_TOKEN} in the tokenizer; in the model it is "
-                f"token {token_id}. Put DataCollatorWithFusion or T5FusionProcessor on the tokenizer before adding "
-                f"tokens to it, or build the model with `T5WithFusion(..., lexical_token_id={other})`."
+                f"row {row} begins with token {first_id}, which is {LEXICAL_TOKEN} in the tokenizer; in the model it "
+                f"is token {token_id}. Put DataCollatorWithFusion or T5FusionProcessor on the tokenizer before adding "
+                f"tokens to it, or build the model with `T5WithFusion(..., lexical_token_id={first_id})`."
             )
 
 
 def check_vectors(lexical_embeds: torch.Tensor, is_placeholder: torch.Tensor, width: int) -> torch.Tensor:
     """Return `lexical_embeds` as (batch, vectors, width).
 
+    Args:
+        lexical_embeds: Vectors, which should be float (batch, width) or (batch, vectors, width).
+        is_placeholder: Bool (batch, length), on the device of the input.
+        width: The model's `config.lexical_dim`.
+
     Raises:
-        ValueError: They have another dtype, device or shape than the model needs.
+        ValueError: The vectors have another dtype, device or shape.
     """
     batch = is_placeholder.shape[0]
     if not lexical_embeds.is_floating_point():
@@ -69,7 +80,8 @@ def check_vectors(lexical_embeds: torch.Tensor, is_placeholder: torch.Tensor, wi
 def check_placeholders(is_placeholder: torch.Tensor, lexical_embeds: torch.Tensor | None, token_id: int) -> None:
     """Check that each vector has a placeholder and each placeholder a vector.
 
-    On a GPU, and in compiled graphs, reading the numbers would stall the queue. There, an assertion is queued instead.
+    On a GPU, and in compiled graphs, the program would have to wait for the numbers. There, the device itself checks
+    them, by an assertion.
 
     Args:
         is_placeholder: Bool (batch, length).
@@ -77,15 +89,16 @@ def check_placeholders(is_placeholder: torch.Tensor, lexical_embeds: torch.Tenso
         token_id: The placeholder's id, for the message.
 
     Raises:
-        ValueError: On the CPU. The message names the row and both numbers. Elsewhere the device's assertion fails.
+        ValueError: They do not match. The message names the row and both numbers. (Elsewhere than on the CPU, the
+            device's assertion fails instead.)
     """
     placeholders = is_placeholder.sum(1)
     if lexical_embeds is None:
         vectors = torch.zeros_like(placeholders)
-    else:  # The last vector of a row that is not zero ends its vectors; the rest is padding.
-        number = torch.arange(1, lexical_embeds.shape[1] + 1, device=lexical_embeds.device)
-        used = (lexical_embeds != 0).any(-1) * number
-        vectors = used.amax(1) if lexical_embeds.shape[1] else torch.zeros_like(placeholders)
+    else:  # What follows a row's last vector that is not zero is padding.
+        position = torch.arange(1, lexical_embeds.shape[1] + 1, device=lexical_embeds.device)
+        used_position = (lexical_embeds != 0).any(-1) * position
+        vectors = used_position.amax(1) if lexical_embeds.shape[1] else torch.zeros_like(placeholders)
     most = 0 if lexical_embeds is None else lexical_embeds.shape[1]
     mismatch = (placeholders < vectors) | (placeholders > most)
     if is_placeholder.device.type != "cpu" or torch.compiler.is_compiling():

@@ -42,26 +42,27 @@ class T5FusionConfig(T5Config):
         adapter_beside: bool = False,
         **kwargs: Any,
     ) -> None:
-        kwargs.pop(
-            "model_type", None
-        )  # The config.json of a base model says "t5", which would hide the class attribute.
+        # The config.json of a base model says "t5", which would hide the class attribute.
+        kwargs.pop("model_type", None)
         kwargs.setdefault("decoder_start_token_id", kwargs.get("pad_token_id", 0))  # as in every released T5
-        # An untied head (T5 v1.1, FLAN-T5) takes unscaled decoder outputs. transformers 5.0 forgets what the file says.
-        scaled = kwargs.get("scale_decoder_outputs", kwargs.get("tie_word_embeddings") is not False)
+        # An untied head (T5 v1.1, FLAN-T5) takes unscaled decoder outputs. transformers 5.0 loses the value
+        # of the file, so it is set again afterwards.
+        scales_outputs = kwargs.get("scale_decoder_outputs", kwargs.get("tie_word_embeddings") is not False)
         super().__init__(**kwargs)
-        self.scale_decoder_outputs = scaled
+        self.scale_decoder_outputs = scales_outputs
         self.lexical_dim = _check_positive("lexical_dim", lexical_dim)
         if lexical_token_id is None:
             lexical_token_id = min(T5_TOKENS, self.vocab_size)
         self.lexical_token_id = _check_positive("lexical_token_id", lexical_token_id)
         self.backbone = backbone
         self.backbone_revision = backbone_revision
-        self.weights_from_backbone, self.adapter_beside = weights_from_backbone, adapter_beside
+        self.weights_from_backbone = weights_from_backbone
+        self.adapter_beside = adapter_beside
 
     def validate(self) -> None:
-        """Validate as transformers does at each save, without its warning about the placeholder's id.
+        """Check the fields as transformers does at each save, without its warning about the placeholder's id.
 
-        transformers warns about every `*_token_id` past the embedding table, where the placeholder may well be.
+        transformers warns about every `*_token_id` past the embedding table. The placeholder may lie there.
         """
         lexical_token_id = self.__dict__.pop("lexical_token_id", None)
         try:

@@ -21,7 +21,7 @@ else:
     Model = object
 
 STRENGTHS = torch.logspace(-5, 1, 13, dtype=torch.float64, device="cpu")  # ridge penalties to choose from
-FIRST_WORD = 2  # Ids below it are <pad> (0), </s> (1), and the negative ids that the loss ignores.
+FIRST_WORD_ID = 2  # Smaller ids are <pad> (0), </s> (1), and the negative ids that the loss ignores.
 
 
 class FittingMixin(Model):
@@ -37,7 +37,8 @@ class FittingMixin(Model):
         Args:
             rows: Rows as `DataCollatorWithFusion` takes them: a list, a `datasets.Dataset` or any iterable, read once.
                 Each row needs `labels`, token ids with or without padding, and `lexical_embeds`, float (lexical_dim,)
-                or (vectors, lexical_dim). The mean of a row's vectors counts. Rows without a vector are skipped.
+                or (vectors, lexical_dim). Several vectors of a row count as their mean. Rows without a vector are
+                skipped.
 
         Returns:
             The share of the variance of the targets' mean embeddings that the vectors explain on held-out rows, by
@@ -66,7 +67,7 @@ class FittingMixin(Model):
         """Return the fusion layer that training changes: the active adapter's copy, or the model's own.
 
         Raises:
-            ValueError: The model has an adapter that does not hold the fusion layer.
+            ValueError: The model has an adapter, and the active one does not hold the fusion layer.
         """
         fusion = self.encoder.fusion
         copies = getattr(fusion, "modules_to_save", None)
@@ -82,7 +83,7 @@ class FittingMixin(Model):
 
 
 def read_rows(rows: Iterable[Mapping[str, Any]], width: int) -> tuple[Tensor, list[list[int]]]:
-    """Return the mean vector of each row, float32 (rows, width), and each row's label ids.
+    """Return the mean vector of each row, float32 (rows, width), and each row's label ids, with their padding.
 
     Rows without a vector or without labels are skipped.
 
@@ -130,7 +131,15 @@ def ridge(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, float]:
 
 
 def _left_out_error(left: Tensor, values: Tensor, projected: Tensor, y: Tensor, strength: float) -> float:
-    """Return the squared error on held-out rows that generalised cross-validation estimates for one penalty."""
+    """Return the squared error on held-out rows that generalised cross-validation estimates for one penalty.
+
+    Args:
+        left: Left singular vectors of the centred inputs, float64 (rows, k).
+        values: Their singular values, float64 (k,).
+        projected: The centred outputs projected on `left`, float64 (k, b).
+        y: The centred outputs, float64 (rows, b).
+        strength: The ridge penalty, per row.
+    """
     kept = values**2 / (values**2 + strength * len(y))
     residual = (y - left @ (kept[:, None] * projected)).square().sum()
     return (residual / (1 - (kept.sum() + 1) / len(y)) ** 2).item()  # + 1 because the mean is fitted too
@@ -141,8 +150,12 @@ def mean_target_embeddings(labels: list[list[int]], embeddings: Tensor) -> Tenso
 
     Rare tokens weigh more: the weight of a token is its inverse document frequency, log(rows / rows that hold it)
     (Sparck Jones 1972).
+
+    Args:
+        labels: Token ids of each row, with or without padding.
+        embeddings: The embedding table, float (tokens, d_model), on the CPU.
     """
-    words = [sorted({token for token in row if token >= FIRST_WORD}) for row in labels]
+    words = [sorted({token for token in row if token >= FIRST_WORD_ID}) for row in labels]
     rows = [torch.tensor(row, dtype=torch.int64, device="cpu") for row in words]  # whatever the default device is
     frequency = torch.bincount(torch.cat(rows), minlength=len(embeddings)).clamp(min=1)
     weight = (len(rows) / frequency).log()

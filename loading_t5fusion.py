@@ -51,7 +51,7 @@ NOT_CHOICES = {
 
 
 class FusedLoadingMixin(Model):
-    """Loading for a `PreTrainedModel` with `encoder.fusion`, which the weights of a base model do not include."""
+    """Loading for a model with `encoder.fusion`, which the weights of a base model do not include."""
 
     _hf_peft_config_loaded: bool  # transformers sets it when the first adapter is put on
 
@@ -146,14 +146,18 @@ class FusedLoadingMixin(Model):
         return (model, info) if output_loading_info else model
 
     def _finish_loading(self, checkpoint: "ResolvedCheckpoint", info: dict[str, Any]) -> None:
-        """Start the fusion layer if its weights were not loaded, and note where the model came from.
+        """Give the fusion layer its initial weights if none were loaded, and note where the model came from.
+
+        Args:
+            info: What `from_pretrained` of transformers reports: `missing_keys`, `mismatched_keys`, ...
 
         Raises:
             ValueError: The fusion layer has no weights yet, and `device_map` offloads it.
         """
-        if checkpoint.is_base_model or any(
+        is_new = checkpoint.is_base_model or any(
             ".fusion." in str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])
-        ):
+        )
+        if is_new:
             if self.encoder.fusion.norm.weight.is_meta:
                 raise ValueError(
                     "`device_map` offloads the fusion layer, which the weights of a base model do not include. Keep "
@@ -182,11 +186,11 @@ class FusedLoadingMixin(Model):
 
         Args:
             peft_model_id: Hub id or folder of the adapter.
-            adapter_name: Name that the adapter gets; "default" by default.
+            adapter_name: Name that the adapter gets; None for "default".
             *args: Positional arguments of [`~transformers.PreTrainedModel.load_adapter`], which then takes over.
             adapter_kwargs: Hub keywords of the adapter: `revision`, `token`, `subfolder`, ...
-            **kwargs: `is_trainable`, and Hub keywords. With any other keyword, or if weights come from memory or are
-                swapped in place, transformers' method takes over.
+            **kwargs: `is_trainable`, and Hub keywords. With any other keyword, without an id, or after
+                `enable_peft_hotswap`, transformers' method takes over.
 
         Returns:
             An object that lists the `missing_keys` and the `unexpected_keys`.
@@ -236,6 +240,10 @@ class FusedLoadingMixin(Model):
 def check_complete(source: NameOrPath, missing_keys: Any) -> None:
     """Check that the weights of a checkpoint lack nothing that a base model or a fused model must hold.
 
+    Args:
+        source: Hub id or folder of the checkpoint, for the message.
+        missing_keys: Names of the weights that it lacks.
+
     Raises:
         ValueError: They lack weights of the decoder, or of the fusion layer of a fused model.
     """
@@ -253,10 +261,13 @@ def check_complete(source: NameOrPath, missing_keys: Any) -> None:
 
 
 def _import_peft(purpose: str) -> Any:
-    """Return the package peft with the modules used here.
+    """Return the package peft, with the modules of it that are used here.
 
-    The imports stay inside a `try`. transformers refuses to load remote code that imports a missing package elsewhere,
-    and readers of a model without an adapter need no peft.
+    The imports stay inside a `try`, because transformers refuses to load remote code that imports a missing package
+    elsewhere. Readers of a model without an adapter need no peft.
+
+    Args:
+        purpose: Why peft is needed, for the message.
 
     Raises:
         ImportError: peft is not installed.
@@ -282,15 +293,20 @@ def _fill_adapter(peft: Any, model: Any, name: str, weights: dict[str, Any], nam
         RuntimeError: A weight has another shape.
     """
     result = peft.utils.set_peft_model_state_dict(model, weights, name)
-    of_model = {key for key in result.missing_keys if names_before & {key, PEFT_WRAPPERS.sub("", key)}}
-    missing = [key for key in result.missing_keys if f".{name}." in key and key not in of_model]
+    # PEFT also lists the model's own weights as missing, some of them under the names that its wrappers give them.
+    own_keys = {key for key in result.missing_keys if names_before & {key, PEFT_WRAPPERS.sub("", key)}}
+    missing = [key for key in result.missing_keys if f".{name}." in key and key not in own_keys]
     if missing or result.unexpected_keys:
         raise KeyError(", ".join([*missing, *result.unexpected_keys][:3]))
     return result
 
 
 def _remove_adapter(peft: Any, model: Any, name: str, peft_type: str) -> None:
-    """Take the adapter `name` off the model, which is then as it was before."""
+    """Take the adapter `name` off the model, which is then as it was before.
+
+    Args:
+        peft_type: The adapter's type in lower case, such as "lora", with which PEFT prefixes its weights.
+    """
     peft.functional.delete_adapter(model, name, prefix=f"{peft_type}_")
     del model.peft_config[name]
     if not model.peft_config:
@@ -313,10 +329,10 @@ class ResolvedCheckpoint:
     commit: str | None  # commit of the source, if it is on a Hub
     is_base_model: bool  # whether the source is a plain T5, without a fusion layer
     config: T5FusionConfig
-    choices: dict[str, Any]  # config fields, and the subfolder, that the name of the source does not imply
+    choices: dict[str, Any]  # config fields that differ from the source's defaults, and its subfolder if it has one
     kwargs: dict[str, Any]  # keywords for transformers' `from_pretrained`
     adapter: NameOrPath | None  # Hub id or folder of the adapter that goes on top
-    adapter_hub_kwargs: dict[str, Any]
+    adapter_hub_kwargs: dict[str, Any]  # Hub keywords of the adapter
 
 
 def resolve_checkpoint(
@@ -324,13 +340,14 @@ def resolve_checkpoint(
 ) -> ResolvedCheckpoint:
     """Find the weights, the config and the adapter that `name` stands for.
 
-    A missing file may only mean that the Hub is unreachable. So only the saved config decides whether weights or an
-    adapter should be elsewhere.
+    If a file is missing, the Hub may just be out of reach. So the saved config alone decides whether the weights are in
+    another place, and whether there is an adapter.
 
     Args:
         name: Hub id, folder, or name that an adapter recorded.
         config: Config to use instead of the saved one, or the folder or id of one.
-        kwargs: Keywords of `from_pretrained`: Hub keywords, config fields, and those of transformers.
+        kwargs: Keywords of `from_pretrained`: Hub keywords, config fields, and those of transformers. `adapter_kwargs`
+            is taken out.
 
     Raises:
         OSError: A config cannot be read, or the config announces an adapter that cannot be read.
@@ -355,9 +372,9 @@ def resolve_checkpoint(
         raise OSError(
             f"{source} holds an adapter, but its adapter_config.json cannot be read. Check the network and try again."
         )
-    as_saved, token_chosen = copy.deepcopy(saved), config is not None or "lexical_token_id" in kwargs
+    token_chosen = config is not None or "lexical_token_id" in kwargs
     fused, kwargs = fused_config(source, hub_kwargs, saved, config, kwargs)
-    choices = choices_of(fused, source, hub_kwargs, as_saved, token_chosen)
+    choices = choices_of(fused, source, hub_kwargs, saved, token_chosen)
     if saved.get("weights_from_backbone"):
         source, commit = resolve_embedded(fused.backbone), fused.backbone_revision
         hub_kwargs = for_other_repository(hub_kwargs) | {"revision": commit}
@@ -373,11 +390,13 @@ def choices_of(
     """Return the fields of `config` that differ from the checkpoint's defaults, and the subfolder if there is one.
 
     Args:
+        config: The config with which the model is loaded.
+        source: Hub id or folder of the checkpoint.
         saved: The checkpoint's own config.json.
         token_chosen: Whether the caller gave `lexical_token_id`. For a base model it then counts as a choice, even if
             it equals the default, because finding the default would need the tokenizer.
     """
-    if not hasattr(config, "lexical_token_id"):  # not the config of a fused model, which the model itself refuses
+    if not hasattr(config, "lexical_token_id"):  # Not the config of a fused model: the model itself refuses it.
         return {}
     token = {} if "lexical_token_id" in saved else {"lexical_token_id": config.lexical_token_id}
     default, _ = fused_config(source, hub_kwargs, saved, None, dict(token))
@@ -391,7 +410,7 @@ def choices_of(
 
 
 def for_other_repository(hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the Hub keywords that hold for another repository as well: all but its revision and its subfolder."""
+    """Return the Hub keywords that hold for any repository: all but the revision and the subfolder."""
     return {key: value for key, value in hub_kwargs.items() if key not in ("revision", "subfolder")}
 
 
@@ -401,14 +420,14 @@ def find_adapter(
     """Return the id or folder of the adapter that belongs to `name`, or None; and the adapter's Hub keywords.
 
     Args:
-        adapter_kwargs: Keywords that an Auto class passes. They hold the path of the adapter if it found one.
+        adapter_kwargs: Keywords that an Auto class passes. If the class has found an adapter, its path is among them.
     """
     passed = dict(adapter_kwargs or {})
     adapter = passed.pop("_adapter_model_path", None)
     if adapter is None:
         passed = hub_kwargs | passed
         adapter = name if find_adapter_config_file(name, **passed) is not None else None
-    elif str(adapter) == str(name):  # The adapter and its config lie side by side, so at the same commit.
+    elif str(adapter) == str(name):  # The adapter lies beside the config, so it is at the same commit.
         adapter, passed = name, hub_kwargs | passed
     else:
         passed = for_other_repository(hub_kwargs) | passed
@@ -416,7 +435,7 @@ def find_adapter(
 
 
 def base_of_adapter(adapter: NameOrPath, hub_kwargs: dict[str, Any]) -> FusedName | None:
-    """Return the base model that an adapter names, or None if a config.json beside it makes it a whole model.
+    """Return the base model that an adapter names; None if a config.json beside it does that.
 
     Raises:
         OSError: The base model is a folder that no longer exists.
@@ -449,8 +468,8 @@ def fused_config(
     Args:
         name: Hub id or folder of the checkpoint.
         saved: The checkpoint's own config.json.
-        config: Config to use instead, or the folder or id of one.
-        kwargs: Keywords of `from_pretrained`.
+        config: Config to use instead, or the folder or id of one, or None.
+        kwargs: Keywords of `from_pretrained`. The config fields are taken out.
 
     Raises:
         ValueError: The checkpoint is neither a T5 nor a fused model, or a field has a wrong value.
@@ -480,7 +499,7 @@ def _config_from_saved(
     name: NameOrPath, hub_kwargs: dict[str, Any], saved: dict[str, Any], kwargs: dict[str, Any]
 ) -> tuple[T5FusionConfig, dict[str, Any]]:
     """Return the config that `saved` and the fields among `kwargs` give, and the other keywords."""
-    model_type = saved.get("model_type")
+    saved, model_type = copy.deepcopy(saved), saved.get("model_type")
     if model_type == "mt5":  # The fields that its config.json leaves out have other defaults than T5's.
         saved = MT5Config.from_dict(saved).to_dict()
     if model_type in BASE_MODEL_TYPES:
@@ -497,7 +516,9 @@ def _config_from_saved(
 
 
 def commit_of(name: NameOrPath, hub_kwargs: dict[str, Any]) -> str | None:
-    """Return the commit of a model's files on the Hub; None for a folder. (Configs know it before 5.23 only.)
+    """Return the commit of a model's files on the Hub; None for a folder.
+
+    (Since transformers 5.23, a config does not keep it.)
 
     Raises:
         OSError: Its config.json cannot be read.

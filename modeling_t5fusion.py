@@ -82,7 +82,7 @@ def initial_projection(shape: torch.Size) -> torch.Tensor:
 
 
 class T5InitMixin:
-    """Initial random weights as in T5, which transformers would skip for classes that are not its own."""
+    """T5's random initial weights. transformers itself would give them to its own classes only."""
 
     def _initialize_weights(self, module: nn.Module, *is_custom_code: Any) -> None:
         super()._initialize_weights(module)  # type: ignore[misc]
@@ -157,7 +157,7 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         if input_ids is not None:
             check_token_id(input_ids, lexical_embeds, token_id, self.config.pad_token_id)
             is_placeholder = input_ids == token_id
-            # The placeholder's id may lie past the embedding table, so look up row 0, which is replaced later.
+            # The placeholder's id may lie past the embedding table. So look up row 0; `embed` replaces it by a vector.
             return is_placeholder, self.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
         if lexical_embeds is None:
             is_placeholder = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
@@ -319,7 +319,7 @@ class T5WithFusion(
             return
         self._has_trained_on_vectors = True
         adapters = getattr(self, "peft_config", {}).values()
-        if any(getattr(adapter, "modules_to_save", None) == [] for adapter in adapters):  # The user froze it.
+        if any(getattr(adapter, "modules_to_save", None) == [] for adapter in adapters):  # frozen on purpose
             return
         parameters = list(self.encoder.fusion.parameters())  # empty in replicas of DataParallel, and under FSDP
         if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -382,13 +382,13 @@ class T5WithFusion(
         """
         rows = self.shared.num_embeddings
         wanted = args[0] if args else kwargs.get("new_num_tokens")
-        if wanted == rows + 1 == self.config.lexical_token_id + 1:
-            # AutoPeftModel asks for a row per token of the tokenizer. The placeholder is the only new token.
+        is_placeholder_only_new = wanted == rows + 1 and self.config.lexical_token_id == rows
+        if is_placeholder_only_new:  # AutoPeftModel asks for a row per token of the tokenizer.
             return self.get_input_embeddings()
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if embeddings.num_embeddings != rows:
-            # PEFT decides by the base model's name whether to save the table as well, so give it the plain name. The
-            # table in the adapter then has a shape that does not fit a plain T5.
+            # PEFT looks up the base model by its name to decide whether to save the table as well, so give it the plain
+            # name. No plain T5 can then load the adapter by mistake, because the shape of its table does not fit.
             named = FusedName.parse(self.name_or_path)
             if not named.choices:
                 self.name_or_path = resolve_embedded(named.base_model)
@@ -399,9 +399,14 @@ class T5WithFusion(
 
 
 def _scale_loss(output: Any, share: torch.Tensor) -> Any:
-    """Multiply the loss by the share of the step's label tokens that this batch holds.
+    """Return the model's output with its loss multiplied by `share`: the part of a step's label tokens in this batch.
 
-    T5's loss is a mean over one batch. With gradient accumulation the Trainer adds up the losses of a step's batches.
+    T5's loss is a mean over one batch, and with gradient accumulation the Trainer adds up the losses of a step's
+    batches. So each mean must count by its share.
+
+    Args:
+        output: A `Seq2SeqLMOutput`, or a tuple that begins with the loss.
+        share: Float ().
     """
     loss = output[0] * share
     if isinstance(output, tuple):
@@ -412,11 +417,12 @@ def _scale_loss(output: Any, share: torch.Tensor) -> Any:
 
 def _resize_for_adapter(model: T5WithFusion, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
     """Resize the embedding table to the rows of an adapter that was trained, and saved, with a resized table."""
-    table, other_key = state_dict.get(f"{prefix}shared.weight"), f"{prefix}encoder.final_layer_norm.weight"
+    table = state_dict.get(f"{prefix}shared.weight")
     rows = model.shared.weight.shape[0]
-    is_adapter = other_key not in state_dict  # An adapter holds the table, but not the model's other weights.
+    # An adapter holds the table, but not weights of the model such as this one.
+    is_adapter = f"{prefix}encoder.final_layer_norm.weight" not in state_dict
     if table is not None and is_adapter and len(table) != rows:
-        logger.info(f"the adapter was trained on a table of {len(table)} rows: the model's {rows} rows are resized")
+        logger.info(f"the adapter was trained on a table of {len(table)} rows: the model's table of {rows} is resized")
         model.resize_token_embeddings(len(table), mean_resizing=False)
 
 

@@ -26,7 +26,7 @@ NO_TEXT = "no token of text; expected at least one. Remove the row, or give it t
 def add_lexical_token(tokenizer: Any) -> int:
     """Add the special token `<lexical>` to the tokenizer, in place, if it is missing, and return its id.
 
-    A `<lexical>` that is there as an ordinary token becomes a special one and keeps its id.
+    A `<lexical>` that the tokenizer has as an ordinary token becomes a special one and keeps its id.
     """
     token_id = tokenizer.get_added_vocab().get(LEXICAL_TOKEN)
     if token_id is None or not tokenizer.added_tokens_decoder[token_id].special:
@@ -41,6 +41,8 @@ def place_lexical(ids: Ids, count: int, lexical_id: int, row: int = 0, field: st
     """Return `ids`, int64 (length,), with `count` placeholders in front, or unchanged if they hold `count` already.
 
     Args:
+        ids: Token ids of the row.
+        count: Number of vectors of the row.
         lexical_id: The placeholder's id.
         row: Index of the row, for the message.
         field: Name of the row's field, for the message.
@@ -98,13 +100,20 @@ def vectors_of_row(index: int, value: Any) -> Vectors:
 
 
 def has_readable_norm(vector: npt.NDArray[Any]) -> bool:
-    """Return whether the model can tell a vector, numbers (dim,), from others by its size; zeros count as padding."""
+    """Return whether a vector, numbers (dim,), is neither too small nor too large for the fusion layer.
+
+    A vector of zeros, which pads a row, is readable.
+    """
     exact = vector.astype(np.float64)
     return bool(SMALLEST_NORM <= np.linalg.norm(exact) <= LARGEST_NORM or not exact.any())
 
 
 def as_array(value: Any) -> npt.NDArray[Any]:
-    """Return a number, list, array or tensor, or a list of tensors, as a NumPy array."""
+    """Return a number, list, array or tensor, or a list of tensors, as a NumPy array.
+
+    Raises:
+        ValueError: The items of a list differ in length.
+    """
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):
         return np.stack([as_array(item) for item in value])
     if isinstance(value, torch.Tensor):
@@ -115,7 +124,11 @@ def as_array(value: Any) -> npt.NDArray[Any]:
 
 
 def bad_row(index: int, field: str, message: str) -> ValueError:
-    """Return the error that names a row of the batch and its field."""
+    """Return the error that names a row of the batch and its field.
+
+    Args:
+        message: What is wrong, without the full stop.
+    """
     return ValueError(f"row {index} of the batch, `{field}`: {message}.")
 
 
@@ -123,6 +136,3 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ValueError if `value` is not one of `choices`."""
     if value not in choices:
         raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, choices))}.")
-
-
-__all__ = ["IGNORED", "add_lexical_token", "place_lexical", "vectors_of_row"]

@@ -77,6 +77,10 @@ class SavingMixin(Model):
         """Return the names of weights that changed since they were loaded and that the PEFT adapter does not hold.
 
         Resized embedding tables are not among them, because PEFT saves these with the adapter.
+
+        Args:
+            adapter: Name of the adapter.
+            config: Its `PeftConfig`.
         """
         samples = getattr(self, "_loaded_samples", None)
         if samples is None:  # The model was built from a config, not loaded.
@@ -159,12 +163,12 @@ def apply_umask(folder: Path, pattern: str = "**/*") -> None:
 
 
 def name_code(config: Any) -> None:
-    """Write into a config which of the files beside it open the model."""
+    """Set the fields of a config that name the code files beside it, in place."""
     config.auto_map, config.custom_pipelines = copy.deepcopy((AUTO_MAP, CUSTOM_PIPELINES))
 
 
 def _keeps_base(config: Any) -> bool:
-    """Return whether the tuner leaves the base weights as they were. If not, a reload changes them in the same way."""
+    """Return whether a tuner leaves the base weights as they were. One that changes them does it again at a reload."""
     if getattr(config.peft_type, "value", config.peft_type) != "LORA":
         return False
     truncates = getattr(config, "kasa_config", None) is not None  # KaSA drops the smallest singular values
@@ -180,7 +184,11 @@ def _saved_fusion(fusion: Any, adapter: str | None) -> Any:
 
 
 def _check_layout(fusion: nn.Module, lexical_dim: int, d_model: int) -> None:
-    """Raise ValueError if the fusion layer has other weights, or other shapes, than a reload can rebuild."""
+    """Check that a reload can rebuild the fusion layer.
+
+    Raises:
+        ValueError: It has other weights, or other shapes, than the config gives.
+    """
     expected = {"projection.weight": (d_model, lexical_dim), "projection.bias": (d_model,), "norm.weight": (d_model,)}
     shapes = {name: tuple(value.shape) for name, value in fusion.named_parameters()}
     sharded = any(value.numel() == 0 or type(value) is not nn.Parameter for value in fusion.parameters())
@@ -196,9 +204,10 @@ def _check_layout(fusion: nn.Module, lexical_dim: int, d_model: int) -> None:
 def _sample(name: str, value: Tensor) -> Tensor | None:
     """Return one number of each row of a weight, or all numbers of a fusion layer's weight, float32 (n,) on the CPU.
 
-    Training and merging change nearly all numbers of a weight. By hand, people change rows: those of their tokens. The
-    last number is the count of rows, so that a resized table gives another sample. Returns None for a weight whose
-    numbers cannot be compared, for example a quantised or a sharded one.
+    That is enough to notice a change: training and merging change nearly all numbers of a weight, and people who change
+    a weight by hand change whole rows, those of their tokens. The last number is the count of rows, so that a resized
+    table gives another sample. Returns None for a weight whose numbers cannot be compared, such as a quantised or a
+    sharded one.
     """
     if value.is_meta or not value.is_floating_point() or type(value) is not nn.Parameter or value.numel() == 0:
         return None
@@ -210,7 +219,7 @@ def _sample(name: str, value: Tensor) -> Tensor | None:
 
 
 def _same(loaded: Tensor | None, current: Tensor | None) -> bool:
-    """Return whether two samples are equal, up to a cast to half precision, or cannot be compared."""
+    """Return whether two samples are equal, at least after a cast to half precision, or cannot be compared."""
     if loaded is None or current is None or loaded.shape != current.shape or loaded[-1] != current[-1]:
         return True
     return torch.equal(loaded, current) or any(

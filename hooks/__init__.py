@@ -10,13 +10,12 @@
 | `AutoPeftModel*.from_pretrained` | its error for an adapter that was not pushed says what to type | PUSH |
 
 All of them act on fused models only, and leave other models to PEFT and the Trainer. The switches are the environment
-variables T5FUSION_PEFT_HOOK, T5FUSION_TRAINER_HOOK and T5FUSION_PUSH_HOOK. With a switch at 0 before `import t5fusion`,
-nothing in its rows is changed (`PeftModel.__init__` needs both at 0). With a switch set to 0 later, the hooks do
-nothing.
+variables T5FUSION_PEFT_HOOK, T5FUSION_TRAINER_HOOK and T5FUSION_PUSH_HOOK. If a switch is 0 before `import t5fusion`,
+nothing in its rows is changed (`PeftModel.__init__` needs both at 0). If it is set to 0 later, the hooks do nothing.
 
-These entry points cannot live on the model itself. PEFT asks a model for nothing when it puts an adapter on
-(docs/upstream/layers_that_train_with_an_adapter.py), and the Trainer passes its data set to callbacks only. Everything
-that can live on an instance does: saving, pushing and the model card are methods of `adapter_class.FusedAdapter`.
+The model itself cannot do this. PEFT calls no method of a model when it puts an adapter on
+(docs/upstream/layers_that_train_with_an_adapter.py), and the Trainer passes its data set to callbacks only. What an
+object can do itself, it does: saving, pushing and the model card are methods of `adapter_class.FusedAdapter`.
 
 Apart from these hooks, `import t5fusion` registers the model type "t5_fusion" with transformers' Auto classes, and
 gives it the row of "t5" in each of PEFT's tables of target modules.
@@ -29,7 +28,7 @@ from . import adapter_class, peft_hook, push_hook, trainer_hook
 from .switches import PEFT, PUSH, TRAINER, is_on
 
 
-@cache  # a second call would wrap the wraps
+@cache  # A second call would wrap the wrappers.
 def register() -> None:
     """Install the hooks whose switch is on, once. (The model type is registered as soon as this module is imported.)"""
     if is_on(PEFT):

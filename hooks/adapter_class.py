@@ -4,7 +4,7 @@ PEFT chooses the class of a `PeftModel` by the task type and asks nothing of the
 is wrapped: where the model has a fusion layer, the new object changes its class before it is built, as torch's FSDP and
 `parametrize` do with their modules. The methods of `PeftModel` itself stay as they are, so no other model is touched.
 
-What each method does can be switched off: T5FUSION_PEFT_HOOK for `add_adapter`, `add_weighted_adapter`,
+The methods have switches: T5FUSION_PEFT_HOOK for `add_adapter`, `add_weighted_adapter`,
 `save_pretrained` and `disable_adapter`, T5FUSION_PUSH_HOOK for `push_to_hub` and `create_or_update_model_card`.
 """
 
@@ -25,7 +25,7 @@ from .push_hook import name_base_in_card, push_with_code
 from .switches import PEFT, PUSH, is_on
 from .weighted_adapter import add_weighted
 
-if TYPE_CHECKING:  # a mixin of PEFT's models: a checker may know what they have
+if TYPE_CHECKING:  # Type checkers then know the attributes of the classes that this class is mixed into.
     from peft import PeftModel as Base
 else:
     Base = object
@@ -38,40 +38,42 @@ class FusedAdapter(Base):
 
     def add_adapter(self, adapter_name, peft_config, *args, **kwargs):
         """Add an adapter that trains the fusion layer too, unless its config says otherwise."""
-        if peft_config.is_prompt_learning:  # all others go through `inject_adapter`
+        if peft_config.is_prompt_learning:  # For all others, PEFT calls `inject_adapter`, which is wrapped.
             add_fusion(peft_config, self.base_model)
         return super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
     def add_weighted_adapter(self, adapters, weights, adapter_name, *args, **kwargs):
         """Combine adapters as PEFT does, and their fusion layers in the same way; see `weighted_adapter.py`."""
         tuner, fusion = self.base_model, self.get_base_model().encoder.fusion
-        is_held = isinstance(fusion, ModulesToSaveWrapper) and adapter_name not in self.peft_config
-        combine = partial(add_weighted, tuner, fusion) if is_held and is_on(PEFT) else tuner.add_weighted_adapter
+        has_copies, is_new_name = isinstance(fusion, ModulesToSaveWrapper), adapter_name not in self.peft_config
+        with_fusion = has_copies and is_new_name and is_on(PEFT)
+        combine = partial(add_weighted, tuner, fusion) if with_fusion else tuner.add_weighted_adapter
         return combine(adapters, weights, adapter_name, *args, **kwargs)
 
     def save_pretrained(self, save_directory, safe_serialization=True, selected_adapters=None, *args, **kwargs):
-        """Save as PEFT does.
+        """Save as PEFT does, and the embedding table too if it was resized.
 
         Raises:
-            ValueError: a reload would give another model (`T5WithFusion.check_reloadable`).
+            ValueError: A reload would give another model (`T5WithFusion.check_reloadable`).
         """
         base = self.get_base_model()
         if isinstance(base, T5WithFusion) and is_on(PEFT):
             with_tables = (args[0] if args else kwargs.get("save_embedding_layers")) is True
             for adapter in selected_adapters or self.peft_config:
                 base.check_reloadable(adapter, self.peft_config[adapter], with_tables)
-            if base.is_resized() and not args:  # PEFT would ask the Hub, and offline it assumes that it was not
+            # PEFT would ask the Hub for the table's size. Offline, it assumes that the table was not resized.
+            if base.is_resized() and not args:
                 kwargs.setdefault("save_embedding_layers", True)
         super().save_pretrained(save_directory, safe_serialization, selected_adapters, *args, **kwargs)
         if isinstance(base, T5WithFusion):
-            # safetensors writes files that only their owner can read
             apply_umask(Path(save_directory), "**/adapter_model.safetensors")
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Disable the adapter as PEFT does, and with prompt learning the adapter's fusion layer too.
 
-        PEFT itself leaves the layers of `modules_to_save` in use there, so the model would not be the base model.
+        With prompt learning, PEFT itself leaves the layers of `modules_to_save` in use, so the model would not be the
+        base model.
         """
         wrapper = self.get_base_model().encoder.fusion
         is_in_use = isinstance(wrapper, ModulesToSaveWrapper) and not wrapper.disable_adapters
@@ -116,10 +118,13 @@ def fused_adapter_class(peft_class: Any) -> type:
 
 
 def _new_adapter(peft_class: Any) -> PeftModel:
+    """Return an object without attributes, to which `copy` and `pickle` then give its state."""
     return object.__new__(fused_adapter_class(peft_class))
 
 
 def _wrap_init(init: Callable) -> Callable:
+    """Wrap `PeftModel.__init__`, so that an adapter on a fused model changes its class first."""
+
     @wraps(init)
     def __init__(self, model, *args, **kwargs):
         if has_fusion(model) and not isinstance(self, FusedAdapter):

@@ -25,7 +25,7 @@ from .switches import PEFT, is_on
 
 FUSION = "fusion"
 READ_MARK = "t5fusion_read_from_a_saved_adapter"  # attribute of a PeftConfig; PEFT never saves it
-CHOICES_OF_ADAPTER = ("lexical_dim", "lexical_token_id")  # an adapter works only with the values it was trained with
+FIXED_BY_TRAINING = ("lexical_dim", "lexical_token_id")  # An adapter works only with the values of its training.
 
 
 def has_fusion(model: nn.Module) -> bool:
@@ -36,24 +36,25 @@ def has_fusion(model: nn.Module) -> bool:
 
 
 def _fusion_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the fusion layers of a model: one, or none."""
     return [module for name, module in model.named_modules() if name.rpartition(".")[2] == FUSION]
 
 
 def add_fusion(config: PeftConfig, model: nn.Module) -> None:
     """Add the fusion layer to `modules_to_save` of a new adapter's config. Nothing happens for other models.
 
-    The config is changed in place, as PEFT does for its heads. A user who loads the adapter with the same object
-    (`PeftModel.from_pretrained(..., config=config)`) would otherwise get a model without the trained layer.
+    The config is changed in place, as PEFT does for its heads. With a changed copy, a user who loads the adapter with
+    the same object (`PeftModel.from_pretrained(..., config=config)`) would get a model without the trained layer.
 
     Raises:
-        ValueError: the adapter was trained with another placeholder or vector width (`check_choices`).
+        ValueError: The adapter was trained with another placeholder or vector width (`check_choices`).
     """
     if not is_on(PEFT) or not has_fusion(model):
         return
     check_choices(config, model)
-    if config.inference_mode or getattr(config, READ_MARK, False):  # a saved adapter: its content is decided
+    if config.inference_mode or getattr(config, READ_MARK, False):  # A saved adapter holds the layer, or does not.
         return
-    if hasattr(model, "loaded_commit"):  # without a revision, a reload would take the newest commit
+    if hasattr(model, "loaded_commit"):  # Without a revision, a reload would take the newest commit.
         config.revision = model.loaded_commit
     if not _decides_fusion(config):
         config.modules_to_save = [*(config.modules_to_save or ()), FUSION]
@@ -72,10 +73,10 @@ def check_choices(config: PeftConfig, model: nn.Module) -> None:
     """Check that an adapter was trained with this model's placeholder and vector width.
 
     Raises:
-        ValueError: the name of the adapter's base model records another value.
+        ValueError: The name of the adapter's base model records another value.
     """
     choices = FusedName.parse(config.base_model_name_or_path).choices
-    for name in CHOICES_OF_ADAPTER:
+    for name in FIXED_BY_TRAINING:
         own_value = getattr(model.config, name)
         if choices.get(name, own_value) != own_value:
             raise ValueError(
@@ -86,13 +87,15 @@ def check_choices(config: PeftConfig, model: nn.Module) -> None:
 
 
 def _wrap_inject(inject: Callable) -> Callable:
+    """Wrap `BaseTuner.inject_adapter`, so that a new adapter trains the fusion layer."""
+
     @wraps(inject)
     def inject_adapter(self, model, adapter_name, *args, **kwargs):
         add_fusion(self.peft_config[adapter_name], model)
         if has_fusion(model):
             for fusion in _fusion_layers(model):
-                # When most tuners unload a layer, they copy its `weight`. This layer has several, so there is nothing
-                # to copy, but PEFT looks for the attribute.
+                # Most tuners look for the `weight` of a layer that they unload, to copy it. This layer has several
+                # weights and none of this name, so there is nothing to copy.
                 fusion.weight = None
         return inject(self, model, adapter_name, *args, **kwargs)
 
@@ -100,6 +103,8 @@ def _wrap_inject(inject: Callable) -> Callable:
 
 
 def _wrap_read(read: classmethod) -> classmethod:
+    """Wrap `PeftConfig.from_pretrained`, so that the config is marked as read."""
+
     @wraps(read.__func__)
     def from_pretrained(cls, *args, **kwargs):
         config = read.__func__(cls, *args, **kwargs)

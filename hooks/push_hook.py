@@ -1,13 +1,13 @@
 """An adapter that the Trainer or PEFT pushes loads in one line, where t5fusion is not installed.
 
-PEFT names the base model in an adapter's config. By the name of a plain T5, a reader gets the plain T5 and loses the
+PEFT names the base model in an adapter's config. If that named a plain T5, readers would load the plain T5 and lose the
 fusion layer. So the config names the repository that the adapter is pushed to, and the code and the config that build
-the fused model go there with it, as in a bundle. An adapter on a fused model that is on the Hub already needs none of
-this: its base model stays named.
+the fused model go there with it, as in a bundle. If the fused model is on the Hub already, its name stays and nothing
+is added.
 
 T5FUSION_PUSH_HOOK=0 switches all of this off. PEFT then writes a card that names "T5WithFusion(ID@COMMIT)" as the base
-model, and the Hub refuses a push of it by the Trainer. `trainer.remove_callback(PushCallback)` leaves the card as it is
-with the hook, and pushes no code.
+model, and the Hub refuses a push of it by the Trainer. `trainer.remove_callback(PushCallback)` switches off less: no
+code is pushed, but the card still names the base model by its id.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,10 +33,10 @@ BASE_TAG = "base_model:"  # prefix of the Hub's tags for what a model is based o
 
 
 def base_to_push_with(model) -> T5WithFusion | None:
-    """Return the fused model beneath an adapter, if its code has to be pushed too.
+    """Return the fused model beneath an adapter, if its code has to be pushed too, or else None.
 
-    None for models without an adapter, for other models, and where the base model is in a local folder, which no reader
-    of the Hub could load.
+    It is None for a model without an adapter, for a model that is not fused, and for a base model in a local folder,
+    which no reader could load.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not is_on(PUSH) or not isinstance(base, T5WithFusion) or not getattr(model, "peft_config", None):
@@ -44,20 +44,23 @@ def base_to_push_with(model) -> T5WithFusion | None:
     return base if FusedName.parse(base.name_or_path).commit else None  # a local folder has no commit
 
 
-@cache  # the Hub limits how often it may be asked, and every save needs the answer
+@cache  # Every save asks, and the Hub limits how often it answers.
 def full_id(name: str, token: str | bool | None) -> str:
-    """Return a repository's id as OWNER/NAME. Without an owner, it belongs to the owner of the token."""
+    """Return a repository's id as OWNER/NAME. The owner is that of the token if the name has none."""
     return name if "/" in name else f"{whoami(token=token)['name']}/{name}"
 
 
 class PushCallback(TrainerCallback):
-    """Prepares the adapter of a `Trainer(push_to_hub=True)`. `trainer.remove_callback(PushCallback)` removes it."""
+    """Callback that makes what a `Trainer(push_to_hub=True)` pushes load where t5fusion is not installed.
+
+    `trainer.remove_callback(PushCallback)` removes it.
+    """
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
         if args.push_to_hub:
             self.name_repository(args, state, model)
 
-    on_train_begin = on_init_end  # a hyperparameter search builds its models after the Trainer
+    on_train_begin = on_init_end  # A hyperparameter search builds its models after the Trainer.
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -69,7 +72,11 @@ class PushCallback(TrainerCallback):
             write_code(base, Path(args.output_dir))
 
     def name_repository(self, args: TrainingArguments, state: TrainerState, model) -> T5WithFusion | None:
-        """Name the repository that is pushed to as the adapters' base model. Return the fused model beneath them."""
+        """Set the base model in the adapters' configs to the repository that they are pushed to.
+
+        Returns:
+            The fused model beneath them, or None if there is nothing to do.
+        """
         base = base_to_push_with(model) if state.is_world_process_zero else None
         if base is not None:
             repository = full_id(args.hub_model_id or Path(args.output_dir).absolute().name, args.hub_token)
@@ -79,7 +86,7 @@ class PushCallback(TrainerCallback):
 
 
 def push_with_code(model, push: Callable, repo_id: str, *args, **kwargs):
-    """Call `push(repo_id, ...)`, the `push_to_hub` of a model with an adapter, so that it takes the code with it."""
+    """Call `push(repo_id, ...)`, the `push_to_hub` of a model with an adapter, so that it pushes the code as well."""
     base = base_to_push_with(model)
     if base is None:
         return push(repo_id, *args, **kwargs)
@@ -114,7 +121,9 @@ def name_base_in_card(file: Path, model: T5WithFusion, earlier_base: str | list[
     PEFT writes a path, or "T5WithFusion(ID@COMMIT)". The Hub refuses a card with either.
 
     Args:
-        earlier_base: The base model that the card named before PEFT wrote it. It stays where the T5 has no id.
+        file: The card.
+        model: The fused model beneath the adapter.
+        earlier_base: The base model that the card named before PEFT wrote it. It stays if the T5 has no id.
     """
     card = ModelCard.load(file)
     name = FusedName.parse(model.name_or_path).base_model
@@ -136,6 +145,8 @@ def is_hub_id(name: str) -> bool:
 
 
 def _wrap_push(push: Callable) -> Callable:
+    """Wrap `T5WithFusion.push_to_hub`, so that it pushes the code with an adapter."""
+
     @wraps(push)
     def push_to_hub(self, repo_id, *args, **kwargs):
         return push_with_code(self, push.__get__(self), repo_id, *args, **kwargs)

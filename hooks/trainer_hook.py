@@ -1,10 +1,10 @@
-"""In every `Trainer`, for fused models only: start the fusion layer, and report if the vectors brought nothing.
+"""In every `Trainer` of a fused model: start the fusion layer, and report if the vectors brought nothing.
 
-A callback is the only thing to which the Trainer shows its data. So `import t5fusion` wraps `CallbackHandler.__init__`,
-which every Trainer calls with its callbacks and its model: where the model is a fused model, `FusionCallback` is among
-them. (transformers' list of default callbacks would do too, but importing its module takes a second, and not every user
-of a model needs a Trainer.) `trainer.remove_callback(FusionCallback)` removes it from one Trainer, and the environment
-variable T5FUSION_TRAINER_HOOK=0 switches it off.
+The Trainer shows its data to callbacks only. Every Trainer passes its callbacks and its model to
+`CallbackHandler.__init__`, which `import t5fusion` wraps: if the model is a fused model, it adds `FusionCallback`.
+(transformers' list of default callbacks would do too, but importing its module takes a second, and not every user of a
+model needs a Trainer.) `trainer.remove_callback(FusionCallback)` removes the callback from one Trainer, and the
+environment variable T5FUSION_TRAINER_HOOK=0 switches it off.
 """
 
 import math
@@ -24,16 +24,16 @@ from ..common.losses import Losses, losses_of, paired_bootstrap
 from ..modeling_t5fusion import T5WithFusion, initial_projection
 from .switches import TRAINER, is_on
 
-START_ROWS = 20_000  # at most this many rows are read for the start; more take long and change little
-REPORT_BATCHES = 64  # at most this many held-out batches are measured for the report
+MOST_START_ROWS = 20_000  # rows that are read for the start; more take long and change little
+MOST_REPORT_BATCHES = 64  # held-out batches that are measured for the report
 
 
 class FusionCallback(TrainerCallback):
-    """Starts a fusion layer that still has its initial weights, and reports if training made no use of the vectors.
+    """Callback that starts a fusion layer, if it still has its initial weights, and reports if the vectors are useless.
 
     Args:
-        start: Whether to start the fusion layer. `t5fusion train` passes False: it has started the layer already, or
-            was asked not to.
+        start: Whether to start the fusion layer. `t5fusion train` passes False, because it starts the layer itself
+            unless it is asked not to.
     """
 
     def __init__(self, start: bool = True):
@@ -50,8 +50,8 @@ class FusionCallback(TrainerCallback):
         fused = fused_model(model)
         if fused is None or eval_dataloader is None or not is_on(TRAINER):
             return
-        if any(type(parameter) is not torch.nn.Parameter for parameter in fused.parameters()):  # shards, under FSDP
-            return
+        if any(type(parameter) is not torch.nn.Parameter for parameter in fused.parameters()):
+            return  # FSDP has split the weights over the processes.
         own, other = measure_vectors(model, eval_dataloader)
         if len(own.sums) < 2:
             return
@@ -67,7 +67,10 @@ class FusionCallback(TrainerCallback):
 
 
 def fused_model(model) -> T5WithFusion | None:
-    """Return the fused model in what a Trainer trains: bare, beneath an adapter, or wrapped for several processes."""
+    """Return the fused model that a Trainer trains: itself, beneath an adapter, or in a wrapper for several processes.
+
+    None for other models.
+    """
     model = getattr(model, "module", model)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return base if isinstance(base, T5WithFusion) else None
@@ -93,22 +96,22 @@ def start_rows(loader: DataLoader | None) -> list[dict]:
     dataset: Any = getattr(loader, "dataset", None)
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         return []
-    step = max(1, -(-len(dataset) // START_ROWS))
+    step = max(1, -(-len(dataset) // MOST_START_ROWS))  # rounded up
     rows = (dataset[index] for index in range(0, len(dataset), step))
     return [row for row in rows if isinstance(row, dict) and row.get("lexical_embeds") is not None and "labels" in row]
 
 
 @torch.no_grad()
 def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
-    """Return the losses of held-out rows with their own vectors, and with the vector of the row before.
+    """Return the losses of held-out rows with their own vectors, and with those of the row before in the batch.
 
-    Rows without a vector, and batches of a single row, are left out. Of several processes, only the first gets the
-    right rows.
+    Left out are batches of a single row, and batches with a row that has no vector or several. Of several processes,
+    only the first gets the right rows.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     own, other = [], []
-    for number, batch in enumerate(islice(batches, REPORT_BATCHES)):
+    for number, batch in enumerate(islice(batches, MOST_REPORT_BATCHES)):
         vectors = batch.get("lexical_embeds") if hasattr(batch, "get") else None
         if vectors is None or batch.get("labels") is None:
             continue
@@ -120,8 +123,8 @@ def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
         vectors = batch["lexical_embeds"]
         has_vector = (vectors != 0).flatten(1).any(1)
         one_each = vectors.dim() == 2 or vectors.shape[1] == 1
-        if not one_each or not bool(has_vector.all()):  # another row's vectors would not fit the placeholders
-            continue
+        if not one_each or not bool(has_vector.all()):
+            continue  # Another row's vectors would not fit the placeholders.
         own.append(losses_of(model, batch))
         other.append(losses_of(model, batch | {"lexical_embeds": vectors.roll(1, 0)}))
     model.train(was_training)
@@ -145,6 +148,8 @@ def add_to_fused_models(callback: type[TrainerCallback]) -> None:
 
 
 def _wrap_init(init: Callable, callback: type[TrainerCallback]) -> Callable:
+    """Wrap `CallbackHandler.__init__`, so that it adds a callback for fused models."""
+
     @wraps(init)
     def __init__(self, callbacks, model, *args, **kwargs):
         if fused_model(model) is not None:

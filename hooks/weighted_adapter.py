@@ -1,9 +1,9 @@
 """`add_weighted_adapter` of PEFT, for adapters that hold the fusion layer.
 
-PEFT combines what adapters add to the base model's matrices. For a layer that trains as a whole it knows no such
-difference. It refuses two adapters that both hold the layer, and of a single one it makes an adapter with an untrained
-layer, in silence. Here the difference is what training changed: the adapter's copy of the layer minus the base model's.
-PEFT's own functions combine the differences, in the way that the call asks for.
+PEFT combines what adapters add to the base model's matrices, but not layers that train as a whole, such as the fusion
+layer. If two adapters hold such a layer, it refuses to combine them. If only one does, the new adapter gets an
+untrained layer, without a message. Here, what an adapter adds to the fusion layer is its copy of the layer minus the
+base model's. PEFT's own functions combine these differences, in the way that the call asks for.
 """
 
 import inspect
@@ -29,21 +29,28 @@ def add_weighted(
 
     The new adapter's layer is the base model's plus the combined differences. If the weights sum up to 1 and the
     combination is "svd", "cat" or "linear", that is the weighted mean of the layers.
+
+    Args:
+        tuner: PEFT's tuner, the `base_model` of a `PeftModel`.
+        fusion: The fusion layer with the adapters' copies.
+        adapters: Names of the adapters.
+        weights: One factor per adapter.
+        *args, **kwargs: Further arguments of the tuner's method, first the new adapter's name.
     """
-    # PEFT copies the config of the first adapter, which decides whether the new adapter holds the layer.
+    # PEFT copies the config of the first adapter, so one that holds the layer has to come first.
     pairs = sorted(zip(adapters, weights, strict=True), key=lambda pair: pair[0] not in fusion.modules_to_save)
     names, factors = [name for name, _ in pairs], [weight for _, weight in pairs]
     call = inspect.signature(tuner.add_weighted_adapter).bind(names, factors, *args, **kwargs)
     call.apply_defaults()
-    with _unseen_by_check(tuner, fusion):
+    with _hidden_from_check(tuner, fusion):
         tuner.add_weighted_adapter(*call.args, **call.kwargs)
     held = [(fusion.modules_to_save[name], weight) for name, weight in pairs if name in fusion.modules_to_save]
     if held:
-        _combine(fusion, call.arguments["adapter_name"], held, _method(call.arguments))
+        _combine(fusion, call.arguments["adapter_name"], held, _combination(call.arguments))
 
 
 @contextmanager
-def _unseen_by_check(tuner: Any, fusion: ModulesToSaveWrapper) -> Iterator[None]:
+def _hidden_from_check(tuner: Any, fusion: ModulesToSaveWrapper) -> Iterator[None]:
     """Hide the adapters' copies of the fusion layer from PEFT's check, which refuses layers that adapters share."""
     check, copies = tuner._check_add_weighted_adapter, fusion.modules_to_save
 
@@ -61,8 +68,8 @@ def _unseen_by_check(tuner: Any, fusion: ModulesToSaveWrapper) -> Iterator[None]
         del tuner._check_add_weighted_adapter
 
 
-def _method(arguments: dict[str, Any]) -> Callable[[list[Tensor], Tensor], Tensor]:
-    """Return the function of PEFT that combines differences in the way that a call asks for."""
+def _combination(arguments: dict[str, Any]) -> Callable[[list[Tensor], Tensor], Tensor]:
+    """Return the function of PEFT that combines differences, tensors of one shape, in the way that a call asks for."""
     kind = str(arguments.get("combination_type", "linear")).removesuffix("_svd")
     if len(arguments["adapters"]) == 1 or kind in ("linear", "cat", "svd"):
         return merge_utils.task_arithmetic
