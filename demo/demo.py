@@ -34,25 +34,19 @@ from ..finetune.options import TrainingOptions
 from ..finetune.training import train
 from ..finetune.vector_cache import encode_cached
 from ..processing_t5fusion import T5FusionProcessor
-from . import DEMO
+from . import DEMO, PROBE
 from .harvest import DocumentedName, harvest, standard_library
 from .page import Example, save_page
 
 TEMPLATE = "describe: {text}"
-BATCH, RATE = 16, 3e-3  # half as many steps as `train` takes by default, and larger ones
-DROPOUT = 0.0  # drawing its random numbers takes a fifth of the time, and two epochs hardly need it
-PRECISION: Literal["fp32"] = (
-    "fp32"  # the same numbers on machines with and without bf16, and faster for matrices as small as these
-)
-BODY_TOKENS = 64  # the encoder reads at most this many tokens of a body
-GENERATED = 200  # about this many held-out rows are generated for and scored
-SHOWN = 8  # examples in the last table
-PICTURED = 5  # examples in the page
-PROBE = "probe.json"
-DECODING: dict[str, Any] = {
-    "max_new_tokens": 32,
-    "no_repeat_ngram_size": 3,
-}  # a model this small tends to repeat itself
+BATCH_SIZE, LEARNING_RATE = 16, 3e-3  # half as many steps as `train` takes by default, and larger ones
+DROPOUT = 0.0  # Drawing its random numbers takes a fifth of the time, and two epochs hardly need it.
+# The losses are then the same on machines with and without bf16, and matrices as small as these are faster.
+PRECISION: Literal["fp32"] = "fp32"
+BODY_TOKENS = 64  # tokens of a body that the encoder reads
+SCORED_ROWS = 200  # held-out rows, about, for which texts are generated and scored
+TABLE_EXAMPLES, PAGE_EXAMPLES = 8, 5
+DECODING: dict[str, Any] = {"max_new_tokens": 32, "no_repeat_ngram_size": 3}  # Small models tend to repeat themselves.
 
 
 def demo_rows(limit: int | None = None) -> tuple[list[DocumentedName], list[DocumentedName]]:
@@ -65,13 +59,13 @@ def demo_rows(limit: int | None = None) -> tuple[list[DocumentedName], list[Docu
 
 
 def demo_processor(base_model: str, lexical: str) -> T5FusionProcessor:
-    """Return the processor of the demo, for vectors of the "body" or of the "name"."""
+    """Return the demo's processor, for vectors that are made from "body" or "name", which `lexical` says."""
     source = {"body": "given", "name": "text"}[lexical]
     return make_processor(base_model, template=TEMPLATE, lexical_source=source, lexical_max_tokens=BODY_TOKENS)
 
 
 def demo_inputs(rows: list[DocumentedName], processor: T5FusionProcessor) -> list[dict]:
-    """Return the rows as the Trainer reads them, with a vector of the body or of the name."""
+    """Return the rows as the Trainer reads them, with the vectors that the processor is for."""
     names = [row.name for row in rows]
     lexical = [row.body for row in rows] if processor.lexical_source == "given" else names
     return prepare(names, [row.description for row in rows], encode_cached(lexical, processor), processor)
@@ -92,35 +86,28 @@ def demo(
         output: The run folder.
         lexical: What the vector is made from, "body" or "name".
         base_model: Hub id, folder, or "tiny_t5".
-        limit: At most this many names are used. None for all.
+        epochs: Number of times that training goes through the rows.
+        limit: Largest number of names that are used; None for all.
+        seed: Seed of the training.
+        console: Where the tables and messages are printed; None for standard output.
 
     Returns:
         The measurements, which are also saved in `output`.
 
     Raises:
-        RuntimeError: the reloaded model gives other losses or texts than the trained one.
+        RuntimeError: The reloaded model gives other losses or texts than the trained one.
         ValueError: `limit` leaves too few names to train on, or to compare vectors with.
     """
     console = console or Console()
     start = time.monotonic()
-    console.print("Reading the names and docstrings of the standard library")
-    training, held_out = demo_rows(limit)
-    if len(training) < 2 or len(held_out) < 2:
-        raise ValueError(
-            f"the first {limit} names give {len(training)} to train on and {len(held_out)} held out; expected two or "
-            "more of each. Give a --limit of 100 or more."
-        )
-    console.print(f"{len(training):,} names of the standard library to train on, {len(held_out):,} held out")
+    training, held_out = _read_rows(limit, console)
     processor = demo_processor(base_model, lexical)
     inputs = demo_inputs(training, processor)
     test = demo_inputs(held_out, processor)
-    options = TrainingOptions(
-        base_model=base_model, epochs=epochs, seed=seed, batch_size=BATCH, lr=RATE, dropout=DROPOUT, precision=PRECISION
-    )
-    with torch.random.fork_rng():
-        untuned = build_model(
-            TrainingOptions(base_model=base_model, fusion_start="random", full=True), processor, inputs
-        )
+    options = _training_options(base_model, epochs, seed)
+    with torch.random.fork_rng():  # The untuned model must not change the random numbers of the training.
+        untuned_options = TrainingOptions(base_model=base_model, fusion_start="random", full=True)
+        untuned = build_model(untuned_options, processor, inputs)
     model = train(inputs, test, processor, options, output, overwrite=True, mark=DEMO)
     results, evaluation = _compare(untuned, model, test, held_out, processor, console)
     save_evaluation(output, evaluation)
@@ -135,7 +122,7 @@ def demo(
         weights=f"{trainable_share(untuned)[1] / 1e6:.1f} M",
         source={"body": "the code beneath that name", "name": "the name itself"}[lexical],
     )
-    _check_reload(output, model, test[:SHOWN], processor)
+    _check_reload(output, model, test[:TABLE_EXAMPLES], processor)
     console.print(
         f"Saved in {output}. A new process reloaded it, with the same losses, to the bit, and the same texts."
     )
@@ -143,13 +130,46 @@ def demo(
     results["examples"] = [example._asdict() for example in examples]
     results["seconds"] = time.monotonic() - start
     (output / DEMO).write_text(json.dumps(results, indent=1) + "\n")
-    console.print(f"{results['seconds'] / 60:.1f} minutes. Next, to share it, or to train on a file of your own:")
+    _show_next_commands(console, output, results["seconds"])
+    return results
+
+
+def _read_rows(limit: int | None, console: Console) -> tuple[list[DocumentedName], list[DocumentedName]]:
+    """Return the rows of `demo_rows`, and print their numbers.
+
+    Raises:
+        ValueError: They are too few.
+    """
+    console.print("Reading the names and docstrings of the standard library")
+    training, held_out = demo_rows(limit)
+    if len(training) < 2 or len(held_out) < 2:
+        raise ValueError(
+            f"the first {limit} names give {len(training)} to train on and {len(held_out)} held out; expected two or "
+            "more of each. Give a --limit of 100 or more."
+        )
+    console.print(f"{len(training):,} names of the standard library to train on, {len(held_out):,} held out")
+    return training, held_out
+
+
+def _training_options(base_model: str, epochs: float, seed: int) -> TrainingOptions:
+    return TrainingOptions(
+        base_model=base_model,
+        epochs=epochs,
+        seed=seed,
+        batch_size=BATCH_SIZE,
+        lr=LEARNING_RATE,
+        dropout=DROPOUT,
+        precision=PRECISION,
+    )
+
+
+def _show_next_commands(console: Console, output: Path, seconds: float) -> None:
+    console.print(f"{seconds / 60:.1f} minutes. Next, to share it, or to train on a file of your own:")
     for command in (
         f"t5fusion export {output} bundles/demo --kind standalone",
         "t5fusion train my.jsonl --text-column name --target-column description --output runs/mine",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
-    return results
 
 
 def _compare(
@@ -157,14 +177,20 @@ def _compare(
 ) -> tuple[dict, dict]:
     """Measure the model before and after training, with and without its vectors, and print the tables.
 
+    Args:
+        untuned: The model before training.
+        model: The model after training.
+        test: The held-out rows as the Trainer reads them.
+        held_out: The same rows as they were harvested.
+
     Returns:
-        The measurements, and the record of them for the model card.
+        The measurements for demo.json, and the record of them for the model card.
     """
     untuned_loss = losses(untuned, test, processor).mean
     kinds: tuple[Vectors, ...] = ("true", "shuffled", "none")
     measured = {kind: losses(model, change_vectors(test, kind), processor) for kind in kinds}
     costs = {kind: paired_bootstrap(measured[kind], measured["true"]) for kind in ("shuffled", "none")}
-    chosen = range(0, len(test), max(1, len(test) // GENERATED))  # spread over the modules
+    chosen = range(0, len(test), max(1, len(test) // SCORED_ROWS))  # spread over the modules
     names = [held_out[index].name for index in chosen]
     references = [held_out[index].description for index in chosen]
     texts = _generate(untuned, model, [test[index] for index in chosen], processor)
@@ -175,9 +201,9 @@ def _compare(
         f"Another row's vector instead of its own costs {worth.difference:+.3f} nats per token "
         f"(95 % between {worth.low:+.3f} and {worth.high:+.3f})."
     )
-    _show_examples(console, names[:SHOWN], references, texts)
-    mean: dict[str, float] = {kind: row_losses.mean for kind, row_losses in measured.items()}
-    all_losses = {"untuned": untuned_loss} | mean
+    _show_examples(console, names[:TABLE_EXAMPLES], references, texts)
+    tuned_losses: dict[str, float] = {kind: row_losses.mean for kind, row_losses in measured.items()}
+    all_losses = {"untuned": untuned_loss} | tuned_losses
     record = evaluation_record(
         rows=len(test),
         scored_rows=len(chosen),
@@ -188,7 +214,12 @@ def _compare(
             for name, reference, text in list(zip(names, references, texts["true"], strict=True))[:SAMPLES]
         ],
     )
-    results = {"untuned_loss": untuned_loss, "loss": mean, "worth_of_vectors": worth._asdict(), "scores": scores}
+    results = {
+        "untuned_loss": untuned_loss,
+        "loss": tuned_losses,
+        "worth_of_vectors": worth._asdict(),
+        "scores": scores,
+    }
     return results, record
 
 
@@ -196,7 +227,7 @@ def _examples(
     untuned, model, test: list[dict], held_out: list[DocumentedName], processor: T5FusionProcessor
 ) -> list[Example]:
     """Return rows that are spread evenly over the held-out ones, with the texts that the models generate for them."""
-    count = min(PICTURED, len(test))
+    count = min(PAGE_EXAMPLES, len(test))
     chosen = [index * len(test) // count for index in range(count)]
     others = chosen[1:] + chosen[:1]
     rows = [test[index] for index in chosen]
@@ -229,6 +260,7 @@ def _generate(untuned, model, rows: list[dict], processor) -> dict[str, list[str
 
 
 def _show_scores(console: Console, untuned_loss: float, measured: dict, scores: dict) -> None:
+    """Print a table of losses, in nats per token, and scores."""
     table = Table("held-out rows", "loss", "ROUGE-1", "ROUGE-L", "chrF")
     rows = [
         ("untuned", untuned_loss, "untuned"),
@@ -243,6 +275,7 @@ def _show_scores(console: Console, untuned_loss: float, measured: dict, scores: 
 
 
 def _show_examples(console: Console, names: list[str], references: list[str], texts: dict[str, list[str]]) -> None:
+    """Print a table of names with their docstrings and the texts of the models."""
     table = Table("name", "its docstring", "untuned", "tuned", "tuned, no vector", show_lines=True)
     for index, name in enumerate(names):
         outputs = [texts[kind][index] for kind in ("untuned", "true", "none")]
@@ -254,7 +287,7 @@ def _check_reload(output: Path, model, rows: list[dict], processor: T5FusionProc
     """Check that `output`, reloaded in a new process, gives the losses and texts of the model in memory.
 
     Raises:
-        RuntimeError: it does not.
+        RuntimeError: It gives others.
     """
     probe = {
         "rows": [{**row, "lexical_embeds": row["lexical_embeds"].tolist()} for row in rows],

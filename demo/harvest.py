@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "node_modules"}
-SHORTEST_WORDS, LONGEST_WORDS = 3, 40
+FEWEST_WORDS, MOST_WORDS = 3, 40  # of a description; definitions with others are left out
 HOLDS_STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -39,6 +39,10 @@ def harvest(root: Path, max_body: int = 600) -> Iterator[DocumentedName]:
     """Yield every documented name below `root`, in the order of the sorted paths.
 
     Files that are not valid Python (templates, other versions) are skipped, and so are folders of tests.
+
+    Args:
+        root: Folder with Python files.
+        max_body: Largest number of characters of a body; longer ones are cut.
     """
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
@@ -51,7 +55,7 @@ def harvest(root: Path, max_body: int = 600) -> Iterator[DocumentedName]:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Pause the garbage collector, which would go through a growing syntax tree again and again: half of the time."""
+    """Pause the garbage collector, which takes half of the time: it checks a growing syntax tree again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -62,22 +66,27 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _documented(source: bytes, module: str, max_body: int) -> list[DocumentedName]:
+    """Return the documented names in a file, in the order of `ast.walk`; none if it is not valid Python."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return []
     rows = []
-    for node in reversed(list(_statements(tree))):  # inner ones first: outer bodies lose their docstrings
+    # Inner definitions come first, so that the bodies of outer ones hold no docstrings.
+    for node in reversed(list(_statements(tree))):
         if isinstance(node, Definition) and (docstring := ast.get_docstring(node)):
             node.body = node.body[1:] or [ast.Pass()]
             description = first_sentence(docstring)
-            if SHORTEST_WORDS <= len(description.split()) <= LONGEST_WORDS:
-                if isinstance(node, ast.Module):
-                    name, kind = module, "module"
-                else:
-                    name, kind = node.name, "class" if isinstance(node, ast.ClassDef) else "function"
+            if FEWEST_WORDS <= len(description.split()) <= MOST_WORDS:
+                name, kind = _name_and_kind(node, module)
                 rows.append(DocumentedName(name, kind, _body(node, max_body), description, docstring))
     return rows[::-1]
+
+
+def _name_and_kind(node: Definition, module: str) -> tuple[str, str]:
+    if isinstance(node, ast.Module):
+        return module, "module"
+    return node.name, "class" if isinstance(node, ast.ClassDef) else "function"
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:
@@ -90,13 +99,16 @@ def _statements(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def first_sentence(docstring: str) -> str:
-    """Return the first sentence of the first paragraph, on one line. It ends with a full stop and a space."""
+    """Return the first sentence of the first paragraph, on one line.
+
+    A sentence ends with ".", "!" or "?", before a capital letter, a quotation mark, a backtick or a parenthesis.
+    """
     paragraph = " ".join(docstring.strip().split("\n\n", 1)[0].split())
     return re.split(r"(?<=[.!?])\s+(?=[A-Z`\"'(])", paragraph, maxsplit=1)[0]
 
 
 def _body(node: Definition, max_body: int) -> str:
-    """Return the code inside `node` as text. Large bodies are cut early, which saves time."""
+    """Return the code inside `node` as text, cut to `max_body` characters. What is cut off is not unparsed."""
     lines = [ast.unparse(node.args)] if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else []
     for statement in node.body:
         if sum(map(len, lines)) >= max_body:

@@ -3,7 +3,7 @@
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment
 
@@ -14,7 +14,7 @@ PAGE, PICTURE = "demo.html", "demo.svg"
 
 
 class Example(NamedTuple):
-    """A held-out row, and what the models made of it."""
+    """A held-out row, and what the models wrote for it."""
 
     name: str
     target: str
@@ -85,20 +85,30 @@ vector of another name.</p>
 
 
 def save_page(
-    folder: Path, losses: Mapping[str, float], worth: Mapping[str, float], examples: Sequence[Example], **facts: Any
+    folder: Path,
+    losses: Mapping[str, float],
+    worth: Mapping[str, float],
+    examples: Sequence[Example],
+    *,
+    rows: int,
+    held_out_rows: int,
+    weights: str,
+    source: str,
 ) -> Path:
     """Write demo.svg and demo.html into a folder, and return the path of the page.
 
     Args:
         folder: The run folder.
-        losses: The losses on the held-out rows, of "untuned", and of the tuned model by its vectors: "true", "shuffled"
-            and "none".
-        worth: `difference`, `low` and `high` of the cost of another row's vectors.
+        losses: Losses on the held-out rows, in nats per token: "untuned" of the untuned model; "true", "shuffled" and
+            "none" of the tuned model with such vectors.
+        worth: What another row's vectors cost, in nats per token: `difference`, and its 95 % interval `low` to `high`.
         examples: The rows to show.
-        **facts: `rows` and `held_out_rows`, their numbers; `weights`, such as "6.5 M"; and `source`, what a vector is
-            an embedding of.
+        rows: Number of rows to train on.
+        held_out_rows: Number of rows held out.
+        weights: Number of weights of the model, in words, such as "6.5 M".
+        source: What a vector is an embedding of, such as "the name itself".
     """
-    picture = bars(losses, facts["held_out_rows"])
+    picture = loss_chart(losses, held_out_rows)
     (folder / PICTURE).write_text(picture, encoding="utf-8")
     page = TEMPLATE.render(
         picture=b64encode(picture.encode()).decode(),
@@ -107,14 +117,17 @@ def save_page(
         examples=examples,
         light=LIGHT,
         dark=DARK,
-        **facts,
+        rows=rows,
+        held_out_rows=held_out_rows,
+        weights=weights,
+        source=source,
     )
     (folder / PAGE).write_text(page, encoding="utf-8")
     return folder / PAGE
 
 
-def bars(losses: Mapping[str, float], held_out_rows: int) -> str:
-    """Return the chart of the losses as the text of an SVG file."""
+def loss_chart(losses: Mapping[str, float], held_out_rows: int) -> str:
+    """Return the chart of the losses as the text of an SVG file; see `save_page` for the arguments."""
     own = losses["true"]
     return bar_chart(
         f"What the vectors add: loss on {held_out_rows:,} held-out rows",
