@@ -95,7 +95,7 @@ def generate(
     check_folder(name, revision)
     load_libraries()
     from ..finetune import Columns, GenerationStopped, columns_for, generate_file  # slow to import: --help does without
-    from ..finetune.from_files import generate_chunks
+    from ..finetune.file_generation import generate_chunks
     from ..finetune.streaming import chunks_of_texts
 
     options: dict = {

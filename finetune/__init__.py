@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from ..common.run_folder import load_trained
     from .data import Columns
     from .evaluation import Evaluation, evaluate
-    from .from_files import Generated, GenerationStopped, columns_for, evaluate_file, generate_file, train_file
+    from .file_evaluation import evaluate_file
+    from .file_generation import Generated, GenerationStopped, generate_file
+    from .file_training import train_file
     from .generation import generate_texts
     from .inputs import prepare
     from .metrics import rouge_metrics
     from .options import Recipe, TrainingOptions
     from .run_config import read_run
+    from .trained_model import columns_for
     from .trainer import Interrupted
     from .training import train
 
@@ -58,19 +61,15 @@ _MODULES = {
     "..common.run_folder": ("load_trained",),
     ".data": ("Columns",),
     ".evaluation": ("Evaluation", "evaluate"),
-    ".from_files": (
-        "Generated",
-        "GenerationStopped",
-        "columns_for",
-        "evaluate_file",
-        "generate_file",
-        "train_file",
-    ),
+    ".file_evaluation": ("evaluate_file",),
+    ".file_generation": ("Generated", "GenerationStopped", "generate_file"),
+    ".file_training": ("train_file",),
     ".generation": ("generate_texts",),
     ".inputs": ("prepare",),
     ".metrics": ("rouge_metrics",),
     ".options": ("Recipe", "TrainingOptions"),
     ".run_config": ("read_run",),
+    ".trained_model": ("columns_for",),
     ".trainer": ("Interrupted",),
     ".training": ("train",),
 }

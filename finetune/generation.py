@@ -1,20 +1,24 @@
 """Generate a text for each row."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from ..common.progress import Progress
 from ..processing_t5fusion import T5FusionProcessor
-from .data import Columns, rows_with_text
+from .data import Columns, check_columns, check_texts, rows_with_text
 from .inputs import batches
-from .output_file import Output, unfinished
+from .output_file import OutputFile
 from .parallel import shared
+from .standard_output import StandardOutput
 from .streaming import Chunk
 
-Advance = Callable[[int], None]
-Write = Callable[[list[dict], int, Advance], list[str]]
+Output = OutputFile | StandardOutput
+Advance = Callable[[int], None]  # called with the number of rows that have just got their texts
+MakeInputs = Callable[..., list[dict]]  # from rows, their numbers and a counter, as `inputs.make_inputs` takes them
+Generate = Callable[[list[dict], int, Advance], list[str]]  # from inputs, and the number of their chunk's first row
 
 
 @torch.inference_mode()
@@ -30,7 +34,7 @@ def generate_texts(
 
     Args:
         rows: rows of `inputs.prepare`.
-        advance: called with the number of rows after each batch.
+        advance: called after each batch with its number of rows.
         **options: arguments of `model.generate`. By default, decoding is greedy, up to 64 new tokens.
     """
     model.eval()
@@ -50,45 +54,50 @@ def generate_texts(
 def generate_lines(
     chunks: Iterable[Chunk],
     columns: Columns,
-    inputs: Callable[..., list[dict]],
-    write: Write,
+    inputs: MakeInputs,
+    generate: Generate,
     output: Output | None,
     reread: Callable[[], Iterable[Chunk]] | None = None,
     progress: Progress | None = None,
 ) -> Counter[str]:
-    """Generate a text for each row that has none yet, chunk by chunk. Processes share the work; the first one writes.
+    """Generate a text for each row that has none yet, chunk by chunk.
+
+    All processes must call it. They share the work, and the first one writes.
 
     Args:
         chunks: the same chunks in all processes.
         columns: the columns to read.
-        inputs: returns the model's inputs for rows, given their numbers and a counter, as `inputs.prepare` does.
-        write: returns the texts for inputs, given the number of the chunk's first row and a function to call with the
-            number of rows that have just got theirs.
+        inputs: makes the model's inputs.
+        generate: makes the texts.
         output: where the rows and their texts go, in the first process; None in all others.
-        reread: returns the same chunks once more, for `output.finish`; None if the rows have no column but their text.
+        reread: a function that returns the same chunks once more, for `output.finish`; None if the rows have no column
+            but their text.
         progress: counts the rows; None to show nothing.
 
     Returns:
-        The counts of `inputs` over the rows of this run; and `empty`, how many rows lack a text, so that null
-        is generated for them.
+        What `inputs` counted over the rows of this run; and `empty`, the number of rows without a text, which get null.
+
+    Raises:
+        ValueError: a column is missing or holds no text, or a text of an earlier run belongs to another row.
+        OSError: the output cannot be written.
     """
     total_counts: Counter[str] = Counter()
     progress = progress or Progress("Generating", None)
-    shown = 0  # rows of the chunk in work that the progress counts already
+    shown = 0  # rows of the present chunk that the bar has counted already
 
     def work(item: tuple[Chunk, int]) -> tuple[list[str | None], Counter[str]]:
-        nonlocal shown
-        if item[0].first > progress.done:  # an earlier run wrote the rows between
-            progress.skip(item[0].first - progress.done)
+        chunk, _ = item
+        if chunk.first > progress.done:  # an earlier run wrote the rows before
+            progress.skip(chunk.first - progress.done)
 
         def advance(rows: int) -> None:
             nonlocal shown
             shown += rows
             progress.advance(rows)
 
-        return _generate_chunk(item[0], columns, inputs, write, advance)
+        return _generate_chunk(chunk, columns, inputs, generate, advance)
 
-    for (chunk, written), (texts, counts) in shared(unfinished(chunks, columns, output), work):
+    for (chunk, written), (texts, counts) in shared(incomplete_chunks(chunks, columns, output), work):
         total_counts.update(counts)
         progress.advance(len(chunk.rows) - shown)
         shown = 0
@@ -99,19 +108,38 @@ def generate_lines(
     return total_counts
 
 
+def incomplete_chunks(chunks: Iterable[Chunk], columns: Columns, output: Output | None) -> Iterator[tuple[Chunk, int]]:
+    """Yield the chunks that lack some of their texts in the output, with the number of texts that they have.
+
+    Args:
+        columns: the columns that the rows must have.
+        output: the output, in the first process, which tells the others; None in all others.
+
+    Raises:
+        ValueError: a column is missing or holds no text, or a text of the output belongs to another row.
+    """
+    for chunk in chunks:
+        check_columns(chunk.rows, columns)
+        check_texts(chunk.rows, columns.texts)
+        counts = [output.count_written(chunk.rows) if output else 0]
+        broadcast_object_list(counts)
+        if counts[0] < len(chunk.rows):
+            yield chunk, counts[0]
+
+
 def _generate_chunk(
     chunk: Chunk,
     columns: Columns,
-    inputs: Callable[..., list[dict]],
-    write: Write,
+    inputs: MakeInputs,
+    generate: Generate,
     advance: Advance,
 ) -> tuple[list[str | None], Counter[str]]:
-    """Return a text for each row of a chunk, None for a row without text, and the counts."""
+    """Return a generated text for each row of a chunk (None for a row without text), and the counts."""
     with_text = rows_with_text(chunk.rows, columns.texts)
     counts = Counter(empty=len(chunk.rows) - len(with_text))
     texts: list[str | None] = [None] * len(chunk.rows)
     if with_text:
         rows = inputs(chunk.rows.select(with_text), [chunk.first + row for row in with_text], counts)
-        for row, text in zip(with_text, write(rows, chunk.first, advance), strict=True):
+        for row, text in zip(with_text, generate(rows, chunk.first, advance), strict=True):
             texts[row] = text
     return texts, counts

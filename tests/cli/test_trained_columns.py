@@ -129,10 +129,10 @@ def test_rows_that_have_changed_are_refused(fp32, room, run):
     try:
         (room / "valid.jsonl").write_text("".join(lines[:9]))
         error = run("evaluate", "limited", fails=True)
-        assert "9 rows of" in error and "would be held out now, and the training held out 15" in error
+        assert "the training held out 15 rows of" in error and "now it would hold out 9: the file has changed." in error
         (room / "valid.jsonl").write_text("".join(lines).replace("settings of a b", "settings of a c"))
         error = run("evaluate", "limited", fails=True)
-        assert "valid.jsonl are not those of the training: the file has changed. Name a file with the rows" in error
+        assert "valid.jsonl differ from those in training: the file has changed. Name a file with the rows" in error
         (room / "valid.jsonl").unlink()
         assert "there is no file" in run("evaluate", "limited", fails=True)
     finally:

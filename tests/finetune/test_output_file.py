@@ -89,8 +89,8 @@ def test_an_output_cut_at_any_byte_is_completed(tmp_path, rows, ending):
         path.unlink()
         partial_of(path).write_bytes(begun[:cut])
         output = write(path, rows)
-        assert path.read_bytes() == whole and output.old == begun[:cut].count(b"\n")
-        assert output.old + output.new == len(NAMES) and not partial_of(path).exists()
+        assert path.read_bytes() == whole and output.earlier_rows == begun[:cut].count(b"\n")
+        assert output.earlier_rows + output.new_rows == len(NAMES) and not partial_of(path).exists()
 
 
 @pytest.mark.parametrize("ending", OUTPUT_ENDINGS)
@@ -111,7 +111,7 @@ def test_a_kill_while_the_output_is_written_loses_nothing(tmp_path, rows, ending
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not path.exists() and len(partial_of(path).read_text().splitlines()) == len(NAMES)
-    assert write(path, rows).old == len(NAMES)
+    assert write(path, rows).earlier_rows == len(NAMES)
     assert [output or None for output in load_rows(str(path))["output"]] == OUTPUTS
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.made-with"]
 
@@ -143,7 +143,7 @@ def test_a_column_named_output_is_kept(tmp_path, ending, capsys):
     source, path = tmp_path / "rows.jsonl", tmp_path / f"made{ending}"
     source.write_text('{"output": "a"}\n{"output": "b"}\n')
     for old in (0, 2):
-        assert write(path, source, columns=Columns("output")).old == old
+        assert write(path, source, columns=Columns("output")).earlier_rows == old
     assert load_rows(str(path))[:] == {"output": ["a", "b"], "output_2": ["a ü 0", "b ü 1"]}
     notice = "The input has a column 'output'; the generated texts are in column 'output_2'.\n"
     assert capsys.readouterr().err.count(notice) == 1
@@ -155,7 +155,7 @@ def test_rows_added_to_the_input_are_added_to_the_output(tmp_path, rows, ending)
     write(path, rows)
     for limit, old in ((3, 0), (3, 3), (None, 3), (None, 7)):
         output = write(grown, rows, limit)
-        assert (output.old, output.old + output.new) == (old, limit or 7)
+        assert (output.earlier_rows, output.earlier_rows + output.new_rows) == (old, limit or 7)
     assert grown.read_bytes() == path.read_bytes()
     before = grown.read_bytes()
     with pytest.raises(ValueError, match="the input has 6 rows, and .*grown.* has more"):
@@ -175,7 +175,7 @@ def test_an_output_of_other_rows_is_refused_and_unchanged(tmp_path, rows, ending
     with pytest.raises(ValueError, match="row 1 of .* is not row 1 of the input, whose text is 'c'"):
         write(path, other)
     assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    assert write(path, other, overwrite=True).new == 7
+    assert write(path, other, overwrite=True).new_rows == 7
 
 
 def test_columns_that_only_some_rows_have_are_kept_for_all(tmp_path):

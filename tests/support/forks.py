@@ -18,8 +18,9 @@ from warm import warm_python
 
 COMMAND = "from t5fusion.cli.app import main; main()"
 IMPORTS = (
-    "t5fusion.cli.app, t5fusion.finetune.training, t5fusion.finetune.from_files, t5fusion.hub_export.upload, "
-    "t5fusion.hub_export.bundle, torch.distributed.fsdp, transformers.models.t5.modeling_t5, sentence_transformers, "
+    "t5fusion.cli.app, t5fusion.finetune.file_training, t5fusion.finetune.file_evaluation, "
+    "t5fusion.finetune.file_generation, t5fusion.hub_export.upload, t5fusion.hub_export.bundle, "
+    "torch.distributed.fsdp, transformers.models.t5.modeling_t5, sentence_transformers, "
     "rouge_score.rouge_scorer, sacrebleu, scipy.io, typer._adapters"
 )
 

@@ -1,0 +1,161 @@
+"""Evaluate on the rows of a file, or on those that a training held out, as `t5fusion evaluate` does."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..common.console import say
+from ..common.progress import Progress
+from ..common.run_files import RunFiles
+from ..common.run_folder import find_trained
+from ..processing_t5fusion import T5FusionProcessor
+from .data import Columns, check_columns, first_rows, has_vector, hub_data_set, load_split, with_all_texts
+from .evaluation import Evaluation, Vectors, evaluate_large, kinds_of_vectors, save_evaluation, summarize
+from .files import load_rows
+from .inputs import make_inputs, report_counts
+from .parallel import processes
+from .record import rows_digest, trained_columns, trained_options
+from .trained_model import columns_for, load_on_device
+from .training import held_out_loss
+
+
+def evaluate_file(
+    name: str | Path,
+    data: str | Path | None = None,
+    columns: Columns | None = None,
+    *,
+    vectors: Vectors | Literal["all"] = "true",
+    seed: int = 0,
+    split: str = "validation",
+    revision: str | None = None,
+    limit: int | None = None,
+    encoding: str | None = None,
+) -> Evaluation:
+    """Measure loss, ROUGE and chrF of a model on the rows of a file, or on those that its training held out.
+
+    If `name` is a folder, the result is saved there in evaluation.json, for the model card, unless that file covers
+    more rows or more kinds of vectors.
+
+    Without `data`, the rows that the training held out (or took from its validation file) are read again. They must be
+    the same. `Evaluation.eval_loss` is then measured too, as the Trainer measures it. On the same machine and with as
+    many processes, it equals the `eval_loss` of the training's last evaluation to the bit.
+
+    Args:
+        name: folder that training saved, bundle, or id of a repository on the Hub.
+        data: JSONL, CSV or Parquet file, or id of a data set on the Hub; None for the rows that the training held out.
+        columns: the columns to read, with a target column; None for those of the training.
+        vectors: the rows' own vectors ("true"), other rows' ("shuffled"), "none", or "all" three, compared.
+        seed: decides which row's vector a row gets, if they are shuffled.
+        split: split of the data set on the Hub.
+        revision: branch, tag or commit of the repository.
+        limit: use only the first rows.
+        encoding: encoding of a CSV file; None for UTF-8.
+
+    Returns:
+        The measures, in all processes.
+
+    Raises:
+        ValueError: an argument or the rows cannot be used; the rows that the training held out are not known, or have
+            changed; or a file of the model is damaged.
+        OSError: a file, a data set, the model or its base model cannot be read.
+    """
+    kinds = kinds_of_vectors(vectors)
+    uses_vectors = kinds != ["none"]
+    folder = find_trained(str(name), revision)
+    if data is None:
+        rows, columns = held_out_rows(folder), _columns_of_training(folder, columns)
+    else:
+        columns = columns or columns_for(name, revision=revision, vectors=uses_vectors)
+        rows = _rows_of_file(str(data), columns, trained_columns(folder), split, limit, encoding)
+    model, processor, limits = load_on_device(folder)
+    eval_loss = None
+    if data is None:
+        all_inputs = make_inputs(rows, columns, processor, limits, counts=Counter())
+        eval_loss = _held_out_loss(folder, model, processor, all_inputs)
+        rows = first_rows(rows, limit)
+
+    def inputs(part: np.ndarray, counts: Counter) -> list[dict]:
+        return make_inputs(rows.select(part), columns, processor, limits, uses_vectors, counts=counts, progress=False)
+
+    rows_with_vector = has_vector(rows, columns) if columns.vector and uses_vectors else None
+    with Progress("Evaluating", len(rows) * len(kinds)) as progress:
+        results, counts = evaluate_large(model, processor, len(rows), inputs, kinds, progress, rows_with_vector, seed)
+    report_counts(counts, *limits)
+    # The scores ignore white space, but the model card shows each sample on one line.
+    references = [" ".join(target.split()) for target in rows[columns.target]]
+    evaluation = replace(summarize(results, rows[columns.text], references), eval_loss=eval_loss)
+    if not processes().is_main_process or not Path(name).is_dir():
+        return evaluation
+    source = {"data": str(data), "split": split} if data is not None and hub_data_set(str(data)) else {}
+    return replace(evaluation, is_saved=save_evaluation(folder, evaluation.record(**source)))
+
+
+def _columns_of_training(folder: Path, columns: Columns | None) -> Columns:
+    """Return the columns of the training, which recorded them; ValueError if `columns` are others."""
+    trained = trained_columns(folder)
+    if trained is None or columns not in (None, trained):
+        raise ValueError("columns were named, and no file. Name the file, or leave the columns out.")
+    return trained
+
+
+def _rows_of_file(
+    data: str, columns: Columns, trained: Columns | None, split: str, limit: int | None, encoding: str | None
+) -> Dataset:
+    """Return the rows of a file that have a text and a target, the first `limit` of them."""
+    if columns.target is None:
+        raise ValueError("an evaluation needs a target column. Name one: --target-column, or Columns(text, target).")
+    rows = load_rows(data, split, encoding)
+    check_columns(rows, columns, trained)
+    return first_rows(with_all_texts(rows, columns), limit)
+
+
+def held_out_rows(folder: str | Path) -> Dataset:
+    """Return the rows that the training of a run folder held out, or took from its validation file, read again.
+
+    Raises:
+        ValueError: the folder does not record where they come from, or their number has changed.
+        OSError: the file or data set no longer exists.
+    """
+    record, columns = RunFiles(folder).record, trained_columns(Path(folder))
+    source = record.get("source")
+    if not source or columns is None:
+        raise ValueError(
+            f"{folder} does not record which rows its training held out. Name a file: t5fusion evaluate {folder} FILE."
+        )
+    # An encoder is named only so that unread columns of vectors are allowed, as they were in training.
+    _, rows = load_split(source["data"], columns, source["validation"], encoder="any", encoding=source["encoding"])
+    rows = first_rows(rows, source["limit"])
+    if len(rows) != record["held_out_rows"]:
+        raise ValueError(
+            f"the training held out {record['held_out_rows']} rows of {source['validation'] or source['data']}, and "
+            f"now it would hold out {len(rows)}: the file has changed. Name a file with the rows to evaluate on."
+        )
+    return rows
+
+
+def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProcessor, inputs: list[dict]) -> float:
+    """Return the loss as the Trainer measures it; ValueError if the rows are not those that the training held out."""
+    record = RunFiles(folder).record
+    if rows_digest(inputs) != record["held_out_digest"]:
+        source = record["source"]
+        raise ValueError(
+            f"the texts of the held-out rows of {source['validation'] or source['data']} differ from those in "
+            "training: the file has changed. Name a file with the rows to evaluate on."
+        )
+    loss = held_out_loss(model, inputs, processor, trained_options(folder))
+    # The last evaluation was that of the saved model, unless the best one was saved.
+    before = next((entry["eval_loss"] for entry in reversed(record["history"]) if "eval_loss" in entry), None)
+    before = (record.get("best") or {}).get("eval_loss", before)
+    if loss == before:
+        say(f"eval_loss is {loss:.4f}, exactly as in training.")
+    else:
+        say(
+            f"eval_loss is {loss!r}, and was {before!r} in training. The last digits depend on the machine, the "
+            "precision and the number of processes."
+        )
+    return loss

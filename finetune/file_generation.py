@@ -1,0 +1,198 @@
+"""Generate a text for each row of a file, as `t5fusion generate` does."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from ..common.console import say
+from ..common.progress import Progress
+from ..common.run_folder import find_trained, trained_digest
+from .data import Columns, check_columns
+from .decoding import check_decoding, seed_of_chunk
+from .generation import Output, generate_lines, generate_texts
+from .inputs import make_inputs, report_counts
+from .output_file import OutputFile, check_output_name
+from .parallel import processes
+from .record import trained_columns
+from .standard_output import StandardOutput
+from .streaming import Chunk, count_rows, first_of, read_chunks
+from .trained_model import columns_for, load_on_device
+
+
+class Generated(NamedTuple):
+    """How many rows an output holds."""
+
+    rows: int  # all rows
+    earlier: int  # rows that an earlier run wrote
+
+
+class GenerationStopped(KeyboardInterrupt):
+    """Ctrl-C was pressed. `rows` is the number of rows whose texts are kept; None in all processes but the first."""
+
+    def __init__(self, rows: int | None):
+        super().__init__()
+        self.rows = rows
+
+
+def generate_file(
+    name: str | Path,
+    data: str | Path,
+    columns: Columns | None = None,
+    output: str | Path | None = None,
+    *,
+    vectors: bool = True,
+    num_beams: int = 1,
+    max_new_tokens: int = 64,
+    batch_size: int = 64,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 42,
+    limit: int | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    encoding: str | None = None,
+    overwrite: bool = False,
+) -> Generated:
+    """Generate a text for each row of a file, and write the rows with their texts, in their order.
+
+    The output has all columns of the input and, as the last one, "output": the generated text, or null if the row lacks
+    a text. If the input itself has a column "output", the last one is called "output_2". Columns of vectors are kept in
+    .jsonl and .parquet, and left out of .csv and standard output. In .jsonl and .csv, values other than text become
+    JSON, with times by ISO 8601 and binary data in base64.
+
+    While texts are generated, they are kept in a file beside the output, OUTPUT.partial. The output itself is written
+    when all rows have their text, so it is whole as soon as it exists. A run that was interrupted or killed resumes
+    from OUTPUT.partial if it is started again. (Earlier releases appended to OUTPUT itself; such a .jsonl file is
+    resumed too.) If the output is whole and rows were added to the input since, only these are generated.
+    OUTPUT.made-with records what the texts depend on.
+
+    Args:
+        name: folder that training saved, bundle, or id of a repository on the Hub.
+        data: JSONL, CSV or Parquet file, or id of a data set on the Hub; or a .txt file with one text per line.
+        columns: the columns to read; None for those of the training. `columns.target` is ignored.
+        output: file to write, which ends in .jsonl, .csv, .parquet, .jsonl.gz or .csv.gz; None to print JSON lines on
+            standard output.
+        vectors: whether to give the model vectors.
+        num_beams, max_new_tokens: arguments of `model.generate`.
+        batch_size: rows in a batch.
+        settings: fields of transformers' GenerationConfig, such as {"do_sample": True, "temperature": 0.7}.
+        seed: seed of the random numbers, if `do_sample`. One seed gives the same texts for any number of processes,
+            even if the run is interrupted and resumed.
+        limit: use only the first rows.
+        split: split of the data set on the Hub.
+        revision: branch, tag or commit of the repository.
+        encoding: encoding of a .txt or CSV file; None for UTF-8. Outputs are always UTF-8.
+        overwrite: replace what is in `output`.
+
+    Returns:
+        How many rows the output holds.
+
+    Raises:
+        GenerationStopped: Ctrl-C was pressed.
+        ValueError: an argument or the rows cannot be used, `output` has another ending or holds other rows, or the
+            model is damaged.
+        OSError: a file, a data set, the model or its base model cannot be read, or `output` cannot be written.
+    """
+    given = columns or columns_for(name, revision=revision, vectors=vectors)
+
+    def chunks() -> Iterable[Chunk]:
+        return first_of(read_chunks(str(data), split, given.text, encoding), limit)
+
+    return generate_chunks(
+        name, chunks(), given, output, chunks, vectors=vectors, num_beams=num_beams, max_new_tokens=max_new_tokens,
+        batch_size=batch_size, settings=settings, seed=seed, revision=revision, overwrite=overwrite,
+        total=lambda: count_rows(str(data), split, encoding, limit),
+    )  # fmt: skip
+
+
+def generate_chunks(
+    name: str | Path,
+    chunks: Iterable[Chunk],
+    columns: Columns,
+    output: str | Path | None,
+    reread: Callable[[], Iterable[Chunk]] | None = None,
+    *,
+    vectors: bool = True,
+    num_beams: int = 1,
+    max_new_tokens: int = 64,
+    batch_size: int = 64,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 42,
+    revision: str | None = None,
+    overwrite: bool = False,
+    total: Callable[[], int | None] = lambda: None,
+) -> Generated:
+    """Do as `generate_file` does, for rows that come in chunks, such as those of `streaming.chunks_of_texts`.
+
+    Args:
+        reread: a function that returns the chunks once more; None if the rows have no column but their text.
+        total: a function that returns the number of rows, for the progress bar, or None if it is not known.
+
+    Returns, Raises:
+        As `generate_file`.
+    """
+    decoding = check_decoding(settings or {})
+    columns, path = columns._replace(target=None), None if output is None else Path(output)
+    if path:  # before the model is loaded
+        check_output_name(path)
+    folder = find_trained(str(name), revision)
+    model, processor, limits = load_on_device(folder)
+    options: dict = {"num_beams": num_beams, "max_new_tokens": max_new_tokens} | decoding
+    texts_depend_on = {
+        "model": trained_digest(folder), "columns": list(columns), "no_vectors": not vectors, "batch_size": batch_size,
+    } | options | ({"seed": seed} if decoding.get("do_sample") else {})  # fmt: skip
+    writer: Output | None = None  # in all processes but the first
+    if processes().is_main_process:
+        writer = OutputFile(path, columns, texts_depend_on, overwrite) if path else StandardOutput(columns)
+
+    def inputs(rows, numbers, counts):
+        return make_inputs(rows, columns, processor, limits, vectors, keep=False, numbers=numbers, counts=counts)
+
+    def generate(rows, first, advance):
+        with torch.random.fork_rng([] if model.device.type == "cpu" else [model.device]):
+            torch.manual_seed(seed_of_chunk(seed, first))
+            return generate_texts(model, rows, processor, batch_size, advance, **options)
+
+    checked = _checked_columns(chunks, columns, trained_columns(folder))
+    try:
+        with Progress("Generating", total() if writer else None) as progress:
+            counts = generate_lines(checked, columns, inputs, generate, writer, reread, progress)
+    except KeyboardInterrupt:
+        raise GenerationStopped(writer.rows if writer else None) from None
+    finally:
+        if writer:
+            writer.close()
+    generated = _count(writer)
+    _report(generated, counts, limits)
+    if columns.vector and vectors and 0 < counts["inputs"] == counts["without vectors"] and not generated.earlier:
+        raise ValueError(
+            f"column {columns.vector!r} holds no vector in any row; all {generated.rows} texts are generated from "
+            "the rows' text alone."
+        )
+    return generated
+
+
+def _checked_columns(chunks: Iterable[Chunk], columns: Columns, trained: Columns | None) -> Iterator[Chunk]:
+    """Yield the chunks; ValueError if a column is missing. `trained` are the columns of the training, for the error."""
+    for chunk in chunks:
+        check_columns(chunk.rows, columns, trained and trained._replace(target=None))
+        yield chunk
+
+
+def _count(writer: Output | None) -> Generated:
+    """Return in all processes how many rows the output holds, which the first one knows."""
+    numbers = [writer.earlier_rows, writer.new_rows] if writer else [0, 0]
+    broadcast_object_list(numbers)
+    return Generated(rows=sum(numbers), earlier=numbers[0])
+
+
+def _report(generated: Generated, counts: Counter, limits: tuple[int, int]) -> None:
+    """Print what the user should know about the rows; ValueError if there are none."""
+    if generated.rows == 0:
+        raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
+    report_counts(counts, *limits)
+    if counts["empty"]:
+        say(f"{counts['empty']} rows have an empty text; their output is null.")

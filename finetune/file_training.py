@@ -1,0 +1,125 @@
+"""Train on the rows of a file, as `t5fusion train` does."""
+
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from ..common.base_models import make_processor
+from ..common.console import is_first_process, say
+from ..processing_t5fusion import T5FusionProcessor
+from .data import Columns, first_rows, hub_data_set, load_split, vector_width
+from .inputs import make_inputs, report_counts
+from .options import Recipe, TrainingOptions
+from .output_folder import CHECKPOINTS, check_output
+from .run_config import run_yaml
+from .trainer import check_launch, training_arguments
+from .training import train
+
+
+def train_file(
+    data: str | Path,
+    columns: Columns,
+    output: str | Path,
+    options: TrainingOptions | None = None,
+    recipe: Recipe | None = None,
+    *,
+    validation: str | Path | None = None,
+    limit: int | None = None,
+    encoding: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> torch.nn.Module:
+    """Train on the rows of a file, and save the adapter (or all weights), the processor and a record of the training.
+
+    The vectors come from `columns.vector`. Without it, an encoder makes them from `columns.lexical`, or else from the
+    text. All arguments are written into `output/run.yaml`. To train with them again, call
+    `train_file(**read_run("runs/mine/run.yaml") | {"output": "runs/again"})`.
+
+    Args:
+        data: JSONL, CSV or Parquet file, or id of a data set on the Hub.
+        columns: the columns to read. `columns.target` is required.
+        output: folder to save in. Unless `resume` or `overwrite`, it must be empty or not exist.
+        options: how to train; None for the defaults.
+        recipe: how vectors and prompts are made; None for the defaults.
+        validation: file or data set to validate with after each epoch; if None, a tenth of the rows is held out.
+        limit: use at most this many rows to train on, and this many to validate with.
+        encoding: encoding of CSV files; None for UTF-8.
+        resume: resume from the last checkpoint in `output`. All other arguments must be as before.
+        overwrite: replace what an earlier training saved in `output`.
+
+    Returns:
+        The trained model, as `train` returns it.
+
+    Raises:
+        Interrupted: Ctrl-C was pressed or SIGTERM received; a checkpoint is saved.
+        ValueError: an argument, the rows or their vectors cannot be used; or `output` must not be replaced.
+        OSError: a file, a data set or the base model cannot be read, or `output` cannot be written.
+    """
+    options, recipe = options or TrainingOptions(), recipe or Recipe()
+    data, output, validation = str(data), Path(output), None if validation is None else str(validation)
+    check_launch()
+    _check_columns_for_training(columns, recipe)
+    if options.settings:  # before the vectors are made, which can take hours
+        training_arguments(options, output / CHECKPOINTS)
+    rows, held_out = load_split(data, columns, validation, recipe.encoder, encoding)
+    rows, held_out = first_rows(rows, limit), first_rows(held_out, limit)
+    if is_first_process():  # before the vectors are made
+        check_output(output, resume, overwrite)
+    processor = _new_processor(rows, columns, options.base_model, recipe)
+    limits = (options.max_source, options.max_target)
+    counts: Counter = Counter()
+    inputs = make_inputs(rows, columns, processor, limits, counts=counts)
+    held_out_inputs = make_inputs(held_out, columns, processor, limits, counts=counts)
+    report_counts(counts, *limits)
+    run = run_yaml(
+        columns, options, recipe, data=data, validation=validation, limit=limit, encoding=encoding, output=output
+    )  # fmt: skip
+    model = train(
+        inputs, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
+        source={"data": _absolute(data), "validation": _absolute(validation), "limit": limit, "encoding": encoding},
+        run=run,
+    )  # fmt: skip
+    say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
+    return model
+
+
+def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
+    """Raise ValueError if a column is missing, or makes another column or the encoder useless."""
+    if columns.target is None:
+        raise ValueError("training needs a target column. Name one: Columns(text, target).")
+    if columns.lexical and columns.vector:
+        raise ValueError("a lexical column and a vector column were both given; give one of them.")
+    if columns.vector and recipe.encoder:
+        raise ValueError("an encoder has no effect with a vector column. Leave one out.")
+
+
+def _new_processor(rows: Dataset, columns: Columns, base_model: str, recipe: Recipe) -> T5FusionProcessor:
+    """Return the base model's tokenizer with the recipe for these columns."""
+    settings: dict = {"template": recipe.template, "lexical_dim": recipe.lexical_dim, "lexical_source": "text"}
+    if recipe.encoder:
+        settings["lexical_encoder"] = recipe.encoder
+    if columns.lexical or columns.vector:
+        settings["lexical_source"] = "given"
+    if columns.vector:
+        settings |= {"lexical_encoder": None, "lexical_dim": vector_width(rows, columns)}
+    return make_processor(base_model, **settings)
+
+
+def _next_command(data: str, columns: Columns, output: Path, rows: Dataset) -> str:
+    """Return a command that generates with the model that was trained."""
+    if columns.lexical or columns.vector:
+        words = ["--file", data]  # without columns, because `generate` takes those of the training
+    else:
+        text = rows[0][columns.text]
+        words = [text if len(text) < 80 and text.isprintable() else "TEXT"]
+    return shlex.join(["t5fusion", "generate", str(output), *words])
+
+
+def _absolute(data: str | Path | None) -> str | None:
+    """Return the absolute path of a file; the id of a data set and None as they are."""
+    if data is None:
+        return None
+    return str(Path(data).absolute() if Path(data).exists() else data)

@@ -1,0 +1,36 @@
+"""The columns of an output of `t5fusion generate`: those of the rows, and the generated texts."""
+
+from collections.abc import Sequence
+from itertools import chain, count
+
+import pyarrow as pa
+from datasets import Dataset
+
+from ..common.console import say
+from .data import Columns, vector_columns
+
+OUTPUT_COLUMN = "output"
+
+
+def output_column(names: Sequence[str]) -> str:
+    """Return the name of the column of generated texts beside columns of these names: "output", or else "output_2"."""
+    candidates = chain([OUTPUT_COLUMN], (f"{OUTPUT_COLUMN}_{number}" for number in count(2)))
+    return next(name for name in candidates if name not in names)
+
+
+def report_output_column(name: str) -> None:
+    """Print the name of the column of generated texts unless it is "output"."""
+    if name != OUTPUT_COLUMN:
+        say(f"The input has a column {OUTPUT_COLUMN!r}; the generated texts are in column {name!r}.")
+
+
+def table_without(rows: Dataset, dropped: Sequence[str] = ()) -> pa.Table:
+    """Return rows as a table, without the columns in `dropped`."""
+    table = rows.with_format("arrow")[:]
+    return table.select([name for name in table.column_names if name not in dropped])
+
+
+def columns_of_vectors(rows: Dataset, columns: Columns) -> list[str]:
+    """Return the columns of vectors: all whose type says so, and the one that the user named."""
+    named = [columns.vector] if columns.vector in rows.column_names else []
+    return list(dict.fromkeys([*vector_columns(rows), *filter(None, named)]))

@@ -1,0 +1,58 @@
+"""A trained model, loaded to evaluate it or to generate with it, and the columns that it was trained with."""
+
+from pathlib import Path
+
+from torch import nn
+
+from ..common.run_folder import find_trained, load_trained, trained_limits
+from ..processing_t5fusion import T5FusionProcessor
+from .data import Columns
+from .parallel import processes
+from .record import trained_columns
+
+
+def columns_for(
+    name: str | Path,
+    text: str | None = None,
+    target: str | None = None,
+    lexical: str | None = None,
+    vector: str | None = None,
+    *,
+    revision: str | None = None,
+    vectors: bool = True,
+) -> Columns:
+    """Return the columns to evaluate or generate with: those that are given, and else those of the training.
+
+    Args:
+        name: folder that training saved, bundle, or id of a repository on the Hub.
+        text, target, lexical, vector: names of columns, as for `Columns`. If `lexical` or `vector` is given, the
+            training decides on neither of them.
+        revision: branch, tag or commit of the repository.
+        vectors: whether the model is given vectors. If not, the training decides on neither `lexical` nor `vector`.
+
+    Raises:
+        ValueError: no text column is given, and the training did not record its columns.
+    """
+    trained = trained_columns(find_trained(str(name), revision))
+    if trained is None and text is None:
+        raise ValueError(
+            f"{name} does not record the columns that it was trained with. Name them: --text-column, --target-column, "
+            "and --lexical-column or --vector-column if there was one."
+        )
+    if trained is None:
+        return Columns(str(text), target, lexical, vector)
+    if vectors and lexical is None and vector is None:
+        lexical, vector = trained.lexical, trained.vector
+    return Columns(text or trained.text, target or trained.target, lexical, vector)
+
+
+def load_on_device(folder: Path) -> tuple[nn.Module, T5FusionProcessor, tuple[int, int]]:
+    """Return a trained model on the device of this process, its processor, and its limits for text and target.
+
+    Raises:
+        ValueError: a file of the model is damaged.
+        OSError: the base model cannot be loaded.
+    """
+    device = processes().device
+    model, processor = load_trained(folder)
+    return model.to(device), processor, trained_limits(folder)
