@@ -8,7 +8,7 @@ import numpy as np
 from .rows_t5fusion import Vectors, bad_row, vectors_of_row
 
 
-def check_texts(name: str, values: Any, count: int | None = None) -> list[str]:
+def read_texts(name: str, values: Any, count: int | None = None) -> list[str]:
     """Return one or more strings as a list of `str`.
 
     Args:
@@ -16,15 +16,15 @@ def check_texts(name: str, values: Any, count: int | None = None) -> list[str]:
         count: Expected number of strings; None for any number.
 
     Raises:
-        ValueError: There are none, or another number; or one is not a string of whole characters.
+        ValueError: There are none, or another number than `count`; or one is not a string of whole characters.
     """
-    values = check_list(name, values, count)
+    values = read_list(name, values, count)
     if not values:
         raise ValueError(f"`{name}` holds nothing; expected a string, or a list of one or more.")
-    return [check_text(name, row, value) for row, value in enumerate(values)]
+    return [read_text(name, row, value) for row, value in enumerate(values)]
 
 
-def check_text(name: str, row: int, value: Any) -> str:
+def read_text(name: str, row: int, value: Any) -> str:
     """Return a string of whole characters as `str`.
 
     Raises:
@@ -49,17 +49,17 @@ def texts_of_row(row: int, item: Any) -> list[str]:
         item: A string, a list of strings, or None for no vector.
 
     Raises:
-        ValueError: It is something else, or a string has not only whole characters.
+        ValueError: It is something else, or a string holds half of a surrogate pair.
     """
     if item is None or isinstance(item, str):
-        return [] if item is None else [check_text("lexical_texts", row, item)]
+        return [] if item is None else [read_text("lexical_texts", row, item)]
     try:
-        return [check_text("lexical_texts", row, text) for text in list(item)]
+        return [read_text("lexical_texts", row, text) for text in list(item)]
     except TypeError:
         raise bad_row(row, "lexical_texts", f"of type {type(item).__name__}; expected a string, or several") from None
 
 
-def check_list(name: str, values: Any, count: int | None = None) -> list[Any]:
+def read_list(name: str, values: Any, count: int | None = None) -> list[Any]:
     """Return `values` as a list.
 
     Args:
@@ -67,7 +67,7 @@ def check_list(name: str, values: Any, count: int | None = None) -> list[Any]:
         count: Expected number of items; None for any number.
 
     Raises:
-        ValueError: They are not several values, or another number of them.
+        ValueError: They are a string or a dict, cannot be iterated over, or are not `count`.
     """
     expected = "a string, or a list of one or more" if count is None else f"a list, one item for each of {count} texts"
     try:
@@ -96,7 +96,7 @@ def given_vectors(lexical_embeds: Any, count: int, width: int) -> list[Vectors]:
         ValueError: There are not `count` items; or the vectors of a row are not `width` wide, not finite, or of a norm
             outside 1e-6 to 1e18.
     """
-    items = check_list("lexical_embeds", lexical_embeds, count)
+    items = read_list("lexical_embeds", lexical_embeds, count)
     rows = [vectors_of_row(index, item) for index, item in enumerate(items)]
     for index, row in enumerate(rows):
         if len(row) and row.shape[1] != width:

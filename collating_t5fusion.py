@@ -56,8 +56,8 @@ class DataCollatorWithFusion:
         model: The model, if batches need `decoder_input_ids`, as with label smoothing, where the Trainer keeps the
             labels.
         padding: "longest" (or True) pads each batch to its longest row. "max_length" pads every batch to the three
-            sizes that follow. An `IterableDataset` with several processes needs that, because accelerate joins the
-            batches of all processes and they must have one size. (If the rows come padded to one length, labels
+            sizes that follow. An `IterableDataset` with several processes needs "max_length", because accelerate joins
+            the batches of all processes, and they must have one size. (If the rows come padded to one length, labels
             included, with one vector each, the collator keeps their length, and "longest" works there too.)
         max_length: With "max_length", the length of `input_ids`. It must hold the longest row with its placeholders:
             the `max_length` of the tokenizer's call, plus one per vector.
@@ -126,7 +126,7 @@ class DataCollatorWithFusion:
               gets the labels needs none.)
 
         Raises:
-            ValueError: The message names the row's index in the batch and the field that is wrong.
+            ValueError: If a row is wrong, the message names its index in the batch and the field.
 
                 - `input_ids` hold no token of text, are not integers, or have another number of placeholders than the
                   row has vectors; or `attention_mask` has another length.

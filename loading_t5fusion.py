@@ -435,7 +435,7 @@ def find_adapter(
 
 
 def base_of_adapter(adapter: NameOrPath, hub_kwargs: dict[str, Any]) -> FusedName | None:
-    """Return the base model that an adapter names; None if a config.json beside it does that.
+    """Return the base model that an adapter names; None if a config.json beside it names it instead.
 
     Raises:
         OSError: The base model is a folder that no longer exists.

@@ -382,8 +382,8 @@ class T5WithFusion(
         """
         rows = self.shared.num_embeddings
         wanted = args[0] if args else kwargs.get("new_num_tokens")
-        is_placeholder_only_new = wanted == rows + 1 and self.config.lexical_token_id == rows
-        if is_placeholder_only_new:  # AutoPeftModel asks for a row per token of the tokenizer.
+        adds_placeholder_only = wanted == rows + 1 and self.config.lexical_token_id == rows
+        if adds_placeholder_only:  # AutoPeftModel asks for a row per token of the tokenizer.
             return self.get_input_embeddings()
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if embeddings.num_embeddings != rows:

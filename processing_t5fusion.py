@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import cached_file, logging
 
-from .arguments_t5fusion import check_list, check_texts, given_vectors, texts_of_row
+from .arguments_t5fusion import given_vectors, read_list, read_texts, texts_of_row
 from .collating_t5fusion import DataCollatorWithFusion
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 from .naming_t5fusion import HUB_KEYWORDS, PROJECTION_WEIGHT, FusedName, resolve_embedded
@@ -165,7 +165,7 @@ class T5FusionProcessor(ProcessorMixin):
             lexical_texts, text_target = (None if item is None else [item] for item in (lexical_texts, text_target))
             if lexical_embeds is not None and lexical_embeds is not False:
                 lexical_embeds = [lexical_embeds]
-        texts = check_texts("text", text)
+        texts = read_texts("text", text)
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
         counts = [len(row_vectors) for row_vectors in vectors]
         rows = self._make_rows(texts, counts, vectors, text_target, max_length, max_target_length)
@@ -205,7 +205,7 @@ class T5FusionProcessor(ProcessorMixin):
         Raises:
             ValueError, ImportError, OSError: As in a call of the processor.
         """
-        texts = check_texts("text", text)
+        texts = read_texts("text", text)
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
         # The collator adds placeholders, so rows need none. But a text with placeholders of its own keeps them, and
         # then it needs one per vector.
@@ -245,7 +245,7 @@ class T5FusionProcessor(ProcessorMixin):
             ValueError: The recipe has no encoder; its vectors are not `lexical_dim` wide; or a text is not a string of
                 whole characters.
         """
-        texts = check_texts("texts", [texts] if isinstance(texts, str) else texts)
+        texts = read_texts("texts", [texts] if isinstance(texts, str) else texts)
         if self.lexical_encoder is None:
             raise self._no_encoder()
         recipe = (self.lexical_encoder, self.lexical_encoder_revision)
@@ -295,7 +295,7 @@ class T5FusionProcessor(ProcessorMixin):
         if lexical_texts is None:
             groups = [[text] for text in texts]
         else:
-            items = check_list("lexical_texts", lexical_texts, len(texts))
+            items = read_list("lexical_texts", lexical_texts, len(texts))
             groups = [texts_of_row(row, item) for row, item in enumerate(items)]
         all_texts = [text for group in groups for text in group]
         if not all_texts:
@@ -378,7 +378,7 @@ class T5FusionProcessor(ProcessorMixin):
         Raises:
             ValueError: They are not `count` strings, or `max_target_length` leaves no room for `</s>`.
         """
-        targets = check_texts("text_target", text_target, count)
+        targets = read_texts("text_target", text_target, count)
         if max_target_length is not None and max_target_length < 1:
             raise ValueError(f"`max_target_length` is {max_target_length}; expected at least 1, for </s>.")
         return tokenize(self.tokenizer, targets, max_target_length, as_targets=True)

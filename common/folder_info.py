@@ -149,10 +149,10 @@ def _collect_facts(name: str, files: RunFiles, sizes: Mapping[str, int], is_remo
 
 
 def _folder_type(name: str, files: RunFiles) -> FolderType:
-    """Return which of the things that t5fusion works with the folder is.
+    """Return the type of a folder.
 
     Raises:
-        ValueError: It is none of them.
+        ValueError: t5fusion does not work with such a folder.
     """
     model_type = files.model_config.get("model_type")
     is_checkpoint = (files.path / "trainer_state.json").exists()
