@@ -292,18 +292,21 @@ class T5FusionProcessor(ProcessorMixin):
                 "make vectors from the text wherever they are missing. To train with `lexical_texts`, set "
                 "`lexical_source='given'`."
             )
-        if lexical_texts is None:
-            groups = [[text] for text in texts]
-        else:
-            items = read_list("lexical_texts", lexical_texts, len(texts))
-            groups = [texts_of_row(row, item) for row, item in enumerate(items)]
-        all_texts = [text for group in groups for text in group]
-        if not all_texts:
-            vectors = np.zeros((0, self.lexical_dim))
-        else:
+        items = texts if lexical_texts is None else read_list("lexical_texts", lexical_texts, len(texts))
+        texts_by_row = [texts_of_row(row, item) for row, item in enumerate(items)]
+        return self._encode_rows(texts_by_row, batch_size, show_progress_bar)
+
+    def _encode_rows(self, texts_by_row: list[list[str]], batch_size: int, show_progress_bar: bool) -> list[Vectors]:
+        """Return the vectors of each row, (vectors, lexical_dim), one per text, in the recipe's `lexical_dtype`.
+
+        (NumPy has no bfloat16: such vectors are float32.) All texts are encoded in one call.
+        """
+        all_texts = [text for texts in texts_by_row for text in texts]
+        vectors = np.zeros((0, self.lexical_dim))
+        if all_texts:
             vectors = self.encode(all_texts, batch_size, show_progress_bar).numpy()
         dtype = np.float16 if self.lexical_dtype == "float16" else np.float32
-        return np.split(vectors.astype(dtype), np.cumsum([len(group) for group in groups])[:-1])
+        return np.split(vectors.astype(dtype), np.cumsum([len(texts) for texts in texts_by_row])[:-1])
 
     def _no_encoder(self) -> ValueError:
         """Return the error for texts that should become vectors where no encoder is known."""
