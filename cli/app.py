@@ -28,8 +28,9 @@ app = Commands(
 )
 
 
-def print_version(is_asked_for: bool) -> None:
-    if is_asked_for:
+def print_version(is_wanted: bool) -> None:
+    """Print the version and end the program, if that is wanted."""
+    if is_wanted:
         typer.echo(f"t5fusion {version('t5fusion')}")
         raise typer.Exit
 
@@ -64,7 +65,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         try:
-            # The name is that of `python -m t5fusion`, too. Typer would print errors in boxes of several lines.
+            # `python -m t5fusion` gets the same name. In standalone mode, Typer would print errors in boxes.
             code = app(prog_name=PROGRAM, standalone_mode=False)
         finally:
             sys.stdout.flush()  # so that a full disk raises here, as any other error does
@@ -80,12 +81,12 @@ def main() -> None:
         if not isinstance(error, BrokenPipeError):  # the reader of standard output, such as `head`, has ended
             print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    sys.exit(code or 0)  # `typer.Exit` comes back as its code, and a command that is done as None
+    sys.exit(code or 0)  # the code of `typer.Exit`, or what the command returned: None
 
 
 def _sentence(error) -> str:
     """Return what is wrong with the arguments, and where to read about them."""
-    problem = error.format_message().replace("Value error, ", "")  # pydantic's words, in some releases
+    problem = error.format_message().replace("Value error, ", "")  # some releases of typer begin like this
     end = "" if problem.endswith((".", "?")) else "."
     command = error.ctx.command_path if error.ctx else PROGRAM
     return f"{problem[:1].lower()}{problem[1:]}{end} See `{command} --help`."

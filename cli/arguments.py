@@ -11,11 +11,11 @@ TextColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of t
 TargetColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the text to generate.")]
 TrainedTextColumn = Annotated[
     str | None,
-    typer.Option(rich_help_panel=DATA, help="Column of the input text. Default: the one of the training."),
+    typer.Option(rich_help_panel=DATA, help="Column of the input text. Default: as in the training."),
 ]
 TrainedTargetColumn = Annotated[
     str | None,
-    typer.Option(rich_help_panel=DATA, help="Column of the text to generate. Default: the one of the training."),
+    typer.Option(rich_help_panel=DATA, help="Column of the text to generate. Default: as in the training."),
 ]
 TrainedLexicalColumn = Annotated[
     str | None,
@@ -51,11 +51,15 @@ Revision = Annotated[
     str | None, typer.Option(rich_help_panel=HUB, help="Branch, tag or commit, if FOLDER is the id of a repository.")
 ]
 Split = Annotated[str, typer.Option(rich_help_panel=DATA, help="Split of a data set on the Hub.")]
-Limit = Annotated[int | None, typer.Option(rich_help_panel=DATA, help="Use only so many rows, the first ones.", min=1)]
+Limit = Annotated[
+    int | None, typer.Option(rich_help_panel=DATA, help="Use at most this many rows, the first ones.", min=1)
+]
 Overwrite = Annotated[
     bool,
     typer.Option(
-        "--overwrite", rich_help_panel=OUTPUT, help="Replace what is in the output folder, at the first checkpoint."
+        "--overwrite",
+        rich_help_panel=OUTPUT,
+        help="Replace what is in the output folder, when the first checkpoint is saved.",
     ),
 ]
 UseCache = Annotated[

@@ -14,6 +14,8 @@ from .libraries import load_libraries
 
 
 class Lexical(str, Enum):
+    """What the vector is made from."""
+
     body = "body"
     name = "name"
 
@@ -40,7 +42,7 @@ def demo(
     from ..finetune.output_folder import check_output, is_unused  # imports the Hub's client: --help does without
 
     if not is_unused(output) and not (output / DEMO).exists():
-        raise ValueError(f"{output} holds something else than a demo, and is left alone. Choose another --output.")
+        raise ValueError(f"{output} holds something other than a demo, so it is left alone. Choose another --output.")
     check_output(output, overwrite=True, mark=DEMO)
     print(f"{base_model} learns to describe Python code. This takes about five minutes on two cores.", flush=True)
     load_libraries()

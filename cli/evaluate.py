@@ -67,8 +67,8 @@ def evaluate(
     The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows or more kinds
     of vectors. The card of a bundle is updated at once. Nothing is saved if FOLDER is the id of a repository.
 
-    Without DATA, the rows that the training held out are read again, and must be the same. Their eval_loss is that of
-    the training's last evaluation, to the bit on the same machine.
+    Without DATA, the rows that the training held out are read again. They must be the same. On the same machine, their
+    eval_loss equals that of the training's last evaluation to the bit.
 
     Example: [bold]t5fusion evaluate runs/files[/bold]
 
@@ -81,8 +81,8 @@ def evaluate(
         check_readable(data, encoding)
     elif any((text_column, target_column, lexical_column, vector_column, encoding)):
         raise ValueError(
-            "columns or an encoding were named, and no file. Name the file, or leave them out to evaluate on the rows "
-            "that the training held out."
+            "columns or an encoding were given without a file. Name the file; or leave them out, to evaluate on the "
+            "rows that the training held out."
         )
     load_libraries()
     from ..finetune import columns_for, evaluate_file  # slow to import: --help does without
@@ -97,22 +97,22 @@ def evaluate(
     )  # fmt: skip
     if not is_first_process():
         return
-    worth = evaluation.worth_of_vectors
-    held_out = {} if evaluation.eval_loss is None else {"eval_loss": evaluation.eval_loss}
+    worth, eval_loss = evaluation.worth_of_vectors, evaluation.eval_loss
+    held_out = {} if eval_loss is None else {"eval_loss": eval_loss}
     if as_json:
         measures = {**evaluation.measures, "worth_of_vectors": worth} if worth else evaluation.measures[vectors.value]
         print(json.dumps(measures | held_out))
     else:
-        _print_measures(evaluation.measures, worth)
-        for measure, value in held_out.items():
-            print(f"{measure} of the training: {value:.4f}")
+        _print_measures(evaluation.measures, worth, eval_loss)
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(
-            json.dumps(evaluation.record() | held_out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        say(f"The results are in {output}.")
+        _write_json(output, evaluation.record() | held_out)
     _update_card(name, evaluation.is_saved)
+
+
+def _write_json(file: Path, results: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    say(f"The results are in {file}.")
 
 
 def _update_card(name: str, is_saved: bool) -> None:
@@ -133,8 +133,10 @@ def _update_card(name: str, is_saved: bool) -> None:
         say(f"Saved in {folder / EVALUATION}, for the model card. Next: t5fusion export {name} bundles/{folder.name}")
 
 
-def _print_measures(measures: dict[str, dict[str, float]], worth: dict[str, dict[str, float]]) -> None:
-    """Print a column for each kind of vectors, and what the rows' own vectors are worth against the others."""
+def _print_measures(
+    measures: dict[str, dict[str, float]], worth: dict[str, dict[str, float]], eval_loss: float | None
+) -> None:
+    """Print a column for each kind of vectors, what the rows' own vectors are worth, and the loss as in training."""
     from rich.console import Console  # slow to import: --json does without
     from rich.table import Table
 
@@ -148,3 +150,5 @@ def _print_measures(measures: dict[str, dict[str, float]], worth: dict[str, dict
         low, high = interval["low"], interval["high"]
         line = f"{kind} instead of the rows' own vectors: {interval['difference']:+.4f} nats per token"
         console.print(f"{line} (95 % between {low:+.4f} and {high:+.4f})", highlight=False)
+    if eval_loss is not None:
+        print(f"eval_loss of the training: {eval_loss:.4f}")

@@ -48,7 +48,8 @@ def export(
         str | None,
         typer.Option(
             rich_help_panel=BUNDLE,
-            help="text, given or none, if SOURCE holds no processor. Default: text with --encoder, otherwise given.",
+            help="Where the vectors come from, if SOURCE holds no processor: text, given or none. Default: text with "
+            "--encoder, otherwise given.",
         ),
     ] = None,
     format: Annotated[

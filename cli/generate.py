@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from ..finetune.file_names import STREAMED_KINDS, check_ending, check_readable
 from .arguments import Encoding, Limit, Revision, Split, Trained, TrainedLexicalColumn, TrainedVectorColumn
 from .libraries import load_libraries
 from .settings import parse_settings
+
+if TYPE_CHECKING:
+    from ..finetune import Generated
 
 
 def generate(
@@ -74,10 +77,11 @@ def generate(
         bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the output file.")
     ] = False,
 ):
-    """Generate a text for each row, and write the rows, in order, with a column "output"; null for a row without text.
+    """Generate a text for each row, and write the rows, in order, with the texts in a column "output".
 
-    All columns of FILE are kept; vectors only in .jsonl and .parquet. A run with --output that was interrupted resumes
-    from OUTPUT.partial if it is started again. OUTPUT itself is written when all rows have their text.
+    A row without text gets null. All columns of FILE are kept; vectors only in .jsonl and .parquet. A run with --output
+    that was interrupted resumes from OUTPUT.partial if it is started again. OUTPUT itself is written when all rows have
+    their text.
 
     Example: [bold]t5fusion generate runs/files app_config read_settings[/bold]
 
@@ -90,7 +94,7 @@ def generate(
 
     if file:
         check_readable(file, encoding, STREAMED_KINDS)
-    if output and not output.exists():  # what is there already is looked at more closely
+    if output and not output.exists():  # an existing one is read first, which is slow
         check_ending(output)
     check_folder(name, revision)
     load_libraries()
@@ -124,14 +128,20 @@ def generate(
         again = "the same command without --overwrite" if overwrite else "the same command"
         say(f"Stopped; {stop.rows} rows are in {output}.partial. To go on, give {again}." if output else "Stopped.")
         raise typer.Exit(130) from None
-    if output and generated.rows == generated.earlier:
+    if output:
+        _say_how_many(generated, output)
+
+
+def _say_how_many(generated: "Generated", output: Path) -> None:
+    if generated.rows == generated.earlier:
         say(f"{output} is complete: all {generated.rows} rows are there.")
-    elif output:
+    else:
         from_before = f", {generated.earlier} of them from before" if generated.earlier else ""
         say(f"{generated.rows} rows are in {output}{from_before}.")
 
 
 def _lines_of_standard_input(encoding: str | None) -> Iterator[str]:
+    """Return the lines of standard input; ValueError if several processes would share it, or it cannot be read."""
     from ..finetune.files import lines_of  # slow to import: --help does without
     from ..finetune.parallel import processes
 

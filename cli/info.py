@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from ..common.folder_info import FolderInfo, VectorKind
 
 WIDTH, INDENT = 80, 14
-WHAT = {
+FOLDERS = {  # by `FolderInfo.what`
     "run folder": "a run folder, which training saved",
     "checkpoint": "a checkpoint of a training",
     "adapter": "an adapter on a fused model",
     "fused model": "a saved fused model",
     "T5": "a plain T5, which can be a base model",
 }
-MODELS = {"true": "own vectors", "shuffled": "other rows' vectors", "none": "no vectors", "untuned": "untuned model"}
-SCORES = {"loss": "loss", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
+MEASURED_WITH = {
+    "true": "own vectors",
+    "shuffled": "other rows' vectors",
+    "none": "no vectors",
+    "untuned": "untuned model",
+}
+SCORE_NAMES = {"loss": "loss", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
 SOURCES = {"text": "made from the text", "given": "given with each text", "none": "not used"}
 
 
@@ -47,15 +52,15 @@ def info(
     if as_json:
         print(facts.to_json())
         return
-    print("\n".join(_lines(facts)))
+    print("\n".join(_report_lines(facts)))
     say(f"Next: {_next_command(facts)}")
 
 
-def _lines(facts: "FolderInfo") -> list[str]:
-    title = f"{facts.name}: {WHAT.get(facts.what) or f'a bundle of kind {facts.kind}'}"
+def _report_lines(facts: "FolderInfo") -> list[str]:
+    title = f"{facts.name}: {FOLDERS.get(facts.what) or f'a bundle of kind {facts.kind}'}"
     rows: dict[str, Sequence[str | None]] = {
         "commit": [facts.commit],
-        "base model": [_base(facts)],
+        "base model": [_base_model(facts)],
         "vectors": [_vectors(kind) for kind in facts.vectors],
         "adapter": _adapter(facts),
         "weights": [_weights(facts)],
@@ -74,6 +79,7 @@ def _lines(facts: "FolderInfo") -> list[str]:
 
 
 def _wrapped(text: str, label: str) -> list[str]:
+    """Return a text in lines of `WIDTH`, beside its label; a title has none."""
     indent = " " * INDENT if label else "  "
     first = label.ljust(INDENT) if label else ""
     if text.startswith("|"):  # a row of a table, whose spaces count
@@ -81,7 +87,7 @@ def _wrapped(text: str, label: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _base(facts: "FolderInfo") -> str | None:
+def _base_model(facts: "FolderInfo") -> str | None:
     if facts.base_model is None:
         inside = facts.kind in ("standalone", "merged", "fused")
         return None if facts.what == "T5" else "not named; its weights are in this bundle" if inside else "not recorded"
@@ -143,12 +149,12 @@ def _training(facts: "FolderInfo") -> str:
 def _measures(facts: "FolderInfo") -> list[str]:
     if not facts.measures:
         return []
-    columns = [name for name in SCORES if any(name in values for values in facts.measures.values())]
+    columns = [name for name in SCORE_NAMES if any(name in values for values in facts.measures.values())]
     rows = f"on {facts.measured_rows:,} rows" if facts.measured_rows else "held out"
-    lines = [f"|{rows:22}" + "".join(f"{SCORES[name]:>9}" for name in columns)]
+    lines = [f"|{rows:22}" + "".join(f"{SCORE_NAMES[name]:>9}" for name in columns)]
     for kind, values in facts.measures.items():
         cells = (f"{values[name]:9.3f}" if name in values else " " * 9 for name in columns)
-        lines.append(f"|{MODELS.get(kind, kind):22}" + "".join(cells))
+        lines.append(f"|{MEASURED_WITH.get(kind, kind):22}" + "".join(cells))
     worth = facts.worth_of_vectors.get("shuffled")
     if worth:
         lines.append(

@@ -106,9 +106,9 @@ class Commands(typer.Typer):
 
 
 def _place_in_help(parameter) -> tuple[int, bool]:
-    """Return the place of an option's panel, and whether it comes last there, as those for everything else do (--set).
+    """Return the key to sort parameters by: the place of the panel, and in it first what is given once (not --set).
 
-    Arguments come first, in their order.
+    Arguments come before all panels.
     """
     panel = getattr(parameter, "rich_help_panel", None)
     return (PANELS.index(panel), parameter.multiple) if panel else (-1, False)
@@ -122,7 +122,7 @@ def _leave_out_types_of_flags(parameters) -> None:
 
 
 def with_options_of(*classes: type) -> Callable[[Command], Command]:
-    """Give a command an option for each field of dataclasses, which it takes as `**fields`."""
+    """Give a command an option for each field of these dataclasses. It gets their values as `**fields`."""
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command)
@@ -175,11 +175,12 @@ def options_from(options: type[Options], fields: dict[str, Any]) -> Options:
         values[field.name] = not fields[opposite] if opposite else fields[field.name]
     try:
         return options(**values)
-    except ValueError as error:  # it names fields, as Python code knows them
+    except ValueError as error:  # it names the fields, and the user knows the options
         raise ValueError(re.sub(r"`(\w+)`", lambda field: _option_of(field[1], values), str(error))) from error
 
 
 def _option_of(name: str, fields: dict[str, Any]) -> str:
+    """Return the option of a field, or the name itself in backticks if it is no field."""
     return f"--{name.replace('_', '-')}" if name in fields else f"`{name}`"
 
 
@@ -187,7 +188,7 @@ def refuse_idle(context: typer.Context, idle_options: dict[str, tuple[str, ...]]
     """Raise ValueError if an option on the command line has no effect beside another one.
 
     Args:
-        idle_options: parameters of the command, and those that have no effect beside them.
+        idle_options: by a parameter of the command, the parameters that have no effect beside it.
     """
     names = {option.name: option.opts[0] for option in context.command.params}
     sources = {name: context.get_parameter_source(name) for name in context.params}

@@ -21,7 +21,8 @@ def push(
         str | None, typer.Option(rich_help_panel=HUB, help="Branch to commit to. Default: main.")
     ] = None,
     create_pr: Annotated[
-        bool, typer.Option("--create-pr", rich_help_panel=HUB, help="Open a pull request instead.")
+        bool,
+        typer.Option("--create-pr", rich_help_panel=HUB, help="Open a pull request, instead of changing the branch."),
     ] = False,
     message: Annotated[str | None, typer.Option(rich_help_panel=HUB, help="Message of the commit.")] = None,
     delete_others: Annotated[

@@ -16,7 +16,7 @@ from .libraries import load_libraries
 from .parsing import options_from, refuse_idle, with_options_of
 from .settings import parse_settings
 
-IDLE_OPTIONS = {  # options, and those that have no effect beside them
+IDLE_OPTIONS = {  # by an option, the options that have no effect beside it
     "full": LORA_ONLY,
     "freeze_fusion": ("fusion_lr", "fusion_start"),
     "vector_column": ("lexical_column", "encoder", "lexical_dim"),
@@ -62,8 +62,8 @@ def train(
             callback=read_defaults,
             rich_help_panel=DATA,
             metavar="FILE",
-            help="YAML file with any of these options, DATA included, by their names, and `set:` for --set. Those on "
-            "the command line go before. Each run writes one: run.yaml in its folder.",
+            help="YAML file of options by their names, with `data:` for DATA and `set:` for --set. Options on the "
+            "command line override it. Each run writes such a file: run.yaml in its folder.",
         ),
     ] = None,
     setting: Annotated[
@@ -88,7 +88,7 @@ def train(
     output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
     for source in filter(None, (data, validation)):
         check_readable(source, encoding)
-    if is_first_process():  # the others would see what it writes
+    if is_first_process():  # another one might already see what this one writes
         from ..finetune.output_folder import check_output  # imports the Hub's client: --help does without
 
         check_output(output, resume, overwrite)

@@ -28,12 +28,12 @@ NEEDED = {  # what a checkpoint must hold, and patterns of its files, of which a
     "state of the learning rates": ("scheduler.pt",),
     "random numbers": ("rng_state*.pth",),
 }
-# Options that the first checkpoints did not record: by default, training is as it was without them.
-ADDED = (
+# Options that the first checkpoints did not record. Their defaults train as that code did.
+OPTIONS_ADDED = (
     "gradient_accumulation", "warmup_steps", "lr_scheduler_type", "eval_steps", "save_steps", "logging_steps",
     "keep_best", "patience", "settings",
 )  # fmt: skip
-FULL_DISK = 2**20  # bytes: with less free space than this, the full disk is taken for the cause of an error
+FULL_DISK = 2**20  # bytes: a disk with less free space counts as full, and as the cause of an error
 
 
 def last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, str]]:
@@ -52,7 +52,7 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, str]]:
 def problem_of(checkpoint: Path) -> str | None:
     """Return what is wrong with the files of a checkpoint, in a few words; None if nothing is.
 
-    Readable files need not fit the model: `check_weights` and `loading` find that out.
+    Files that can be read may still not fit the model. `check_weights` and `loading` find that out.
     """
     if not (checkpoint / STATE).exists():
         return f"its saving was not finished: there is no {STATE}"
@@ -104,14 +104,14 @@ def _read_json(file: Path):
 
 
 def check_resumed(checkpoint: Path, expected: dict) -> None:
-    """Check that a checkpoint was started with the same options, rows and vectors as are given now.
+    """Check that the training of a checkpoint was started with the options, rows and vectors that are given now.
 
     Raises:
         ValueError: some of them differ. The message names them.
     """
     begun = read_begun(checkpoint, expected)
-    now = json.loads(json.dumps(expected))  # as the checkpoint's own have been through JSON
-    begun = {each.name: each.default for each in fields(TrainingOptions) if each.name in ADDED} | begun
+    now = json.loads(json.dumps(expected))  # JSON turns tuples into lists, and so it did in the checkpoint
+    begun = {each.name: each.default for each in fields(TrainingOptions) if each.name in OPTIONS_ADDED} | begun
     changes = [f"{name} was {begun.get(name)}, now {value}" for name, value in now.items() if begun.get(name) != value]
     if changes:
         raise ValueError(

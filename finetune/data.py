@@ -114,8 +114,8 @@ def load_split(
 
     Args:
         data: a file, or the id of a data set on the Hub.
-        validation: the same, for the rows to validate with; if None, `hold_out` splits `data`.
-        encoder: encoder that was chosen for the vectors, if any.
+        validation: a file or data set to validate with; if None, `hold_out` splits `data`.
+        encoder: the encoder that the user chose, if any. Then columns of vectors may stay unread.
         encoding: encoding of CSV files; None for UTF-8.
 
     Raises:
@@ -154,44 +154,44 @@ def vector_columns(rows: Dataset) -> list[str]:
 def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     """Split rows: about nine tenths to train on, one to validate with. All rows of one text go to the same side.
 
-    If the vectors have a column of their own, the texts may be prompts that many rows share. If there are more than
-    twice as many pairs of text and vector (or of text and the text that the vector is made from) as texts, then rows
-    are split by pair, and a line says so: all rows of one pair go to the same side. In all other cases the split
-    depends on the texts alone, so that it is the same with and without vectors.
+    There is one exception. If vectors (or the texts that they are made from) have a column of their own, the input
+    texts may be prompts that many rows share. If there are more than twice as many different pairs of text and vector
+    as different texts, rows are split by pair: all rows of one pair go to the same side. A line says so. In all other
+    cases the split depends on the texts alone, so it is the same with and without vectors.
 
     Raises:
         ValueError: there are too few different texts or pairs, or a vector is invalid (see `given_vectors`).
     """
     texts = [str(text).strip() for text in rows[columns.text]]
     keys, key_name = texts, "text"
-    # With fewer rows there cannot be that many pairs, and reading all vectors takes time.
-    if (columns.lexical or columns.vector) and (len(rows) > 2 * _distinct(texts) or _distinct(texts) == 1):
+    # Reading all vectors takes time, and with fewer rows there cannot be that many pairs.
+    if (columns.lexical or columns.vector) and (len(rows) > 2 * _count_distinct(texts) or _count_distinct(texts) == 1):
         others = _vector_keys(rows, columns.vector) if columns.vector else rows[columns.lexical]
         pairs = [f"{text}\n{other}" for text, other in zip(texts, others, strict=True)]
-        if _distinct(pairs) > 2 * _distinct(texts) or _distinct(pairs) == 1:
+        if _count_distinct(pairs) > 2 * _count_distinct(texts) or _count_distinct(pairs) == 1:
             keys, key_name = pairs, f"text and {repr(columns.lexical) if columns.lexical else 'vector'}"
     sides = {key: is_held_out(key, HELD_OUT_ONE_IN) for key in keys}
-    if len(set(sides.values())) < 2 or _distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
+    if len(set(sides.values())) < 2 or _count_distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
         raise ValueError(f"{_why_not_split(keys, key_name)}. Name a file with --validation.")
     if keys is not texts:
-        number, word = _distinct(texts), "text" if _distinct(texts) == 1 else "texts"
+        number, word = _count_distinct(texts), "text" if _count_distinct(texts) == 1 else "texts"
         say(f"{len(rows)} rows have {number} different {word}; those to validate with are chosen by {key_name}.")
     held_out = np.array([sides[key] for key in keys], dtype=bool)
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
 
 def _vector_keys(rows: Dataset, column: str) -> list[str]:
-    """Return a string for each row that is the same for rows of the same vector."""
+    """Return a string for each row. Rows with equal vectors get equal strings."""
     vectors = read_vectors(rows, column)
     return ["" if vector is None else hashlib.md5(vector.numpy().tobytes()).hexdigest() for vector in vectors]
 
 
-def _distinct(keys: Sequence[str]) -> int:
+def _count_distinct(keys: Sequence[str]) -> int:
     return len({key.lower() for key in keys})  # `is_held_out` ignores case
 
 
 def _why_not_split(keys: Sequence[str], key_name: str) -> str:
-    if (number := _distinct(keys)) == len(keys):
+    if (number := _count_distinct(keys)) == len(keys):
         return f"{number} rows are too few to hold some out for validation"
     if number == 1:
         return f"all {len(keys)} rows have the same {key_name}, so that no row can be held out to validate with"
@@ -261,17 +261,18 @@ def _describe(value) -> str:
 
 
 def is_held_out(name: str, one_in: int) -> bool:
-    """Return whether the rows of a name are held out. It depends on nothing but the name, in any case of letters."""
+    """Return whether the rows of a name are held out. It depends on the name alone, in upper or lower case."""
     return int(hashlib.md5(name.lower().encode()).hexdigest(), 16) % one_in == 0
 
 
-def _vectors_by_text(rows: Dataset, columns: Columns) -> Iterator[torch.Tensor | None]:
+def _vectors_named_by_text(rows: Dataset, columns: Columns) -> Iterator[torch.Tensor | None]:
+    """Yield the vectors in the vector column. Errors name a row by its text."""
     return read_vectors(rows, str(columns.vector), lambda index: f"the row of {rows[index][columns.text]!r}")
 
 
 def vector_width(rows: Dataset, columns: Columns) -> int:
     """Return the width of the first vector in the vector column; ValueError if it holds no vector."""
-    width = next((len(vector) for vector in _vectors_by_text(rows, columns) if vector is not None), None)
+    width = next((len(vector) for vector in _vectors_named_by_text(rows, columns) if vector is not None), None)
     if width is None:
         raise ValueError(f"column {columns.vector!r} holds no vector in any of {len(rows)} rows.")
     return width
@@ -280,4 +281,4 @@ def vector_width(rows: Dataset, columns: Columns) -> int:
 def has_vector(rows: Dataset, columns: Columns) -> np.ndarray:
     """Return which rows have a vector in the vector column, bool (rows,); ValueError if no row has one."""
     vector_width(rows, columns)
-    return np.array([vector is not None for vector in _vectors_by_text(rows, columns)])
+    return np.array([vector is not None for vector in _vectors_named_by_text(rows, columns)])

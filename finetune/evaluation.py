@@ -22,7 +22,7 @@ from .parallel import shared
 from .streaming import spread
 
 Vectors = Literal["true", "shuffled", "none"]
-SAMPLES = 3  # generated texts that are kept with the measures
+SAMPLES = 3  # generated texts that an evaluation keeps as samples
 
 
 def change_vectors(rows: list[dict], vectors: Vectors, seed: int = 0) -> list[dict]:
@@ -128,9 +128,8 @@ def evaluate_large(
     Returns:
         Losses and texts in the order of the rows, by kind of vectors; and the counts.
     """
-
     progress = progress or Progress("Evaluating", None)
-    shown = 0  # rows of the part in work that the progress counts already
+    shown = 0  # rows of the present part that the bar has counted already
 
     def advance(count: int) -> None:
         nonlocal shown
@@ -168,8 +167,8 @@ class Evaluation:
 
     Args:
         measures: `rows`, `loss`, `rouge1`, `rouge2`, `rougeL` and `chrf`, by what vectors the model was given.
-        worth_of_vectors: by how much the loss with shuffled vectors, or with none, exceeds that with the true ones:
-            `difference`, and the bounds `low` and `high` that hold it with 95 % probability, in nats per token. Empty
+        worth_of_vectors: for shuffled vectors and for none, by how much the loss exceeds that with the true vectors:
+            `difference`, and the bounds `low` and `high` of its 95 % confidence interval, in nats per token. Empty
             unless all kinds of vectors were evaluated.
         samples: `text`, `reference` and `output` of the first rows, with the true vectors.
         is_saved: whether it was saved in the folder of the model (see `save_evaluation`).
@@ -207,7 +206,7 @@ def kinds_of_vectors(vectors: Vectors | Literal["all"]) -> list[Vectors]:
 def summarize(
     results: dict[Vectors, tuple[Losses, list[str]]], texts: Sequence[str], references: Sequence[str]
 ) -> Evaluation:
-    """Return the measures of what `evaluate_large` returned.
+    """Return the evaluation that follows from the losses and texts of `evaluate_large`.
 
     Args:
         texts, references: the input and the target of each row.

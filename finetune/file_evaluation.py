@@ -99,7 +99,7 @@ def _columns_of_training(folder: Path, columns: Columns | None) -> Columns:
     """Return the columns of the training, which recorded them; ValueError if `columns` are others."""
     trained = trained_columns(folder)
     if trained is None or columns not in (None, trained):
-        raise ValueError("columns were named, and no file. Name the file, or leave the columns out.")
+        raise ValueError("columns were given without a file. Name the file, or leave the columns out.")
     return trained
 
 

@@ -19,7 +19,7 @@ from ..common.errors import first_line
 from .file_names import FILE_KINDS, check_readable, is_zipped, kind_of
 
 LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # in a CSV file, more means that a quote or a line end is missing
-EXPANDED = set("$~%:")  # fsspec and datasets give these characters a meaning in file names
+SPECIAL = set("$~%:")  # characters to which fsspec and datasets give a meaning in file names
 
 
 def load_rows(data: str, split: str = "train", encoding: str | None = None) -> Dataset:
@@ -35,7 +35,7 @@ def load_rows(data: str, split: str = "train", encoding: str | None = None) -> D
     with reading(data, encoding):
         if not Path(data).is_file():
             return load_dataset(data, split=split)
-        if kind_of(data) == ".csv" or EXPANDED & set(data):
+        if kind_of(data) == ".csv" or SPECIAL & set(data):
             return _in_memory(data, encoding)
         try:
             rows = load_dataset(FILE_KINDS[kind_of(data)], data_files=escape(data), split="train")
@@ -58,7 +58,7 @@ def file_tables(data: str, rows: int, encoding: str | None = None) -> Iterator[p
         yield from _csv_tables(data, rows, encoding)
         return
     with TemporaryDirectory() as folder:
-        if EXPANDED & set(data):
+        if SPECIAL & set(data):
             link = Path(folder) / f"rows{kind_of(data)}{'.gz' if is_zipped(data) else ''}"  # a name without them
             link.symlink_to(Path(data).absolute())
             data = str(link)

@@ -35,7 +35,7 @@ def make_inputs(
         rows: rows that have text in each column of texts.
         limits: longest text and longest target, in tokens.
         vectors: whether to give the model vectors.
-        keep: whether to keep the vectors that the encoder makes on disk.
+        keep: whether to keep on disk the vectors that the encoder makes.
         numbers: number of each row in its file, for errors; if None, errors quote the row's text.
         counts: as for `prepare`.
         progress: whether to show how far the encoder has come.
@@ -98,8 +98,8 @@ def prepare(
 ) -> list[dict]:
     """Return the model's inputs for texts, as `DataCollatorWithFusion` reads them; the collator places `<lexical>`.
 
-    A row trains on what the processor makes of its text at inference. The text reaches the tokenizer and the encoder
-    unchanged, so it is the tokenizer that decides what becomes of newlines and other white space.
+    A row trains on the same inputs that the processor makes of its text at inference. The tokenizer and the encoder get
+    the text unchanged, with its newlines and other white space.
 
     Args:
         texts, targets: one of each per row.
@@ -156,7 +156,7 @@ def batches(
     """Yield the indices and the collated batch of rows of similar length, so that there is little padding.
 
     Args:
-        length: name of the field whose length counts.
+        length: name of the field by whose length the rows are sorted.
     """
     collate = DataCollatorWithFusion(processor.tokenizer)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][length]))

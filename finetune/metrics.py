@@ -48,7 +48,7 @@ def rouge_metrics(tokenizer: Any) -> "Callable[[EvalPrediction], dict[str, float
         tokenizer: the tokenizer of the rows, or their processor.
 
     Raises:
-        ValueError: what it returns is called with logits, because the Trainer does not generate.
+        ValueError: the returned function got logits, because the Trainer does not generate.
     """
     pad = getattr(tokenizer, "tokenizer", tokenizer).pad_token_id
 

@@ -72,14 +72,14 @@ def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, com
 
 
 def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
-    """Raise ValueError unless LoRA can adapt each of `options.target_modules`; for PEFT, one of them would do."""
+    """Raise ValueError unless LoRA can adapt each of `options.target_modules`. PEFT is content with one of them."""
     if options.target_modules is None:
         return
     adaptable = {
         name
         for name, module in model.named_modules()
-        # `shared` is left out, because T5 reads that table by another of its names, past an adapter on this one. The
-        # fusion layer is left out, because PEFT puts no adapter on a module that trains as a whole.
+        # T5 reads the table of embeddings under another name than `shared`, where an adapter would have no effect.
+        # PEFT puts no adapter on the fusion layer, because that trains as a whole.
         if isinstance(module, (nn.Linear, nn.Embedding))
         and module is not model.shared
         and not (options.train_fusion and ".fusion." in name)

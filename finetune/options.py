@@ -24,21 +24,20 @@ class Allowed(NamedTuple):
     kind: type  # Real or Integral
     accepts: Callable[[float], bool]
     words: str  # completes "expected ..."
-    least: float | None = None  # the smallest of them, if there is one
 
 
 POSITIVE = Allowed(Real, lambda number: number > 0, "a number above 0")
-NOT_NEGATIVE = Allowed(Real, lambda number: number >= 0, "a number from 0", least=0)
-FRACTION = Allowed(Real, lambda number: 0 <= number < 1, "a number from 0 to less than 1", least=0)
-COUNT = Allowed(Integral, lambda number: number >= 1, "a whole number from 1", least=1)
-LENGTH = Allowed(Integral, lambda number: number >= 2, "a whole number from 2", least=2)  # a token and </s>
-SEED = Allowed(Integral, lambda number: 0 <= number < 2**32, f"a whole number from 0 to {2**32 - 1}", least=0)
+NOT_NEGATIVE = Allowed(Real, lambda number: number >= 0, "a number from 0")
+FRACTION = Allowed(Real, lambda number: 0 <= number < 1, "a number from 0 to less than 1")
+COUNT = Allowed(Integral, lambda number: number >= 1, "a whole number from 1")
+LENGTH = Allowed(Integral, lambda number: number >= 2, "a whole number from 2")  # a token and </s>
+SEED = Allowed(Integral, lambda number: 0 <= number < 2**32, f"a whole number from 0 to {2**32 - 1}")
 
 
 def option(
     default: Any, help: str, allowed: Allowed | None = None, *, panel: str = TRAINING, **command_line: Any
 ) -> Any:
-    """A field of options.
+    """Return a dataclass field that is an option.
 
     Args:
         help: what the option does; the command line shows it.
@@ -116,8 +115,8 @@ class TrainingOptions:
     full: bool = option(False, "Train all weights instead of LoRA.")
     target_modules: tuple[str, ...] | None = option(
         None,
-        "Modules that LoRA adapts, by name or by the end of their path, such as q,v. Default: all, every matrix of "
-        "the blocks.",
+        "Modules that LoRA adapts, by name or by the end of their path, such as q,v. Default: all, which means every "
+        "matrix of the blocks.",
         panel=LORA,
         parse=names_unless("all"),
     )
@@ -153,7 +152,7 @@ class TrainingOptions:
     gradient_accumulation: int = option(1, "Batches whose gradients are added up for one step of the weights.", COUNT)
     warmup_steps: float = option(
         0.0,
-        "Steps in which the learning rate rises to its peak. Below 1: their share of all steps.",
+        "Steps in which the learning rate rises to its peak. A number below 1 is a share of all steps.",
         NOT_NEGATIVE,
     )
     lr_scheduler_type: Literal[
@@ -172,7 +171,7 @@ class TrainingOptions:
     keep_best: bool = option(False, "Save the model with the lowest held-out loss, instead of the last one.")
     patience: int | None = option(
         None,
-        "Stop after so many evaluations in a row without a lower held-out loss, and save the model with the lowest.",
+        "Stop after this many evaluations in a row without a lower held-out loss. Save the model with the lowest.",
         COUNT,
     )
     report_to: tuple[str, ...] | None = option(
@@ -212,6 +211,7 @@ class TrainingOptions:
             raise ValueError("`fusion_lr` has no effect with `train_fusion=False`. Leave one out.")
 
     def _check_best(self) -> None:
+        """Check that each evaluation has a checkpoint, if the best model is kept."""
         if self.keeps_best and self.eval_steps != (self.save_steps or self.eval_steps):
             every = f"`eval_steps` is {self.eval_steps or 'None (each epoch)'} and `save_steps` is {self.save_steps}"
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The folder that a training writes: locked by one training at a time, and unchanged until that one saves something."""
+"""The folder that a training writes. One training at a time locks it, and nothing in it changes until it saves."""
 
 import errno
 import os
@@ -46,6 +46,7 @@ def check_output(folder: Path, resume: bool = False, overwrite: bool = False, ma
 
 
 def _check_content(folder: Path, resume: bool, overwrite: bool, mark: str | None) -> None:
+    """Raise ValueError if the folder holds something that must not be replaced (see `check_output`)."""
     if resume or is_unused(folder):
         return
     if not overwrite:
@@ -62,7 +63,7 @@ def _check_content(folder: Path, resume: bool, overwrite: bool, mark: str | None
 
 
 def is_unused(folder: Path) -> bool:
-    """Return whether a folder is missing, empty, or holds only what a training leaves that is killed at its start."""
+    """Return whether a folder is missing, empty, or holds only what a training leaves if it is killed early."""
     if not folder.is_dir():
         return True
     items = [item for item in folder.iterdir() if item.name != LOCK]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from .file_names import is_zipped, kind_of
 
 GROUP_ROWS, GROUP_BYTES = 8192, 2**25  # of a row group in a Parquet file, which is in memory as a whole
-UNFINISHED = "~"  # ends the name of a file that is not yet whole
+UNFINISHED = "~"  # ends the name of a file until it is whole
 
 
 def can_hold_vectors(path: Path | None) -> bool:
@@ -51,7 +51,8 @@ def write_whole(path: Path, schemas: Sequence[pa.Schema], tables: Iterable[pa.Ta
         raise
 
 
-def _names(schemas: Sequence[pa.Schema]) -> list[str]:
+def _column_names(schemas: Sequence[pa.Schema]) -> list[str]:
+    """Return the names of all columns, each once."""
     return list(dict.fromkeys(name for schema in schemas for name in schema.names))
 
 
@@ -80,14 +81,14 @@ def _finite(value: Any) -> Any:
 
 
 def _write_json_lines(file: BinaryIO, schemas: Sequence[pa.Schema], tables: Iterable[pa.Table]) -> None:
-    names = _names(schemas)
+    names = _column_names(schemas)
     for table in tables:
         for row in table.to_pylist():
             file.write(json_line({name: row.get(name) for name in names}))
 
 
 def _write_csv(file: BinaryIO, schemas: Sequence[pa.Schema], tables: Iterable[pa.Table]) -> None:
-    names = _names(schemas)
+    names = _column_names(schemas)
     file.write(_csv_line(names))
     for table in tables:
         for row in table.to_pylist():
@@ -113,11 +114,12 @@ def _write_parquet(file: BinaryIO, schemas: Sequence[pa.Schema], tables: Iterabl
     except pa.ArrowTypeError as error:
         raise ValueError(f"the rows do not fit into one Parquet file ({error}). Name an --output .jsonl.") from error
     with pq.ParquetWriter(file, schema) as writer:
-        for group in _groups(_fitted(table, schema) for table in tables):
+        for group in _groups(_with_schema(table, schema) for table in tables):
             writer.write_table(group)
 
 
-def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with the columns and types of a schema. Columns that it lacks are null."""
     columns = [
         table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in schema

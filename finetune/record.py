@@ -1,4 +1,4 @@
-"""What is written down of a training: its record, training.json, and what a resumed training must agree with."""
+"""The record of a training, training.json, and the conditions that a resumed training must meet."""
 
 import hashlib
 import json
@@ -76,7 +76,7 @@ def trained_columns(folder: Path) -> Columns | None:
 
 
 def trained_options(folder: Path) -> TrainingOptions:
-    """Return the options of the training that saved a folder. Nothing is reported to other programs with them."""
+    """Return the options of the training that saved a folder, without `report_to`: nothing is to be reported again."""
     saved = RunFiles(folder).record["options"]
     saved = saved | {"base_model": saved["base"], "report_to": None}
     if saved.get("target_modules") is not None:

@@ -20,11 +20,12 @@ ARGUMENTS = ("data", "validation", "limit", "encoding", "output", "resume", "ove
 SETTINGS = "set"
 
 
-def _name(each: Field) -> str:
+def _name_in_file(each: Field) -> str:
+    """Return the name of a field on the command line, with underscores."""
     return each.metadata.get("opposite", (each.name,))[0]
 
 
-FIELDS = {_name(each): each for options in (Recipe, TrainingOptions) for each in fields(options)}
+FIELDS = {_name_in_file(each): each for options in (Recipe, TrainingOptions) for each in fields(options)}
 FIELDS[SETTINGS] = FIELDS.pop("settings")
 KEYS = ("data", *COLUMNS, *ARGUMENTS[1:], *FIELDS)
 
@@ -32,7 +33,7 @@ KEYS = ("data", *COLUMNS, *ARGUMENTS[1:], *FIELDS)
 def read_config(file: str | Path) -> dict[str, Any]:
     """Return the arguments in a YAML file, by the names that they have on the command line, with underscores.
 
-    Paths in it are relative to the current folder, as on the command line. A null is as if its line were not there.
+    Paths in it are relative to the current folder, as on the command line. A line with null counts as missing.
 
     Raises:
         OSError: the file cannot be read.
@@ -74,17 +75,17 @@ def read_run(file: str | Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{file} does not name {', '.join(missing)}.")
     columns = Columns(**{name: given[key] for key, name in COLUMNS.items() if key in given})
-    values = {each.name: _value(each, given[key]) for key, each in FIELDS.items() if key in given}
+    values = {each.name: _field_value(each, given[key]) for key, each in FIELDS.items() if key in given}
     return {
         **{name: given[name] for name in ARGUMENTS if name in given},
         "columns": columns,
-        "options": TrainingOptions(**_those_of(TrainingOptions, values)),
-        "recipe": Recipe(**_those_of(Recipe, values)),
+        "options": TrainingOptions(**_fields_of(TrainingOptions, values)),
+        "recipe": Recipe(**_fields_of(Recipe, values)),
     }
 
 
-def _value(each: Field, given: Any) -> Any:
-    """Return the value of a field of options that a file gives."""
+def _field_value(each: Field, given: Any) -> Any:
+    """Return the value of a field of options, from the value in a file."""
     if "opposite" in each.metadata:
         return not given
     if "parse" in each.metadata:
@@ -97,7 +98,8 @@ def as_text(given: Any) -> Any:
     return ",".join(map(str, given)) if isinstance(given, list) else given
 
 
-def _those_of(options: type, values: dict[str, Any]) -> dict[str, Any]:
+def _fields_of(options: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that are fields of a class of options."""
     return {each.name: values[each.name] for each in fields(options) if each.name in values}
 
 
@@ -114,8 +116,11 @@ def run_yaml(columns: Sequence[str | None], options: TrainingOptions, recipe: Re
     for key, each in FIELDS.items():
         value = getattr(options if hasattr(options, each.name) else recipe, each.name)
         run[key] = not value if "opposite" in each.metadata else list(value) if isinstance(value, tuple) else value
-    idle = {*(LORA_ONLY if options.full else ()), *(() if options.train_fusion else ("fusion_start",))}
-    idle |= {"lexical_dim"} if run["vector_column"] else set()
+    idle = {  # `t5fusion train` refuses options without effect
+        *(LORA_ONLY if options.full else ()),
+        *(() if options.train_fusion else ("fusion_start",)),
+        *(("lexical_dim",) if run["vector_column"] else ()),
+    }
     run["base_model"] = base_name(options.base_model)
     for key in ("data", "validation", "encoder", "output"):
         if run[key] is not None and (key == "output" or os.path.exists(run[key])):

@@ -54,7 +54,7 @@ def read_chunks(
 
 
 def chunks_of_texts(texts: Iterable[str], text_column: str, rows: int | None = None) -> Iterator[Chunk]:
-    """Yield texts as rows with one column, `rows` or CHUNK at a time. No more are taken than the next chunk needs."""
+    """Yield texts as rows with one column, `rows` or CHUNK at a time. A text is taken only when its chunk is needed."""
     texts = iter(texts)
     parts = iter(lambda: list(islice(texts, rows or CHUNK)), [])
     return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in parts)
@@ -97,19 +97,19 @@ def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
         first += len(rows)
 
 
-def spread(rows: int, having: np.ndarray | None = None) -> list[np.ndarray]:
+def spread(rows: int, has_vector: np.ndarray | None = None) -> list[np.ndarray]:
     """Divide all row numbers at random into sorted parts of about equal size, at most CHUNK, int64.
 
     Shuffling vectors within such a part exchanges rows from everywhere in the set, however the set is sorted.
 
     Args:
-        having: bool (rows,): which rows have a vector. None means all. No part then has exactly one row with a vector,
-            which could not be shuffled, unless the set has only one.
+        has_vector: bool (rows,), which rows have a vector; None if all have one. A part never has exactly one row with
+            a vector, because that one could not be shuffled, unless the whole set has only one.
     """
     order, number = np.random.default_rng(0).permutation(rows), -(-rows // CHUNK)
-    if having is None or having.all():
+    if has_vector is None or has_vector.all():
         return [np.sort(part) for part in np.array_split(order, number)]
-    with_vector, without = order[having[order]], order[~having[order]]
+    with_vector, without = order[has_vector[order]], order[~has_vector[order]]
     shares = max(1, min(number, len(with_vector) // 2))
     parts = [with_vector[share::shares] for share in range(shares)] + [order[:0]] * (number - shares)
     bounds = np.cumsum([-(-rows // number) - len(part) for part in parts])[:-1]

@@ -39,8 +39,8 @@ class Interrupted(Exception):
 def check_launch() -> None:
     """Check that `accelerate launch` started the processes that it was asked for.
 
-    On CPUs, with --cpu, it starts only one and does not say so. It then sets the address where the processes would
-    meet, but not their number.
+    With --cpu it starts only one and does not say so. It is noticed by the environment: there is an address where the
+    processes would meet, but not their number.
 
     Raises:
         ValueError: it started one process.
@@ -63,7 +63,7 @@ class FusionTrainer(Seq2SeqTrainer):
     fusion_lr: float
     folder: OutputFolder
     begun_with: dict  # what a resumed training must agree with: recorded in each checkpoint
-    damaged: Sequence[Path] = ()  # newer than the resumed checkpoint, so rotation would take them for the latest
+    damaged: Sequence[Path] = ()  # to delete, because the Trainer keeps the newest checkpoints, and these are newer
 
     def create_accelerator_and_postprocess(self):
         """Create the accelerator. `accelerate launch --use_fsdp` shards on CPUs too, where accelerate uses DDP."""
@@ -134,7 +134,7 @@ class FusionTrainer(Seq2SeqTrainer):
             super()._load_rng_state(checkpoint)
 
     def _shard_embeddings(self) -> None:
-        """Put the table that encoder and decoder share into one FSDP group. accelerate knows only one holder."""
+        """Put encoder's and decoder's modules of the shared table into one FSDP group. accelerate knows only one."""
         table = self.model.get_input_embeddings().weight
         holders = [module for module in self.model.modules() if getattr(module, "weight", None) is table]
         plugin = self.accelerator.state.fsdp_plugin
@@ -189,7 +189,7 @@ class ShowProgress(TrainerCallback):
 
 
 class FindBest(TrainerCallback):
-    """Finds the best checkpoint of a resumed training in its own folder, also if the folder has moved since."""
+    """Finds the best checkpoint of a resumed training in its folder, even if the folder has been moved."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not (args.load_best_model_at_end and state.best_global_step):
@@ -210,7 +210,7 @@ class StopEarly(TrainerCallback):
 
     def __init__(self, patience: int):
         self.patience = patience
-        self.was_over = False  # before this training was resumed
+        self.was_over = False  # whether the training had stopped early before it was resumed
 
     def _is_over(self, state) -> bool:
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]

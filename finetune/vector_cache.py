@@ -28,7 +28,7 @@ from ..processing_t5fusion import T5FusionProcessor
 from ..saving_t5fusion import apply_umask
 
 SHARD = 8192  # texts: about a minute's work with MiniLM on two CPU cores
-REPORT_EVERY = 10**9  # bytes: the user is told of the cache each time that it has grown by so much
+REPORT_EVERY = 10**9  # bytes: each time that the cache has grown by this much, the user is told
 UNUSABLE = (OSError, SafetensorError, ValueError, KeyError)  # what a damaged file or a full disk raises
 
 
@@ -48,26 +48,25 @@ def encode_cached(texts: Sequence[str], processor: T5FusionProcessor, progress: 
     """Encode texts as `encode_distinct` does, reading from the cache and adding to it.
 
     Texts that the cache lacks are encoded in shards of `SHARD`, in their order. The last bits of a vector depend on the
-    texts that are encoded with it, so a vector is exactly that of `processor.encode` of its shard, and that of other
-    calls up to rounding. Once a vector is in the cache, every run gets exactly that one.
+    texts that are encoded with it. So a vector equals the one that `processor.encode` makes with the same shard to the
+    bit, and others up to rounding. Once a vector is in the cache, every run gets that one.
     """
-    return _encode_once(texts, lambda distinct: _read_or_encode(distinct, processor, say, progress))
+    return _encode_once(texts, lambda distinct: _read_or_encode(distinct, processor, progress))
 
 
 def _encode_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
+    """Return what `encode` makes of the distinct texts, for each text."""
     distinct = list(dict.fromkeys(texts))
     vectors = encode(distinct)
     index_of = {text: index for index, text in enumerate(distinct)}
     return vectors[[index_of[text] for text in texts]]
 
 
-def _read_or_encode(
-    texts: Sequence[str], processor: T5FusionProcessor, say: Callable[[str], None], progress: bool = True
-) -> torch.Tensor:
-    """Return the vectors of distinct texts in their order, float32 (texts, lexical_dim); `say` reports problems."""
+def _read_or_encode(texts: Sequence[str], processor: T5FusionProcessor, progress: bool) -> torch.Tensor:
+    """Return the vectors of distinct texts in their order, float32 (texts, lexical_dim)."""
     cache = _cache_in(cache_folder() / _recipe_hash(processor))
-    with cache.locked(say):
-        vectors = cache.read(texts, say)
+    with cache.locked():
+        vectors = cache.read(texts)
         missing = [text for text in texts if text not in vectors]
         # For one shard, the encoder's own bar shows the time left. Several shards have one bar together.
         has_own_bar = progress and len(missing) <= SHARD and sys.stderr.isatty()
@@ -75,7 +74,7 @@ def _read_or_encode(
             for start in range(0, len(missing), SHARD):
                 shard_texts = missing[start : start + SHARD]
                 shard_vectors = processor.encode(shard_texts, show_progress_bar=has_own_bar).numpy()
-                cache.add(shard_texts, shard_vectors, say)
+                cache.add(shard_texts, shard_vectors)
                 vectors |= zip(shard_texts, shard_vectors, strict=True)
                 if bar is not None:
                     bar.advance(len(shard_texts))
@@ -83,6 +82,7 @@ def _read_or_encode(
 
 
 def _recipe_hash(processor: T5FusionProcessor) -> str:
+    """Return a hash of all that the vectors depend on, apart from the texts."""
     recipe: list[Any] = [processor.lexical_encoder, processor.lexical_encoder_revision, processor.normalize]
     recipe += [processor.lexical_dtype, processor.lexical_max_tokens, processor.lexical_dim]
     folder = Path(processor.lexical_encoder or "")
@@ -110,7 +110,7 @@ class VectorCache:
         self.writable = True
 
     @contextmanager
-    def locked(self, say: Callable[[str], None]) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the recipe in this context. Another process waits, and then reads what this one has cached."""
         lock = FileLock(self.folder.with_suffix(".lock"))
         self.writable = True
@@ -118,15 +118,15 @@ class VectorCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except OSError as error:
-            self._stop_writing(error, say)
+            self._stop_writing(error)
         try:
             yield
         finally:
             lock.release()
 
-    def read(self, texts: Sequence[str], say: Callable[[str], None]) -> dict[str, np.ndarray]:
+    def read(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the cached vectors of `texts`, float32 (lexical_dim,), by text. Texts without one are left out."""
-        self._refresh(say)
+        self._refresh()
         rows_by_shard: dict[Path, list[tuple[str, int]]] = {}
         for text in texts:
             if location := self.locations.get(_text_hash(text)):
@@ -136,12 +136,12 @@ class VectorCache:
             try:
                 shard_vectors = _read_shard(shard)
             except UNUSABLE as error:
-                self._delete_damaged(shard, error, say)
+                self._delete_damaged(shard, error)
             else:
                 vectors |= {text: shard_vectors[row] for text, row in rows}
         return vectors
 
-    def add(self, texts: Sequence[str], vectors: np.ndarray, say: Callable[[str], None]) -> None:
+    def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
         """Write a shard, completely or not at all. If it cannot be written, the vectors are not cached."""
         if not self.writable:
             return
@@ -155,14 +155,14 @@ class VectorCache:
             unfinished.replace(shard)
         except UNUSABLE as error:
             unfinished.unlink(missing_ok=True)
-            self._stop_writing(error, say)
+            self._stop_writing(error)
             return
         self._index(shard, hashes)
         size = sum(file.stat().st_size for file in cache_folder().rglob("*.safetensors"))
         if size // REPORT_EVERY > (size - shard.stat().st_size) // REPORT_EVERY:
             say(f"The cache in {cache_folder()} holds {size / 1e9:.1f} GB of vectors. You may empty it at any time.")
 
-    def _refresh(self, say: Callable[[str], None]) -> None:
+    def _refresh(self) -> None:
         """Index shards that were added since the last call, and forget those that were deleted."""
         shards = set(self.folder.glob("*.safetensors"))
         if self.shards - shards:
@@ -174,7 +174,7 @@ class VectorCache:
                 if hashes.ndim != 2 or hashes.shape[1] != 16:
                     raise ValueError(f"its hashes have the shape {hashes.shape}")
             except UNUSABLE as error:
-                self._delete_damaged(shard, error, say)
+                self._delete_damaged(shard, error)
             else:
                 self._index(shard, hashes)
 
@@ -182,16 +182,16 @@ class VectorCache:
         self.locations |= {row.tobytes(): (shard, index) for index, row in enumerate(hashes)}
         self.shards.add(shard)
 
-    def _delete_damaged(self, shard: Path, error: Exception, say: Callable[[str], None]) -> None:
+    def _delete_damaged(self, shard: Path, error: Exception) -> None:
         say(f"{shard} is damaged ({first_line(error)}). It is deleted, and its vectors are computed again.")
         self.locations = {text: location for text, location in self.locations.items() if location[0] != shard}
         self.shards.discard(shard)
         try:
             shard.unlink(missing_ok=True)
         except OSError as denied:
-            self._stop_writing(denied, say)
+            self._stop_writing(denied)
 
-    def _stop_writing(self, error: Exception, say: Callable[[str], None]) -> None:
+    def _stop_writing(self, error: Exception) -> None:
         if self.writable:
             say(
                 f"Vectors cannot be cached in {self.folder.parent} ({first_line(error)}). This run continues, and the "

@@ -143,7 +143,7 @@ BAD_INPUT = {
     ),
     "demo into what is not ours": (
         ["demo", "--base-model", "base", "--output", "full"],
-        "full holds something else than a demo",
+        "full holds something other than a demo",
     ),
     "both columns": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "vector"],

@@ -79,7 +79,7 @@ REFUSED = {  # words, what the error says, exit code
         1,
     ),
     "output in use": ([*TRAIN, "--output", "folder"], "folder is not empty. Choose another --output, or give", 1),
-    "no demo": (["demo", "--output", "folder"], "folder holds something else than a demo", 1),
+    "no demo": (["demo", "--output", "folder"], "folder holds something other than a demo", 1),
     "neither folder nor repository": (["generate", "./nothing", "a text"], "./nothing is no folder; expected a", 1),
     "a revision of a folder": (["evaluate", "folder", *EVALUATE[2:], "--revision", "v1"], "--revision is for a", 1),
     "no kind of bundle": (["export", "folder", "bundle", "--kind", "zip"], "`kind` is 'zip'; expected one of", 1),

@@ -172,4 +172,4 @@ def test_a_run_that_records_no_columns_asks_for_them(fp32, room, run):
     assert run("evaluate", "older", fails=True) == sentence
     run("evaluate", "older", "valid.jsonl", *columns)
     error = run("evaluate", "limited", "--text-column", "text", fails=True)
-    assert error.startswith("columns or an encoding were named, and no file.")
+    assert error.startswith("columns or an encoding were given without a file.")

@@ -157,7 +157,7 @@ def test_a_folder_with_other_files_is_left_alone(command):
     (mine / "checkpoints").mkdir(parents=True)
     (mine / "thesis.tex").write_text("years of work")
     done = command("demo", "--output", "mine", "--limit", "5")
-    assert done.returncode == 1 and "mine holds something else than a demo" in done.stderr
+    assert done.returncode == 1 and "mine holds something other than a demo" in done.stderr
     assert (mine / "thesis.tex").read_text() == "years of work"
 
 
