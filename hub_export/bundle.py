@@ -41,10 +41,10 @@ def export(
     """Write a bundle. It is written whole or not at all, and the same inputs give the same bytes.
 
     Args:
-        source: A run folder: what `peft_model.save_pretrained` and `tokenizer.save_pretrained` wrote, or `t5fusion
-            train`, or a checkpoint of the Trainer. For "standalone" it may hold all weights instead of an adapter. For
-            "fused", the id or the folder of a T5.
-        bundle: The folder to write. It must be empty or not exist.
+        source: A run folder: one that `t5fusion train` wrote, a checkpoint of the Trainer, or a folder that holds what
+            `peft_model.save_pretrained` and `tokenizer.save_pretrained` wrote. For "standalone" it may hold all weights
+            instead of an adapter. For "fused", the id or the folder of a T5.
+        bundle: The folder to write. Without `overwrite`, it must be empty or not exist.
         kind: "adapter": code, config, adapter and tokenizer, while readers load the base weights from the base model;
             "standalone": the base weights too; "merged": LoRA merged into the weights, so that readers need no PEFT;
             "fused": the untuned fused model, on which many adapters can be trained ("base" is its earlier name).
@@ -81,6 +81,7 @@ def export(
         if format == "onnx":
             with one_thread():
                 write_graphs(new_bundle, model, new_bundle / REFERENCE)
+        # If the run folder brings an evaluation of its own, the card reports that one.
         keeps_evaluation = not (plan.run.path / EVALUATION).exists() and evaluation_still_holds(bundle, new_bundle, say)
         evaluated = bundle if keeps_evaluation else None
         card = make_card(new_bundle, plan.run, kind, previous=previous_card, evaluated=evaluated)
@@ -128,7 +129,7 @@ def write_model(plan: ExportPlan, new_bundle: Path) -> torch.nn.Module:
             merged = model.merge_and_unload()
         merged.save_pretrained(new_bundle)
         return merged
-    if plan.kind == "standalone":
+    if plan.kind == "standalone":  # The config says that the adapter belongs on top of these weights.
         write_json(new_bundle / CONFIG, read_json(new_bundle / CONFIG) | {"adapter_beside": True})
     else:
         write_code(fused_model, new_bundle)
@@ -167,4 +168,7 @@ def check_nothing_local(bundle: Path, paths: list[Path]) -> None:
             text = file.read_text(encoding="utf-8")
             named = [str(path) for path in paths if path != Path(path.anchor) and str(path) in text]
             if named:
-                raise ValueError(f"{file.name} of the bundle would name {named[0]}, a path of this machine. Remove it.")
+                raise ValueError(
+                    f"{file.name} of the bundle would name {named[0]}, a path of this machine. Take it out of the file "
+                    "that it comes from: the card of the replaced bundle, or a config of what is exported."
+                )

@@ -12,7 +12,8 @@ def keep_evaluation(bundle: Path) -> None:
     """Fill in the card of a bundle from the evaluation.json beside it, so that `push` sends the results.
 
     Raises:
-        ValueError: The card has a broken marker or unreadable metadata. The bundle then stays as it was.
+        ValueError: The folder is not a bundle, or its card has a broken marker or unreadable metadata. It then stays as
+            it was.
     """
     manifest = read_manifest(bundle)
     replace_text(bundle / CARD, with_evaluation(bundle, manifest["kind"]))
@@ -21,7 +22,7 @@ def keep_evaluation(bundle: Path) -> None:
 
 
 def evaluation_still_holds(bundle: Path, new: Path, say: Callable[[str], None]) -> bool:
-    """Return whether the evaluation.json of a bundle also describes the new one, which has the same weights then."""
+    """Return whether the evaluation.json of a bundle describes the new bundle too: whether their weights are equal."""
     if not (bundle / EVALUATION).exists():
         return False
     try:

@@ -47,7 +47,7 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         digest, digests = manifest.pop("digest"), [*manifest["files"].values()]
         is_later = manifest["format"] > FORMAT
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: it is no manifest. Export the bundle again.") from error
+        raise ValueError(f"{file} is damaged: it is not a manifest. Export the bundle again.") from error
     if digest != json_digest(manifest) or not all(isinstance(each, str) for each in digests):
         raise ValueError(f"{file} is damaged: it is not as it was written. Export the bundle again.")
     if is_later:

@@ -91,7 +91,7 @@ def tolerance(model: Any, largest: float) -> float:
 
 
 class LoadingPaths:
-    """The ways to load one model. Each method takes one, and raises what transformers or peft raise."""
+    """The ways to load one model. Each method goes one way, and raises what transformers or peft raise."""
 
     def __init__(self, spec: dict):
         self.name = spec["name"]
@@ -105,7 +105,7 @@ class LoadingPaths:
         self.pushed = spec.get("pushed")
 
     def load(self, auto, name=None, **hub_kwargs):
-        """Load by one of the Auto classes."""
+        """Load by one of the Auto classes: this model, or the one that `name` and `hub_kwargs` name."""
         options = self.dtype if "Model" in auto.__name__ else {}
         return auto.from_pretrained(
             name or self.name, trust_remote_code=True, **options, **(hub_kwargs or self.hub_kwargs)

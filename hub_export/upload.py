@@ -98,6 +98,7 @@ def push(
 
 def as_one_sentence(error: Exception, repo_id: str) -> Exception:
     """Return an error of the Hub's client as an OSError of one sentence, and our own errors unchanged."""
+    # The client's own errors are ValueErrors and OSErrors too.
     ours = isinstance(error, (ValueError, OSError)) and not isinstance(error, (HfHubHTTPError, HFValidationError))
     is_sentence = ours and not isinstance(error, (LocalTokenNotFoundError, ConnectionError))
     return error if is_sentence else OSError(in_one_sentence(error, repo_id))

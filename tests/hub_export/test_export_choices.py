@@ -89,3 +89,14 @@ def test_the_earlier_name_of_a_kind(plain_folders, tmp_path):
     assert read_manifest(tmp_path / "staged")["kind"] == "fused"
     with pytest.raises(ValueError, match="`kind` is 'whole'; expected one of adapter, standalone, merged, fused"):
         export(plain_folders["flan"], tmp_path / "no", "whole")
+
+
+def test_a_card_that_names_a_path_of_this_machine_is_refused(plain_folders, tmp_path):
+    bundle = export(plain_folders["flan"], tmp_path / "bundle", "fused")
+    card = bundle / "README.md"
+    edited = card.read_text(encoding="utf-8") + f"\nIt was made in {bundle}.\n"
+    card.write_text(edited, encoding="utf-8")
+    problem = f"README.md of the bundle would name {bundle}, a path of this machine. Take it out of the file"
+    with pytest.raises(ValueError, match=problem):
+        export(plain_folders["flan"], bundle, "fused", overwrite=True)
+    assert card.read_text(encoding="utf-8") == edited
