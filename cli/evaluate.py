@@ -117,7 +117,7 @@ def _write_json(file: Path, results: dict) -> None:
 
 def _update_card(name: str, is_saved: bool) -> None:
     """Update the card if `name` is a bundle, and tell the user where the evaluation is."""
-    from ..common.run_files import EVALUATION  # slow to import: --help does without
+    from ..common.run_files import EVALUATION, RunFiles  # slow to import: --help does without
     from ..hub_export.evaluation import keep_evaluation
     from ..hub_export.manifest import MANIFEST
 
@@ -130,7 +130,7 @@ def _update_card(name: str, is_saved: bool) -> None:
         keep_evaluation(folder)
         say(f"Saved in {folder / EVALUATION}, and in the bundle's card, which `t5fusion push` sends.")
     else:
-        say(f"Saved in {folder / EVALUATION}, for the model card. Next: t5fusion export {name} bundles/{folder.name}")
+        say(f"Saved in {folder / EVALUATION}, for the model card. Next: {RunFiles(folder).export_command}")
 
 
 def _print_measures(

@@ -180,4 +180,6 @@ def _next_command(facts: "FolderInfo") -> str:
         return f't5fusion generate {name} "a text"'
     if facts.what == "bundle":
         return f"t5fusion verify {name}"
-    return f"t5fusion export {name} bundles/{name.rpartition('/')[2]}"
+    from ..common.run_files import RunFiles  # slow to import: --help does without
+
+    return RunFiles(name).export_command

@@ -116,6 +116,15 @@ class RunFiles:
         """Whether training started from tiny_t5."""
         return self.trained_on is not None and self.trained_on.base_model == EMBEDDED
 
+    @property
+    def export_command(self) -> str:
+        """The command that makes a bundle of this run folder."""
+        base = self.trained_on.base_model if self.trained_on else None
+        is_base_local = base is not None and (base == EMBEDDED or Path(base).is_dir())
+        # The default kind is for an adapter on a base model of the Hub. `export` refuses all others.
+        kind = " --kind standalone" if is_base_local or not self.has_adapter else ""
+        return f"t5fusion export {self.path} bundles/{self.path.name}{kind}"
+
     def _name_by_record(self, named: FusedName) -> FusedName:
         """Return `named` with the base model "tiny_t5" if training.json, or else the base model's path, says so."""
         # After training from a development install, no other file tells that the base model was the embedded one.

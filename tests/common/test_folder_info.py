@@ -12,8 +12,9 @@ from author import Author
 from hub_server import HubServer
 
 from t5fusion import tiny_t5
-from t5fusion.cli.info import _lines
+from t5fusion.cli.info import _lines, _next_command
 from t5fusion.common.folder_info import VectorKind, folder_info
+from t5fusion.common.run_files import RunFiles
 
 TESTS = Path(__file__).parents[1]
 SAVED, BUNDLES = TESTS / "model" / "saved_by_0_1", TESTS / "hub_export" / "bundle_by_0_1"
@@ -82,6 +83,24 @@ def test_run_folder(write):
     assert facts.measures == EVALUATION["measures"] and facts.measured_rows == 700
     assert facts.versions == {"t5fusion": "0.1.0", "torch": "2.13.0", "peft": "0.21.2"}
     assert facts.files == 4 and facts.size == sum(file.stat().st_size for file in Path(facts.name).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("base", "kind"),
+    [("tiny_t5", " --kind standalone"), ("google/flan-t5-small@" + 40 * "a", "")],
+    ids=["tiny_t5", "Hub"],
+)
+def test_the_next_command_exports_with_the_weights_that_readers_cannot_get(write, base, kind):
+    config = RUN["adapter_config"] | {"base_model_name_or_path": f"T5WithFusion({base})"}
+    folder = write(adapter_config=config, processor_config=RUN["processor_config"])
+    assert _next_command(folder_info(folder)) == f"t5fusion export {folder} bundles/{Path(folder).name}{kind}"
+
+
+def test_without_an_adapter_the_next_command_exports_all_weights(write):
+    folder = write(
+        training={"options": {"base_model": "google/flan-t5-small"}}, config={"backbone": "google/flan-t5-small"}
+    )
+    assert RunFiles(folder).export_command.endswith(" --kind standalone")
 
 
 def test_the_last_loss_of_a_training_without_evaluation(write):
