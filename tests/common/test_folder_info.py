@@ -12,7 +12,7 @@ from author import Author
 from hub_server import HubServer
 
 from t5fusion import tiny_t5
-from t5fusion.cli.info import _lines, _next_command
+from t5fusion.cli.info import _next_command, _report_lines
 from t5fusion.common.folder_info import VectorKind, folder_info
 from t5fusion.common.run_files import RunFiles
 
@@ -110,7 +110,7 @@ def test_the_last_loss_of_a_training_without_evaluation(write):
 
 def test_one_screen(write):
     name = write(**RUN, evaluation=EVALUATION)
-    lines = _lines(folder_info(name))
+    lines = _report_lines(folder_info(name))
     assert len(lines) < 24 and all(len(line) <= 80 for line in lines if name not in line)
     text = " ".join(" ".join(lines).split())
     for fact in (
@@ -157,7 +157,7 @@ def test_what_earlier_code_saved(folder, what, kind, width, trained, weights):
     ids=["fused model", "merged bundle", "run folder"],
 )
 def test_the_line_of_the_base_model(write, files, line):
-    assert line in _lines(folder_info(write(**files)))
+    assert line in _report_lines(folder_info(write(**files)))
 
 
 @pytest.mark.parametrize("name", ["tiny_t5", tiny_t5.PATH])
