@@ -59,7 +59,8 @@ class FittingMixin(Model):
         if os.environ.get("RANK", "0") == "0":
             share = f"{explained:.1%} of" if explained > 0 else "nothing of"
             kept = "" if explained > 0 else " The fusion layer stays as it was."
-            sentence = f"the vectors of {len(vectors):,} rows explain {share} their targets' words.{kept}"
+            rows_in_words = "1 row" if len(vectors) == 1 else f"{len(vectors):,} rows"
+            sentence = f"the vectors of {rows_in_words} explain {share} their targets' words.{kept}"
             print(f"fit_fusion: {sentence}", file=sys.stderr)
         return explained
 

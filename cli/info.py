@@ -130,7 +130,7 @@ def _recipe(facts: "FolderInfo") -> list[str]:
     made = f"vectors {SOURCES.get(source, source)}"
     if encoder and source != "none":
         made += f", by {encoder}" + (f" at commit {revision}" if revision else "")
-        made += ", of length 1" if recipe.get("normalize") else ", not normalised"
+        made += ", scaled to unit length" if recipe.get("normalize") else ", not normalised"
         if recipe.get("lexical_max_tokens"):
             made += f", of at most {recipe['lexical_max_tokens']} tokens"
     return [f"prompt {json.dumps(recipe.get('template'), ensure_ascii=False)}", made]

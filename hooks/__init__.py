@@ -9,7 +9,8 @@
 | `CallbackHandler.__init__`: adds `PushCallback` | a pushed adapter loads without this package | PUSH |
 | `AutoPeftModel*.from_pretrained` | its error for an adapter that was not pushed says what to type | PUSH |
 
-All of them act on fused models only, and leave other models to PEFT and the Trainer. The switches are the environment
+All of them act on fused models and their adapters only: a plain T5 refuses the saved adapter of a fused model, and is
+otherwise left to PEFT and the Trainer. The switches are the environment
 variables T5FUSION_PEFT_HOOK, T5FUSION_TRAINER_HOOK and T5FUSION_PUSH_HOOK. If a switch is 0 before `import t5fusion`,
 nothing in its rows is changed (`PeftModel.__init__` needs both at 0). If it is set to 0 later, the hooks do nothing.
 

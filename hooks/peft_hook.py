@@ -4,7 +4,8 @@ PEFT does the same for the classification heads that it knows, but a model canno
 (docs/upstream/layers_that_train_with_an_adapter.py). So two methods of PEFT are wrapped:
 
 - `BaseTuner.inject_adapter` adds "fusion" to a new adapter's `modules_to_save`. Models without a fusion layer are left
-  to PEFT. (Prompt tuning does not inject: `adapter_class.FusedAdapter.add_adapter` does it there.)
+  to PEFT, except that they refuse the saved adapter of a fused model. (Prompt tuning does not inject:
+  `adapter_class.FusedAdapter.add_adapter` does it there.)
 - `PeftConfig.from_pretrained` marks the config that it returns, so that loading a saved adapter adds nothing to it.
 
 `modules_to_save=[]` in an adapter's config leaves the fusion layer frozen for that adapter. T5FUSION_PEFT_HOOK=0
@@ -86,11 +87,30 @@ def check_choices(config: PeftConfig, model: nn.Module) -> None:
             )
 
 
+def refuse_without_fusion(config: PeftConfig, model: nn.Module) -> None:
+    """Refuse the saved adapter of a fused model on a model that has no place for its fusion layer.
+
+    PEFT itself would load the rest of the adapter, without a message.
+
+    Raises:
+        ValueError: The adapter's config was read from a file and names a fused model as its base.
+    """
+    name = config.base_model_name_or_path
+    base_model = FusedName.parse(name).base_model
+    if is_on(PEFT) and getattr(config, READ_MARK, False) and base_model != name and not has_fusion(model):
+        raise ValueError(
+            f"the adapter was trained on the fused model {name}, and a {type(model).__name__} has no fusion layer: the "
+            "vectors would be lost. Load both with `T5WithFusion.from_pretrained(ADAPTER)`, or put the adapter on "
+            f'`T5WithFusion("{base_model}")`.'
+        )
+
+
 def _wrap_inject(inject: Callable) -> Callable:
-    """Wrap `BaseTuner.inject_adapter`, so that a new adapter trains the fusion layer."""
+    """Wrap `BaseTuner.inject_adapter`, so that a new adapter trains the fusion layer, and a saved one keeps it."""
 
     @wraps(inject)
     def inject_adapter(self, model, adapter_name, *args, **kwargs):
+        refuse_without_fusion(self.peft_config[adapter_name], model)
         add_fusion(self.peft_config[adapter_name], model)
         if has_fusion(model):
             for fusion in _fusion_layers(model):

@@ -119,7 +119,7 @@ def test_one_screen(write):
         "384 numbers each, in the place of <lexical>",
         "LoRA, rank 32, alpha 64 on q, v trained whole beside it: fusion",
         "1,204,608 of 7,771,392 trained (15.5%)",
-        'prompt "describe: {text}" vectors made from the text, by sentence-transformers/all-MiniLM-L6-v2, of length 1',
+        'prompt "describe: {text}" vectors made from the text, by sentence-transformers/all-MiniLM-L6-v2, scaled',
         "7,164 rows, epochs: 2, batches of 8, learning rate 0.001, seed 42, 4.1 minutes",
         "on 700 rows loss ROUGE-1 ROUGE-L chrF own vectors 3.730 0.216 0.205 0.174 other rows' vectors 4.031",
         "another row's vector costs +0.302 nats per token (95 % between +0.281 and +0.322)",

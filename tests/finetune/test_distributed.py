@@ -141,7 +141,8 @@ def test_sharded_weights_are_saved_whole(room, forks, alone, kind):
     else:  # The class is our own, not the one that FSDP derives from it.
         config = json.loads((folder / "config.json").read_text())
         assert config["architectures"] == ["T5WithFusion"] and (folder / "modeling_t5fusion.py").exists()
-        named = {"modeling_t5fusion.T5WithFusion", "configuration_t5fusion.T5FusionConfig"}
+        classes = ("modeling_t5fusion.T5WithFusion", "configuration_t5fusion.T5FusionConfig")
+        named = {*classes, "processing_t5fusion.T5FusionProcessor"}
         assert set(config["auto_map"].values()) == named
 
 
