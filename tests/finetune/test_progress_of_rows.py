@@ -59,7 +59,7 @@ def test_rows_of_an_earlier_run_are_counted_but_not_for_the_time_left(tmp_path, 
     generate_lines(
         chunks_of_texts(names, "name"), Columns("name"), lambda rows, *_: rows["name"][:], write, output, None, progress
     )
-    assert (progress.done, progress.earlier) == (12, 4)
+    assert (progress.done, progress.done_earlier) == (12, 4)
     shown = [line.partition(", ")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("Gen")]
     counts = ["4 of 12 rows (33%)", "6 of 12 rows (50%)", "8 of 12 rows (67%)", "10 of 12 rows (83%)"]
     assert shown == [f"Generating: {count}" for count in [*counts, "12 of 12 rows (100%)"]]

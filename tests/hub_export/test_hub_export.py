@@ -122,6 +122,8 @@ def test_the_commands_and_code_of_the_pages_run(author, hub, plain_folders, tmp_
     """Run the README's code, the commands of docs/publishing.md that publish its result, and the reader's lines."""
     hub.add_folder("google/flan-t5-small", plain_folders["flan"])
     author.python(printed("python", "README.md", "# t5fusion") + SAVE_EXPECTED, cwd=tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "out").rename(tmp_path / "runs" / "mine")  # as the page calls it
     for line in printed("console", "docs/publishing.md", "# Publishing").splitlines():
         name, *words = shlex.split(line.removeprefix("$ "))
         assert name == "t5fusion"
