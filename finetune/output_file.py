@@ -18,6 +18,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..common.console import say
+from ..common.run_files import read_json
 from .data import Columns
 from .earlier_texts import EarlierText, texts_in_output, texts_in_partial
 from .file_names import check_ending, kind_of
@@ -109,7 +110,14 @@ class OutputFile:
                 f"{self._earlier_file} exists, and no file beside it records what its texts were made with. Name "
                 "another --output, or give --overwrite."
             )
-        recorded = json.loads(self.made_with_file.read_text(encoding="utf-8"))
+        try:
+            recorded = read_json(self.made_with_file)
+        except ValueError as error:
+            self.close()
+            raise ValueError(
+                f"{self.made_with_file} is damaged, and no other file records what the texts of {self._earlier_file} "
+                "were made with. Name another --output, or give --overwrite."
+            ) from error
         names = dict.fromkeys([*self.made_with, *recorded])
         pairs = [(name, recorded.get(name), self.made_with.get(name)) for name in names]
         changes = "; ".join(f"{name} was {then}, now {now}" for name, then, now in pairs if then != now)

@@ -74,6 +74,10 @@ def test_an_output_records_settings_and_seed(room, commands):
     assert code == 1 and "was started with other settings: top_k was 5, now 6; seed was 42, now 1." in err
     code, _, err = commands.run(*words, "--max-new-tokens", "5")
     assert code == 1 and "do_sample was True, now None; top_k was 5, now None; seed was 42, now None." in err
+    for damaged in ("{", "[]"):
+        (room / "set.jsonl.made-with").write_text(damaged)
+        code, _, err = commands.run(*words, *SAMPLE)
+        assert code == 1 and "set.jsonl.made-with is damaged, and no other file records what the texts of" in err
 
 
 @pytest.mark.parametrize(
