@@ -7,21 +7,26 @@ of its target's words. From the first training step on, the model reads the vect
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from .rows_t5fusion import as_array, vectors_of_row
+from .rows_t5fusion import Ids, Vectors, as_array, vectors_of_row
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
     from transformers import PreTrainedModel as Model
 else:
     Model = object
 
-STRENGTHS = torch.logspace(-5, 1, 13, dtype=torch.float64, device="cpu")  # ridge penalties to choose from
+STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties to choose from
 FIRST_WORD_ID = 2  # Smaller ids are <pad> (0), </s> (1), and the negative ids that the loss ignores.
+FREQUENCY_ROWS = 100_000  # rows that token frequencies are counted in, and the most rows that are held in memory
+CHUNK_ROWS = 8192  # rows whose float64 numbers are held at once
 
 
 class FittingMixin(Model):
@@ -38,7 +43,8 @@ class FittingMixin(Model):
             rows: Rows as `DataCollatorWithFusion` takes them: a list, a `datasets.Dataset` or any iterable, read once.
                 Each row needs `labels`, token ids with or without padding, and `lexical_embeds`, float (lexical_dim,)
                 or (vectors, lexical_dim). Several vectors of a row count as their mean. Rows without a vector are
-                skipped.
+                skipped. Memory does not grow with the number of rows: after 100,000 of them, only sums are kept, and
+                the frequencies of tokens are those in the first 100,000.
 
         Returns:
             The share of the variance of the targets' mean embeddings that the vectors explain on held-out rows, by
@@ -50,16 +56,15 @@ class FittingMixin(Model):
                 the active adapter does not hold the fusion layer, so that the result would not be saved.
         """
         fusion = self.fusion_to_fit()
-        vectors, labels = read_rows(rows, self.config.lexical_dim)
-        embeddings = self.get_input_embeddings().weight
-        weight, explained = ridge(vectors, mean_target_embeddings(labels, embeddings.float().cpu()))
+        moments = read_moments(rows, self.config.lexical_dim, self.get_input_embeddings().weight.float().cpu())
+        weight, explained = ridge(moments)
         if explained > 0:
             fusion.projection.weight.copy_(weight)
-            fusion.projection.bias.copy_(-weight @ vectors.double().mean(0))
+            fusion.projection.bias.copy_(-weight @ moments.input_mean)
         if os.environ.get("RANK", "0") == "0":
             share = f"{explained:.1%} of" if explained > 0 else "nothing of"
             kept = "" if explained > 0 else " The fusion layer stays as it was."
-            rows_in_words = "1 row" if len(vectors) == 1 else f"{len(vectors):,} rows"
+            rows_in_words = "1 row" if moments.rows == 1 else f"{moments.rows:,} rows"
             sentence = f"the vectors of {rows_in_words} explain {share} their targets' words.{kept}"
             print(f"fit_fusion: {sentence}", file=sys.stderr)
         return explained
@@ -83,15 +88,71 @@ class FittingMixin(Model):
         return fusion
 
 
-def read_rows(rows: Iterable[Mapping[str, Any]], width: int) -> tuple[Tensor, list[list[int]]]:
-    """Return the mean vector of each row, float32 (rows, width), and each row's label ids, with their padding.
+class Moments:
+    """The means of inputs and outputs over all rows so far, and the sums of products of their deviations, in float64.
 
-    Rows without a vector or without labels are skipped.
+    Blocks of rows are merged by their own means (Chan et al. 1979), so that a mean far from zero costs no precision.
+
+    Args:
+        inputs: Numbers per input.
+        outputs: Numbers per output.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        zeros = torch.zeros(1, dtype=torch.float64, device="cpu")  # whatever the default dtype and device are
+        self.rows = 0
+        self.input_mean, self.output_mean = zeros.expand(inputs).clone(), zeros.expand(outputs).clone()
+        self.input_products = zeros.expand(inputs, inputs).clone()
+        self.input_output_products = zeros.expand(inputs, outputs).clone()
+        self.output_squares = 0.0
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Add rows: float (rows, inputs) and float (rows, outputs)."""
+        x, y = inputs.double(), outputs.double()
+        x_mean, y_mean = x.mean(0), y.mean(0)
+        x, y = x - x_mean, y - y_mean
+        x_shift, y_shift = x_mean - self.input_mean, y_mean - self.output_mean
+        rows = self.rows + len(x)
+        both = self.rows * len(x) / rows
+        self.input_products += x.T @ x + both * torch.outer(x_shift, x_shift)
+        self.input_output_products += x.T @ y + both * torch.outer(x_shift, y_shift)
+        self.output_squares += y.square().sum().item() + both * y_shift.square().sum().item()
+        self.input_mean += x_shift * len(x) / rows
+        self.output_mean += y_shift * len(x) / rows
+        self.rows = rows
+
+
+def read_moments(rows: Iterable[Mapping[str, Any]], width: int, embeddings: Tensor) -> Moments:
+    """Return the moments of the rows' mean vectors and of the mean embeddings of their targets.
+
+    Args:
+        rows: See `FittingMixin.fit_fusion`.
+        width: Numbers per vector.
+        embeddings: The embedding table, float (tokens, d_model), on the CPU.
 
     Raises:
         ValueError: A vector has another width, or no row has both a vector and labels.
     """
-    vectors, labels = [], []
+    moments = Moments(width, embeddings.shape[1])
+    pairs, weights = read_rows(rows, width), None
+    while block := list(islice(pairs, FREQUENCY_ROWS)):
+        weights = token_weights([words for _, words in block], len(embeddings)) if weights is None else weights
+        for start in range(0, len(block), CHUNK_ROWS):
+            vectors, words = zip(*block[start : start + CHUNK_ROWS], strict=True)
+            moments.add(torch.from_numpy(np.stack(vectors)), mean_embeddings(words, embeddings, weights))
+    if moments.rows == 0:
+        raise ValueError("no row has both `lexical_embeds` and `labels`; expected one or more that do.")
+    return moments
+
+
+def read_rows(rows: Iterable[Mapping[str, Any]], width: int) -> Iterator[tuple[Vectors, Ids]]:
+    """Yield the mean vector of each row, float32 (width,), and the distinct tokens of its target, int64 (tokens,).
+
+    Rows without a vector or without labels are skipped.
+
+    Raises:
+        ValueError: A vector has another width.
+    """
     for index, row in enumerate(rows):
         vector = vectors_of_row(index, row.get("lexical_embeds"))
         if len(vector) == 0 or row.get("labels") is None:
@@ -101,68 +162,60 @@ def read_rows(rows: Iterable[Mapping[str, Any]], width: int) -> tuple[Tensor, li
                 f"row {index} has a vector of {vector.shape[1]} numbers; expected {width} (`config.lexical_dim`). Use "
                 f"the encoder of the training, or build the model with `lexical_dim={vector.shape[1]}`."
             )
-        vectors.append(torch.from_numpy(vector).mean(0))
-        labels.append(as_array(row["labels"]).ravel().tolist())
-    if not vectors:
-        raise ValueError("no row has both `lexical_embeds` and `labels`; expected one or more that do.")
-    return torch.stack(vectors), labels
+        words = {token for token in as_array(row["labels"]).ravel().tolist() if token >= FIRST_WORD_ID}
+        yield vector.mean(0), np.array(sorted(words), dtype=np.int64)
 
 
-def ridge(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, float]:
-    """Fit a ridge regression to centred data, with the penalty that generalised cross-validation chooses.
+def token_weights(words: Sequence[Ids], tokens: int) -> Tensor:
+    """Return the inverse document frequency of each token, log(rows / rows that hold it), float32 (tokens,).
+
+    So rare tokens weigh more (Sparck Jones 1972).
 
     Args:
-        inputs: Float (rows, a).
-        outputs: Float (rows, b).
+        words: The distinct tokens of each row.
+        tokens: The size of the vocabulary.
+    """
+    frequency = torch.bincount(torch.from_numpy(np.concatenate(words)), minlength=tokens).clamp(min=1)
+    return (len(words) / frequency).log()
+
+
+def mean_embeddings(words: Sequence[Ids], embeddings: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean of the embeddings of each row's tokens, float (rows, d_model); zeros for no tokens.
+
+    Args:
+        words: The distinct tokens of each row.
+        embeddings: The embedding table, float (tokens, d_model), on the CPU.
+        weights: The weight of each token, float (tokens,).
+    """
+    ids = torch.from_numpy(np.concatenate(words))
+    starts = torch.from_numpy(np.cumsum([0, *map(len, words[:-1])]))
+    sums = embedding_bag(ids, embeddings, starts, mode="sum", per_sample_weights=weights[ids])
+    totals = embedding_bag(ids, weights[:, None], starts, mode="sum")
+    return sums / totals.clamp(min=1e-6)
+
+
+def ridge(moments: Moments) -> tuple[Tensor, float]:
+    """Fit a ridge regression, with the penalty that generalised cross-validation chooses (Golub et al. 1979).
 
     Returns:
-        The weight, float64 (b, a), and the share of the outputs' variance that it explains on held-out rows (Golub et
-        al. 1979).
+        The weight, float64 (outputs, inputs), and the share of the outputs' variance that it explains on held-out rows.
     """
-    x, y = inputs.double(), outputs.double()
-    x, y = x - x.mean(0), y - y.mean(0)
-    variance = y.square().sum().item()
-    if variance == 0:
-        return y.new_zeros(y.shape[1], x.shape[1]), 0.0
-    left, values, right = torch.linalg.svd(x, full_matrices=False)
-    projected = left.T @ y
-    best_error, best_strength = min((_left_out_error(left, values, projected, y, s), s) for s in STRENGTHS.tolist())
-    shrunk = values / (values**2 + best_strength * len(x))
-    return (right.T @ (shrunk[:, None] * projected)).T, 1 - best_error / variance
+    if moments.output_squares == 0:
+        return torch.zeros_like(moments.input_output_products.T), 0.0
+    values, directions = torch.linalg.eigh(moments.input_products)
+    values = values.clamp(min=0)  # Rounding makes some negative.
+    projected = directions.T @ moments.input_output_products
 
+    def left_out_error(strength: float) -> float:
+        """Return the squared error on held-out rows that generalised cross-validation estimates for one penalty."""
+        penalised = values + strength * moments.rows
+        explained = (projected.square().sum(1) * (2 * penalised - values) / penalised**2).sum().item()
+        parameters = (values / penalised).sum().item() + 1  # The mean is fitted too.
+        return (moments.output_squares - explained) / (1 - parameters / moments.rows) ** 2
 
-def _left_out_error(left: Tensor, values: Tensor, projected: Tensor, y: Tensor, strength: float) -> float:
-    """Return the squared error on held-out rows that generalised cross-validation estimates for one penalty.
-
-    Args:
-        left: Left singular vectors of the centred inputs, float64 (rows, k).
-        values: Their singular values, float64 (k,).
-        projected: The centred outputs projected on `left`, float64 (k, b).
-        y: The centred outputs, float64 (rows, b).
-        strength: The ridge penalty, per row.
-    """
-    kept = values**2 / (values**2 + strength * len(y))
-    residual = (y - left @ (kept[:, None] * projected)).square().sum()
-    return (residual / (1 - (kept.sum() + 1) / len(y)) ** 2).item()  # + 1 because the mean is fitted too
-
-
-def mean_target_embeddings(labels: list[list[int]], embeddings: Tensor) -> Tensor:
-    """Return the weighted mean embedding of each row's distinct label tokens, float (rows, d_model).
-
-    Rare tokens weigh more: the weight of a token is its inverse document frequency, log(rows / rows that hold it)
-    (Sparck Jones 1972).
-
-    Args:
-        labels: Token ids of each row, with or without padding.
-        embeddings: The embedding table, float (tokens, d_model), on the CPU.
-    """
-    words = [sorted({token for token in row if token >= FIRST_WORD_ID}) for row in labels]
-    rows = [torch.tensor(row, dtype=torch.int64, device="cpu") for row in words]  # whatever the default device is
-    frequency = torch.bincount(torch.cat(rows), minlength=len(embeddings)).clamp(min=1)
-    weight = (len(rows) / frequency).log()
-    return torch.stack(
-        [(weight[row, None] * embeddings[row]).sum(0) / weight[row].sum().clamp(min=1e-6) for row in rows]
-    )
+    best_error, best_strength = min((left_out_error(strength), strength) for strength in STRENGTHS)
+    weight = directions @ (projected / (values + best_strength * moments.rows)[:, None])
+    return weight.T, 1 - best_error / moments.output_squares
 
 
 __all__ = ["FittingMixin"]

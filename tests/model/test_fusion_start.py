@@ -1,12 +1,14 @@
 """The closed-form start of the fusion layer, against explicit linear algebra."""
 
 import math
+import weakref
 
+import numpy as np
 import pytest
 import torch
 
-from t5fusion import T5WithFusion
-from t5fusion.fitting_t5fusion import STRENGTHS, mean_target_embeddings, ridge
+from t5fusion import T5WithFusion, fitting_t5fusion
+from t5fusion.fitting_t5fusion import STRENGTHS, Moments, mean_embeddings, read_moments, ridge, token_weights
 
 DIM = 8
 
@@ -23,6 +25,12 @@ def noisy_line(rows=60, a=5, b=3, noise=0.5, seed=0):
     return x, x @ true.T - 7 + noise * torch.randn(rows, b, generator=numbers, dtype=torch.float64), true
 
 
+def moments_of(x, y):
+    moments = Moments(x.shape[1], y.shape[1])
+    moments.add(x, y)
+    return moments
+
+
 def explicit_ridge(x, y, strength):
     """Return the weight by the normal equations, and the generalised cross-validation error by the hat matrix."""
     x, y = x - x.mean(0), y - y.mean(0)
@@ -35,8 +43,8 @@ def explicit_ridge(x, y, strength):
 @pytest.mark.parametrize("noise", [0.05, 1.0, 5.0])
 def test_ridge_is_the_explicit_solution_of_the_best_strength(noise):
     x, y, _ = noisy_line(noise=noise)
-    weight, explained = ridge(x, y)
-    solutions = [explicit_ridge(x, y, strength) for strength in STRENGTHS.tolist()]
+    weight, explained = ridge(moments_of(x, y))
+    solutions = [explicit_ridge(x, y, strength) for strength in STRENGTHS]
     best, error = min(solutions, key=lambda solution: solution[1])
     assert weight.shape == (3, 5) and weight.dtype == torch.float64
     torch.testing.assert_close(weight, best, rtol=1e-9, atol=1e-12)
@@ -49,39 +57,66 @@ def test_the_explained_share_equals_that_of_rows_left_out_one_by_one(noise):
     wrong = total = 0.0
     for index in range(len(x)):
         others = torch.arange(len(x)) != index
-        weight, _ = ridge(x[others], y[others])
+        weight, _ = ridge(moments_of(x[others], y[others]))
         predicted = y[others].mean(0) + weight @ (x[index] - x[others].mean(0))
         wrong += (y[index] - predicted).square().sum().item()
         total += (y[index] - y.mean(0)).square().sum().item()
-    assert ridge(x, y)[1] == pytest.approx(1 - wrong / total, abs=0.02)
+    assert ridge(moments_of(x, y))[1] == pytest.approx(1 - wrong / total, abs=0.02)
 
 
 def test_a_linear_map_is_recovered_and_noise_is_not_explained():
     x, y, true = noisy_line(rows=200, noise=1e-6)
-    weight, explained = ridge(x.float(), y.float())
+    weight, explained = ridge(moments_of(x.float(), y.float()))
     torch.testing.assert_close(weight, true, rtol=1e-3, atol=1e-3)
     assert explained > 0.999
     numbers = torch.Generator().manual_seed(1)
-    _, explained = ridge(torch.randn(300, 20, generator=numbers), torch.randn(300, 30, generator=numbers))
+    x, y = torch.randn(300, 20, generator=numbers), torch.randn(300, 30, generator=numbers)
+    _, explained = ridge(moments_of(x, y))
     assert abs(explained) < 0.02
 
 
 def test_more_columns_than_rows():
     numbers = torch.Generator().manual_seed(2)
-    weight, explained = ridge(torch.randn(10, 30, generator=numbers), torch.randn(10, 4, generator=numbers))
+    x, y = torch.randn(10, 30, generator=numbers), torch.randn(10, 4, generator=numbers)
+    weight, explained = ridge(moments_of(x, y))
     assert weight.shape == (4, 30) and torch.isfinite(weight).all() and explained < 0.5
+
+
+@pytest.mark.parametrize("sizes", [[60], [1, 59], [20, 20, 20], [1] * 60])
+def test_moments_of_blocks_are_those_of_all_rows(sizes):
+    x, y, _ = noisy_line()
+    x, y = x + 1e6, y - 1e6  # far from zero, where sums of squares would lose eight digits
+    moments = Moments(5, 3)
+    for part, outputs in zip(x.split(sizes), y.split(sizes), strict=True):
+        moments.add(part, outputs)
+    centred, outputs = x - x.mean(0), y - y.mean(0)
+    assert moments.rows == 60
+    torch.testing.assert_close(moments.input_mean, x.mean(0))
+    torch.testing.assert_close(moments.input_products, centred.T @ centred, rtol=1e-7, atol=1e-6)
+    torch.testing.assert_close(moments.input_output_products, centred.T @ outputs, rtol=1e-7, atol=1e-6)
+    assert moments.output_squares == pytest.approx(outputs.square().sum().item(), rel=1e-7)
 
 
 def test_rare_words_weigh_more_in_the_mean():
     embeddings = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     labels = [[5, 6, 6, 1], [5, 7, 1], [5, 6, 8, 1, 0, 0], [5, 9, 1]]
     holds = {5: 4, 6: 2, 7: 1, 8: 1, 9: 1}
-    means = mean_target_embeddings(labels, embeddings)
+    means = target_means(labels, embeddings)
     for row, mean in zip(labels, means, strict=True):
         words = {token for token in row if token > 1}
         weight = {token: math.log(4 / holds[token]) for token in words}
         expected = sum(weight[token] * embeddings[token] for token in words) / sum(weight.values())
         torch.testing.assert_close(mean, expected)
+
+
+def test_a_target_without_words_has_the_mean_zero():
+    means = target_means([[5, 6, 1], [1, 0, -100], [5, 7, 1]], torch.ones(8, 2))
+    assert torch.equal(means[1], torch.zeros(2)) and (means[[0, 2]] > 0.99).all()
+
+
+def target_means(labels, embeddings):
+    words = [np.array(sorted({token for token in row if token > 1}), dtype=np.int64) for row in labels]
+    return mean_embeddings(words, embeddings.detach(), token_weights(words, len(embeddings)))
 
 
 def as_rows(vectors, labels):
@@ -92,7 +127,7 @@ def rows_of(model, rows=200, linear=True):
     """Return rows with three labels each. If `linear`, a vector is a linear map of the mean embedding of its labels."""
     numbers = torch.Generator().manual_seed(3)
     labels = [[*torch.randint(3, 35, (3,), generator=numbers).tolist(), 1] for _ in range(rows)]
-    means = mean_target_embeddings(labels, model.shared.weight)
+    means = target_means(labels, model.shared.weight)
     if linear:  # the first DIM principal directions of the targets carry most of them
         *_, right = torch.linalg.svd(means - means.mean(0), full_matrices=False)
         return means @ right[:DIM].T + 3, labels, means
@@ -110,8 +145,34 @@ def test_the_projection_predicts_the_targets(model):
     assert projected.mean(0).abs().max() < 1e-4  # the mean vector goes to zero
     assert explained > 0.4 and 1 - residual == pytest.approx(explained, abs=0.1)
     assert torch.equal(model.encoder.fusion.norm.weight, before)
-    weight, _ = ridge(vectors, means)
+    weight, _ = ridge(moments_of(vectors, means))
     torch.testing.assert_close(model.encoder.fusion.projection.weight, weight.float())
+
+
+def test_rows_are_read_once_and_only_a_block_is_held(model, monkeypatch):
+    vectors, labels, _ = rows_of(model, rows=100)
+    embeddings = model.shared.weight.detach()
+    whole = read_moments(as_rows(vectors, labels), DIM, embeddings)
+    monkeypatch.setattr(fitting_t5fusion, "CHUNK_ROWS", 7)
+    in_chunks = read_moments(iter(as_rows(vectors, labels)), DIM, embeddings)
+    torch.testing.assert_close(in_chunks.input_output_products, whole.input_output_products)
+    monkeypatch.setattr(fitting_t5fusion, "FREQUENCY_ROWS", 10)
+    alive = []
+
+    def rows_that_count():
+        for vector, ids in zip(vectors, labels, strict=True):
+            row = {"lexical_embeds": vector.clone(), "labels": ids}
+            alive.append(weakref.ref(row["lexical_embeds"]))
+            yield row
+            del row
+            assert sum(each() is not None for each in alive) < 15
+
+    in_blocks = read_moments(rows_that_count(), DIM, embeddings)
+    assert in_blocks.rows == 100 and len(alive) == 100
+    # The tokens' frequencies are those of the first block.
+    words = [np.unique([token for token in row if token > 1]) for row in labels]
+    means = mean_embeddings(words, embeddings, token_weights(words[:10], len(embeddings)))
+    torch.testing.assert_close(in_blocks.input_output_products, moments_of(vectors, means).input_output_products)
 
 
 def test_useless_vectors_leave_the_initial_weights(model, capsys):
