@@ -213,7 +213,7 @@ def main() -> int:
             runs = [run for runs in pool.map(release, options.releases) for run in runs]
     print("\n".join(line for run in runs for line in run.lines()))
     print(f"\nLoading paths, {date.today()}, {TORCH}:\n")
-    print("| transformers | peft | right | of these to the bit | refused with a reason | wrong |")
+    print("| transformers | peft | right | equal to the bit | refused with a reason | wrong |")
     print("|---|---|---|---|---|---|")
     print("\n".join(run.row() for run in runs))
     return int(any(count["WRONG"] for run in runs for count in run.counts.values()))
