@@ -33,11 +33,14 @@ RENAMED = {
 PAGE = ROOT / "docs" / "compatibility.md"
 ABOUT = """# What works with T5WithFusion
 
-`make compat` writes this page. Each cell is the result of a check on the fused model, with vectors in its batches. The
-same check runs on the plain T5 that the fused model was built from, where that makes sense; a cell mentions the plain
-T5 only if its result differs. *works*: the result is as expected. *refused*: an error is raised, and quoted below the
-table. *wrong*: no error is raised, but the result is not as expected. A check that is wrong on both models shows a
-defect of a library; the last table lists those.
+`make compat` writes this page. It runs checks on the fused model, with vectors in its batches, and on the plain T5 from
+which the fused model was built. Each cell of a table is the result of a check on the fused model. A cell mentions the
+plain T5 only if the plain T5 gives another result.
+
+- *works*: the result is as expected.
+- *refused*: the check raised an error. A number leads to the error below the table.
+- *wrong*: the check raised no error, but the result is not as expected. If both models are wrong, a library has a
+  defect: the last table lists these defects.
 
 """
 

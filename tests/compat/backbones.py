@@ -318,11 +318,11 @@ def opens(model_name: str, row: str) -> None:
 def make() -> Table:
     table = Table(
         "Base models",
-        "Each has random weights and small sizes. The other fields of its config, its tokenizer and its files follow "
-        "the checkpoint on the Hub; they are written here and not downloaded. *Trains*: with vectors, the loss falls "
-        "and the fusion layer has gradients. *Reloads*: in another process, the adapter on its base model and the "
-        "whole model with the adapter merged. *Processor*: saved and reloaded, it produces the ids that the model "
-        "expects, and decodes them to the text.",
+        "Each base model has random weights and small sizes. The other fields of its config, its tokenizer and its "
+        "files follow the checkpoint on the Hub; they are written here and not downloaded. *Trains*: with vectors, the "
+        "loss falls and the fusion layer has gradients. *Reloads*: in another process, the adapter on its base model "
+        "and the whole model with the adapter merged. *Processor*: saved and reloaded, it produces the ids that the "
+        "model expects, and decodes them to the text.",
         list(CHECKS),
     )
     for row in BACKBONES:

@@ -13,8 +13,8 @@ FOLDER = ROOT / "docs" / "upstream"
 def make() -> Table:
     table = Table(
         "Defects of the libraries",
-        "Defects that were found during the work on this package and are not its own. For each, a script in "
-        "[upstream](upstream) needs only the library. The last column shows what it prints with the releases above.",
+        "These defects of other libraries were found during the work on this package. Each has a script in "
+        "[upstream](upstream) that needs only the library. The last column shows what the script prints.",
         ["defect", "printed"],
     )
     for script in sorted(FOLDER.glob("*.py")):

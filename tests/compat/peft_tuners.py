@@ -362,10 +362,13 @@ CHECKS = {
 def make() -> Table:
     table = Table(
         "PEFT: every tuner",
-        "The tuners of the installed PEFT, with its defaults for T5. Reloading takes place in another process. "
-        "*Fusion layer too*: it trains without being named, is saved, and reloads to the bit; for the plain T5, the "
-        "head does, and is named. *`adapter_names`*, *`add_weighted_adapter`* and *`hotswap_adapter`* are tried with "
-        "`modules_to_save=[]`, because PEFT refuses all three if two adapters fully train the same layer.",
+        "These are all tuners of the installed PEFT, with PEFT's defaults for T5. *Targets as on T5*: the tuner adapts "
+        "the same modules as on the plain T5. *Reloads*: in another process. *Disabled, it is the base*: with the "
+        "adapter disabled, the outputs are those of the base model. *Several adapters*: each gives its own outputs "
+        "after switching. *Fusion layer too*: the layer trains and is saved although the config does not name it, and "
+        "reloads to the bit; on the plain T5, the config names the output head instead. *`adapter_names`*, "
+        "*`add_weighted_adapter`* and *`hotswap_adapter`* are tried with `modules_to_save=[]`, because PEFT refuses "
+        "all three if two adapters fully train the same layer.",
         list(CHECKS),
     )
     for row, tuner in tuners():

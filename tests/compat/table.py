@@ -97,7 +97,7 @@ class Table:
 
     def save(self, file: Path) -> None:
         packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft", "torch", "accelerate"))
-        self.made = f"Of {date.today()}: {packages}."
+        self.made = f"Measured on {date.today()} with {packages}."
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(self), indent=1))
 

@@ -526,8 +526,8 @@ CHECKS: dict[str, tuple[Callable, tuple, Iterable[str]]] = {
 def make() -> Table:
     table = Table(
         "Tools",
-        "Other things that people do with a T5. Numbers are compared with those of the same model without the tool: to "
-        "the bit, unless the tool computes in another way.",
+        "These are other tools that people use with a T5. Each check compares the numbers with those of the same model "
+        "without the tool: to the bit, unless the tool computes in another way.",
         ["outcome"],
     )
     for row, (check, arguments, models) in CHECKS.items():

@@ -28,10 +28,10 @@ def make() -> Table:
     passed = ", ".join(f"{name} {counts[kind, 'works']}" for kind, name in CLASSES.items())
     return Table(
         "transformers' common tests",
-        f"`ModelTesterMixin` of the installed transformers{whose_left_out()}. *refused* is a test that skips itself, "
-        f"or gives the reason why it does not apply to this model. Passed: {passed}.",
+        f"These are the tests of `ModelTesterMixin` of the installed transformers{whose_left_out()}. *refused*: the "
+        f"test skips itself, or gives the reason why it does not apply to this model. Tests that passed: {passed}.",
         ["with vectors", "without vectors"],
-        cells,
+        cells=cells,
     )
 
 
@@ -50,7 +50,7 @@ def whose_left_out() -> str:
         package = (Path(CHECKOUT) / "src" / "transformers" / "__init__.py").read_text(encoding="utf-8")
         release = re.search(r'^__version__ = "(.*)"', package, re.MULTILINE)
         sentence = f", and {' and '.join(there)} as of {release[1] if release else 'an unknown release'}, from a clone"
-    return sentence + (f" (without {' and '.join(missing)}, not in its source distribution)" if missing else "")
+    return sentence + (f" (its source distribution lacks {' and '.join(missing)})" if missing else "")
 
 
 def run(*options: str) -> dict[tuple[str, str], Outcome]:
