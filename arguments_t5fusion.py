@@ -1,4 +1,4 @@
-"""The arguments of `T5FusionProcessor`, read and checked: texts, and vectors that are given as numbers."""
+"""Reading and checking of the arguments of `T5FusionProcessor`: texts, and vectors that are given as numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +13,7 @@ def read_texts(name: str, values: Any, count: int | None = None) -> list[str]:
 
     Args:
         name: Name of the argument, for the message.
+        values: The strings, in a list or another iterable.
         count: Expected number of strings; None for any number.
 
     Raises:
@@ -20,22 +21,27 @@ def read_texts(name: str, values: Any, count: int | None = None) -> list[str]:
     """
     values = read_list(name, values, count)
     if not values:
-        raise ValueError(f"`{name}` holds nothing; expected a string, or a list of one or more.")
+        raise ValueError(f"`{name}` is empty; expected a string, or a list of one or more.")
     return [read_text(name, row, value) for row, value in enumerate(values)]
 
 
 def read_text(name: str, row: int, value: Any) -> str:
     """Return a string of whole characters as `str`.
 
+    Args:
+        name: Name of the argument, for the message.
+        row: Index of the row, for the message.
+        value: The string.
+
     Raises:
-        ValueError: It is something else. The message names its row.
+        ValueError: `value` is not a string, or holds half of a surrogate pair.
     """
     if not isinstance(value, str):
         raise bad_row(row, name, f"of type {type(value).__name__}; expected a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        problem = f"{value[error.start]!r} at position {error.start} is half of a surrogate pair, and no text"
+        problem = f"{value[error.start]!r} at position {error.start} is half of a surrogate pair"
         remedy = "Remove it: `text.encode('utf-8', 'ignore').decode()`"
         raise bad_row(row, name, f"{problem}; expected whole characters. {remedy}") from None
     return str(value)  # NumPy has a string type of its own.
@@ -64,10 +70,11 @@ def read_list(name: str, values: Any, count: int | None = None) -> list[Any]:
 
     Args:
         name: Name of the argument, for the message.
+        values: An iterable, but neither a string nor a dict.
         count: Expected number of items; None for any number.
 
     Raises:
-        ValueError: They are a string or a dict, cannot be iterated over, or are not `count`.
+        ValueError: `values` are something else, or not `count` in number.
     """
     expected = "a string, or a list of one or more" if count is None else f"a list, one item for each of {count} texts"
     try:
@@ -81,7 +88,7 @@ def read_list(name: str, values: Any, count: int | None = None) -> list[Any]:
     return items
 
 
-def given_vectors(lexical_embeds: Any, count: int, width: int) -> list[Vectors]:
+def read_vectors(lexical_embeds: Any, count: int, width: int) -> list[Vectors]:
     """Return the vectors of each of `count` rows, (vectors, width), from the argument `lexical_embeds`.
 
     Args:
@@ -109,6 +116,6 @@ def given_vectors(lexical_embeds: Any, count: int, width: int) -> list[Vectors]:
             )
             raise bad_row(index, "lexical_embeds", f"vectors of {given_width} numbers; expected {expected}. {remedy}")
     dtypes = {str(getattr(item, "dtype", None)) for item, row in zip(items, rows, strict=True) if len(row)}
-    is_half = bool(dtypes) and dtypes <= {"float16", "torch.float16"}
-    dtype: type[np.floating[Any]] = np.float16 if is_half else np.float32
+    are_half = bool(dtypes) and dtypes <= {"float16", "torch.float16"}
+    dtype: type[np.floating[Any]] = np.float16 if are_half else np.float32
     return [row.astype(dtype) if len(row) else np.zeros((0, width), dtype) for row in rows]

@@ -1,4 +1,4 @@
-"""From rows to a batch: `DataCollatorWithFusion`."""
+"""`DataCollatorWithFusion`, which makes a batch of rows."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,35 +35,36 @@ class RowText(NamedTuple):
 
     ids: Ids  # (length,)
     mask: Ids  # (length,): 0 for ids that the row's own mask hides
-    given_length: int  # what the length would be with the padding that the row came with
+    given_length: int  # the length with placeholders and with the padding that the row came with
 
 
 @dataclass
 class DataCollatorWithFusion:
-    """Data collator: trims padding, places `<lexical>`, pads on the right, and masks the padding of labels.
+    """Data collator that puts a placeholder for each vector in front of a row's ids, and pads rows to one length.
 
     A row has `input_ids`. It may also have `attention_mask` (by default, everything but padding), `labels` and
     `lexical_embeds`: numbers, (dim,) for one vector or (vectors, dim) for several; missing, None or empty for a row
-    without vectors. Lists, arrays and tensors are accepted, with padding (left or right, to any length) or without. The
-    ids hold either no placeholder or one per vector. Of other columns, strings are passed on as lists, and numbers and
-    arrays of one shape as tensors.
+    without vectors. Lists, arrays and tensors are accepted. Ids may come with padding, left or right, to any length,
+    which is replaced by padding on the right. They hold either no placeholder or one per vector. Other columns are
+    passed on: strings as lists, numbers and arrays of one shape as tensors.
 
     Args:
         tokenizer: The base model's tokenizer, or a `T5FusionProcessor`. `<lexical>` is added to it, in place, if it is
             missing.
         pad_to_multiple_of: Rounds the padded length of ids and labels up to a multiple of this.
         label_pad_token_id: Id with which labels are padded.
-        model: The model, if batches need `decoder_input_ids`, as with label smoothing, where the Trainer keeps the
-            labels.
+        model: The model, if batches need `decoder_input_ids`. With label smoothing they do, because the Trainer takes
+            the labels out of the batch.
         padding: "longest" (or True) pads each batch to its longest row. "max_length" pads every batch to the three
             sizes that follow. An `IterableDataset` with several processes needs "max_length", because accelerate joins
-            the batches of all processes, and they must have one size. (If the rows come padded to one length, labels
-            included, with one vector each, the collator keeps their length, and "longest" works there too.)
-        max_length: With "max_length", the length of `input_ids`. It must hold the longest row with its placeholders:
-            the `max_length` of the tokenizer's call, plus one per vector.
-        max_target_length: With "max_length", the length of `labels`; None for `max_length`.
-        max_vectors: With "max_length", the number of vectors to which each row is padded with zeros; None for 1. If a
-            whole batch may lack vectors, pass the processor as `tokenizer`, or pass `model`: both know the width.
+            the batches of all processes, and they must have one size. ("longest" works too if each row has one vector
+            and all rows come padded to one length, labels included. The collator then keeps that length.)
+        max_length: With `padding="max_length"`, the length of `input_ids`. It must hold the longest row with its
+            placeholders: the `max_length` of the tokenizer's call, plus one per vector.
+        max_target_length: With `padding="max_length"`, the length of `labels`; None for `max_length`.
+        max_vectors: With `padding="max_length"`, the number of vectors to which each row is padded with zeros; None
+            for 1. If a whole batch may lack vectors, pass the processor as `tokenizer`, or pass `model`, so that the
+            collator knows the width of a vector.
 
     Raises:
         ValueError: The settings contradict each other, or tokenizer and model disagree about the placeholder's id.
@@ -80,12 +81,12 @@ class DataCollatorWithFusion:
 
     def __post_init__(self) -> None:
         self._check_padding()
-        knows_width = getattr(self.model, "config", self.tokenizer)
-        self.lexical_dim = getattr(knows_width, "lexical_dim", None)
+        width_source = getattr(self.model, "config", self.tokenizer)  # A processor has a `lexical_dim` too.
+        self.lexical_dim = getattr(width_source, "lexical_dim", None)
         if isinstance(self.tokenizer, ProcessorMixin):
             self.tokenizer = self.tokenizer.tokenizer
         if self.tokenizer.pad_token_id is None:
-            raise ValueError("the tokenizer has no padding token. Set `tokenizer.pad_token` first.")
+            raise ValueError("the tokenizer has no padding token; expected one. Set `tokenizer.pad_token` first.")
         self.lexical_token_id = add_lexical_token(self.tokenizer)
         expected = getattr(getattr(self.model, "config", None), "lexical_token_id", self.lexical_token_id)
         if expected != self.lexical_token_id:
@@ -96,7 +97,11 @@ class DataCollatorWithFusion:
             )
 
     def _check_padding(self) -> None:
-        """Raise ValueError if `padding` and the three sizes do not go together."""
+        """Check that `padding` and the three sizes go together.
+
+        Raises:
+            ValueError: They do not, or one of them has a wrong value.
+        """
         check_choice("padding", self.padding, ("longest", "max_length", True))
         sizes = {name: getattr(self, name) for name in ("max_length", "max_target_length", "max_vectors")}
         for name, size in sizes.items():
@@ -107,8 +112,8 @@ class DataCollatorWithFusion:
         if self.padding == "max_length" and self.max_length is None:
             raise ValueError("`padding` is 'max_length'; expected a `max_length` with it, such as `max_length=128`.")
 
-    # At run time this is a BatchFeature, which has `.to(device)`. The Trainer's type for collators asks for a dict, and
-    # transformers' own collators are annotated in the same way.
+    # The return type is a dict, because the Trainer's type for collators asks for one. The batch is in fact a
+    # BatchFeature, which has `.to(device)`. transformers' own collators are annotated in the same way.
     def __call__(self, features: Sequence[Row]) -> dict[str, Any]:
         """Make a batch from rows.
 
@@ -122,8 +127,8 @@ class DataCollatorWithFusion:
             - `labels`, int64 (batch, longest labels), if the rows have labels.
             - `lexical_embeds`, float32: (batch, dim) if each row has one vector; otherwise (batch, most vectors, dim),
               padded with zeros; absent if no row has a vector. With `padding="max_length"`, (batch, max_vectors, dim).
-            - `decoder_input_ids`, int64, in the shape of the labels, if there are labels and a `model`. (A model that
-              gets the labels needs none.)
+            - `decoder_input_ids`, int64, in the shape of the labels, if there are labels and a `model`. (A model
+              makes them itself of labels that it gets.)
 
         Raises:
             ValueError: If a row is wrong, the message names its index in the batch and the field.
@@ -143,7 +148,7 @@ class DataCollatorWithFusion:
             _refuse_vectors_by_another_name(features)
         vectors = [vectors_of_row(index, row.get("lexical_embeds")) for index, row in enumerate(features)]
         texts = [self._read_text(index, row, len(vectors[index])) for index, row in enumerate(features)]
-        # Batches that accelerate joins must have one length. Rows that came padded to one length keep it for that.
+        # accelerate joins only batches of one length. So rows that came padded to one length keep it.
         keep_lengths = _is_joined_by_accelerate() and self.padding != "max_length"
         lengths = [text.given_length for text in texts] if keep_lengths else None
         batch = {
@@ -165,7 +170,12 @@ class DataCollatorWithFusion:
         return batch_feature
 
     def _read_text(self, index: int, row: Row, count: int) -> RowText:
-        """Trim a row's padding and put `count` placeholders in front.
+        """Return a row's text without its padding and with `count` placeholders in front.
+
+        Args:
+            index: Index of the row, for the message.
+            row: The row.
+            count: Number of the row's vectors.
 
         Raises:
             ValueError: The ids are not integers, hold no text or another number of placeholders; or the mask has
@@ -182,11 +192,11 @@ class DataCollatorWithFusion:
                 raise bad_row(index, "attention_mask", f"shape {mask.shape}; expected {expected}")
         if np.isin(ids[mask], (pad, self.lexical_token_id, self.tokenizer.eos_token_id)).all():
             raise bad_row(index, "input_ids", NO_TEXT)
-        trimmed = _without_padding(mask)
-        placed = place_lexical(ids[trimmed], count, self.lexical_token_id, index)
-        placeholders_mask = np.ones(len(placed) - len(ids[trimmed]), dtype=np.int64)
-        placed_mask = np.concatenate([placeholders_mask, mask[trimmed]])
-        return RowText(placed, placed_mask, len(ids) + len(placeholders_mask))
+        text = _span_of_used(mask)
+        placed_ids = place_lexical(ids[text], count, self.lexical_token_id, index)
+        added_mask = np.ones(len(placed_ids) - len(ids[text]), dtype=np.int64)
+        placed_mask = np.concatenate([added_mask, mask[text]])
+        return RowText(placed_ids, placed_mask, len(ids) + len(added_mask))
 
     def _read_labels(self, index: int, value: Any) -> Ids:
         """Return the labels of a row without their padding, int64 (length,).
@@ -200,15 +210,17 @@ class DataCollatorWithFusion:
         is_learnt = ~np.isin(labels, (self.tokenizer.pad_token_id, IGNORED, self.label_pad_token_id))
         if not is_learnt.any():
             raise bad_row(index, "labels", "nothing but padding; expected at least </s>. Remove the row")
-        trimmed = _without_padding(is_learnt)
-        return np.where(is_learnt[trimmed], labels[trimmed], self.label_pad_token_id)
+        target = _span_of_used(is_learnt)
+        return np.where(is_learnt[target], labels[target], self.label_pad_token_id)
 
     def _pad(self, field: str, rows: list[Ids], value: int, lengths: list[int] | None = None) -> torch.Tensor:
         """Return `rows` padded on the right with `value`, int64 (batch, length).
 
         Args:
             field: Name of the field, for the message.
-            lengths: Lengths to pad by, if not the rows' own: the largest counts.
+            rows: Token ids or mask of each row, int64 (length,).
+            value: What to pad with.
+            lengths: If given, pad to the largest of these instead of to the longest row.
 
         Raises:
             ValueError: A row is longer than `padding="max_length"` allows.
@@ -242,29 +254,29 @@ class DataCollatorWithFusion:
             if len(row) and row.shape[1] != width:
                 expected = f"{width}, as in the rows before. Encode all rows with one encoder"
                 raise bad_row(index, "lexical_embeds", f"vectors of {row.shape[1]} numbers; expected {expected}")
-        most = max(len(row) for row in rows)
+        count = max(len(row) for row in rows)  # Every row is padded to as many vectors.
         if self.padding == "max_length":
-            most, width = self.max_vectors or 1, width or self.lexical_dim
+            count, width = self.max_vectors or 1, width or self.lexical_dim
             for index, row in enumerate(rows):
-                if len(row) > most:
-                    expected = f"at most {most}. Give the collator `max_vectors={len(row)}` or more"
+                if len(row) > count:
+                    expected = f"at most {count}. Give the collator `max_vectors={len(row)}` or more"
                     raise bad_row(index, "lexical_embeds", f"{len(row)} vectors; expected {expected}")
-        elif most and all(len(row) == 1 for row in rows):
+        elif count and all(len(row) == 1 for row in rows):
             return torch.from_numpy(np.concatenate(rows))
-        elif most and _is_joined_by_accelerate():
+        elif count and _is_joined_by_accelerate():
             _warn_of_unequal_batches()
-        if not most or width is None:
+        if not count or width is None:
             return None
-        padded = np.zeros((len(rows), most, width), dtype=np.float32)
+        padded = np.zeros((len(rows), count, width), dtype=np.float32)
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row if len(row) else 0
         return torch.from_numpy(padded)
 
 
-def _without_padding(is_used: npt.NDArray[np.bool_]) -> slice:
-    """Return the slice from the first to the last position that is used."""
-    (used,) = is_used.nonzero()
-    return slice(used[0], used[-1] + 1)
+def _span_of_used(is_used: npt.NDArray[np.bool_]) -> slice:
+    """Return the slice from the first to the last position that is used, which leaves the padding out."""
+    (used_positions,) = is_used.nonzero()
+    return slice(used_positions[0], used_positions[-1] + 1)
 
 
 def _is_joined_by_accelerate() -> bool:
@@ -273,8 +285,8 @@ def _is_joined_by_accelerate() -> bool:
     if module is None:
         return False
     loader = module.GradientState().active_dataloader
-    joins = isinstance(loader, module.DataLoaderDispatcher) and not loader.split_batches
-    return bool(joins and loader.state.num_processes > 1)
+    joins_batches = isinstance(loader, module.DataLoaderDispatcher) and not loader.split_batches
+    return bool(joins_batches and loader.state.num_processes > 1)
 
 
 def _warn_of_unequal_batches() -> None:
@@ -306,12 +318,16 @@ def _other_columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _refuse_vectors_by_another_name(rows: Sequence[Row]) -> None:
-    """Raise ValueError if another column than `lexical_embeds` holds vectors."""
+    """Check that no column other than `lexical_embeds` holds vectors.
+
+    Raises:
+        ValueError: A column does.
+    """
     for name in _other_columns(rows):
         if any(looks_like_vectors(row.get(name)) for row in rows):
             raise ValueError(
-                f"column `{name}` of the batch holds vectors, and no row has `lexical_embeds`, the name by which the "
-                f"model takes them. Rename it: `rename_column({name!r}, 'lexical_embeds')`; or remove it."
+                f"column `{name}` of the batch holds vectors, but the model reads vectors from `lexical_embeds`, which "
+                f"no row has. Rename the column: `rename_column({name!r}, 'lexical_embeds')`; or remove it."
             )
 
 
@@ -321,7 +337,7 @@ def looks_like_vectors(value: Any) -> bool:
         return False
     try:
         array = as_array(value)
-    except (TypeError, ValueError, RuntimeError):  # not an array, for example because of unequal widths
+    except (TypeError, ValueError, RuntimeError):  # It cannot be an array, for example because of unequal widths.
         return False
     return array.ndim in (1, 2) and array.size > 1 and np.issubdtype(array.dtype, np.floating)
 

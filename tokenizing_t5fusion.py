@@ -1,8 +1,8 @@
-"""From texts to token ids, with nothing left behind in the tokenizer."""
+"""Tokenizing that leaves the tokenizer as it was, so that no setting of a call is saved with it."""
 
 from typing import Any
 
-# A tokenizer whose file has truncation or padding copies these to its settings when it is loaded. Nothing reads them.
+# If a tokenizer's file has truncation or padding, loading copies these values to its settings. Nothing reads them.
 CALL_SETTINGS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
 
 
@@ -11,14 +11,14 @@ def tokenize(
 ) -> list[list[int]]:
     """Return the ids of each text, as `tokenizer(texts, truncation=True, max_length=max_length)` gives them.
 
-    A fast tokenizer remembers the length of the last truncating call. Other threads would read it, and it would be
-    saved. So this calls the tokenizer without truncation, and cuts long rows itself.
+    A fast tokenizer remembers the length of its last call with truncation. Other threads would read that length, and
+    it would be saved. So this function calls the tokenizer without truncation, and cuts long rows itself.
 
     Args:
         tokenizer: A tokenizer of transformers, fast or not.
         texts: One or more texts.
         max_length: Largest number of ids per text, with the special tokens around it; None for whole texts.
-        as_targets: Whether the texts are what the model should write.
+        as_targets: Whether the texts are targets, which the model should generate.
 
     Raises:
         ValueError: `max_length` leaves no room for the special tokens around a text.
@@ -49,17 +49,20 @@ def _cut(ids: list[int], text_ids: list[int], max_length: int, side: str) -> lis
     Raises:
         ValueError: `max_length` leaves no room for the special tokens.
     """
-    added = len(ids) - len(text_ids)
-    kept = max_length - added
-    if kept < 0:
-        raise ValueError(f"a length of {max_length} leaves no room for the {added} special tokens around a text.")
-    front = next(start for start in range(added + 1) if ids[start : start + len(text_ids)] == text_ids)
-    kept_ids = text_ids[:kept] if side == "right" else text_ids[len(text_ids) - kept :]
+    special_count = len(ids) - len(text_ids)
+    room = max_length - special_count
+    if room < 0:
+        raise ValueError(
+            f"a length of {max_length} leaves no room for the {special_count} special tokens around a text; expected "
+            "a greater length."
+        )
+    front = next(start for start in range(special_count + 1) if ids[start : start + len(text_ids)] == text_ids)
+    kept_ids = text_ids[:room] if side == "right" else text_ids[len(text_ids) - room :]
     return ids[:front] + kept_ids + ids[front + len(text_ids) :]
 
 
 def forget_last_call(tokenizer: Any) -> None:
-    """Remove the truncation and the padding of earlier calls from a tokenizer, in place, so that they are not saved."""
+    """Remove the truncation and padding of earlier calls from a tokenizer, in place, so that they are not saved."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()

@@ -347,7 +347,8 @@ def test_vectors_of_zeros_are_not_refused():
 @pytest.mark.parametrize("name", ["embeddings", "lexical_vectors"])
 def test_vectors_under_another_name(name, values, wrap_in):
     rows = [{"input_ids": [5, 1]}, {"input_ids": [5, 6, 1], name: wrap_in(values)}]
-    with pytest.raises(ValueError, match=f"column `{name}` of the batch holds vectors, .* `lexical_embeds`.*Rename it"):
+    sentence = f"column `{name}` of the batch holds vectors, .* `lexical_embeds`.*Rename the column"
+    with pytest.raises(ValueError, match=sentence):
         COLLATOR(rows)
     with_vectors = [each | {"lexical_embeds": [0.5] * DIM, name: wrap_in(values)} for each in rows]
     assert COLLATOR(with_vectors)[name].shape[0] == 2  # beside the vectors it goes through

@@ -130,7 +130,7 @@ def test_a_placeholder_in_the_text_keeps_its_place(processor):
 
 def test_a_placeholder_that_would_be_cut_off_is_refused(processor):
     with pytest.raises(
-        ValueError, match=r"row 1 of the batch, `text`: a <lexical> of its own lies past `max_length`=9"
+        ValueError, match=r"row 1 of the batch, `text`: the text's own <lexical> lies past `max_length`=9"
     ):
         processor(["a", "a b c d e <lexical>"], lexical_embeds=VECTORS[:2], max_length=9)
 
@@ -176,7 +176,7 @@ def test_error(processor, name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ([], "`text` holds nothing; expected a string, or a list"),
+        ([], "`text` is empty; expected a string, or a list"),
         (["a", 3], "row 1 of the batch, `text`: of type int; expected a string"),
         ([["a", "b"]], "row 0 of the batch, `text`: of type list; expected a string"),
         (None, "`text` is of type NoneType; expected a string, or a list"),
