@@ -10,11 +10,11 @@ def check_token_id(
 ) -> None:
     """Check that the rows come from a tokenizer in which `<lexical>` has the model's `token_id`.
 
-    Nothing is checked in compiled graphs, or if every tokenizer of this process uses `token_id`.
+    The check is left out in compiled graphs, and if every tokenizer of this process uses `token_id`.
 
     Args:
         input_ids: int64 (batch, length).
-        lexical_embeds: (batch, lexical_dim) or (batch, vectors, lexical_dim), or None.
+        lexical_embeds: Float (batch, lexical_dim) or (batch, vectors, lexical_dim), or None.
         token_id: The model's `config.lexical_token_id`.
         pad_token_id: Id of the padding, or None.
 
@@ -24,15 +24,17 @@ def check_token_id(
     if torch.compiler.is_compiling() or lexical_embeds is None or input_ids.is_meta or lexical_embeds.is_meta:
         return
     other_ids = PLACED_TOKEN_IDS - {token_id}
+    # If the batch sizes differ, `check_vectors` reports that.
     if not other_ids or lexical_embeds.shape[:1] != input_ids.shape[:1] or input_ids.shape[1] == 0:
-        return  # `check_vectors` reports different batch sizes.
+        return
     has_vector = (lexical_embeds != 0).flatten(1).any(1).tolist()
-    is_text = (input_ids != (-1 if pad_token_id is None else pad_token_id)).int()
-    first_ids = input_ids.gather(1, is_text.argmax(1, keepdim=True)).squeeze(1).tolist()
+    is_padding = input_ids == (-1 if pad_token_id is None else pad_token_id)
+    first_position = (~is_padding).int().argmax(1, keepdim=True)
+    first_ids = input_ids.gather(1, first_position).squeeze(1).tolist()
     has_placeholder = (input_ids == token_id).any(1).tolist()
     for row, first_id in enumerate(first_ids):
-        # A smaller id may be the placeholder of another model's tokenizer, and also a word of this model's vocabulary.
-        # It is a word if the row holds this model's own placeholder too.
+        # In this model's vocabulary, a smaller id may be a word, although another model's tokenizer uses it as its
+        # placeholder. It is a word if the row holds this model's own placeholder too.
         is_word = first_id < token_id and token_id in PLACED_TOKEN_IDS and has_placeholder[row]
         if has_vector[row] and first_id in other_ids and not is_word:
             raise ValueError(
@@ -60,7 +62,7 @@ def check_vectors(lexical_embeds: torch.Tensor, is_placeholder: torch.Tensor, wi
         )
     if lexical_embeds.device != is_placeholder.device:
         raise ValueError(
-            f"`lexical_embeds` are on {lexical_embeds.device}, the input ids on {is_placeholder.device}. "
+            f"`lexical_embeds` are on {lexical_embeds.device}; expected {is_placeholder.device}, where the input is. "
             f"Use `.to({str(is_placeholder.device)!r})`."
         )
     if lexical_embeds.dim() not in (2, 3) or lexical_embeds.shape[0] != batch:
@@ -80,8 +82,8 @@ def check_vectors(lexical_embeds: torch.Tensor, is_placeholder: torch.Tensor, wi
 def check_placeholders(is_placeholder: torch.Tensor, lexical_embeds: torch.Tensor | None, token_id: int) -> None:
     """Check that each vector has a placeholder and each placeholder a vector.
 
-    On a GPU, and in compiled graphs, the program would have to wait for the numbers. There, the device itself checks
-    them, by an assertion.
+    Reading the numbers back from a GPU would make the program wait, and a compiled graph cannot raise errors. There, an
+    assertion on the device replaces the error.
 
     Args:
         is_placeholder: Bool (batch, length).
@@ -89,46 +91,51 @@ def check_placeholders(is_placeholder: torch.Tensor, lexical_embeds: torch.Tenso
         token_id: The placeholder's id, for the message.
 
     Raises:
-        ValueError: They do not match. The message names the row and both numbers. (Elsewhere than on the CPU, the
-            device's assertion fails instead.)
+        ValueError: They do not match. The message names the row and both numbers.
+        RuntimeError: The same, in a compiled graph. (On a GPU, the error comes with a later call.)
     """
-    placeholders = is_placeholder.sum(1)
-    if lexical_embeds is None:
-        vectors = torch.zeros_like(placeholders)
-    else:  # What follows a row's last vector that is not zero is padding.
-        position = torch.arange(1, lexical_embeds.shape[1] + 1, device=lexical_embeds.device)
-        used_position = (lexical_embeds != 0).any(-1) * position
-        vectors = used_position.amax(1) if lexical_embeds.shape[1] else torch.zeros_like(placeholders)
-    most = 0 if lexical_embeds is None else lexical_embeds.shape[1]
-    mismatch = (placeholders < vectors) | (placeholders > most)
+    placeholder_counts = is_placeholder.sum(1)
+    vector_counts = torch.zeros_like(placeholder_counts)  # without padding
+    padded_count = 0 if lexical_embeds is None else lexical_embeds.shape[1]
+    if lexical_embeds is not None and padded_count > 0:
+        # The vectors of zeros behind a row's last other vector are padding.
+        position = torch.arange(1, padded_count + 1, device=lexical_embeds.device)
+        vector_counts = ((lexical_embeds != 0).any(-1) * position).amax(1)
+    mismatch = (placeholder_counts < vector_counts) | (placeholder_counts > padded_count)
     if is_placeholder.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(~mismatch.any(), f"{LEXICAL_TOKEN} placeholders and lexical vectors do not agree in number")
     elif mismatch.any():
         row = int(mismatch.nonzero()[0])
-        raise ValueError(_mismatch_message(placeholders, vectors, row, most, token_id))
+        raise ValueError(_mismatch_message(placeholder_counts, vector_counts, row, padded_count, token_id))
 
 
-def _mismatch_message(placeholders: torch.Tensor, vectors: torch.Tensor, row: int, most: int, token_id: int) -> str:
+def _mismatch_message(
+    placeholder_counts: torch.Tensor, vector_counts: torch.Tensor, row: int, padded_count: int, token_id: int
+) -> str:
     """Return what is wrong with the number of placeholders of `row`, and what to do.
 
     Args:
-        placeholders: Number of placeholders of each row, int64 (batch,).
-        vectors: Number of vectors of each row, without padding, int64 (batch,).
-        most: Number of vectors of each row, with padding.
+        placeholder_counts: Number of placeholders of each row, int64 (batch,).
+        vector_counts: Number of vectors of each row, without padding, int64 (batch,).
+        row: Index of the row.
+        padded_count: Number of vectors of every row, with padding.
+        token_id: The placeholder's id.
     """
-    if most == 0:
+    placeholders = int(placeholder_counts[row])
+    if padded_count == 0:
         return (
-            f"row {row} holds {int(placeholders[row])} placeholders {LEXICAL_TOKEN} (id {token_id}), but no vectors "
-            "were given. Pass them as `lexical_embeds`, or leave the placeholders out."
+            f"row {row} holds {placeholders} placeholders {LEXICAL_TOKEN} (id {token_id}), but no vectors were given. "
+            "Pass them as `lexical_embeds`, or leave the placeholders out."
         )
-    if not placeholders.any():
+    if not placeholder_counts.any():
         return (
             f"`lexical_embeds` were given, but no row holds a placeholder {LEXICAL_TOKEN} (id {token_id}). Use "
             "DataCollatorWithFusion or T5FusionProcessor, which place it."
         )
-    count = int(vectors[row]) if placeholders[row] < vectors[row] else most
+    vectors = int(vector_counts[row])
+    count = vectors if placeholders < vectors else padded_count
     return (
-        f"row {row} holds {int(placeholders[row])} placeholders {LEXICAL_TOKEN} (id {token_id}) for {count} vectors; "
-        "expected one placeholder per vector. Use DataCollatorWithFusion or T5FusionProcessor, which place them; a "
-        "row with fewer vectors than others is padded with zeros."
+        f"row {row} holds {placeholders} placeholders {LEXICAL_TOKEN} (id {token_id}) for {count} vectors; expected "
+        "one placeholder per vector. Use DataCollatorWithFusion or T5FusionProcessor, which place them; a row with "
+        "fewer vectors than others is padded with zeros."
     )

@@ -1,8 +1,9 @@
 """The closed-form start of the fusion layer: `FittingMixin` gives `T5WithFusion` its `fit_fusion`.
 
-A fusion layer with random weights carries no information at first, and low-rank adapters learn to ignore it before it
-has learnt anything. The closed-form start needs no gradient: ridge regression maps a row's vector to the mean embedding
-of its target's words. From the first training step on, the model reads the vector as a mixture of those words.
+The output of a fusion layer with random weights means nothing to T5, and low-rank adapters learn to ignore it before
+the layer has learnt anything. The closed-form start needs no gradients: a ridge regression predicts the mean embedding
+of a target's words from the row's vector, and its weights become those of the layer. So from the first training step
+on, the model reads a vector as a mixture of the words that the target probably has.
 """
 
 import os
@@ -23,10 +24,10 @@ if TYPE_CHECKING:  # Type checkers then know the attributes of the model that th
 else:
     Model = object
 
-STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties to choose from
+STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties per row, to choose from
 FIRST_WORD_ID = 2  # Smaller ids are <pad> (0), </s> (1), and the negative ids that the loss ignores.
-FREQUENCY_ROWS = 100_000  # rows that token frequencies are counted in, and the most rows that are held in memory
-CHUNK_ROWS = 8192  # rows whose float64 numbers are held at once
+FREQUENCY_ROWS = 100_000  # the most rows that are kept in memory; token frequencies are counted in the first as many
+CHUNK_ROWS = 8192  # the most rows whose float64 numbers are kept in memory
 
 
 class FittingMixin(Model):
@@ -34,10 +35,11 @@ class FittingMixin(Model):
 
     @torch.no_grad()
     def fit_fusion(self, rows: Iterable[Mapping[str, Any]]) -> float:
-        """Start the fusion layer in closed form from the training rows, and print how much the vectors explain.
+        """Start the fusion layer in closed form from the training rows.
 
-        Call it before training, before or after `get_peft_model`. The adapter trains on from this start and saves the
-        result. After `get_peft_model`, only the active adapter's copy of the layer changes.
+        Call this before training, before or after `get_peft_model`. The adapter trains on from this start and saves the
+        result. After `get_peft_model`, only the active adapter's copy of the layer changes. The first process prints on
+        standard error how much the vectors explain.
 
         Args:
             rows: Rows as `DataCollatorWithFusion` takes them: a list, a `datasets.Dataset` or any iterable, read once.
@@ -63,9 +65,9 @@ class FittingMixin(Model):
             fusion.projection.bias.copy_(-weight @ moments.input_mean)
         if os.environ.get("RANK", "0") == "0":
             share = f"{explained:.1%} of" if explained > 0 else "nothing of"
-            kept = "" if explained > 0 else " The fusion layer stays as it was."
-            rows_in_words = "1 row" if moments.rows == 1 else f"{moments.rows:,} rows"
-            sentence = f"the vectors of {rows_in_words} explain {share} their targets' words.{kept}"
+            consequence = "" if explained > 0 else " The fusion layer stays as it was."
+            row_count = "1 row" if moments.rows == 1 else f"{moments.rows:,} rows"
+            sentence = f"the vectors of {row_count} explain {share} their targets' words.{consequence}"
             print(f"fit_fusion: {sentence}", file=sys.stderr)
         return explained
 
@@ -83,7 +85,7 @@ class FittingMixin(Model):
             raise ValueError(
                 f"the adapter {', '.join(map(repr, self.peft_config))} does not hold the fusion layer, so fitted "
                 "weights would not be saved. Put the adapter on with `modules_to_save=['fusion']` in its config, which "
-                "is the default, or call `fit_fusion` on a model without an adapter."
+                "is the default after `import t5fusion`, or call `fit_fusion` on a model without an adapter."
             )
         return fusion
 
@@ -99,7 +101,8 @@ class Moments:
     """
 
     def __init__(self, inputs: int, outputs: int):
-        zeros = torch.zeros(1, dtype=torch.float64, device="cpu")  # whatever the default dtype and device are
+        # The dtype and the device are explicit, because the process may have other defaults.
+        zeros = torch.zeros(1, dtype=torch.float64, device="cpu")
         self.rows = 0
         self.input_mean, self.output_mean = zeros.expand(inputs).clone(), zeros.expand(outputs).clone()
         self.input_products = zeros.expand(inputs, inputs).clone()
@@ -113,10 +116,10 @@ class Moments:
         x, y = x - x_mean, y - y_mean
         x_shift, y_shift = x_mean - self.input_mean, y_mean - self.output_mean
         rows = self.rows + len(x)
-        both = self.rows * len(x) / rows
-        self.input_products += x.T @ x + both * torch.outer(x_shift, x_shift)
-        self.input_output_products += x.T @ y + both * torch.outer(x_shift, y_shift)
-        self.output_squares += y.square().sum().item() + both * y_shift.square().sum().item()
+        shift_weight = self.rows * len(x) / rows
+        self.input_products += x.T @ x + shift_weight * torch.outer(x_shift, x_shift)
+        self.input_output_products += x.T @ y + shift_weight * torch.outer(x_shift, y_shift)
+        self.output_squares += y.square().sum().item() + shift_weight * y_shift.square().sum().item()
         self.input_mean += x_shift * len(x) / rows
         self.output_mean += y_shift * len(x) / rows
         self.rows = rows
@@ -134,6 +137,7 @@ def read_moments(rows: Iterable[Mapping[str, Any]], width: int, embeddings: Tens
         ValueError: A vector has another width, or no row has both a vector and labels.
     """
     moments = Moments(width, embeddings.shape[1])
+    # Token weights are those of the first block, so that memory does not grow with the number of rows.
     pairs, weights = read_rows(rows, width), None
     while block := list(islice(pairs, FREQUENCY_ROWS)):
         weights = token_weights([words for _, words in block], len(embeddings)) if weights is None else weights
@@ -149,6 +153,10 @@ def read_rows(rows: Iterable[Mapping[str, Any]], width: int) -> Iterator[tuple[V
     """Yield the mean vector of each row, float32 (width,), and the distinct tokens of its target, int64 (tokens,).
 
     Rows without a vector or without labels are skipped.
+
+    Args:
+        rows: See `FittingMixin.fit_fusion`.
+        width: The model's `config.lexical_dim`.
 
     Raises:
         ValueError: A vector has another width.
@@ -175,8 +183,8 @@ def token_weights(words: Sequence[Ids], tokens: int) -> Tensor:
         words: The distinct tokens of each row.
         tokens: The size of the vocabulary.
     """
-    frequency = torch.bincount(torch.from_numpy(np.concatenate(words)), minlength=tokens).clamp(min=1)
-    return (len(words) / frequency).log()
+    row_counts = torch.bincount(torch.from_numpy(np.concatenate(words)), minlength=tokens).clamp(min=1)
+    return (len(words) / row_counts).log()
 
 
 def mean_embeddings(words: Sequence[Ids], embeddings: Tensor, weights: Tensor) -> Tensor:
@@ -197,13 +205,16 @@ def mean_embeddings(words: Sequence[Ids], embeddings: Tensor, weights: Tensor) -
 def ridge(moments: Moments) -> tuple[Tensor, float]:
     """Fit a ridge regression, with the penalty that generalised cross-validation chooses (Golub et al. 1979).
 
+    Args:
+        moments: The moments of inputs and outputs over all rows.
+
     Returns:
         The weight, float64 (outputs, inputs), and the share of the outputs' variance that it explains on held-out rows.
     """
     if moments.output_squares == 0:
         return torch.zeros_like(moments.input_output_products.T), 0.0
     values, directions = torch.linalg.eigh(moments.input_products)
-    values = values.clamp(min=0)  # Rounding makes some negative.
+    values = values.clamp(min=0)  # Rounding makes some of them negative.
     projected = directions.T @ moments.input_output_products
 
     def left_out_error(strength: float) -> float:

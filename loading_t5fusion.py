@@ -1,7 +1,7 @@
 """Loading of fused models: `FusedLoadingMixin` gives `T5WithFusion` its `from_pretrained` and `load_adapter`.
 
-A name may stand for a base model, for a fused model with or without stored weights, or for an adapter on either.
-`resolve_checkpoint` finds out which, and where its weights are.
+A name may stand for a base model, for a fused model with or without stored weights, or for an adapter.
+`resolve_checkpoint` finds out which of them it is, and where the weights are.
 """
 
 import copy
@@ -37,7 +37,7 @@ else:
 FusedModel = TypeVar("FusedModel", bound="FusedLoadingMixin")
 NameOrPath = str | os.PathLike[str]
 
-SKIP_ADAPTER = {"subfolder": "no-adapter-here"}  # with these adapter_kwargs, transformers loads no adapter by itself
+SKIP_ADAPTER = {"subfolder": "no-adapter-here"}  # With these `adapter_kwargs`, transformers itself finds no adapter.
 NOTHING_LOADED: dict[str, Any] = {
     "missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": [],
 }  # fmt: skip
@@ -53,7 +53,7 @@ NOT_CHOICES = {
 class FusedLoadingMixin(Model):
     """Loading for a model with `encoder.fusion`, which the weights of a base model do not include."""
 
-    _hf_peft_config_loaded: bool  # transformers sets it when the first adapter is put on
+    _hf_peft_config_loaded: bool  # whether the model has an adapter that transformers put on
 
     @overload
     @classmethod
@@ -92,15 +92,15 @@ class FusedLoadingMixin(Model):
         """Load a fused model, with its adapter if it has one, or build a fused model from a base model.
 
         A base model gets a new fusion layer, whose weights depend only on the sizes and on the base model. The config
-        then names the base model and its commit (`config.backbone`, `config.backbone_revision`), and adapters record
-        "T5WithFusion(ID@COMMIT)", so that no other class loads the plain T5 beneath them. For an adapter, this first
-        loads the base model that it names.
+        then names the base model and its commit (`config.backbone`, `config.backbone_revision`). Adapters record
+        "T5WithFusion(ID@COMMIT)" as their base model, so that no other class loads the plain T5 beneath them. For an
+        adapter, this method first loads the base model that the adapter names.
 
         Args:
             pretrained_model_name_or_path: Hub id or folder of a base model, a fused model or an adapter; "tiny_t5" for
                 the embedded base model; None if `state_dict` holds the weights.
             *model_args: Further positional arguments of the model's `__init__`.
-            config: Config to use instead of the saved one, or the folder or id of one.
+            config: Config to use instead of the saved one, or the Hub id or folder of such a config.
             adapter_name: Name that the adapter gets, if there is one.
             output_loading_info: If true, return the pair of the model and a dict that lists, among others, the missing
                 and the unexpected keys. Missing weights of the decoder or the fusion layer then raise no error.
@@ -112,10 +112,11 @@ class FusedLoadingMixin(Model):
             The model, in eval mode and in the dtype that it was saved in.
 
         Raises:
-            ValueError: The checkpoint is neither a T5 nor a fused model; its weights lack the decoder, or the fusion
-                layer that it should hold; `config` has no `lexical_dim`; the base model's tokenizer cannot be loaded;
-                `device_map` offloads a fusion layer that has no weights yet; or the adapter does not fit.
+            ValueError: The checkpoint is neither a T5 nor a fused model; its weights lack the decoder; a fused model's
+                weights lack the fusion layer; `config` has no `lexical_dim`; the base model's tokenizer cannot be
+                loaded; `device_map` offloads a fusion layer that has no weights yet; or the adapter does not fit.
             OSError: A file cannot be read, for example that of an adapter that the config announces.
+            ImportError: There is an adapter, and peft is not installed.
         """
         if pretrained_model_name_or_path is None:
             loaded = super().from_pretrained(
@@ -136,19 +137,20 @@ class FusedLoadingMixin(Model):
             adapter_kwargs=SKIP_ADAPTER,
             **checkpoint.kwargs,
         )
-        if not output_loading_info:  # Otherwise the caller reads from the info what is missing.
+        if not output_loading_info:  # Otherwise the caller gets the list of what is missing.
             check_complete(checkpoint.source, info["missing_keys"])
         model._finish_loading(checkpoint, info)
         if checkpoint.adapter is not None:
-            # PEFT warns when its own classes (AutoPeftModel) load the same adapter again on top, which is fine here.
+            # AutoPeftModel then loads the same adapter again on top, which is harmless, but PEFT warns about it.
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute in the model")
             model.load_adapter(checkpoint.adapter, adapter_name, adapter_kwargs=checkpoint.adapter_hub_kwargs)
         return (model, info) if output_loading_info else model
 
     def _finish_loading(self, checkpoint: "ResolvedCheckpoint", info: dict[str, Any]) -> None:
-        """Give the fusion layer its initial weights if none were loaded, and note where the model came from.
+        """Give the fusion layer its initial weights if none were loaded, and record where the model came from.
 
         Args:
+            checkpoint: Where the weights came from.
             info: What `from_pretrained` of transformers reports: `missing_keys`, `mismatched_keys`, ...
 
         Raises:
@@ -181,8 +183,9 @@ class FusedLoadingMixin(Model):
     ) -> Any:
         """Load a PEFT adapter, with the same weights as `PeftModel` loads, and make it the active one.
 
-        transformers' own method is not enough: before release 5.20 it leaves the fusion layer of an adapter as it was
-        or fills it with NaN, without a message, and every release leaves a second adapter inactive.
+        transformers' own method is not enough. Before release 5.20, it does not load the fusion layer of an adapter: it
+        leaves the layer as it was, or fills it with NaN, without a message. Every release leaves a second adapter
+        inactive.
 
         Args:
             peft_model_id: Hub id or folder of the adapter.
@@ -200,22 +203,37 @@ class FusedLoadingMixin(Model):
                 The model then stays as it was.
             ImportError: peft is not installed.
         """
-        if adapter_kwargs == SKIP_ADAPTER:  # Some releases of transformers call this without looking at the subfolder.
+        if adapter_kwargs == SKIP_ADAPTER:  # Some releases of transformers call this without a look at the subfolder.
             return SimpleNamespace(**NOTHING_LOADED, to_dict=NOTHING_LOADED.copy)
-        own_keywords = {"is_trainable", *HUB_KEYWORDS}
-        is_plain_call = not args and peft_model_id is not None and kwargs.keys() <= own_keywords
+        handled_keywords = {"is_trainable", *HUB_KEYWORDS}
+        is_plain_call = not args and peft_model_id is not None and kwargs.keys() <= handled_keywords
         if not is_plain_call or getattr(self, "_hotswap_enabled", False):
             return super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
+        is_trainable = kwargs.pop("is_trainable", False)
+        hub_kwargs = kwargs | (adapter_kwargs or {})
+        return self._put_on_adapter(peft_model_id, adapter_name or "default", is_trainable, hub_kwargs)
+
+    def _put_on_adapter(
+        self, peft_model_id: NameOrPath | None, name: str, is_trainable: bool, hub_kwargs: dict[str, Any]
+    ) -> Any:
+        """Put a saved adapter on the model, as `load_adapter` describes.
+
+        Args:
+            peft_model_id: Hub id or folder of the adapter.
+            name: Name that the adapter gets.
+            is_trainable: Whether the adapter's weights will train.
+            hub_kwargs: Hub keywords of the adapter.
+        """
         peft = _import_peft(f"{peft_model_id} holds an adapter of peft")
-        name = adapter_name or "default"
         if self._hf_peft_config_loaded and name in self.peft_config:
             raise ValueError(f"the model already has an adapter {name!r}. Pass another `adapter_name`.")
-        is_trainable = kwargs.pop("is_trainable", False)
-        hub_kwargs = {key: value for key, value in (kwargs | (adapter_kwargs or {})).items() if key != "proxies"}
+        # huggingface_hub no longer takes `proxies`, although transformers does.
+        hub_kwargs = {key: value for key, value in hub_kwargs.items() if key != "proxies"}
         adapter_config = peft.PeftConfig.from_pretrained(peft_model_id, **hub_kwargs)
         adapter_config.inference_mode = not is_trainable
         weights = peft.utils.load_peft_weights(str(peft_model_id), device=str(self.device), **hub_kwargs)
-        weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}  # PeftModel's prefix
+        # PEFT saves weights under the names that they have in a `PeftModel`.
+        weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}
         names_before = {key for key, _ in self.named_parameters()}
         peft.inject_adapter_in_model(adapter_config, self, name)
         self._hf_peft_config_loaded = True
@@ -245,7 +263,7 @@ def check_complete(source: NameOrPath, missing_keys: Any) -> None:
         missing_keys: Names of the weights that it lacks.
 
     Raises:
-        ValueError: They lack weights of the decoder, or of the fusion layer of a fused model.
+        ValueError: The decoder is missing, in whole or in part, or the fusion layer of a fused model is.
     """
     if any(key.startswith("decoder.") for key in missing_keys):
         raise ValueError(
@@ -255,16 +273,16 @@ def check_complete(source: NameOrPath, missing_keys: Any) -> None:
     missing_fusion = [key for key in missing_keys if ".fusion." in key]
     if missing_fusion:
         raise ValueError(
-            f"{source} says that it is a fused model, but its weights lack {', '.join(missing_fusion)}. "
-            "Save it again with `model.save_pretrained`, or pass a base model to start from."
+            f"the config of {source} is that of a fused model, but the weights lack {', '.join(missing_fusion)}. "
+            "Save the model again with `model.save_pretrained`, or pass a base model to start from."
         )
 
 
 def _import_peft(purpose: str) -> Any:
-    """Return the package peft, with the modules of it that are used here.
+    """Return the package peft, after importing its modules that this file uses.
 
-    The imports stay inside a `try`, because transformers refuses to load remote code that imports a missing package
-    elsewhere. Readers of a model without an adapter need no peft.
+    peft is optional: a model without an adapter loads without it. The imports stay inside a `try`, because transformers
+    refuses to load remote code that imports a missing package elsewhere.
 
     Args:
         purpose: Why peft is needed, for the message.
@@ -283,13 +301,17 @@ def _import_peft(purpose: str) -> Any:
 
 
 def _fill_adapter(peft: Any, model: Any, name: str, weights: dict[str, Any], names_before: set[str]) -> Any:
-    """Put `weights` into the adapter `name` and return PEFT's lists of missing and unexpected keys.
+    """Put weights into an adapter, and return PEFT's lists of missing and unexpected keys.
 
     Args:
+        peft: The package.
+        model: The model, with the adapter.
+        name: Name of the adapter.
+        weights: The adapter's weights by name.
         names_before: Names of the model's parameters before the adapter was put on.
 
     Raises:
-        KeyError: The adapter needs weights that are missing, or has no place for some.
+        KeyError: Weights of the adapter are missing, or some weights belong to no part of it.
         RuntimeError: A weight has another shape.
     """
     result = peft.utils.set_peft_model_state_dict(model, weights, name)
@@ -305,7 +327,10 @@ def _remove_adapter(peft: Any, model: Any, name: str, peft_type: str) -> None:
     """Take the adapter `name` off the model, which is then as it was before.
 
     Args:
-        peft_type: The adapter's type in lower case, such as "lora", with which PEFT prefixes its weights.
+        peft: The package.
+        model: The model.
+        name: Name of the adapter.
+        peft_type: The adapter's type in lower case, such as "lora". The names of its weights begin with it.
     """
     peft.functional.delete_adapter(model, name, prefix=f"{peft_type}_")
     del model.peft_config[name]
@@ -315,7 +340,7 @@ def _remove_adapter(peft: Any, model: Any, name: str, peft_type: str) -> None:
 
 
 def _activate_adapter(peft: Any, model: Any, name: str) -> None:
-    """Make `name` the active adapter. (transformers 5.24's own `set_adapter` needs a later peft than 0.21.)"""
+    """Make `name` the active adapter. (`set_adapter` of transformers 5.24 needs a release of peft after 0.21.)"""
     for module in model.modules():
         if isinstance(module, (peft.tuners.tuners_utils.BaseTunerLayer, peft.utils.ModulesToSaveWrapper)):
             module.set_adapter(name)
@@ -340,12 +365,12 @@ def resolve_checkpoint(
 ) -> ResolvedCheckpoint:
     """Find the weights, the config and the adapter that `name` stands for.
 
-    If a file is missing, the Hub may just be out of reach. So the saved config alone decides whether the weights are in
-    another place, and whether there is an adapter.
+    A missing file may only mean that the Hub is out of reach. So the saved config decides whether the weights are in
+    another place, and whether there must be an adapter.
 
     Args:
         name: Hub id, folder, or name that an adapter recorded.
-        config: Config to use instead of the saved one, or the folder or id of one.
+        config: Config to use instead of the saved one, or the Hub id or folder of such a config.
         kwargs: Keywords of `from_pretrained`: Hub keywords, config fields, and those of transformers. `adapter_kwargs`
             is taken out.
 
@@ -365,7 +390,7 @@ def resolve_checkpoint(
     source: NameOrPath = named.base_model
     kwargs = named.config_fields | kwargs
     commit = commit_of(source, hub_kwargs)
-    if commit:  # All further files come from this commit, even if someone pushes another one meanwhile.
+    if commit:  # Read all further files from this commit, even if someone pushes another one meanwhile.
         hub_kwargs |= {"revision": commit}
     saved, _ = PretrainedConfig.get_config_dict(source, **hub_kwargs)
     if saved.get("adapter_beside") and adapter is None:
@@ -392,11 +417,12 @@ def choices_of(
     Args:
         config: The config with which the model is loaded.
         source: Hub id or folder of the checkpoint.
+        hub_kwargs: Hub keywords of the checkpoint.
         saved: The checkpoint's own config.json.
         token_chosen: Whether the caller gave `lexical_token_id`. For a base model it then counts as a choice, even if
             it equals the default, because finding the default would need the tokenizer.
     """
-    if not hasattr(config, "lexical_token_id"):  # Not the config of a fused model: the model itself refuses it.
+    if not hasattr(config, "lexical_token_id"):  # This is no config of a fused model. `T5WithFusion` refuses it.
         return {}
     token = {} if "lexical_token_id" in saved else {"lexical_token_id": config.lexical_token_id}
     default, _ = fused_config(source, hub_kwargs, saved, None, dict(token))
@@ -410,16 +436,18 @@ def choices_of(
 
 
 def for_other_repository(hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the Hub keywords that hold for any repository: all but the revision and the subfolder."""
+    """Return the Hub keywords that hold for every repository: all but the revision and the subfolder."""
     return {key: value for key, value in hub_kwargs.items() if key not in ("revision", "subfolder")}
 
 
 def find_adapter(
     name: NameOrPath, hub_kwargs: dict[str, Any], adapter_kwargs: dict[str, Any] | None
 ) -> tuple[NameOrPath | None, dict[str, Any]]:
-    """Return the id or folder of the adapter that belongs to `name`, or None; and the adapter's Hub keywords.
+    """Return the Hub id or folder of the adapter that belongs to `name`, or None; and the adapter's Hub keywords.
 
     Args:
+        name: Hub id or folder of a checkpoint or of an adapter.
+        hub_kwargs: Hub keywords of `name`.
         adapter_kwargs: Keywords that an Auto class passes. If the class has found an adapter, its path is among them.
     """
     passed = dict(adapter_kwargs or {})
@@ -435,7 +463,7 @@ def find_adapter(
 
 
 def base_of_adapter(adapter: NameOrPath, hub_kwargs: dict[str, Any]) -> FusedName | None:
-    """Return the base model that an adapter names; None if a config.json beside it names it instead.
+    """Return the base model that an adapter names; None if a config.json beside the adapter says what to load.
 
     Raises:
         OSError: The base model is a folder that no longer exists.
@@ -451,7 +479,7 @@ def base_of_adapter(adapter: NameOrPath, hub_kwargs: dict[str, Any]) -> FusedNam
     if base.base_model and os.path.isabs(base.base_model) and not os.path.exists(base.base_model):
         raise OSError(
             f"the adapter {adapter} was trained on {base.base_model}, a folder that does not exist. Put it back, or "
-            "write its new place into `base_model_name_or_path` of adapter_config.json."
+            "write its new path into `base_model_name_or_path` of adapter_config.json."
         )
     return base
 
@@ -467,9 +495,10 @@ def fused_config(
 
     Args:
         name: Hub id or folder of the checkpoint.
+        hub_kwargs: Hub keywords of the checkpoint.
         saved: The checkpoint's own config.json.
-        config: Config to use instead, or the folder or id of one, or None.
-        kwargs: Keywords of `from_pretrained`. The config fields are taken out.
+        config: Config to use instead, or the Hub id or folder of such a config, or None.
+        kwargs: Keywords of `from_pretrained`, config fields among them.
 
     Raises:
         ValueError: The checkpoint is neither a T5 nor a fused model, or a field has a wrong value.
@@ -491,14 +520,14 @@ def fused_config(
     if model_type in BASE_MODEL_TYPES and getattr(config, "backbone", None) is None:
         config.backbone, config.backbone_revision = str(name_to_record(name)), commit_of(name, hub_kwargs)
     if model_type == "mt5":
-        config.scale_decoder_outputs = False  # an mT5 never scales, tied or not
+        config.scale_decoder_outputs = False  # An mT5 never scales them, whether or not its head is tied.
     return config, kwargs
 
 
 def _config_from_saved(
     name: NameOrPath, hub_kwargs: dict[str, Any], saved: dict[str, Any], kwargs: dict[str, Any]
 ) -> tuple[T5FusionConfig, dict[str, Any]]:
-    """Return the config that `saved` and the fields among `kwargs` give, and the other keywords."""
+    """Return the config that `saved` and the config fields among `kwargs` give, and the other keywords."""
     saved, model_type = copy.deepcopy(saved), saved.get("model_type")
     if model_type == "mt5":  # The fields that its config.json leaves out have other defaults than T5's.
         saved = MT5Config.from_dict(saved).to_dict()
@@ -510,15 +539,15 @@ def _config_from_saved(
     # As part of `saved`, the fusion fields are checked by the config's `__init__`.
     saved |= {field: kwargs.pop(field) for field in FUSION_FIELDS if field in kwargs}
     dtype = {field: kwargs.pop(field) for field in ("dtype", "torch_dtype") if field in kwargs}
-    # `from_pretrained` would warn that a "t5" becomes a "t5_fusion".
+    # `from_dict`, because `from_pretrained` would warn that a "t5" becomes a "t5_fusion".
     config, kwargs = T5FusionConfig.from_dict(saved, return_unused_kwargs=True, **kwargs)
-    return config, kwargs | dtype  # In the config, the dtype "auto" would be taken for the name of one.
+    return config, kwargs | dtype  # The config would take the dtype "auto" for the name of a dtype.
 
 
 def commit_of(name: NameOrPath, hub_kwargs: dict[str, Any]) -> str | None:
     """Return the commit of a model's files on the Hub; None for a folder.
 
-    (Since transformers 5.23, a config does not keep it.)
+    (Since transformers 5.23, a config no longer holds the commit.)
 
     Raises:
         OSError: Its config.json cannot be read.
@@ -542,7 +571,8 @@ def free_token_id(name: NameOrPath, hub_kwargs: dict[str, Any]) -> int | None:
     except (ImportError, ValueError) as error:  # A package is missing, or the file is of another kind.
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"the tokenizer of {name} cannot be loaded ({cause}), so the id of {LEXICAL_TOKEN} is unknown. If it is a "
-            "`spiece.model` alone: `pip install sentencepiece`. Or pass `lexical_token_id=`, the number of its tokens."
+            f"the tokenizer of {name} cannot be loaded ({cause}), so the id of {LEXICAL_TOKEN} is unknown. If its only "
+            "file is `spiece.model`, type `pip install sentencepiece`. Or pass `lexical_token_id=`, the number of the "
+            "tokenizer's tokens."
         ) from error
     return tokenizer.get_vocab().get(LEXICAL_TOKEN, len(tokenizer))

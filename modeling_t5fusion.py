@@ -1,8 +1,11 @@
-"""T5 that reads lexical vectors: each vector is projected and takes the place of one `<lexical>` token of its row.
+"""T5 that reads lexical vectors, which are dense vectors beside the text of a row.
+
+A row's token ids hold one placeholder, `<lexical>`, per vector. Each vector is projected to a token embedding, which
+takes the place of the placeholder's embedding in the encoder's input.
 
 `LexicalFusion` projects the vectors, `LexicalEncoder` puts them in place, and `T5WithFusion` is the whole model.
-`checking_t5fusion.py` checks its inputs, `loading_t5fusion.py` loads it, `saving_t5fusion.py` saves it, and
-`fitting_t5fusion.py` starts its fusion layer.
+`checking_t5fusion.py` checks the model's inputs, `loading_t5fusion.py` loads the model, `saving_t5fusion.py` saves it,
+and `fitting_t5fusion.py` starts the fusion layer.
 """
 
 import os
@@ -25,9 +28,10 @@ from .rows_t5fusion import IGNORED
 from .saving_t5fusion import SavingMixin
 
 if TYPE_CHECKING:
-    # With this file, transformers copies and downloads the files that its text imports (5.0: only those that it imports
-    # itself). So these imports take the processor and the pipeline along, and need not run.
-    from .arguments_t5fusion import given_vectors  # noqa: F401
+    # transformers finds the code files of a saved model by the imports in this file's text, and copies or downloads
+    # them. transformers 5.0 does not follow the imports of those files in turn. So all other root files are named here.
+    # These imports never run.
+    from .arguments_t5fusion import read_vectors  # noqa: F401
     from .collating_t5fusion import DataCollatorWithFusion  # noqa: F401
     from .pipeline_t5fusion import T5FusionPipeline  # noqa: F401
     from .processing_t5fusion import T5FusionProcessor  # noqa: F401
@@ -56,12 +60,12 @@ class LexicalFusion(nn.Module):
         self.norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
     def forward(self, lexical_embeds: torch.Tensor) -> torch.Tensor:
-        # The projection's own dtype cannot be used: a quantised projection has an integer dtype.
+        # The dtype is that of the norm, because a quantised projection has an integer dtype.
         return self.norm(self.projection(lexical_embeds.to(self.norm.weight.dtype)))
 
     @torch.no_grad()
     def reset_parameters(self, token_embeddings: torch.Tensor) -> None:
-        """Set the initial weights, which have the same bits on every machine for the same sizes and base model.
+        """Set the initial weights. They depend only on the sizes and the base model, so they repeat bit for bit.
 
         Args:
             token_embeddings: The base model's embedding table, float (rows, d_model).
@@ -73,16 +77,24 @@ class LexicalFusion(nn.Module):
 
 
 def initial_projection(shape: torch.Size) -> torch.Tensor:
-    """Return the projection's initial weight, float32 (d_model, lexical_dim), whose output is as large as its input."""
-    # Normal random numbers, and those of a GPU, differ between machines. Uniform ones from a CPU generator do not.
-    # The dtype and the device are explicit, because the process may have other defaults.
+    """Return the projection's initial weight, float32 of `shape`, which is (d_model, lexical_dim).
+
+    A projected vector then has about the root mean square of the vector itself.
+    """
+    # Normal random numbers, and all random numbers of a GPU, differ between machines. Uniform random numbers of a CPU
+    # generator do not. The dtype and the device are explicit, because the process may have other defaults.
     generator = torch.Generator("cpu").manual_seed(0)
     noise = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") - 0.5
     return noise * (12 / shape[1]) ** 0.5
 
 
 class T5InitMixin:
-    """T5's random initial weights. transformers itself would give them to its own classes only."""
+    """Random initial weights as in T5.
+
+    T5 initialises the matrices of an attention or feed-forward layer when transformers comes to the layer as a whole.
+    In custom code, transformers skips modules without weights of their own, such as these layers, and the matrices
+    would keep its general initial weights. So this class does not pass the flag `is_custom_code` on.
+    """
 
     def _initialize_weights(self, module: nn.Module, *is_custom_code: Any) -> None:
         super()._initialize_weights(module)  # type: ignore[misc]
@@ -104,7 +116,8 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         **kwargs: Any,
     ) -> Any:
         """Run the encoder; see `embed` for the inputs. Returns what [`~transformers.models.t5.T5Stack`] returns."""
-        is_embedded = input_ids is None and lexical_embeds is None  # `T5WithFusion.forward` has called `embed` already.
+        # `T5WithFusion.forward` calls `embed` itself, and passes only the result, as `inputs_embeds`.
+        is_embedded = input_ids is None and lexical_embeds is None
         # If both `input_ids` and `inputs_embeds` are given, or neither is, T5 raises its own error.
         if (input_ids is None) != (inputs_embeds is None) and not is_embedded:
             inputs_embeds = self.embed(input_ids, inputs_embeds, lexical_embeds)
@@ -121,18 +134,19 @@ class LexicalEncoder(T5InitMixin, T5Stack):
     ) -> torch.Tensor:
         """Return token embeddings, float (batch, length, d_model), with lexical vectors in place of placeholders.
 
-        Args:
-            input_ids: int64 (batch, length). Pass either these or `inputs_embeds`.
-            inputs_embeds: Float (batch, length, d_model). Its placeholders are the positions that equal the embedding
-                of `<lexical>`.
-            lexical_embeds: Float (batch, lexical_dim) or (batch, vectors, lexical_dim). A row with fewer placeholders
-                than vectors uses its first vectors; the others must be zero, that is, padding.
-
         With gradients enabled, a batch without vectors still gives the fusion layer gradients, which are zero. Some
         callers (DistributedDataParallel, PEFT's OSF) wait for the gradient of every weight.
 
+        Args:
+            input_ids: int64 (batch, length). Pass either these or `inputs_embeds`.
+            inputs_embeds: Float (batch, length, d_model). Positions that equal the embedding of `<lexical>` are
+                placeholders.
+            lexical_embeds: Float (batch, lexical_dim) or (batch, vectors, lexical_dim). A row with fewer placeholders
+                than vectors uses its first vectors; the others must be zero, that is, padding.
+
         Raises:
-            ValueError: Vectors and placeholders do not match. The message names the row and says what to do.
+            ValueError: Vectors and placeholders do not match, or the vectors have another dtype, device or width. The
+                message says what to do.
         """
         is_placeholder, inputs_embeds = self._find_placeholders(input_ids, inputs_embeds, lexical_embeds)
         if lexical_embeds is not None:
@@ -142,22 +156,27 @@ class LexicalEncoder(T5InitMixin, T5Stack):
             if not torch.is_grad_enabled():
                 return inputs_embeds
             lexical_embeds = inputs_embeds.new_zeros(inputs_embeds.shape[0], 1, self.config.lexical_dim)
-        vectors = self.fusion(lexical_embeds).to(inputs_embeds)  # the fusion layer may have another dtype and device
-        # For each position, the index of the vector that goes there, if the position is a placeholder.
-        vector_index = (is_placeholder.cumsum(1) - 1).clamp(0, vectors.shape[1] - 1)
+        # The fusion layer may have another dtype, and be on another device, than the token embeddings.
+        projected = self.fusion(lexical_embeds).to(inputs_embeds)
+        # The nth placeholder of a row gets the row's nth vector. Other positions get any, which `where` leaves out.
+        vector_index = (is_placeholder.cumsum(1) - 1).clamp(0, projected.shape[1] - 1)
         # `take_along_dim` would make torch.export fix the sizes to those of its example.
-        vector_at = vectors.gather(1, vector_index.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))
-        return torch.where(is_placeholder.unsqueeze(-1), vector_at, inputs_embeds)
+        vector_by_position = projected.gather(1, vector_index.unsqueeze(-1).expand(-1, -1, projected.shape[-1]))
+        return torch.where(is_placeholder.unsqueeze(-1), vector_by_position, inputs_embeds)
 
     def _find_placeholders(
         self, input_ids: torch.Tensor | None, inputs_embeds: Any, lexical_embeds: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a mask of the placeholders, bool (batch, length), and token embeddings (batch, length, d_model)."""
+        """Return a mask of the placeholders, bool (batch, length), and token embeddings (batch, length, d_model).
+
+        Raises:
+            ValueError: The rows come from a tokenizer with another placeholder, or the embeddings cannot show it.
+        """
         token_id = self.config.lexical_token_id
         if input_ids is not None:
             check_token_id(input_ids, lexical_embeds, token_id, self.config.pad_token_id)
             is_placeholder = input_ids == token_id
-            # The placeholder's id may lie past the embedding table. So look up row 0; `embed` replaces it by a vector.
+            # The placeholder's id may lie past the embedding table. So token 0 is looked up in its place.
             return is_placeholder, self.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
         if lexical_embeds is None:
             is_placeholder = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
@@ -166,13 +185,17 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         return is_placeholder, inputs_embeds
 
     def _placeholder_embedding(self, token_id: int) -> torch.Tensor:
-        """Return the embedding of `<lexical>`, or raise ValueError if its id lies past the table."""
+        """Return the embedding of `<lexical>`, float (d_model,).
+
+        Raises:
+            ValueError: Its id lies past the embedding table.
+        """
         rows = self.embed_tokens.weight.shape[0]
         if token_id >= rows:
             raise ValueError(
-                f"`inputs_embeds` cannot show where {LEXICAL_TOKEN} stands: its id, {token_id}, lies past the table of "
-                f"{rows} rows. Pass `input_ids`; or pass the result of `model.encoder.embed(input_ids, "
-                "lexical_embeds=...)` as `inputs_embeds`, without `lexical_embeds`."
+                f"`inputs_embeds` cannot show where {LEXICAL_TOKEN} stands, because its id, {token_id}, lies past the "
+                f"embedding table of {rows} rows. Pass `input_ids`; or pass the result of "
+                "`model.encoder.embed(input_ids, lexical_embeds=...)` as `inputs_embeds`, without `lexical_embeds`."
             )
         return self.embed_tokens.weight[token_id]
 
@@ -203,7 +226,7 @@ class T5WithFusion(
     _keep_in_fp32_modules: Any
     _has_trained_on_vectors = False
 
-    # `copy` and `pickle` call this without a config.
+    # `config` has a default, because `copy` and `pickle` call this without one.
     def __new__(
         cls: type[FusedModel], config: T5FusionConfig | NameOrPath | None = None, *args: Any, **kwargs: Any
     ) -> FusedModel:
@@ -212,7 +235,7 @@ class T5WithFusion(
         return super().__new__(cls)  # type: ignore[misc]
 
     def __init__(self, config: T5FusionConfig | NameOrPath, *args: Any, **kwargs: Any) -> None:
-        """See the class: `config` is a Hub id, a folder or a [`T5FusionConfig`]."""
+        """Build a model with random weights from a config. The class describes the arguments."""
         if isinstance(config, (str, os.PathLike)):  # `__new__` has loaded the model already.
             return
         if not hasattr(config, "lexical_dim"):
@@ -237,10 +260,12 @@ class T5WithFusion(
         In fp16, the second step of Adam would turn its weights into NaN.
         """
         if is_quantised or self.encoder.fusion.norm.weight.dtype == torch.float16:
-            self._keep_in_fp32_modules = [*self._keep_in_fp32_modules, "encoder.fusion"]  # for weights that are loaded
-            self.encoder.fusion.float()  # for a fusion layer that is not in the checkpoint
+            # The list is for a fusion layer whose weights are loaded, the cast for one that the checkpoint lacks.
+            self._keep_in_fp32_modules = [*self._keep_in_fp32_modules, "encoder.fusion"]
+            self.encoder.fusion.float()
         if is_quantised:
-            self._keep_in_fp32_modules_strict = ["encoder.fusion"]  # also in bf16, and quantisers skip these modules
+            # This list also holds in bf16, and quantisers leave its modules as they are.
+            self._keep_in_fp32_modules_strict = ["encoder.fusion"]
 
     def forward(
         self,
@@ -263,26 +288,27 @@ class T5WithFusion(
             input_ids: int64 (batch, length), with one `<lexical>` (`config.lexical_token_id`) per vector.
             lexical_embeds: Float (batch, lexical_dim) or (batch, vectors, lexical_dim); see `LexicalEncoder.embed`.
                 Ignored if `encoder_outputs` are given, because those contain the vectors already.
-            others: As in [`~transformers.T5ForConditionalGeneration.forward`].
+            Others: As in [`~transformers.T5ForConditionalGeneration.forward`].
 
         Returns:
             A [`~transformers.modeling_outputs.Seq2SeqLMOutput`], or a tuple with `return_dict=False`.
 
         Raises:
-            ValueError: Vectors and placeholders do not match, or the decoder has no input.
+            ValueError: Vectors and placeholders do not match (see `LexicalEncoder.embed`), or the decoder has no input.
         """
         # Every argument is spelled out, because the Trainer drops columns that this signature does not name.
         if all(decoder_input is None for decoder_input in (decoder_input_ids, decoder_inputs_embeds, labels)):
             raise ValueError(
-                "neither `decoder_input_ids` nor `labels` were given; expected one of them. For label smoothing, where "
-                "the Trainer keeps the labels, use `DataCollatorWithFusion(tokenizer, model=model)`."
+                "neither `decoder_input_ids` nor `labels` were given; expected one of them. With label smoothing, the "
+                "Trainer takes the labels out of the batch: use `DataCollatorWithFusion(tokenizer, model=model)`, "
+                "which adds `decoder_input_ids`."
             )
         if encoder_outputs is None and (input_ids is None) != (inputs_embeds is None):
             if self.training and not torch.compiler.is_compiling():
-                self._warn_of_idle_vectors(lexical_embeds)
+                self._warn_of_unused_vectors(lexical_embeds)
             inputs_embeds = self.encoder.embed(input_ids, inputs_embeds, lexical_embeds)
             input_ids = None
-        tokens_of_step = kwargs.pop("num_items_in_batch", None)
+        label_tokens_of_step = kwargs.pop("num_items_in_batch", None)  # the Trainer's count for all batches of a step
         if past_key_values is not None:  # transformers 5.24 renames it to `cache` and warns about the old name.
             kwargs["past_key_values"] = past_key_values
         output = super().forward(
@@ -297,18 +323,19 @@ class T5WithFusion(
             use_cache=use_cache,
             **kwargs,
         )
-        if tokens_of_step is not None and labels is not None:
-            return _scale_loss(output, (labels != IGNORED).sum() / tokens_of_step)
+        if label_tokens_of_step is not None and labels is not None:
+            return _scale_loss(output, (labels != IGNORED).sum() / label_tokens_of_step)
         return output
 
     def _get_logits_processor(self, *args: Any, encoder_input_ids: Any = None, **kwargs: Any) -> Any:
-        # Penalties look up the input ids among the logits, and a placeholder past the table has no logit.
+        """Return what `generate` applies to logits. It reads the input ids with padding in place of placeholders."""
+        # Repetition penalties look up the input ids among the logits. A placeholder past the embedding table has none.
         if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():
             is_placeholder = encoder_input_ids == self.config.lexical_token_id
             encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.pad_token_id or 0)
         return super()._get_logits_processor(*args, encoder_input_ids=encoder_input_ids, **kwargs)
 
-    def _warn_of_idle_vectors(self, lexical_embeds: torch.Tensor | None) -> None:
+    def _warn_of_unused_vectors(self, lexical_embeds: torch.Tensor | None) -> None:
         """Warn once if training gives the model no vectors, or leaves the fusion layer frozen."""
         if lexical_embeds is None:
             if not self._has_trained_on_vectors:
@@ -319,9 +346,9 @@ class T5WithFusion(
             return
         self._has_trained_on_vectors = True
         adapters = getattr(self, "peft_config", {}).values()
-        if any(getattr(adapter, "modules_to_save", None) == [] for adapter in adapters):  # frozen on purpose
-            return
-        parameters = list(self.encoder.fusion.parameters())  # empty in replicas of DataParallel, and under FSDP
+        if any(getattr(adapter, "modules_to_save", None) == [] for adapter in adapters):
+            return  # The user froze the layer on purpose.
+        parameters = list(self.encoder.fusion.parameters())  # The list is empty in DataParallel's replicas and in FSDP.
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             logger.warning_once(
                 "The fusion layer is frozen while the rest trains, so the vectors have little effect. To train it too, "
@@ -332,8 +359,8 @@ class T5WithFusion(
     def lora_config(self, **overrides: Any) -> "LoraConfig":
         """Return the recommended `peft.LoraConfig`: LoRA on every matrix of the blocks, and the whole fusion layer.
 
-        It has r 32, alpha 32 and dropout 0.05. (PEFT's own default, q and v alone, did worse: docs/method.md of the
-        package.)
+        Rank and alpha are 32, and dropout is 0.05. PEFT's own default for T5, which adapts only the matrices q and v,
+        did worse (docs/method.md of the package t5fusion).
 
         Args:
             **overrides: Fields of `peft.LoraConfig` that replace these, or add to them.
@@ -363,50 +390,63 @@ class T5WithFusion(
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     def get_expanded_tied_weights_keys(self, *args: Any, **kwargs: Any) -> Any:
+        """Return which weights are tied: each name, with the name of the weight that it shares.
+
+        The head is among them only if the decoder's outputs are scaled. In T5's config, that marks a tied head.
+        """
         tied = super().get_expanded_tied_weights_keys(*args, **kwargs)
-        if not self.config.scale_decoder_outputs:  # This is how T5's config tells that the head has its own weights.
+        if not self.config.scale_decoder_outputs:
             tied.pop("lm_head.weight", None)
         return tied
 
     def tie_weights(self, missing_keys: Any = None, recompute_mapping: bool = True) -> None:
-        if missing_keys is not None and "lm_head.weight" in missing_keys:  # an mT5 with a tied head
+        """Tie weights as transformers does, and the head too if the checkpoint has none.
+
+        An mT5 may have a tied head, and never scales the decoder's outputs. Its checkpoint then has no head.
+        """
+        if missing_keys is not None and "lm_head.weight" in missing_keys:
             self.all_tied_weights_keys["lm_head.weight"] = "shared.weight"
-        # After a resize, tie what the checkpoint tied. A recomputed mapping would forget an mT5's head.
+        # Do not recompute the mapping, as a call after a resize asks: that would forget the tied head of an mT5.
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=False)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """Resize the embedding table as transformers does, except for the placeholder, which needs no row.
+        """Resize the embedding table as transformers does. A resize for the placeholder alone does nothing.
+
+        Args:
+            *args: Positional arguments of [`~transformers.PreTrainedModel.resize_token_embeddings`], first the new
+                number of rows.
+            **kwargs: Its keywords.
 
         Returns:
             The embedding layer.
         """
         rows = self.shared.num_embeddings
-        wanted = args[0] if args else kwargs.get("new_num_tokens")
-        adds_placeholder_only = wanted == rows + 1 and self.config.lexical_token_id == rows
-        if adds_placeholder_only:  # AutoPeftModel asks for a row per token of the tokenizer.
+        new_rows = args[0] if args else kwargs.get("new_num_tokens")
+        # AutoPeftModel asks for a row per token of the tokenizer, but the placeholder needs none.
+        if new_rows == rows + 1 and self.config.lexical_token_id == rows:
             return self.get_input_embeddings()
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if embeddings.num_embeddings != rows:
             # PEFT looks up the base model by its name to decide whether to save the table as well, so give it the plain
-            # name. No plain T5 can then load the adapter by mistake, because the shape of its table does not fit.
-            named = FusedName.parse(self.name_or_path)
-            if not named.choices:
-                self.name_or_path = resolve_embedded(named.base_model)
+            # name. A plain T5 cannot load the adapter by mistake, because the adapter's embedding table does not fit.
+            fused_name = FusedName.parse(self.name_or_path)
+            if not fused_name.choices:
+                self.name_or_path = resolve_embedded(fused_name.base_model)
                 for adapter in getattr(self, "peft_config", {}).values():
                     adapter.base_model_name_or_path = self.name_or_path
-                    adapter.revision = named.commit or adapter.revision
+                    adapter.revision = fused_name.commit or adapter.revision
         return embeddings
 
 
 def _scale_loss(output: Any, share: torch.Tensor) -> Any:
-    """Return the model's output with its loss multiplied by `share`: the part of a step's label tokens in this batch.
+    """Return the model's output with its loss multiplied by `share`.
 
-    T5's loss is a mean over one batch, and with gradient accumulation the Trainer adds up the losses of a step's
-    batches. So each mean must count by its share.
+    T5's loss is a mean over one batch. With gradient accumulation, the Trainer adds up the losses of a step's batches.
+    So each batch must count by its share of the step's label tokens.
 
     Args:
         output: A `Seq2SeqLMOutput`, or a tuple that begins with the loss.
-        share: Float ().
+        share: This batch's part of the step's label tokens, float ().
     """
     loss = output[0] * share
     if isinstance(output, tuple):
@@ -416,18 +456,21 @@ def _scale_loss(output: Any, share: torch.Tensor) -> Any:
 
 
 def _resize_for_adapter(model: T5WithFusion, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Resize the embedding table to the rows of an adapter that was trained, and saved, with a resized table."""
+    """Resize the embedding table to that of an adapter which was saved with a resized one.
+
+    torch calls this hook before `load_state_dict`.
+    """
     table = state_dict.get(f"{prefix}shared.weight")
     rows = model.shared.weight.shape[0]
-    # An adapter holds the table, but not weights of the model such as this one.
+    # An adapter may hold the embedding table, but never this weight of the base model.
     is_adapter = f"{prefix}encoder.final_layer_norm.weight" not in state_dict
     if table is not None and is_adapter and len(table) != rows:
-        logger.info(f"the adapter was trained on a table of {len(table)} rows: the model's table of {rows} is resized")
+        logger.info(f"The adapter was trained with {len(table)} embeddings, so the model's table of {rows} is resized.")
         model.resize_token_embeddings(len(table), mean_resizing=False)
 
 
 def register_with_peft() -> None:
-    """Give `t5_fusion` PEFT's defaults for T5: wherever PEFT has a row for "t5", it gets the same row."""
+    """Give the model type "t5_fusion" the defaults that PEFT's tables have for "t5", such as LoRA's target modules."""
     try:
         from peft.utils import constants
     except ImportError:
@@ -435,8 +478,9 @@ def register_with_peft() -> None:
     for mapping in vars(constants).values():
         if isinstance(mapping, dict) and "t5" in mapping:
             mapping.setdefault(T5FusionConfig.model_type, mapping["t5"])
-    # PEFT looks in the base model's config for the size of its table, and warns that it finds none under the name
-    # "T5WithFusion(...)". `resize_token_embeddings` makes sure that a resized table is saved.
+    # PEFT looks up the base model's config to learn whether the embedding table was resized, and warns if it finds none
+    # under the name "T5WithFusion(...)". The warning is needless: `resize_token_embeddings` gives a resized model a
+    # name that PEFT finds.
     warnings.filterwarnings("ignore", "Could not find a config file in T5WithFusion")
 
 

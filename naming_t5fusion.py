@@ -1,4 +1,4 @@
-"""The name by which an adapter remembers its base model, and the name of the embedded base model `tiny_t5`."""
+"""The names of base models: what an adapter records, and `tiny_t5` for the embedded base model."""
 
 import json
 import os
@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 # The keywords of `from_pretrained` that say where files are.
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-EMBEDDED = "tiny_t5"  # names the base model inside the package t5fusion, wherever that is installed
-PROJECTION_WEIGHT = "fusion.projection.weight"  # how the name of the fusion layer's weight (d_model, lexical_dim) ends
-# An adapter in a bundle names its base model this way until `push` fills in the repository. No repository can have this
-# name, so no class loads another model by mistake.
+EMBEDDED = "tiny_t5"  # the name of the base model inside the package t5fusion, wherever that is installed
+# The end of the name of the projection's weight, (d_model, lexical_dim). What stands before it depends on the adapter.
+PROJECTION_WEIGHT = "fusion.projection.weight"
+# Until `push` fills in the repository, an adapter in a bundle has this name for its base model. No repository can have
+# this name, so no class loads another model by mistake.
 NOT_PUSHED = "not on a Hub yet"
 UNPUSHED_BASE = (
     f"{NOT_PUSHED}; push it, or type AutoModelForSeq2SeqLM.from_pretrained(FOLDER, trust_remote_code=True), with "
@@ -32,12 +33,12 @@ class FusedName(NamedTuple):
 
     base_model: str  # Hub id or folder of the checkpoint that the fused model was built from
     commit: str | None = None  # commit, or another revision, of that checkpoint
-    # config fields that differ from the checkpoint's config, and "subfolder" if the checkpoint lies in one
+    # The config fields that differ from the checkpoint's config, and "subfolder" if the checkpoint lies in one.
     choices: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     def parse(cls, name: Any) -> "FusedName":
-        """Parse a recorded name. A name of another form is the checkpoint's own id or folder."""
+        """Parse a recorded name. A name of another form is taken for the checkpoint's own id or folder."""
         parts = FUSED_NAME_PATTERN.fullmatch(name) if isinstance(name, str) else None
         return cls(parts[1], parts[2], json.loads(parts[3] or "{}")) if parts else cls(name)
 
@@ -101,23 +102,23 @@ def resolve_embedded(name: Any) -> Any:
     return folder
 
 
-def name_to_record(folder: Any) -> Any:
+def name_to_record(name: Any) -> Any:
     """Return the name to record for a base model: "tiny_t5" for the embedded one, else its folder or id unchanged.
 
     Another folder that is called "tiny_t5" becomes an absolute path, so that its name cannot mean the embedded model.
     """
-    if not os.path.isdir(folder):
-        return folder
+    if not os.path.isdir(name):
+        return name
     embedded = embedded_folder()
-    if embedded is not None and os.path.samefile(folder, embedded):
+    if embedded is not None and os.path.samefile(name, embedded):
         return EMBEDDED
-    return os.path.abspath(folder) if str(folder) == EMBEDDED else folder
+    return os.path.abspath(name) if str(name) == EMBEDDED else name
 
 
 def was_embedded(base_model: Any, adapter_folder: Any) -> bool:
-    """Return whether `base_model`, the name that an adapter recorded, is an old path of the embedded base model.
+    """Return whether `base_model`, the name that an adapter recorded, is a former path of the embedded base model.
 
-    Earlier releases recorded the path at which t5fusion was installed, and that path may be gone.
+    Earlier code recorded the path at which t5fusion was installed, and that path may be gone.
 
     Args:
         base_model: Name or path that the adapter's config records.

@@ -1,7 +1,8 @@
 """Saving of fused models: `SavingMixin` gives `T5WithFusion` a `save_pretrained` that refuses what a reload would lose.
 
 An adapter's folder holds only the adapter's weights. A reload builds everything else from the base model that the
-folder names. So changes to the base model in memory, by training, by a merge or by hand, would be lost in silence.
+folder names. So if the base model has changed in memory, by training, by a merge or by hand, a reload would give
+another model, without a message.
 """
 
 import copy
@@ -18,8 +19,8 @@ if TYPE_CHECKING:  # Type checkers then know the attributes of the model that th
 else:
     Model = object
 
-# What config.json says about the code beside it: the classes for the Auto classes (transformers itself adds those of
-# AutoConfig and AutoModelForSeq2SeqLM), and the only pipeline.
+# The fields of config.json that name the code beside it: a class for each Auto class, and the pipeline. (transformers
+# itself adds the classes of AutoConfig and AutoModelForSeq2SeqLM.)
 AUTO_MAP = {
     "AutoModel": "modeling_t5fusion.T5WithFusion",
     "AutoModelForMultimodalLM": "modeling_t5fusion.T5WithFusion",
@@ -28,17 +29,18 @@ AUTO_MAP = {
 CUSTOM_PIPELINES = {
     "text2text-generation": {"impl": "pipeline_t5fusion.T5FusionPipeline", "pt": ["AutoModelForSeq2SeqLM"]}
 }
-TABLES = ("shared.weight", "lm_head.weight")  # PEFT saves them if it is asked for `save_embedding_layers`.
-UNDER_TUNER, UNDER_COPY = ".base_layer.", ".original_module."  # PEFT puts these into the names of weights it wraps.
-PEFT_WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)\b")  # matches them, to remove them
-KEEPS_BASE = (True, False, "gaussian", "orthogonal")  # values of `init_lora_weights` that leave the base weight alone
+TABLES = ("shared.weight", "lm_head.weight")  # PEFT saves these with an adapter if `save_embedding_layers` is true.
+# In the names of base weights, PEFT marks those beneath a tuner's layer and those that an adapter has a copy of.
+UNDER_TUNER, UNDER_COPY = ".base_layer.", ".original_module."
+PEFT_WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)\b")  # all such marks, to remove them
+KEEPS_BASE = (True, False, "gaussian", "orthogonal")  # values of `init_lora_weights` that leave the base weights alone
 
 
 class SavingMixin(Model):
     """Saving for a `PreTrainedModel` with `encoder.fusion`."""
 
     def remember_loaded_weights(self) -> None:
-        """Keep samples of the weights as they were loaded, for `check_reloadable` to compare with."""
+        """Keep samples of the weights as they were loaded. `check_reloadable` compares with them."""
         self._loaded_samples = {name: _sample(name, value) for name, value in self.named_parameters()}
 
     def check_reloadable(self, adapter: str | None = None, config: Any = None, with_tables: bool = False) -> None:
@@ -46,12 +48,12 @@ class SavingMixin(Model):
 
         Args:
             adapter: Name of the PEFT adapter that is saved by itself; None if all weights are saved.
-            config: The adapter's `PeftConfig`; by default the one that PEFT has put on this model.
+            config: The adapter's `PeftConfig`; by default the one in `peft_config`.
             with_tables: Whether the embedding table and the head are saved with the adapter.
 
         Raises:
-            ValueError: The fusion layer differs from the config; or weights that the adapter does not hold have
-                changed since they were loaded.
+            ValueError: The fusion layer differs from what the config describes; or weights that the adapter does not
+                hold have changed since they were loaded.
         """
         _check_layout(_saved_fusion(self.encoder.fusion, adapter), self.config.lexical_dim, self.config.d_model)
         if adapter is None:
@@ -69,8 +71,8 @@ class SavingMixin(Model):
             raise ValueError(
                 f"{len(changed)} weights beneath the adapter {adapter!r}, {changed[0]} among them, have changed since "
                 "they were loaded, and the adapter does not hold them: a reload would give another model. "
-                f"{remedy} the fused model by itself first (`T5WithFusion.save_pretrained`), reload it from there, "
-                "and train the adapter on that."
+                f"{remedy} the fused model by itself first (`T5WithFusion.save_pretrained`), reload that model, and "
+                "train the adapter on it."
             )
 
     def changed_weights(self, adapter: str, config: Any) -> list[str]:
@@ -120,7 +122,8 @@ class SavingMixin(Model):
             **kwargs: Its keywords.
 
         Raises:
-            ValueError: A reload would give another model; see `check_reloadable`.
+            ValueError: A reload would give another model (see `check_reloadable`), or the model has an adapter and a
+                resized embedding table.
         """
         adapters = self.active_adapters() if self._hf_peft_config_loaded else [None]
         for adapter in adapters:
@@ -135,7 +138,7 @@ class SavingMixin(Model):
         if getattr(self, "hf_quantizer", None) is not None:  # Quantised weights stay packed as they were loaded.
             kwargs.setdefault("save_original_format", False)
         current_class = type(self)
-        # `fully_shard` gives the model a class of torch's, which no saved code file defines. Save as our own class.
+        # `fully_shard` gives the model a class that torch makes, and no saved code file defines it.
         if current_class.__name__ == "FSDPT5WithFusion":
             self.__class__ = next(base for base in current_class.__mro__ if base.__name__ == "T5WithFusion")
         try:
@@ -143,15 +146,15 @@ class SavingMixin(Model):
         finally:
             self.__class__ = current_class
         folder = Path(args[0] if args else kwargs["save_directory"])
-        if folder.is_dir():  # processes other than the main one may write nothing
+        if folder.is_dir():  # Processes other than the main one may have written nothing.
             apply_umask(folder, "*.safetensors")
 
 
 def apply_umask(folder: Path, pattern: str = "**/*") -> None:
     """Give the files that match `pattern` in a folder the permissions that the user's umask asks for.
 
-    safetensors and tempfile write files that only their owner can read. Other users of a shared folder could not load
-    the model.
+    safetensors and tempfile write files that only their owner can read, so other users of a shared folder could not
+    load the model.
     """
     probe = folder / ".permissions"
     probe.touch()
@@ -168,7 +171,10 @@ def name_code(config: Any) -> None:
 
 
 def _keeps_base(config: Any) -> bool:
-    """Return whether a tuner leaves the base weights as they were. One that changes them does it again at a reload."""
+    """Return whether a tuner leaves the base weights as they were.
+
+    A tuner that changes them changes them in the same way at a reload.
+    """
     if getattr(config.peft_type, "value", config.peft_type) != "LORA":
         return False
     truncates = getattr(config, "kasa_config", None) is not None  # KaSA drops the smallest singular values
@@ -180,14 +186,20 @@ def _saved_fusion(fusion: Any, adapter: str | None) -> Any:
     copies = getattr(fusion, "modules_to_save", None)
     if copies is None:
         return fusion
-    return copies[adapter] if adapter in copies else fusion.original_module  # noqa: SIM401 (a ModuleDict has no `get`)
+    # A ModuleDict has no `get`.
+    return copies[adapter] if adapter in copies else fusion.original_module  # noqa: SIM401
 
 
 def _check_layout(fusion: nn.Module, lexical_dim: int, d_model: int) -> None:
     """Check that a reload can rebuild the fusion layer.
 
+    Args:
+        fusion: The layer.
+        lexical_dim: The config's width of a vector.
+        d_model: The config's width of a token embedding.
+
     Raises:
-        ValueError: It has other weights, or other shapes, than the config gives.
+        ValueError: The layer has other weights, or weights of other shapes, than the config describes.
     """
     expected = {"projection.weight": (d_model, lexical_dim), "projection.bias": (d_model,), "norm.weight": (d_model,)}
     shapes = {name: tuple(value.shape) for name, value in fusion.named_parameters()}
@@ -202,12 +214,12 @@ def _check_layout(fusion: nn.Module, lexical_dim: int, d_model: int) -> None:
 
 
 def _sample(name: str, value: Tensor) -> Tensor | None:
-    """Return one number of each row of a weight, or all numbers of a fusion layer's weight, float32 (n,) on the CPU.
+    """Return a sample of a weight's numbers, float32 (n,) on the CPU; None if they cannot be compared.
 
-    That is enough to notice a change: training and merging change nearly all numbers of a weight, and people who change
-    a weight by hand change whole rows, those of their tokens. The last number is the count of rows, so that a resized
-    table gives another sample. Returns None for a weight whose numbers cannot be compared, such as a quantised or a
-    sharded one.
+    The sample has one number of each row, or all numbers of a weight of the fusion layer. That is enough to notice a
+    change: training and merging change nearly all numbers of a weight, and people who change a weight by hand change
+    whole rows, those of their tokens. The last number of the sample is the count of rows, so that a resized embedding
+    table gives another sample. The numbers of quantised and of sharded weights cannot be compared.
     """
     if value.is_meta or not value.is_floating_point() or type(value) is not nn.Parameter or value.numel() == 0:
         return None
@@ -219,7 +231,10 @@ def _sample(name: str, value: Tensor) -> Tensor | None:
 
 
 def _same(loaded: Tensor | None, current: Tensor | None) -> bool:
-    """Return whether two samples are equal, at least after a cast to half precision, or cannot be compared."""
+    """Return whether two samples are equal or cannot be compared.
+
+    Samples that a cast to half precision makes equal count as equal, because the model may have been cast.
+    """
     if loaded is None or current is None or loaded.shape != current.shape or loaded[-1] != current[-1]:
         return True
     return torch.equal(loaded, current) or any(

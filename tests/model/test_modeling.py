@@ -180,7 +180,7 @@ def test_a_placeholder_past_the_table(save_plain_t5, tmp_path, inputs_for):
     fused(**batch).loss.backward()
     embeds = torch.zeros(2, 4, 16)
     with pytest.raises(
-        ValueError, match=r"cannot show where <lexical> stands: its id, 135, lies past the table of 135"
+        ValueError, match=r"cannot show where <lexical> stands, because its id, 135, lies past the embedding table of 135"
     ):
         fused(inputs_embeds=embeds, lexical_embeds=torch.ones(2, 384), labels=batch["labels"])
 
@@ -677,7 +677,7 @@ def test_a_fused_checkpoint_without_its_fusion_layer(flan, tmp_path):
     )
     for load in (T5WithFusion, AutoModelForSeq2SeqLM.from_pretrained):
         with pytest.raises(
-            ValueError, match=r"says that it is a fused model, but its weights lack encoder\.fusion\."
+            ValueError, match=r"is that of a fused model, but the weights lack encoder\.fusion\."
         ) as caught:
             load(tmp_path)
         assert "norm.weight" in str(caught.value) and "pass a base model to start from" in str(caught.value)
@@ -693,7 +693,7 @@ def test_a_fused_checkpoint_without_its_fusion_layer_and_with_any_config(flan, t
     del saved["architectures"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     for options in ({}, {"config": T5FusionConfig(**saved)}):
-        with pytest.raises(ValueError, match=r"says that it is a fused model, but its weights lack encoder\.fusion\."):
+        with pytest.raises(ValueError, match=r"is that of a fused model, but the weights lack encoder\.fusion\."):
             T5WithFusion.from_pretrained(tmp_path, **options)
 
 
@@ -780,7 +780,7 @@ def test_vectors_of_another_shape(flan, inputs_for, shape):
 
 
 def test_vectors_on_another_device(flan, inputs_for):
-    sentence = r"are on meta, the input ids on cpu\. Use `\.to\('cpu'\)`"
+    sentence = r"are on meta; expected cpu, where the input is\. Use `\.to\('cpu'\)`"
     refused(flan, inputs_for(flan), sentence, lexical_embeds=torch.ones(2, 384, device="meta"))
 
 
