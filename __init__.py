@@ -1,7 +1,7 @@
 """T5 with a second kind of input: lexical vectors beside the text.
 
 `import t5fusion` registers the model type with transformers and PEFT, and installs the hooks (see `t5fusion.hooks`).
-The names below are loaded when they are first used.
+The public names are loaded when they are first used.
 """
 
 import sys
@@ -38,7 +38,11 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used."""
+    """Load a public name when it is first used.
+
+    Raises:
+        AttributeError: There is no public name `name`.
+    """
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _register()
@@ -46,23 +50,24 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Return all names, those that are not loaded yet included."""
     return sorted({*globals(), *__all__})
 
 
 def _register() -> None:
     """Register the model type and install the hooks."""
-    from .hooks import register  # slow: imports torch, transformers and peft
+    from .hooks import register  # This is slow, because it imports torch, transformers and peft.
 
     register()
 
 
 def _is_command_line() -> bool:
-    """Return whether Python imports this package in order to run its command line: `t5fusion`, `python -m t5fusion`."""
+    """Return whether Python imports this package to run the program: `t5fusion` or `python -m t5fusion`."""
     program = sys.argv[0] if sys.argv else ""
     if program == "-m":  # With `python -m`, the path of __main__.py comes only after this import.
         return sys.orig_argv[-len(sys.argv)] == __name__
     return Path(program).stem == "t5fusion"
 
 
-if not _is_command_line():  # The command line registers after it has checked its arguments (`cli/libraries.py`).
+if not _is_command_line():  # The program registers after it has checked its arguments (`cli/libraries.py`).
     _register()
