@@ -9,14 +9,16 @@
 | `CallbackHandler.__init__`: adds `PushCallback` | a pushed adapter loads without this package | PUSH |
 | `AutoPeftModel*.from_pretrained` | its error for an adapter that was not pushed says what to type | PUSH |
 
-All of them act on fused models and their adapters only: a plain T5 refuses the saved adapter of a fused model, and is
-otherwise left to PEFT and the Trainer. The switches are the environment
-variables T5FUSION_PEFT_HOOK, T5FUSION_TRAINER_HOOK and T5FUSION_PUSH_HOOK. If a switch is 0 before `import t5fusion`,
-nothing in its rows is changed (`PeftModel.__init__` needs both at 0). If it is set to 0 later, the hooks do nothing.
+All of them act on fused models and their adapters only. Other models are left to PEFT and the Trainer, with one
+exception: a model without a fusion layer refuses the saved adapter of a fused model.
+
+The switches are the environment variables T5FUSION_PEFT_HOOK, T5FUSION_TRAINER_HOOK and T5FUSION_PUSH_HOOK. If a switch
+is 0 before `import t5fusion`, nothing in its rows is changed (`PeftModel.__init__` needs both at 0). If it is set to 0
+later, the hooks do nothing.
 
 The model itself cannot do this. PEFT calls no method of a model when it puts an adapter on
-(docs/upstream/layers_that_train_with_an_adapter.py), and the Trainer passes its data set to callbacks only. What an
-object can do itself, it does: saving, pushing and the model card are methods of `adapter_class.FusedAdapter`.
+(docs/upstream/layers_that_train_with_an_adapter.py), and the Trainer passes its data set to callbacks only. Saving,
+pushing and the model card need no hook: they are methods of `adapter_class.FusedAdapter`.
 
 Apart from these hooks, `import t5fusion` registers the model type "t5_fusion" with transformers' Auto classes, and
 gives it the row of "t5" in each of PEFT's tables of target modules.

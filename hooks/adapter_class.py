@@ -1,11 +1,11 @@
-"""The class of an adapter on a fused model: PEFT's own class, with `FusedAdapter` in front.
+"""The class of an adapter on a fused model: a subclass of PEFT's own class and of `FusedAdapter`.
 
-PEFT chooses the class of a `PeftModel` by the task type and asks nothing of the model beneath. So `PeftModel.__init__`
-is wrapped: where the model has a fusion layer, the new object changes its class before it is built, as torch's FSDP and
+PEFT chooses the class of a `PeftModel` by the task type, whatever the model beneath is. So `PeftModel.__init__` is
+wrapped: if the model has a fusion layer, the new object changes its class before it is built, as torch's FSDP and
 `parametrize` do with their modules. The methods of `PeftModel` itself stay as they are, so no other model is touched.
 
-The methods have switches: T5FUSION_PEFT_HOOK for `add_adapter`, `add_weighted_adapter`,
-`save_pretrained` and `disable_adapter`, T5FUSION_PUSH_HOOK for `push_to_hub` and `create_or_update_model_card`.
+T5FUSION_PEFT_HOOK=0 switches off `add_adapter`, `add_weighted_adapter`, `save_pretrained` and `disable_adapter`.
+T5FUSION_PUSH_HOOK=0 switches off `push_to_hub` and `create_or_update_model_card`.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ else:
 
 
 class FusedAdapter(Base):
-    """What differs from `PeftModel` where the model beneath is a fused model. Mixed in by `fused_adapter_class`."""
+    """The methods in which an adapter on a fused model differs from `PeftModel`; see `fused_adapter_class`."""
 
     peft_class: type[PeftModel]
 
@@ -46,7 +46,7 @@ class FusedAdapter(Base):
         """Combine adapters as PEFT does, and their fusion layers in the same way; see `weighted_adapter.py`."""
         tuner, fusion = self.base_model, self.get_base_model().encoder.fusion
         has_copies, is_new_name = isinstance(fusion, ModulesToSaveWrapper), adapter_name not in self.peft_config
-        with_fusion = has_copies and is_new_name and is_on(PEFT)
+        with_fusion = has_copies and is_new_name and is_on(PEFT)  # PEFT does nothing if the name is taken.
         combine = partial(add_weighted, tuner, fusion) if with_fusion else tuner.add_weighted_adapter
         return combine(adapters, weights, adapter_name, *args, **kwargs)
 
@@ -61,7 +61,7 @@ class FusedAdapter(Base):
             with_tables = (args[0] if args else kwargs.get("save_embedding_layers")) is True
             for adapter in selected_adapters or self.peft_config:
                 base.check_reloadable(adapter, self.peft_config[adapter], with_tables)
-            # PEFT would ask the Hub for the table's size. Offline, it assumes that the table was not resized.
+            # PEFT itself asks the Hub for the embedding table's size. Offline, it assumes that nothing was resized.
             if base.is_resized() and not args:
                 kwargs.setdefault("save_embedding_layers", True)
         super().save_pretrained(save_directory, safe_serialization, selected_adapters, *args, **kwargs)
@@ -70,10 +70,10 @@ class FusedAdapter(Base):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Disable the adapter as PEFT does, and with prompt learning the adapter's fusion layer too.
+        """Disable the adapter as PEFT does. With prompt learning, disable the adapter's fusion layer too.
 
-        With prompt learning, PEFT itself leaves the layers of `modules_to_save` in use, so the model would not be the
-        base model.
+        With prompt learning, PEFT itself leaves the layers of `modules_to_save` in use, so the outputs would not be
+        those of the base model.
         """
         wrapper = self.get_base_model().encoder.fusion
         is_in_use = isinstance(wrapper, ModulesToSaveWrapper) and not wrapper.disable_adapters
@@ -89,11 +89,11 @@ class FusedAdapter(Base):
                 wrapper.enable_adapters(True)
 
     def push_to_hub(self, repo_id, *args, **kwargs):
-        """Push as PEFT does, with the code and the config that load the adapter where t5fusion is not installed."""
+        """Push as PEFT does, and add the code and the config that load the adapter without this package."""
         return push_with_code(self, super().push_to_hub, repo_id, *args, **kwargs)
 
     def create_or_update_model_card(self, output_dir, *args, **kwargs):
-        """Write PEFT's card. Its base model is named by an id that the Hub accepts, or not at all."""
+        """Write PEFT's card, which names the base model by an id that the Hub accepts, or not at all."""
         file = Path(output_dir) / "README.md"
         earlier_base = ModelCard.load(file).data.base_model if is_on(PUSH) and file.exists() else None
         super().create_or_update_model_card(output_dir, *args, **kwargs)
@@ -102,7 +102,8 @@ class FusedAdapter(Base):
             name_base_in_card(file, base, earlier_base)
 
     def __reduce_ex__(self, protocol):
-        # No module holds this class under its name, so copies and pickles build it from PEFT's class.
+        # `copy` and `pickle` look up a class by its name in its module. There they would find PEFT's class, without the
+        # methods above. So they get a function that builds this class from PEFT's.
         rebuild, arguments, *state = super().__reduce_ex__(protocol)
         if type(self) is fused_adapter_class(self.peft_class):
             rebuild, arguments = _new_adapter, (self.peft_class,)
@@ -111,19 +112,19 @@ class FusedAdapter(Base):
 
 @cache
 def fused_adapter_class(peft_class: Any) -> type:
-    """Return the subclass of a `PeftModel` class for adapters on fused models. It has the same name."""
+    """Return the subclass of a `PeftModel` class for adapters on fused models. It has the name of that class."""
     fields: dict[str, Any] = {"__module__": peft_class.__module__, "__doc__": peft_class.__doc__}
-    fields["peft_class"] = peft_class  # for copies and pickles
+    fields["peft_class"] = peft_class  # `copy` and `pickle` need it.
     return type(peft_class.__name__, (FusedAdapter, peft_class), fields)
 
 
 def _new_adapter(peft_class: Any) -> PeftModel:
-    """Return an object without attributes, to which `copy` and `pickle` then give its state."""
+    """Return an adapter without attributes, which `copy` and `pickle` then fill."""
     return object.__new__(fused_adapter_class(peft_class))
 
 
 def _wrap_init(init: Callable) -> Callable:
-    """Wrap `PeftModel.__init__`, so that an adapter on a fused model changes its class first."""
+    """Return `PeftModel.__init__`, wrapped so that an adapter on a fused model changes its class first."""
 
     @wraps(init)
     def __init__(self, model, *args, **kwargs):

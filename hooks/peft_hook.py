@@ -1,12 +1,12 @@
-"""The fusion layer trains, and is saved, with every adapter that PEFT puts on a fused model.
+"""The hook that makes every adapter on a fused model train and save the fusion layer.
 
 PEFT does the same for the classification heads that it knows, but a model cannot name layers of its own
 (docs/upstream/layers_that_train_with_an_adapter.py). So two methods of PEFT are wrapped:
 
 - `BaseTuner.inject_adapter` adds "fusion" to a new adapter's `modules_to_save`. Models without a fusion layer are left
-  to PEFT, except that they refuse the saved adapter of a fused model. (Prompt tuning does not inject:
-  `adapter_class.FusedAdapter.add_adapter` does it there.)
-- `PeftConfig.from_pretrained` marks the config that it returns, so that loading a saved adapter adds nothing to it.
+  to PEFT, except that they refuse the saved adapter of a fused model. (Prompt tuning does not call this method. There,
+  `adapter_class.FusedAdapter.add_adapter` adds "fusion".)
+- `PeftConfig.from_pretrained` marks the config that it returns, so that nothing is added to a saved adapter's config.
 
 `modules_to_save=[]` in an adapter's config leaves the fusion layer frozen for that adapter. T5FUSION_PEFT_HOOK=0
 switches all of this off.
@@ -30,7 +30,10 @@ FIXED_BY_TRAINING = ("lexical_dim", "lexical_token_id")  # An adapter works only
 
 
 def has_fusion(model: nn.Module) -> bool:
-    """Return whether `model` is a fused model or its encoder. Its config decides: remote code has its own classes."""
+    """Return whether `model` is a fused model or its encoder.
+
+    The config decides, not the class, because remote code has classes of its own.
+    """
     if getattr(getattr(model, "config", None), "model_type", None) != T5FusionConfig.model_type:
         return False
     return bool(_fusion_layers(model))
@@ -42,10 +45,10 @@ def _fusion_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def add_fusion(config: PeftConfig, model: nn.Module) -> None:
-    """Add the fusion layer to `modules_to_save` of a new adapter's config. Nothing happens for other models.
+    """Add the fusion layer to `modules_to_save` of a new adapter's config, if the model is a fused model.
 
-    The config is changed in place, as PEFT does for its heads. With a changed copy, a user who loads the adapter with
-    the same object (`PeftModel.from_pretrained(..., config=config)`) would get a model without the trained layer.
+    The config is changed in place, as PEFT does for its heads. If a copy were changed, a user who loads the adapter
+    with the same object (`PeftModel.from_pretrained(..., config=config)`) would not get the trained layer.
 
     Raises:
         ValueError: The adapter was trained with another placeholder or vector width (`check_choices`).
@@ -53,7 +56,7 @@ def add_fusion(config: PeftConfig, model: nn.Module) -> None:
     if not is_on(PEFT) or not has_fusion(model):
         return
     check_choices(config, model)
-    if config.inference_mode or getattr(config, READ_MARK, False):  # A saved adapter holds the layer, or does not.
+    if config.inference_mode or getattr(config, READ_MARK, False):  # The config of a saved adapter says all by itself.
         return
     if hasattr(model, "loaded_commit"):  # Without a revision, a reload would take the newest commit.
         config.revision = model.loaded_commit
@@ -62,7 +65,7 @@ def add_fusion(config: PeftConfig, model: nn.Module) -> None:
 
 
 def _decides_fusion(config: PeftConfig) -> bool:
-    """Return whether the config already says what happens to the fusion layer, or has no field to say it in."""
+    """Return whether the config says what happens to the fusion layer, or has no field to say it in."""
     if not hasattr(config, "modules_to_save") or config.modules_to_save == []:
         return True
     targets = getattr(config, "target_modules", None)
@@ -81,8 +84,8 @@ def check_choices(config: PeftConfig, model: nn.Module) -> None:
         own_value = getattr(model.config, name)
         if choices.get(name, own_value) != own_value:
             raise ValueError(
-                f"the adapter was trained on a model whose `{name}` is {choices[name]}, and this model's is "
-                f"{own_value}. Load both with `T5WithFusion.from_pretrained(ADAPTER)`, or build the model with "
+                f"the adapter was trained on a model with `{name}` {choices[name]}, but this model has {own_value}. "
+                "Load both with `T5WithFusion.from_pretrained(ADAPTER)`, or build the model with "
                 f"`{name}={choices[name]}`."
             )
 
@@ -99,14 +102,14 @@ def refuse_without_fusion(config: PeftConfig, model: nn.Module) -> None:
     base_model = FusedName.parse(name).base_model
     if is_on(PEFT) and getattr(config, READ_MARK, False) and base_model != name and not has_fusion(model):
         raise ValueError(
-            f"the adapter was trained on the fused model {name}, and a {type(model).__name__} has no fusion layer: the "
-            "vectors would be lost. Load both with `T5WithFusion.from_pretrained(ADAPTER)`, or put the adapter on "
+            f"the adapter was trained on the fused model {name}, but a {type(model).__name__} has no fusion layer to "
+            "read vectors with. Load both with `T5WithFusion.from_pretrained(ADAPTER)`, or put the adapter on "
             f'`T5WithFusion("{base_model}")`.'
         )
 
 
 def _wrap_inject(inject: Callable) -> Callable:
-    """Wrap `BaseTuner.inject_adapter`, so that a new adapter trains the fusion layer, and a saved one keeps it."""
+    """Return `BaseTuner.inject_adapter`, wrapped so that a new adapter trains the fusion layer."""
 
     @wraps(inject)
     def inject_adapter(self, model, adapter_name, *args, **kwargs):
@@ -114,8 +117,8 @@ def _wrap_inject(inject: Callable) -> Callable:
         add_fusion(self.peft_config[adapter_name], model)
         if has_fusion(model):
             for fusion in _fusion_layers(model):
-                # Most tuners look for the `weight` of a layer that they unload, to copy it. This layer has several
-                # weights and none of this name, so there is nothing to copy.
+                # When most tuners unload a layer, they copy its `weight`. The fusion layer has no weight of this name,
+                # and None says that there is nothing to copy.
                 fusion.weight = None
         return inject(self, model, adapter_name, *args, **kwargs)
 
@@ -123,7 +126,7 @@ def _wrap_inject(inject: Callable) -> Callable:
 
 
 def _wrap_read(read: classmethod) -> classmethod:
-    """Wrap `PeftConfig.from_pretrained`, so that the config is marked as read."""
+    """Return `PeftConfig.from_pretrained`, wrapped so that it marks the config as read from a saved adapter."""
 
     @wraps(read.__func__)
     def from_pretrained(cls, *args, **kwargs):
@@ -135,6 +138,6 @@ def _wrap_read(read: classmethod) -> classmethod:
 
 
 def register() -> None:
-    """Wrap both methods."""
+    """Wrap `BaseTuner.inject_adapter` and `PeftConfig.from_pretrained`."""
     BaseTuner.inject_adapter = _wrap_inject(BaseTuner.inject_adapter)
     PeftConfigMixin.from_pretrained = _wrap_read(vars(PeftConfigMixin)["from_pretrained"])

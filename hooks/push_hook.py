@@ -1,13 +1,13 @@
-"""An adapter that the Trainer or PEFT pushes loads in one line, where t5fusion is not installed.
+"""The hook that makes adapters which the Trainer or PEFT pushes load in one line, without this package.
 
 PEFT names the base model in an adapter's config. If that named a plain T5, readers would load the plain T5 and lose the
-fusion layer. So the config names the repository that the adapter is pushed to, and the code and the config that build
-the fused model go there with it, as in a bundle. If the fused model is on the Hub already, its name stays and nothing
-is added.
+fusion layer. So the config names the repository that the adapter is pushed to. The code and the config that build the
+fused model are pushed with the adapter, as in a bundle. If the fused model is on the Hub already, its name stays and
+nothing is added.
 
 T5FUSION_PUSH_HOOK=0 switches all of this off. PEFT then writes a card that names "T5WithFusion(ID@COMMIT)" as the base
-model, and the Hub refuses a push of it by the Trainer. `trainer.remove_callback(PushCallback)` switches off less: no
-code is pushed, but the card still names the base model by its id.
+model, and the Hub refuses that card when the Trainer pushes it. `trainer.remove_callback(PushCallback)` switches off
+less: no code is pushed, but the card still names the base model by its id.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,28 +32,28 @@ from .trainer_hook import add_to_fused_models
 BASE_TAG = "base_model:"  # prefix of the Hub's tags for what a model is based on
 
 
-def base_to_push_with(model) -> T5WithFusion | None:
-    """Return the fused model beneath an adapter, if its code has to be pushed too, or else None.
+def fused_model_to_push(model) -> T5WithFusion | None:
+    """Return the fused model beneath an adapter if its code and config are pushed with the adapter, otherwise None.
 
-    It is None for a model without an adapter, for a model that is not fused, and for a base model in a local folder,
-    which no reader could load.
+    They are not pushed for a model without an adapter, for a model that is not fused, and for a base model in a local
+    folder, which no reader could load.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not is_on(PUSH) or not isinstance(base, T5WithFusion) or not getattr(model, "peft_config", None):
         return None
-    return base if FusedName.parse(base.name_or_path).commit else None  # a local folder has no commit
+    return base if FusedName.parse(base.name_or_path).commit else None  # A local folder has no commit.
 
 
-@cache  # Every save asks, and the Hub limits how often it answers.
+@cache  # Every save asks for the owner, and the Hub limits the number of requests.
 def full_id(name: str, token: str | bool | None) -> str:
-    """Return a repository's id as OWNER/NAME. The owner is that of the token if the name has none."""
+    """Return a repository's id as OWNER/NAME. If the name has no owner, it is the owner of the token."""
     return name if "/" in name else f"{whoami(token=token)['name']}/{name}"
 
 
 class PushCallback(TrainerCallback):
-    """Callback that makes what a `Trainer(push_to_hub=True)` pushes load where t5fusion is not installed.
+    """Callback that adds code and config to the adapter that a `Trainer(push_to_hub=True)` pushes.
 
-    `trainer.remove_callback(PushCallback)` removes it.
+    `trainer.remove_callback(PushCallback)` removes the callback.
     """
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
@@ -65,7 +65,7 @@ class PushCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if args.push_to_hub and checkpoint.is_dir() and (base := self.name_repository(args, state, model)) is not None:
-            write_code(base, checkpoint)  # so that it also loads from here, without the Hub
+            write_code(base, checkpoint)  # The checkpoint then loads from this folder too, without the Hub.
 
     def on_push_begin(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
         if (base := self.name_repository(args, state, model)) is not None:
@@ -75,9 +75,9 @@ class PushCallback(TrainerCallback):
         """Set the base model in the adapters' configs to the repository that they are pushed to.
 
         Returns:
-            The fused model beneath them, or None if there is nothing to do.
+            The fused model beneath the adapters, or None if there is nothing to do.
         """
-        base = base_to_push_with(model) if state.is_world_process_zero else None
+        base = fused_model_to_push(model) if state.is_world_process_zero else None
         if base is not None:
             repository = full_id(args.hub_model_id or Path(args.output_dir).absolute().name, args.hub_token)
             for adapter in model.peft_config.values():
@@ -86,8 +86,15 @@ class PushCallback(TrainerCallback):
 
 
 def push_with_code(model, push: Callable, repo_id: str, *args, **kwargs):
-    """Call `push(repo_id, ...)`, the `push_to_hub` of a model with an adapter, so that it pushes the code as well."""
-    base = base_to_push_with(model)
+    """Push a model's adapter, with the code and the config of the fused model beneath.
+
+    Args:
+        model: The model with the adapter, whose `save_pretrained` the push calls.
+        push: The `push_to_hub` of PEFT or transformers.
+        repo_id: The repository.
+        *args, **kwargs: Further arguments of `push`.
+    """
+    base = fused_model_to_push(model)
     if base is None:
         return push(repo_id, *args, **kwargs)
     with _saving_code(model, base, full_id(repo_id, kwargs.get("token"))):
@@ -96,7 +103,7 @@ def push_with_code(model, push: Callable, repo_id: str, *args, **kwargs):
 
 @contextmanager
 def _saving_code(model, base: T5WithFusion, repository: str) -> Iterator[None]:
-    """In this context, `model.save_pretrained` names `repository` as the base model and writes code and config."""
+    """Make `model.save_pretrained` name `repository` as the base model, and write code and config, in this context."""
     names = {name: adapter.base_model_name_or_path for name, adapter in model.peft_config.items()}
     save = model.save_pretrained
 
@@ -116,14 +123,14 @@ def _saving_code(model, base: T5WithFusion, repository: str) -> Iterator[None]:
 
 
 def name_base_in_card(file: Path, model: T5WithFusion, earlier_base: str | list[str] | None) -> None:
-    """Replace the base model that PEFT wrote into a card by the id of the T5 beneath, or by nothing.
+    """Replace the base model that PEFT wrote into a card by the base model's Hub id, or remove it.
 
     PEFT writes a path, or "T5WithFusion(ID@COMMIT)". The Hub refuses a card with either.
 
     Args:
         file: The card.
         model: The fused model beneath the adapter.
-        earlier_base: The base model that the card named before PEFT wrote it. It stays if the T5 has no id.
+        earlier_base: What the card named before PEFT wrote it. It stays if the base model has no Hub id.
     """
     card = ModelCard.load(file)
     name = FusedName.parse(model.name_or_path).base_model
@@ -136,7 +143,7 @@ def name_base_in_card(file: Path, model: T5WithFusion, earlier_base: str | list[
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether a name may be a repository's id and is not a local folder."""
+    """Return whether a name has the form of a Hub id and is not a local folder."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -145,7 +152,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def _wrap_push(push: Callable) -> Callable:
-    """Wrap `T5WithFusion.push_to_hub`, so that it pushes the code with an adapter."""
+    """Return `T5WithFusion.push_to_hub`, wrapped so that it pushes the code with an adapter."""
 
     @wraps(push)
     def push_to_hub(self, repo_id, *args, **kwargs):
@@ -155,7 +162,10 @@ def _wrap_push(push: Callable) -> Callable:
 
 
 def _wrap_auto(load: Callable) -> Callable:
-    """Wrap `from_pretrained` of PEFT's Auto classes: its error for an adapter that was not pushed says what to type."""
+    """Return `from_pretrained` of PEFT's Auto classes, wrapped so that its error for an unpushed adapter helps.
+
+    The error says what to type.
+    """
 
     @wraps(load)
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -166,7 +176,7 @@ def _wrap_auto(load: Callable) -> Callable:
             if not is_on(PUSH) or not is_unpushed(folder):
                 raise
             raise OSError(
-                f"{cls.__name__} loads an adapter's base model from the Hub by its name, and the adapter in {folder} "
+                f"{cls.__name__} loads an adapter's base model from the Hub by its name, but the adapter in {folder} "
                 f'is {NOT_PUSHED}. Type T5WithFusion.from_pretrained("{folder}") to load both. To continue training, '
                 f'type PeftModel.from_pretrained(T5WithFusion(BASE), "{folder}", is_trainable=True), where BASE is the '
                 "T5 that the adapter was trained on. Or push the adapter first."
@@ -176,7 +186,10 @@ def _wrap_auto(load: Callable) -> Callable:
 
 
 def is_unpushed(folder: Path) -> bool:
-    """Return whether a folder holds an adapter on a fused model whose base model no Auto class can load by name."""
+    """Return whether a folder holds an adapter on a fused model, whose base model no Auto class can load by its name.
+
+    After a push, the base model's name is that of a repository.
+    """
     if not (folder / "adapter_config.json").is_file():
         return False
     name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
@@ -184,7 +197,8 @@ def is_unpushed(folder: Path) -> bool:
 
 
 def register() -> None:
-    """Add the callback to the Trainers of fused models; wrap `push_to_hub` of our class, and PEFT's Auto classes."""
+    """Add `PushCallback` to the Trainers of fused models; wrap `T5WithFusion.push_to_hub` and PEFT's Auto classes."""
     add_to_fused_models(PushCallback)
     _BaseAutoPeftModel.from_pretrained = classmethod(_wrap_auto(_BaseAutoPeftModel.from_pretrained.__func__))
-    T5WithFusion.push_to_hub = _wrap_push(T5WithFusion.push_to_hub)  # for adapters that transformers put on
+    # This method pushes the adapters that transformers put on (`model.add_adapter`, `model.load_adapter`).
+    T5WithFusion.push_to_hub = _wrap_push(T5WithFusion.push_to_hub)

@@ -8,5 +8,5 @@ PUSH = "T5FUSION_PUSH_HOOK"
 
 
 def is_on(switch: str) -> bool:
-    """Return whether a hook is on: it is, unless its environment variable is "0"."""
+    """Return whether a hook is on. Each hook is on, unless its environment variable is "0"."""
     return os.environ.get(switch) != "0"

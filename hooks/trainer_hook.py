@@ -1,10 +1,12 @@
-"""In every `Trainer` of a fused model: start the fusion layer, and report if the vectors brought nothing.
+"""The hook that starts the fusion layer in every `Trainer` of a fused model, and reports if the vectors bring nothing.
 
 The Trainer shows its data to callbacks only. Every Trainer passes its callbacks and its model to
-`CallbackHandler.__init__`, which `import t5fusion` wraps: if the model is a fused model, it adds `FusionCallback`.
-(transformers' list of default callbacks would do too, but importing its module takes a second, and not every user of a
-model needs a Trainer.) `trainer.remove_callback(FusionCallback)` removes the callback from one Trainer, and the
-environment variable T5FUSION_TRAINER_HOOK=0 switches it off.
+`CallbackHandler.__init__`. `import t5fusion` wraps this method: if the model is a fused model, the wrapper adds
+`FusionCallback`. (transformers' list of default callbacks would do too, but importing its module takes a second, and
+not every user of a model needs a Trainer.)
+
+`trainer.remove_callback(FusionCallback)` removes the callback from one Trainer. T5FUSION_TRAINER_HOOK=0 switches it off
+in all of them.
 """
 
 import math
@@ -24,16 +26,16 @@ from ..common.losses import Losses, losses_of, paired_bootstrap
 from ..modeling_t5fusion import T5WithFusion, initial_projection
 from .switches import TRAINER, is_on
 
-MOST_START_ROWS = 20_000  # rows that are read for the start; more take long and change little
-MOST_REPORT_BATCHES = 64  # held-out batches that are measured for the report
+MOST_START_ROWS = 20_000  # the most rows that the start reads; more take long and change little
+MOST_REPORT_BATCHES = 64  # the most held-out batches that the report measures
 
 
 class FusionCallback(TrainerCallback):
-    """Callback that starts a fusion layer, if it still has its initial weights, and reports if the vectors are useless.
+    """Callback that starts a fusion layer with initial weights, and reports if the vectors bring nothing.
 
     Args:
-        start: Whether to start the fusion layer. `t5fusion train` passes False, because it starts the layer itself
-            unless it is asked not to.
+        start: Whether to start the fusion layer. `t5fusion train` passes False, because it starts the layer itself,
+            or leaves it alone if its user says so.
     """
 
     def __init__(self, start: bool = True):
@@ -54,22 +56,23 @@ class FusionCallback(TrainerCallback):
             return  # FSDP has split the weights over the processes.
         own, other = measure_vectors(model, eval_dataloader)
         if len(own.sums) < 2:
-            return
+            return  # There is nothing to compare.
         cost = paired_bootstrap(other, own)
         if cost.low <= 0 and state.is_world_process_zero:
             print(
                 f"The vectors bring nothing: on {len(own.sums)} held-out rows the loss is {own.mean:.4f} with their "
                 f"own vectors and {other.mean:.4f} with other rows' ({cost.difference:+.4f}, 95 % between "
-                f"{cost.low:+.4f} and {cost.high:+.4f}). Either they hold nothing that the text does not, or training "
-                "was too short.",
+                f"{cost.low:+.4f} and {cost.high:+.4f}). Either the vectors hold nothing that the text does not, or "
+                "training was too short. Check that each row has its own vector, or train for more epochs.",
                 file=sys.stderr,
             )
 
 
 def fused_model(model) -> T5WithFusion | None:
-    """Return the fused model that a Trainer trains: itself, beneath an adapter, or in a wrapper for several processes.
+    """Return the fused model that a Trainer trains, or None if the Trainer trains another model.
 
-    None for other models.
+    Args:
+        model: A model, an adapter on one, or a wrapper of either, such as DistributedDataParallel.
     """
     model = getattr(model, "module", model)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -80,7 +83,7 @@ def has_initial_fusion(model: T5WithFusion) -> bool:
     """Return whether the fusion layer will train, and still has its initial weights."""
     try:
         fusion = model.fusion_to_fit()
-    except ValueError:  # the adapter does not hold the layer
+    except ValueError:  # The adapter does not hold the layer.
         return False
     weight = getattr(fusion.projection, "weight", None)
     if type(weight) is not torch.nn.Parameter or not weight.requires_grad or weight.numel() == 0:
@@ -105,8 +108,8 @@ def start_rows(loader: DataLoader | None) -> list[dict]:
 def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
     """Return the losses of held-out rows with their own vectors, and with those of the row before in the batch.
 
-    Left out are batches of a single row, and batches with a row that has no vector or several. Of several processes,
-    only the first gets the right rows.
+    Batches of a single row are left out, and so are batches in which a row has no vector or several. With several
+    processes, only the result of the first is right.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -115,7 +118,7 @@ def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
         vectors = batch.get("lexical_embeds") if hasattr(batch, "get") else None
         if vectors is None or batch.get("labels") is None:
             continue
-        rows = int(min(len(vectors), rows_from_batch(batches, number)))
+        rows = int(min(len(vectors), rows_left_at(batches, number)))
         if rows < 2:
             continue
         tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
@@ -131,15 +134,15 @@ def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
     return Losses.of_batches(own), Losses.of_batches(other)
 
 
-def rows_from_batch(batches: DataLoader, number: int) -> float:
+def rows_left_at(batches: DataLoader, number: int) -> float:
     """Return how many rows of the data set are left when the first process begins its batch of this number.
 
-    Where several processes share the batches, accelerate repeats rows at the end, so that each process gets the same
-    number of full batches. Infinity for a set of unknown length.
+    If several processes share the batches, accelerate repeats rows at the end, so that each process gets the same
+    number of full batches. Returns infinity for a data set of unknown length.
     """
-    step = getattr(batches, "total_batch_size", None) or getattr(batches, "batch_size", None)  # of all processes
+    rows_per_step = getattr(batches, "total_batch_size", None) or getattr(batches, "batch_size", None)
     dataset: Any = getattr(batches, "dataset", None)
-    return len(dataset) - number * step if step and hasattr(dataset, "__len__") else math.inf
+    return len(dataset) - number * rows_per_step if rows_per_step and hasattr(dataset, "__len__") else math.inf
 
 
 def add_to_fused_models(callback: type[TrainerCallback]) -> None:
@@ -148,7 +151,7 @@ def add_to_fused_models(callback: type[TrainerCallback]) -> None:
 
 
 def _wrap_init(init: Callable, callback: type[TrainerCallback]) -> Callable:
-    """Wrap `CallbackHandler.__init__`, so that it adds a callback for fused models."""
+    """Return `CallbackHandler.__init__`, wrapped so that it adds a callback for fused models."""
 
     @wraps(init)
     def __init__(self, callbacks, model, *args, **kwargs):
@@ -160,5 +163,5 @@ def _wrap_init(init: Callable, callback: type[TrainerCallback]) -> Callable:
 
 
 def register() -> None:
-    """Add the callback to the Trainers of fused models."""
+    """Add `FusionCallback` to the Trainers of fused models."""
     add_to_fused_models(FusionCallback)

@@ -1,9 +1,11 @@
-"""`add_weighted_adapter` of PEFT, for adapters that hold the fusion layer.
+"""PEFT's `add_weighted_adapter` for adapters that hold the fusion layer.
 
 PEFT combines what adapters add to the base model's matrices, but not layers that train as a whole, such as the fusion
-layer. If two adapters hold such a layer, it refuses to combine them. If only one does, the new adapter gets an
-untrained layer, without a message. Here, what an adapter adds to the fusion layer is its copy of the layer minus the
-base model's. PEFT's own functions combine these differences, in the way that the call asks for.
+layer. If two adapters hold such a layer, PEFT refuses to combine them. If only one does, the new adapter gets an
+untrained layer, without a message.
+
+Here, what an adapter adds to the fusion layer is the difference between its copy of the layer and the base model's
+layer. PEFT's own functions combine these differences, by the method that the call names.
 """
 
 import inspect
@@ -28,7 +30,7 @@ def add_weighted(
     """Call `tuner.add_weighted_adapter(adapters, weights, ...)`, and combine the fusion layers of the adapters as well.
 
     The new adapter's layer is the base model's plus the combined differences. If the weights sum up to 1 and the
-    combination is "svd", "cat" or "linear", that is the weighted mean of the layers.
+    `combination_type` is "svd", "cat" or "linear", that is the weighted mean of the layers.
 
     Args:
         tuner: PEFT's tuner, the `base_model` of a `PeftModel`.
@@ -37,21 +39,23 @@ def add_weighted(
         weights: One factor per adapter.
         *args, **kwargs: Further arguments of the tuner's method, first the new adapter's name.
     """
-    # PEFT copies the config of the first adapter, so one that holds the layer has to come first.
+    # PEFT copies the config of the first adapter, so an adapter that holds the layer has to come first.
     pairs = sorted(zip(adapters, weights, strict=True), key=lambda pair: pair[0] not in fusion.modules_to_save)
     names, factors = [name for name, _ in pairs], [weight for _, weight in pairs]
     call = inspect.signature(tuner.add_weighted_adapter).bind(names, factors, *args, **kwargs)
     call.apply_defaults()
     with _hidden_from_check(tuner, fusion):
         tuner.add_weighted_adapter(*call.args, **call.kwargs)
-    held = [(fusion.modules_to_save[name], weight) for name, weight in pairs if name in fusion.modules_to_save]
-    if held:
-        _combine(fusion, call.arguments["adapter_name"], held, _combination(call.arguments))
+    weighted_copies = [
+        (fusion.modules_to_save[name], weight) for name, weight in pairs if name in fusion.modules_to_save
+    ]
+    if weighted_copies:
+        _combine(fusion, call.arguments["adapter_name"], weighted_copies, _combining_function(call.arguments))
 
 
 @contextmanager
 def _hidden_from_check(tuner: Any, fusion: ModulesToSaveWrapper) -> Iterator[None]:
-    """Hide the adapters' copies of the fusion layer from PEFT's check, which refuses layers that adapters share."""
+    """Hide the adapters' copies of the fusion layer from PEFT's check, which refuses a layer that two adapters hold."""
     check, copies = tuner._check_add_weighted_adapter, fusion.modules_to_save
 
     def check_other_layers(*args: Any, **kwargs: Any) -> Any:
@@ -68,8 +72,12 @@ def _hidden_from_check(tuner: Any, fusion: ModulesToSaveWrapper) -> Iterator[Non
         del tuner._check_add_weighted_adapter
 
 
-def _combination(arguments: dict[str, Any]) -> Callable[[list[Tensor], Tensor], Tensor]:
-    """Return the function of PEFT that combines differences, tensors of one shape, in the way that a call asks for."""
+def _combining_function(arguments: dict[str, Any]) -> Callable[[list[Tensor], Tensor], Tensor]:
+    """Return the function of PEFT that combines differences, tensors of one shape, by the method that a call names.
+
+    Args:
+        arguments: The arguments of PEFT's `add_weighted_adapter`.
+    """
     kind = str(arguments.get("combination_type", "linear")).removesuffix("_svd")
     if len(arguments["adapters"]) == 1 or kind in ("linear", "cat", "svd"):
         return merge_utils.task_arithmetic
@@ -79,11 +87,20 @@ def _combination(arguments: dict[str, Any]) -> Callable[[list[Tensor], Tensor], 
 
 @torch.no_grad()
 def _combine(
-    fusion: ModulesToSaveWrapper, adapter_name: str, held: list[tuple[nn.Module, float]], method: Callable
+    fusion: ModulesToSaveWrapper, adapter_name: str, weighted_copies: list[tuple[nn.Module, float]], combine: Callable
 ) -> None:
-    """Set the fusion layer of an adapter to the base model's plus the combined differences of `held`."""
-    factors = torch.tensor([weight for _, weight in held], device=fusion.original_module.norm.weight.device)
-    copies = zip(*(module.parameters() for module, _ in held), strict=True)
+    """Set the fusion layer of an adapter to the base model's plus the combined differences of other adapters' copies.
+
+    Args:
+        fusion: The fusion layer with the adapters' copies.
+        adapter_name: Name of the adapter whose layer is set.
+        weighted_copies: The copies to combine, each with its factor.
+        combine: The function that combines a list of differences, given a tensor of factors.
+    """
+    device = fusion.original_module.norm.weight.device
+    factors = torch.tensor([weight for _, weight in weighted_copies], device=device)
+    trained_parameters = zip(*(copy.parameters() for copy, _ in weighted_copies), strict=True)
     new, base = fusion.modules_to_save[adapter_name].parameters(), fusion.original_module.parameters()
-    for target, start, trained in zip(new, base, copies, strict=True):
-        target.data = start + method([value - start for value in trained], factors)  # in the precision of the copies
+    for target, start, trained in zip(new, base, trained_parameters, strict=True):
+        # Assigning `data` keeps the precision of the copies. `copy_` would round to that of the new layer.
+        target.data = start + combine([value - start for value in trained], factors)

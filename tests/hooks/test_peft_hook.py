@@ -355,7 +355,7 @@ def test_a_subfolder_is_part_of_the_name(base, tmp_path, inputs_for, save_plain_
 
 def test_another_placeholder_than_in_training_is_refused(base, tmp_path):
     get_peft_model(T5WithFusion(base, lexical_token_id=150), LoraConfig(**QV)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="whose `lexical_token_id` is 150, and this model's is 135"):
+    with pytest.raises(ValueError, match="with `lexical_token_id` 150, but this model has 135"):
         PeftModel.from_pretrained(T5WithFusion(base), tmp_path)
 
 

@@ -179,9 +179,8 @@ def test_a_placeholder_past_the_table(save_plain_t5, tmp_path, inputs_for):
     assert fused.generate(**{k: v for k, v in batch.items() if k != "labels"}, max_new_tokens=3).shape[0] == 2
     fused(**batch).loss.backward()
     embeds = torch.zeros(2, 4, 16)
-    with pytest.raises(
-        ValueError, match=r"cannot show where <lexical> stands, because its id, 135, lies past the embedding table of 135"
-    ):
+    sentence = "cannot show where <lexical> stands, because its id, 135, lies past the embedding table of 135"
+    with pytest.raises(ValueError, match=sentence):
         fused(inputs_embeds=embeds, lexical_embeds=torch.ones(2, 384), labels=batch["labels"])
 
 

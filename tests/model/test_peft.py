@@ -287,7 +287,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(plain_folders, 
     )
     model = T5WithFusion(plain_folders["flan"]).eval()
     untuned = model(**batch).logits
-    width = "whose `lexical_dim` is 7, and this model's is 384. Load both with"
+    width = "with `lexical_dim` 7, but this model has 384. Load both with"
     for bad, named in ((tmp_path / "wide", width), (lacking, "does not fit this model .*fusion")):
         with pytest.raises(ValueError, match=named):
             model.load_adapter(bad)
