@@ -1,4 +1,4 @@
-"""An adapter that the Trainer or PEFT pushes loads in one line, where t5fusion is not installed.
+"""An adapter that the Trainer or PEFT pushes loads in one line, without this package.
 
 The Hub is a server on the loopback interface, and the real client talks to it.
 """

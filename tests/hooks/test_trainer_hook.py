@@ -11,7 +11,7 @@ from t5fusion.hooks.trainer_hook import measure_vectors
 
 @pytest.mark.parametrize(("size", "expected"), [(64, list(range(10))), (4, [0, 1, 2, 3, 8, 9])])
 def test_rows_that_fill_up_a_batch_of_several_processes_are_not_counted(plain_folders, tokenizer, size, expected):
-    """accelerate makes each process' last batch full, with rows that were there before."""
+    """accelerate fills up each process' last batch with rows from the beginning."""
     model = T5WithFusion(plain_folders["flan"])
     vectors = torch.randn(10, 384, generator=torch.Generator().manual_seed(0))
     rows = [

@@ -18,7 +18,7 @@ def base(plain_folders):
 
 
 def fusion_of(peft_model, name):
-    """The weights of an adapter's fusion layer; those of the base model's for None."""
+    """Return the weights of an adapter's fusion layer, or of the base model's if `name` is None."""
     wrapper = peft_model.get_base_model().encoder.fusion
     layer = wrapper.original_module if name is None else wrapper.modules_to_save[name]
     return {key: value.detach().clone() for key, value in layer.named_parameters()}

@@ -117,16 +117,16 @@ def test_encoder_outputs_in_place_of_vectors(flan, inputs_for):
     expected = flan.generate(**batch, **GREEDY)
     mask = batch["attention_mask"]
     assert torch.equal(flan.generate(encoder_outputs=encoded, attention_mask=mask, **GREEDY), expected)
-    tuple_of = BaseModelOutput(last_hidden_state=encoded[0])
-    assert torch.equal(flan.generate(encoder_outputs=tuple_of, attention_mask=mask, **GREEDY), expected)
+    output = BaseModelOutput(last_hidden_state=encoded[0])
+    assert torch.equal(flan.generate(encoder_outputs=output, attention_mask=mask, **GREEDY), expected)
 
 
 def test_inputs_embeds(flan, inputs_for):
     batch = prompt(inputs_for(flan, VECTORS, LENGTHS))
     expected = flan.generate(**batch, **GREEDY)
     ids, vectors, mask = (batch[name] for name in ("input_ids", "lexical_embeds", "attention_mask"))
-    done = flan.encoder.embed(ids, lexical_embeds=vectors)
-    assert torch.equal(flan.generate(inputs_embeds=done, attention_mask=mask, **GREEDY), expected)
+    embedded = flan.encoder.embed(ids, lexical_embeds=vectors)
+    assert torch.equal(flan.generate(inputs_embeds=embedded, attention_mask=mask, **GREEDY), expected)
     tokens = flan.shared(ids)
     with_vectors = flan.generate(inputs_embeds=tokens, attention_mask=mask, lexical_embeds=vectors, **GREEDY)
     assert torch.equal(with_vectors, expected)

@@ -37,7 +37,7 @@ def without_vectors(batch):
     return {name: value for name, value in batch.items() if name != "lexical_embeds"}
 
 
-def close(actual, expected):
+def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_a_vector_takes_the_place_of_its_placeholder(flan, inputs_for):
     expected = flan.shared(ids)
     expected[0, 0], expected[0, 2] = flan.encoder.fusion(vectors[0])
     expected[1, 0] = flan.encoder.fusion(vectors[1, 0])
-    close(embedded, expected)
+    assert_close(embedded, expected)
     assert torch.equal(
         embedded[ids != flan.config.lexical_token_id], flan.shared(ids)[ids != flan.config.lexical_token_id]
     )
@@ -120,13 +120,13 @@ def test_ragged_rows_equal_one_by_one(flan, inputs_for):
         for name in ("input_ids", "attention_mask"):
             alone[name] = alone[name][:, : count + length + 1]
         alone["lexical_embeds"] = alone["lexical_embeds"][:, :count] if count else None
-        close(flan(**alone).logits[0], together[row])
+        assert_close(flan(**alone).logits[0], together[row])
 
 
 @pytest.mark.parametrize(("left", "right"), [(0, 9), (9, 0), (3, 4)])
 def test_padding_changes_nothing(flan, inputs_for, left, right):
     batch = inputs_for(flan, VECTORS, LENGTHS)
-    close(flan(**padded(batch, left, right)).logits, flan(**batch).logits)
+    assert_close(flan(**padded(batch, left, right)).logits, flan(**batch).logits)
 
 
 def test_padding_each_row_on_the_left_changes_nothing(flan, inputs_for):
@@ -136,7 +136,7 @@ def test_padding_each_row_on_the_left_changes_nothing(flan, inputs_for):
         spare = batch["attention_mask"].shape[1] - batch["attention_mask"].sum(1)
         turned[name] = torch.stack([row.roll(int(n)) for row, n in zip(batch[name], spare, strict=True)])
     assert not torch.equal(turned["input_ids"], batch["input_ids"])
-    close(flan(**turned).logits, flan(**batch).logits)
+    assert_close(flan(**turned).logits, flan(**batch).logits)
 
 
 def test_spare_vectors_of_zeros_change_nothing(flan, inputs_for):
@@ -171,11 +171,11 @@ def test_a_placeholder_past_the_table(save_plain_t5, tmp_path, inputs_for):
     fused = T5WithFusion(folder).eval()
     assert fused.config.lexical_token_id >= fused.shared.num_embeddings == 135
     batch = inputs_for(fused)
-    far = T5WithFusion(folder, lexical_token_id=30).eval()
+    within = T5WithFusion(folder, lexical_token_id=30).eval()  # Here, the placeholder has a row.
     other = batch | {"input_ids": batch["input_ids"].where(batch["input_ids"] < 135, 30)}
     other["input_ids"][:, 1:][other["input_ids"][:, 1:] == 30] = 31
     batch["input_ids"][:, 1:][batch["input_ids"][:, 1:] == 30] = 31
-    assert torch.equal(fused(**batch).logits, far(**other).logits)
+    assert torch.equal(fused(**batch).logits, within(**other).logits)
     assert fused.generate(**{k: v for k, v in batch.items() if k != "labels"}, max_new_tokens=3).shape[0] == 2
     fused(**batch).loss.backward()
     embeds = torch.zeros(2, 4, 16)
@@ -190,8 +190,8 @@ def test_inputs_embeds(flan, inputs_for):
     rest = {name: batch[name] for name in ("attention_mask", "labels")}
     tokens = flan.shared(batch["input_ids"])
     assert torch.equal(flan(inputs_embeds=tokens, lexical_embeds=batch["lexical_embeds"], **rest).logits, expected)
-    done = flan.encoder.embed(batch["input_ids"], lexical_embeds=batch["lexical_embeds"])
-    assert torch.equal(flan(inputs_embeds=done, **rest).logits, expected)
+    embedded = flan.encoder.embed(batch["input_ids"], lexical_embeds=batch["lexical_embeds"])
+    assert torch.equal(flan(inputs_embeds=embedded, **rest).logits, expected)
 
 
 def test_encoder_outputs(flan, inputs_for):
@@ -224,10 +224,10 @@ def test_sdpa_and_eager_agree(plain_folders, inputs_for):
     for name in ("eager", "sdpa"):
         try:
             models[name] = T5WithFusion(plain_folders["flan"], attn_implementation=name).eval()
-        except ValueError as error:  # transformers before 5.x lacks it in T5
+        except ValueError as error:  # Some releases of transformers lack it in T5.
             pytest.skip(str(error))
     batch = inputs_for(models["eager"], VECTORS, LENGTHS)
-    close(models["sdpa"](**batch).logits, models["eager"](**batch).logits)
+    assert_close(models["sdpa"](**batch).logits, models["eager"](**batch).logits)
 
 
 def test_resized_table(flan, inputs_for):
@@ -235,9 +235,9 @@ def test_resized_table(flan, inputs_for):
     before = flan(**batch).logits
     flan.resize_token_embeddings(200)
     assert flan.encoder.embed_tokens.weight is flan.shared.weight and flan.shared.num_embeddings == 200
-    close(flan(**batch).logits[..., :160], before)  # the head of its own is still that
+    assert_close(flan(**batch).logits[..., :160], before)  # The head keeps its own weights.
     flan.tie_weights()
-    close(flan(**batch).logits[..., :160], before)
+    assert_close(flan(**batch).logits[..., :160], before)
 
 
 def test_gradients_reach_the_fusion_layer(flan, inputs_for):
@@ -267,15 +267,15 @@ def test_gradient_checkpointing_changes_nothing(plain_folders, inputs_for):
         flan(**batch).loss.backward()
         gradients.append([parameter.grad.clone() for parameter in flan.parameters()])
     for one, other in zip(*gradients, strict=True):
-        close(one, other)
+        assert_close(one, other)
 
 
 def test_exported_encoder(flan, inputs_for):
     batch = {k: v for k, v in inputs_for(flan, VECTORS, LENGTHS).items() if k != "labels"}
     exported = torch.export.export(flan.encoder, (), batch)
-    close(exported.module()(**batch)[0], flan.encoder(**batch)[0])
+    assert_close(exported.module()(**batch)[0], flan.encoder(**batch)[0])
     other = {k: v for k, v in inputs_for(flan, VECTORS, LENGTHS, seed=5).items() if k != "labels"}
-    close(exported.module()(**other)[0], flan.encoder(**other)[0])
+    assert_close(exported.module()(**other)[0], flan.encoder(**other)[0])
 
 
 @pytest.mark.slow
@@ -284,7 +284,7 @@ def test_compiled(flan, inputs_for):
     batch = inputs_for(flan, VECTORS, LENGTHS)
     compiled = torch.compile(flan, backend="eager", fullgraph=True)
     with torch.no_grad():
-        close(compiled(**batch).logits, flan(**batch).logits)
+        assert_close(compiled(**batch).logits, flan(**batch).logits)
         wrong = batch | {"lexical_embeds": batch["lexical_embeds"].flip(0)}
         with pytest.raises(RuntimeError, match="placeholders and lexical vectors do not agree in number"):
             compiled(**wrong)
@@ -380,7 +380,7 @@ def test_the_id_of_the_placeholder_comes_from_the_tokenizer(plain_folders, tmp_p
 def test_an_mt5_is_the_stock_mt5_to_the_bit(plain_folders, tmp_path, inputs_for, weights):
     plain = shutil.copytree(plain_folders[weights], tmp_path / "mt5")
     saved = json.loads((plain / "config.json").read_text()) | {"model_type": "mt5", "tie_word_embeddings": True}
-    for name in ("feed_forward_proj", "dense_act_fn", "is_gated_act", "decoder_start_token_id"):  # mT5's are others
+    for name in ("feed_forward_proj", "dense_act_fn", "is_gated_act", "decoder_start_token_id"):
         saved.pop(name)
     (plain / "config.json").write_text(json.dumps(saved))
     stock = MT5ForConditionalGeneration.from_pretrained(plain).eval()
@@ -395,7 +395,7 @@ def test_an_mt5_is_the_stock_mt5_to_the_bit(plain_folders, tmp_path, inputs_for,
     saved = json.loads((tmp_path / "fused" / "config.json").read_text())
     (tmp_path / "fused" / "config.json").write_text(
         json.dumps(saved | {"weights_from_backbone": True})
-    )  # as a bundle's
+    )  # as in a bundle
     for model in [*opened, T5WithFusion(tmp_path / "fused")]:
         assert torch.equal(model.eval()(**batch).logits, stock(**batch).logits)
         assert model.config.backbone == str(plain)
@@ -472,12 +472,12 @@ def test_from_a_config():
 @pytest.mark.parametrize("tied", [True, False])
 def test_random_weights_are_drawn_as_t5_draws_them(tied):
     sizes = {"vocab_size": 99, "d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 4}
-    torch.manual_seed(0)  # the smallest matrix has 128 numbers, so its spread varies with the seed
+    torch.manual_seed(0)  # The smallest matrix has 128 numbers, so its spread depends on the seed.
     plain = T5ForConditionalGeneration(T5Config(**sizes, tie_word_embeddings=tied))
     fused = dict(T5WithFusion(T5FusionConfig(**sizes, tie_word_embeddings=tied)).named_parameters())
     for name, parameter in plain.named_parameters():
         assert fused[name].std().item() == pytest.approx(parameter.std().item(), rel=0.3), name
-    assert ("lm_head.weight" in fused) != tied  # where the plain one ties it in any case
+    assert ("lm_head.weight" in fused) != tied  # The plain T5 has the name in both cases.
     assert tied or fused["lm_head.weight"].std().item() == pytest.approx(1, rel=0.3)
 
 
@@ -534,11 +534,11 @@ def test_layers_offloaded_to_disk(flan, plain_folders, tmp_path, inputs_for):
     fused = T5WithFusion(plain_folders["flan"], device_map=places, offload_folder=tmp_path).eval()
     batch = inputs_for(flan)
     with torch.no_grad():
-        close(fused(**batch).logits, flan(**batch).logits)
+        assert_close(fused(**batch).logits, flan(**batch).logits)
 
 
 def test_a_new_fusion_layer_cannot_be_offloaded(flan, plain_folders, monkeypatch):
-    flan.encoder.fusion.to("meta")  # which is where offloaded weights are
+    flan.encoder.fusion.to("meta")  # Offloaded weights are there.
     loaded = lambda *args, **kwargs: (flan, {"missing_keys": set()})  # noqa: E731
     monkeypatch.setattr(T5ForConditionalGeneration, "from_pretrained", loaded)
     with pytest.raises(ValueError, match="`device_map` offloads the fusion layer.*Keep `encoder.fusion` on a device"):
@@ -912,10 +912,10 @@ def test_padded_labels_do_not_count_in_the_loss_of_a_step(flan, inputs_for):
     batch["labels"] = torch.tensor([[7, 9, 4, 1], [8, 1, -100, -100]])
     logits = flan(**batch).logits
     each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="sum")
-    close(flan(**batch).loss, each / 6)
+    assert_close(flan(**batch).loss, each / 6)
     for tokens_of_step in (6, 10, torch.tensor(10)):
-        close(flan(**batch, num_items_in_batch=tokens_of_step).loss, each / tokens_of_step)
-        close(flan(**batch, num_items_in_batch=tokens_of_step, return_dict=False)[0], each / tokens_of_step)
+        assert_close(flan(**batch, num_items_in_batch=tokens_of_step).loss, each / tokens_of_step)
+        assert_close(flan(**batch, num_items_in_batch=tokens_of_step, return_dict=False)[0], each / tokens_of_step)
 
 
 def test_a_placeholder_brings_no_penalty_on_the_end_token(flan, inputs_for):

@@ -76,7 +76,7 @@ def test_each_method_saves_and_reloads(plain_folders, tmp_path, inputs_for, meth
     step(model, batch)
     model.eval().save_pretrained(tmp_path)
     reloaded = PeftModel.from_pretrained(T5WithFusion(base), tmp_path).eval()
-    batch["decoder_input_ids"] = batch.pop("labels")  # with labels, PEFT's AdaLoRA wants to be training
+    batch["decoder_input_ids"] = batch.pop("labels")  # With labels, PEFT's AdaLoRA needs training mode.
     with torch.no_grad():
         assert torch.equal(reloaded(**batch).logits, model(**batch).logits)
 
@@ -130,7 +130,7 @@ def test_lora_config_without_peft(flan, monkeypatch):
 
 
 def test_a_frozen_fusion_layer_is_reported_once(flan, inputs_for, logged_messages, monkeypatch):
-    monkeypatch.setenv("T5FUSION_PEFT_HOOK", "0")  # as where this package is not imported
+    monkeypatch.setenv("T5FUSION_PEFT_HOOK", "0")  # as if this package were not imported
     model = get_peft_model(flan, LoraConfig(**S2S))
     batch = inputs_for(flan)
     model.eval()(**batch)
@@ -258,7 +258,7 @@ def test_an_adapter_loaded_into_a_fused_model(plain_folders, trained):
 
 @torch.no_grad()
 def test_the_last_of_several_loaded_adapters_is_active(plain_folders, tmp_path, inputs_for):
-    names, expected = ("0", "block"), {}  # which are in the names of T5's own weights
+    names, expected = ("0", "block"), {}  # The names of T5's own weights contain these.
     for seed, name in enumerate(names):
         model = T5WithFusion(plain_folders["flan"])
         batch = inputs_for(model)

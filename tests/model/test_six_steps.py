@@ -86,14 +86,13 @@ def test_the_six_steps_of_a_user(plain_folders, tokenizer, tmp_path, run_python,
     tokenizer.save_pretrained(out)
     assert json.loads((out / "adapter_config.json").read_text())["modules_to_save"] == ["fusion"]
 
-    held = DataCollatorWithFusion(tokenizer)([{k: v for k, v in row.items() if k != "filename"} for row in rows])
-    batch = dict(held)
+    batch = dict(DataCollatorWithFusion(tokenizer)([{k: v for k, v in row.items() if k != "filename"} for row in rows]))
     peft_model.eval()
     with torch.no_grad():
         logits = peft_model(**batch).logits
-        without = peft_model(**batch | {"lexical_embeds": batch["lexical_embeds"].roll(1, 0)}).logits
+        with_other_vectors = peft_model(**batch | {"lexical_embeds": batch["lexical_embeds"].roll(1, 0)}).logits
         ids = peft_model.generate(**{k: v for k, v in batch.items() if k != "labels"}, max_new_tokens=6)
-    assert not torch.equal(logits, without)
+    assert not torch.equal(logits, with_other_vectors)
     torch.save(batch, tmp_path / "batch.pt")
     run_python(RELOAD, base, out, tmp_path / "batch.pt")
     reloaded = torch.load(tmp_path / "batch.pt")

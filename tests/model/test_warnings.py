@@ -10,7 +10,7 @@ from transformers import T5ForConditionalGeneration
 from t5fusion import T5FusionProcessor, T5WithFusion
 from t5fusion.common.remote_code import write_code
 
-HEAR = """
+SHOW_WARNINGS = """
 import sys, warnings
 warnings.simplefilter("always")
 print_warning = lambda message, category, *rest: print("WARNED", category.__name__, message)
@@ -58,12 +58,12 @@ def test_the_lines_of_a_reader_warn_of_nothing(flan, tokenizer, run_python, tmp_
     T5FusionProcessor(tokenizer, lexical_encoder=None, lexical_source="given").save_pretrained(folder)
     config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(folder)}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    assert warned(run_python(HEAR + READ, folder, hidden=True, fresh=True)) == []
+    assert warned(run_python(SHOW_WARNINGS + READ, folder, hidden=True, fresh=True)) == []
 
 
 @pytest.mark.slow
 def test_the_lines_of_an_author_warn_of_nothing(plain_folders, run_python):
-    assert warned(run_python(HEAR + TRAIN, plain_folders["flan"], fresh=True)) == []
+    assert warned(run_python(SHOW_WARNINGS + TRAIN, plain_folders["flan"], fresh=True)) == []
 
 
 @pytest.mark.parametrize("given", [{}, {"cache": None}])

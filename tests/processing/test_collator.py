@@ -216,7 +216,7 @@ def test_fixed_sizes_have_defaults():
     collator = DataCollatorWithFusion(TOKENIZER, padding="max_length", max_length=9, pad_to_multiple_of=4)
     shapes = sizes(collator([row(labels=[5, 1])]))
     assert shapes == {"input_ids": (1, 12), "attention_mask": (1, 12), "labels": (1, 12), "lexical_embeds": (1, 1, DIM)}
-    assert "lexical_embeds" not in collator([row(lexical_embeds=None)])  # of a width that nothing tells
+    assert "lexical_embeds" not in collator([row(lexical_embeds=None)])  # The width is unknown.
     model = SimpleNamespace(config=T5FusionConfig(lexical_token_id=LEXICAL, lexical_dim=7))
     collator = DataCollatorWithFusion(TOKENIZER, model=model, padding="max_length", max_length=9)
     assert collator([row(lexical_embeds=None)])["lexical_embeds"].shape == (1, 1, 7)
@@ -351,7 +351,7 @@ def test_vectors_under_another_name(name, values, wrap_in):
     with pytest.raises(ValueError, match=sentence):
         COLLATOR(rows)
     with_vectors = [each | {"lexical_embeds": [0.5] * DIM, name: wrap_in(values)} for each in rows]
-    assert COLLATOR(with_vectors)[name].shape[0] == 2  # beside the vectors it goes through
+    assert COLLATOR(with_vectors)[name].shape[0] == 2  # Beside `lexical_embeds`, the column is passed on.
 
 
 def test_other_columns_pass_through():

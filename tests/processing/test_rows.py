@@ -34,7 +34,7 @@ def as_lists(batch):
 
 
 def float_columns(features):
-    """The types of the columns of vectors, without the lists around them."""
+    """Return the type of the numbers in the column of vectors."""
     feature = features["lexical_embeds"]
     while hasattr(feature, "feature"):
         feature = feature.feature
@@ -168,7 +168,7 @@ def test_the_processor_of_an_adapter_that_has_none(plain_folders, tmp_path, widt
 
 
 def test_the_processor_of_an_adapter_of_0_1(plain_folders, tmp_path):
-    """Such an adapter does not name the width of its vectors, but its weights tell it."""
+    """Such an adapter does not record the width of its vectors, but its weights show it."""
     peft_model = get_peft_model(T5WithFusion(plain_folders["flan"], lexical_dim=8), LoraConfig(**SEQ_2_SEQ))
     peft_model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)

@@ -9,14 +9,14 @@ from warm import warm_python
 
 
 class Author:
-    """Run commands as a user with their own home folder, token and cache.
+    """A user with their own home folder, token and cache, who runs commands.
 
     Args:
         hub: The `HubServer`.
         home: The home folder.
         token: The token, or None for a user who is not logged in.
-        busy: Whether they run many commands. These are then forks of a process that has imported t5fusion, which
-            pays off from the third command on.
+        busy: Whether the user runs many commands. These are then forks of a process that has imported t5fusion, which
+            saves time from the third command on.
     """
 
     def __init__(self, hub, home: Path, token: str | None = "hf_owner", busy: bool = False):

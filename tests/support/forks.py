@@ -1,6 +1,6 @@
 """Forks of a process that has imported the libraries already: importing them takes most of a short command's time.
 
-`Forks(room).run("train", "rows.jsonl")` runs a command of t5fusion in the folder `room`. All `Forks` of a test process
+`Forks(folder).run("train", "rows.jsonl")` runs a command of t5fusion in a folder. All `Forks` of a test process
 share one server, which imports once and forks for each command. `Forks` with an environment of its own gets a server of
 its own, because the libraries read the settings of the Hub when they are imported.
 """
@@ -108,30 +108,30 @@ def shared_server() -> tuple[Server, Path]:
 
 
 class Forks:
-    """Run commands of t5fusion, or other code, in a folder, as forks of a server.
+    """A folder in which commands of t5fusion, or other code, run as forks of a server.
 
     Args:
-        room: The folder. Caches and the files with a process's output are in it too.
+        folder: The folder. Caches and the files with a process's output are in it too.
         environment: Variables for the processes, added to this process's own.
         imports: Names of the modules that the server imports, with commas between them.
     """
 
-    def __init__(self, room: Path, environment: dict[str, str] | None = None, imports: str = IMPORTS):
-        self.room, self.started = room, 0
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None, imports: str = IMPORTS):
+        self.folder, self.started = folder, 0
         self.own_server: Server | None = None
-        cache = {"T5FUSION_CACHE": str(room / "cache")}
+        cache = {"T5FUSION_CACHE": str(folder / "cache")}
         if environment is None and imports == IMPORTS:
             self.server, home = shared_server()
             self.environment = offline_environment(home) | cache
         else:
-            self.environment = offline_environment(room / "hf") | cache | (environment or {})
-            self.server = self.own_server = Server(room, self.environment, imports)
+            self.environment = offline_environment(folder / "hf") | cache | (environment or {})
+            self.server = self.own_server = Server(folder, self.environment, imports)
 
     def start(self, *words, code: str = COMMAND, cwd: Path | None = None, **environment) -> tuple[int, str]:
         """Start a process. Return its id, and the name of the files that get its output, without ".out" and ".err"."""
         self.started += 1
-        name = str(self.room / f"printed-{self.started}")
-        request = [code, [*map(str, words)], self.environment | environment, str(cwd or self.room), name]
+        name = str(self.folder / f"printed-{self.started}")
+        request = [code, [*map(str, words)], self.environment | environment, str(cwd or self.folder), name]
         return self.server.ask(request), name
 
     def start_two(self, *words, **options) -> list[tuple[int, str]]:

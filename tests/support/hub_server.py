@@ -6,7 +6,7 @@
         assert hub.repo("me/model").files() == wanted
 
 It answers the requests that huggingface_hub 1.3 to 2.4 make for models: repos, commits, pull requests, LFS, downloads.
-It also answers the requests by which datasets reads a data set. A data set is a repo like others here.
+It also answers the requests by which the library datasets reads a data set, which is a repo like any other here.
 Status codes, headers and messages are those of the real Hub, because the client's errors and retries depend on them.
 There is no Xet. `environment` tells the client so, because recent ones would send large files by it.
 """
@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 DATE = "2026-01-01T00:00:00.000Z"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npy", ".npz", ".onnx", ".parquet", ".model", ".zip", ".gz")
-LFS_SIZE = 1 << 20  # The Hub's own bound is 10 MB. A smaller one spares tests large files.
+LFS_SIZE = 1 << 20  # The Hub's own bound is 10 MB. With a smaller one, tests need no large files.
 ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 KIND = "(?:models|datasets)"
 ID, REV = "(?P<id>(?:[^/]+/)?[^/]+)", "(?P<rev>[^/]+)"
@@ -326,7 +326,7 @@ class HubServer:
                     return handle(self, request, **parts)
                 except Refused as refused:
                     return refused.response
-        return Refused(404, f"{request.method} {request.path}: this Hub does not speak that").response
+        return Refused(404, f"{request.method} {request.path}: this Hub does not answer such a request").response
 
     def _identify(self, request: Request) -> None:
         """Set the request's user to the owner of its token. As on the Hub, an unknown token is refused everywhere."""
@@ -393,7 +393,7 @@ class HubServer:
         user, wanted = self._user(request), request.json()
         namespace, name = wanted.get("organization") or user.name, wanted["name"]
         repo_id = f"{namespace}/{name}"
-        private = wanted.get("private") or wanted.get("visibility") == "private"  # the first by 1.3, the second by 2.4
+        private = wanted.get("private") or wanted.get("visibility") == "private"  # 1.3 sends the first, 2.4 the second.
         repo, url = Repo(repo_id, bool(private), False, (), self._lock), {"url": f"{self.endpoint}/{repo_id}"}
         if not NAME.fullmatch(name):
             raise Refused(400, f'"name" with value "{name}" fails to match the required pattern')
@@ -472,12 +472,12 @@ class HubServer:
 
     def preupload(self, request, id, rev):
         """Return which files go by LFS, and the hashes of those that the repo has, which the client skips."""
-        there = self._commit(self._writable_repo(request, id), rev).files
+        existing = self._commit(self._writable_repo(request, id), rev).files
         described = []
         for file in request.json()["files"]:
             path = file["path"]
             mode = "lfs" if is_lfs(path, base64.b64decode(file["sample"]), file["size"]) else "regular"
-            oid = {"oid": stored_as(path, there[path])} if path in there else {}
+            oid = {"oid": stored_as(path, existing[path])} if path in existing else {}
             described.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | oid)
         return Response.json({"files": described})
 
@@ -502,7 +502,7 @@ class HubServer:
             blobs[oid] = request.body
             return Response()
         if request.method == "PUT" or oid not in blobs:
-            raise Refused(400, "Not the file that was announced, or none")
+            raise Refused(400, "The file is missing, or is not the one that was announced")
         return file_response(blobs[oid], oid, request)
 
     def verify(self, request, id):
@@ -547,7 +547,7 @@ class HubServer:
             elif key.startswith("deleted"):
                 raise Refused(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
             else:
-                raise Refused(400, f"{path}: {key} of what was never uploaded, or is not known here")
+                raise Refused(400, f"{path}: {key} needs a file that was never uploaded, or is unknown to this Hub")
         return changes
 
     # --- downloads

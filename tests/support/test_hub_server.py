@@ -81,7 +81,7 @@ def test_a_folder_goes_up_and_comes_down(hub, client, tmp_path):
     for path, data in wanted.items():
         (tmp_path / "folder" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "folder" / path).write_bytes(data)
-    told = client("""
+    printed = client("""
         url = api.create_repo("me/model", private=True)
         again = api.create_repo("model", exist_ok=True)  # of the token's own namespace
         refused = outcome(api.create_repo, "me/model")
@@ -96,9 +96,9 @@ def test_a_folder_goes_up_and_comes_down(hub, client, tmp_path):
     assert repo.private and repo.files() == wanted | {".gitattributes": attributes}
     assert [commit.title for commit in repo.commits] == ["initial commit", "Upload folder using huggingface_hub"]
     head = repo.commits[-1].oid
-    assert told[:3] == ["me/model", "me/model", "HfHubHTTPError 409"]
-    assert told[3:6] == [head, head, head], "what has not changed must make no commit"
-    assert {path: bytes.fromhex(data) for path, data in told[6].items()} == repo.files()
+    assert printed[:3] == ["me/model", "me/model", "HfHubHTTPError 409"]
+    assert printed[3:6] == [head, head, head], "what has not changed must make no commit"
+    assert {path: bytes.fromhex(data) for path, data in printed[6].items()} == repo.files()
     assert count(hub, "PUT", "/stored/") == 2 and count(hub, "POST", "/lfs/verify") == 2
     assert set(repo.blobs.values()) == {wanted["big.txt"], wanted["sub dir/m.safetensors"]}
 
@@ -106,23 +106,23 @@ def test_a_folder_goes_up_and_comes_down(hub, client, tmp_path):
 def test_a_commit_adds_replaces_and_deletes_at_once(hub, client):
     old = {"a.txt": b"a", "b.txt": b"b", "d/x.bin": b"x", "d/e/y.txt": b"y", "dd.txt": b""}
     hub.add_repo("me/model", old)
-    told = client("""
+    printed = client("""
         gone = [CommitOperationDelete("a.txt"), CommitOperationDelete("d/")]
-        made = commit("me/model", *gone, add("b.txt"), add("w.safetensors", b"weights"))
+        new = commit("me/model", *gone, add("b.txt"), add("w.safetensors", b"weights"))
         missing = outcome(commit, "me/model", CommitOperationDelete("nothing.txt"), add("c.txt"))
-        print(json.dumps([made.oid, missing, api.list_repo_files("me/model")]))
+        print(json.dumps([new.oid, missing, api.list_repo_files("me/model")]))
     """)
     repo = hub.repo("me/model")
     assert repo.files() == {"b.txt": b"new", "dd.txt": b"", "w.safetensors": b"weights"}
-    assert told[0] == repo.commits[-1].oid and repo.commits[-1].author == "me"
-    assert told[1] == "RemoteEntryNotFoundError 404" and len(repo.commits) == 2
-    assert sorted(told[2]) == sorted(repo.files())
+    assert printed[0] == repo.commits[-1].oid and repo.commits[-1].author == "me"
+    assert printed[1] == "RemoteEntryNotFoundError 404" and len(repo.commits) == 2
+    assert sorted(printed[2]) == sorted(repo.files())
     assert repo.commits[0].files == old, "a commit never changes"
 
 
 def test_listings(hub, client):
     hub.add_repo("me/model", {"a.txt": b"a", "d/x.bin": b"x", "d/e/y.txt": b"y"})
-    told = client("""
+    printed = client("""
         tree = lambda *args, **kwargs: sorted(
             (entry.path, type(entry).__name__) for entry in api.list_repo_tree("me/model", *args, **kwargs))
         info = api.model_info("me/model", files_metadata=True)
@@ -132,29 +132,29 @@ def test_listings(hub, client):
     """)
     folders = [["d", "RepoFolder"], ["d/e", "RepoFolder"]]
     files = [["a.txt", "RepoFile"], ["d/e/y.txt", "RepoFile"], ["d/x.bin", "RepoFile"]]
-    assert told[0] == [files[0], folders[0]]
-    assert told[1] == sorted(files + folders)
-    assert told[2] == [folders[1], files[2]]
-    assert told[3] == "RemoteEntryNotFoundError 404"
-    assert told[4] == {"a.txt": [1, False], "d/x.bin": [1, True], "d/e/y.txt": [1, False]}
+    assert printed[0] == [files[0], folders[0]]
+    assert printed[1] == sorted(files + folders)
+    assert printed[2] == [folders[1], files[2]]
+    assert printed[3] == "RemoteEntryNotFoundError 404"
+    assert printed[4] == {"a.txt": [1, False], "d/x.bin": [1, True], "d/e/y.txt": [1, False]}
 
 
 def test_a_pull_request_leaves_the_branch_alone(hub, client):
     hub.add_repo("me/model", {"a.txt": b"a"})
     before = hub.repo("me/model").commits[0]
-    told = client(
+    printed = client(
         """
-        made = commit("me/model", add("b.safetensors"), create_pr=True)
+        new = commit("me/model", add("b.safetensors"), create_pr=True)
         pulls = api.list_repo_refs("me/model", include_pull_requests=True).pull_requests
-        file = hf_hub_download("me/model", "b.safetensors", revision=made.pr_revision)
-        titles = [c.title for c in api.list_repo_commits("me/model", revision=made.pr_revision)]
-        print(json.dumps([made.pr_url, made.pr_num, made.pr_revision, [p.ref for p in pulls], titles]))
+        file = hf_hub_download("me/model", "b.safetensors", revision=new.pr_revision)
+        titles = [c.title for c in api.list_repo_commits("me/model", revision=new.pr_revision)]
+        print(json.dumps([new.pr_url, new.pr_num, new.pr_revision, [p.ref for p in pulls], titles]))
         """,
         token="hf_stranger",
     )
     repo = hub.repo("me/model")
-    assert told[:2] == [f"{hub.endpoint}/me/model/discussions/1", 1]
-    assert told[2:] == ["refs/pr/1", ["refs/pr/1"], ["ours", "initial commit"]]
+    assert printed[:2] == [f"{hub.endpoint}/me/model/discussions/1", 1]
+    assert printed[2:] == ["refs/pr/1", ["refs/pr/1"], ["ours", "initial commit"]]
     assert repo.find("main") is before
     assert repo.files("refs/pr/1") == {"a.txt": b"a", "b.safetensors": b"new"}
 
@@ -184,7 +184,7 @@ def test_who_may_see_what(hub, client):
     hub.add_repo("me/open", {"a.txt": b""})
     hub.add_repo("me/secret", {"a.txt": b""}, private=True, readers=["friend"])
     hub.add_repo("me/gated", {"a.txt": b""}, gated=True, readers=["friend"])
-    told = client("""
+    printed = client("""
         def look(token, repo):
             where = f"cache of {token}"
             return [outcome(api.model_info, repo, token=token), outcome(api.file_exists, repo, "a.txt", token=token),
@@ -195,7 +195,7 @@ def test_who_may_see_what(hub, client):
     """)
     unknown, missing = (["RepositoryNotFoundError 401", "", "RepositoryNotFoundError 401"] for _ in range(2))
     seen, absent = ["", "", ""], ["RepositoryNotFoundError 404", "", "RepositoryNotFoundError 404"]
-    anonymous, stranger, friend, owner, wrong = told
+    anonymous, stranger, friend, owner, wrong = printed
     assert anonymous == [seen, unknown, ["", "GatedRepoError 401", "GatedRepoError 401"], missing]
     assert stranger == [seen, absent, ["", "GatedRepoError 403", "GatedRepoError 403"], absent]
     assert friend == owner == [seen, seen, seen, absent]
@@ -218,14 +218,14 @@ def test_who_may_write_what(hub, client):
         print(json.dumps([attempt(token) for token in %s] + [api.whoami()["name"]]))
     """
     refused, unknown, anonymous = "HfHubHTTPError 403", "RepositoryNotFoundError 404", "RepositoryNotFoundError 401"
-    told = client(attempts % ["hf_read", False])
-    assert told[0] == [refused, "", *[refused] * 5]
-    assert told[1].pop(1) in ("", "HfHubHTTPError 401"), "2.4 looks whether the repo is there, 1.3 does not"
-    assert told[1] == ["HfHubHTTPError 401", *[anonymous] * 4, "HfHubHTTPError 401"] and told[2] == "me"
+    printed = client(attempts % ["hf_read", False])
+    assert printed[0] == [refused, "", *[refused] * 5]
+    assert printed[1].pop(1) in ("", "HfHubHTTPError 401"), "2.4 looks whether the repo is there, 1.3 does not"
+    assert printed[1] == ["HfHubHTTPError 401", *[anonymous] * 4, "HfHubHTTPError 401"] and printed[2] == "me"
     assert set(hub.repos) == {"me/open", "me/secret"}
     assert all(len(repo.commits) == 1 and set(repo.refs) == {"refs/heads/main"} for repo in hub.repos.values())
-    told = client(attempts % ["hf_stranger", "hf_owner"])
-    assert told == [[refused, "", refused, unknown, "", refused, unknown], [""] * 7, "me"]
+    printed = client(attempts % ["hf_stranger", "hf_owner"])
+    assert printed == [[refused, "", refused, unknown, "", refused, unknown], [""] * 7, "me"]
     assert set(hub.repos) == {"me/open", "me/new"}
     assert hub.repo("me/open").files("b") == {"a.txt": b"a", "b.bin": b"new"}
     assert hub.repo("me/open").commits[1].author == "stranger"
@@ -234,7 +234,7 @@ def test_who_may_write_what(hub, client):
 def test_revisions(hub, client):
     first = hub.add_repo("me/model", {"a.txt": b"one"}).commits[0].oid
     hub.repo("me/model").commit({"a.txt": b"two"})
-    told = client(f"""
+    printed = client(f"""
         api.create_tag("me/model", tag="v1", revision="{first}")
         api.create_branch("me/model", branch="old", revision="v1")
         commit("me/model", add("b.txt"), revision="old")
@@ -250,11 +250,11 @@ def test_revisions(hub, client):
         tags = [tag.name for tag in api.list_repo_refs("me/model").tags]
         print(json.dumps([again, missing, entry, texts, no, tags]))
     """)
-    assert told[0] == ["HfHubHTTPError 409", "HfHubHTTPError 409", ""]
-    assert told[1] == ["RevisionNotFoundError 404"] * 4
-    assert told[2] == "RemoteEntryNotFoundError 404"
-    assert told[3] == ["two", "two", "one", "one", "one", "one"]
-    assert told[4:] == [[False, False], ["v1"]]
+    assert printed[0] == ["HfHubHTTPError 409", "HfHubHTTPError 409", ""]
+    assert printed[1] == ["RevisionNotFoundError 404"] * 4
+    assert printed[2] == "RemoteEntryNotFoundError 404"
+    assert printed[3] == ["two", "two", "one", "one", "one", "one"]
+    assert printed[4:] == [[False, False], ["v1"]]
     assert hub.repo("me/model").files("old") == {"a.txt": b"one", "b.txt": b"new"}
     assert hub.repo("me/model").files("v1") == {"a.txt": b"one"}
 
@@ -263,11 +263,11 @@ def test_two_pushes_at_once(hub, client):
     """If the branch moves just before a commit, a commit that names its parent is refused. Another goes on top."""
     repo = hub.add_repo("me/model", {"a.txt": b"a"})
     hub.before = lambda method, path: path.endswith("/commit/main") and repo.commit({"theirs.txt": b"theirs"})
-    told = client("""
+    printed = client("""
         head = api.model_info("me/model").sha
         print(json.dumps([outcome(commit, "me/model", add(f"{at}.bin"), parent_commit=at) for at in (head, None)]))
     """)
-    assert told == ["HfHubHTTPError 412", ""]
+    assert printed == ["HfHubHTTPError 412", ""]
     assert repo.files() == {"a.txt": b"a", "theirs.txt": b"theirs", "None.bin": b"new"}
     assert [commit.author for commit in repo.commits] == ["system", "system", "system", "me"]
 
@@ -279,12 +279,12 @@ def test_an_upload_is_tried_again_and_a_commit_is_not(hub, client):
     hub.fault("/commit/main", drop=True, nth=3)
     hub.fault("/commit/main", drop=True, nth=4, after=True)
     hub.fault("/commit/main", 504, nth=5, after=True)
-    told = client("""
+    printed = client("""
         pushes = [("me/model", add("b.bin", b"%d" % nth)) for nth in range(1, 6)]
         print(json.dumps([outcome(commit, *push, message=str(nth)) for nth, push in enumerate(pushes, 1)]))
     """)
     lost = "RemoteProtocolError"
-    assert told == ["", "HfHubHTTPError 503", lost, lost, "HfHubHTTPError 504"]
+    assert printed == ["", "HfHubHTTPError 503", lost, lost, "HfHubHTTPError 504"]
     assert [commit.title for commit in repo.commits] == ["initial commit", "1", "4", "5"], (
         "answers are lost, not commits"
     )
@@ -315,12 +315,12 @@ def test_a_push_that_fails_at_any_request(hub, client):
 
 def test_a_card_whose_metadata_is_no_mapping_is_refused(hub, client):
     repo = hub.add_repo("me/model", {"a.txt": b"a"})
-    told = client(r"""
+    printed = client(r"""
         good = "---\nlicense: mit\ntags:\n- t5\n  # so\nx: {a: 1}\n---\n# Title: not metadata\n- no\n"
         cards = [good, "no metadata", "---\nlicense mit\n---\n", "---\n\n---\n"]
         print(json.dumps([outcome(commit, "me/model", add("README.md", card.encode())) for card in cards]))
     """)
-    assert told == ["", "", "ValueError", ""]
+    assert printed == ["", "", "ValueError", ""]
     assert [commit.files.get("README.md", b"")[:4] for commit in repo.commits] == [b"", b"---\n", b"no m", b"---\n"]
 
 
@@ -426,7 +426,7 @@ def test_transformers_and_peft_load_from_it(hub, client, tmp_path, save_plain_t5
         with model.disable_adapter():
             plain = model(input_ids=ids, labels=ids).loss.item()
     assert plain != tuned
-    told = client("""
+    printed = client("""
         import torch
         from peft import AutoPeftModelForSeq2SeqLM, PeftModel
         from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -442,4 +442,4 @@ def test_transformers_and_peft_load_from_it(hub, client, tmp_path, save_plain_t5
         exists = [api.file_exists("me/adapter", name) for name in ("adapter_config.json", "tokenizer_config.json")]
         print(json.dumps([AutoConfig.from_pretrained("me/model").model_type, losses, exists, size > 100]))
     """)
-    assert told == ["t5", [plain, tuned, tuned, tuned], [True, False], True]
+    assert printed == ["t5", [plain, tuned, tuned, tuned], [True, False], True]

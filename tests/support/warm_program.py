@@ -1,4 +1,4 @@
-"""Stands in for `python`: asks the server of warm_server.py for a fork, and ends as the fork does (see warm.py).
+"""A stand-in for `python`, which asks the server of warm_server.py for a fork and ends as the fork does (see warm.py).
 
 warm.py installs a copy of this file, and settings.json beside it.
 """
@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 
-OWN_OF_A_FORK = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED")  # The fork obeys these.
+OWN_OF_A_FORK = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED")  # A fork reads these itself.
 NO_ANSWER = 70  # exit code if the server ends
 
 
@@ -18,13 +18,13 @@ def can_fork(arguments, read_when_imported, settings):
     options = list(arguments)
     while options and options[0] in ("-I", "-u", "-W"):
         del options[: 1 + (options[0] == "-W")]
-    known = bool(options) and (options[0] in ("-c", "-m") or not options[0].startswith("-"))
-    here = {
+    is_known = bool(options) and (options[0] in ("-c", "-m") or not options[0].startswith("-"))
+    current = {
         name: value
         for name, value in os.environ.items()
         if name.startswith(tuple(read_when_imported)) and name not in OWN_OF_A_FORK
     }
-    return known and here == settings
+    return is_known and current == settings
 
 
 def main():
