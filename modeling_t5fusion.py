@@ -29,8 +29,8 @@ from .saving_t5fusion import SavingMixin
 
 if TYPE_CHECKING:
     # transformers finds the code files of a saved model by the imports in this file's text, and copies or downloads
-    # them. transformers 5.0 does not follow the imports of those files in turn. So all other root files are named here.
-    # These imports never run.
+    # them. transformers 5.0 does not follow the imports of those files in turn. So the root files that are not imported
+    # above are imported here. These imports never run.
     from .arguments_t5fusion import read_vectors  # noqa: F401
     from .collating_t5fusion import DataCollatorWithFusion  # noqa: F401
     from .pipeline_t5fusion import T5FusionPipeline  # noqa: F401
@@ -60,7 +60,8 @@ class LexicalFusion(nn.Module):
         self.norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
     def forward(self, lexical_embeds: torch.Tensor) -> torch.Tensor:
-        # The dtype is that of the norm, because a quantised projection has an integer dtype.
+        """Return vectors, float (..., lexical_dim), as embeddings (..., d_model) in the dtype of the norm's weight."""
+        # The projection's own dtype cannot be used: a quantised projection has an integer dtype.
         return self.norm(self.projection(lexical_embeds.to(self.norm.weight.dtype)))
 
     @torch.no_grad()
@@ -158,7 +159,8 @@ class LexicalEncoder(T5InitMixin, T5Stack):
             lexical_embeds = inputs_embeds.new_zeros(inputs_embeds.shape[0], 1, self.config.lexical_dim)
         # The fusion layer may have another dtype, and be on another device, than the token embeddings.
         projected = self.fusion(lexical_embeds).to(inputs_embeds)
-        # The nth placeholder of a row gets the row's nth vector. Other positions get any, which `where` leaves out.
+        # The nth placeholder of a row gets the row's nth vector. Other positions get any vector, which `torch.where`
+        # leaves out.
         vector_index = (is_placeholder.cumsum(1) - 1).clamp(0, projected.shape[1] - 1)
         # `take_along_dim` would make torch.export fix the sizes to those of its example.
         vector_by_position = projected.gather(1, vector_index.unsqueeze(-1).expand(-1, -1, projected.shape[-1]))
