@@ -124,12 +124,10 @@ def _update_card(name: str, is_saved: bool) -> None:
     folder = Path(name)
     if not folder.is_dir():
         say(f"Not saved: {name} is a repository. For its model card, evaluate the folder that was pushed.")
-    elif not is_saved:
-        say(f"Not saved: {folder / EVALUATION} covers more rows or kinds of vectors. To replace it, delete it first.")
-    elif (folder / MANIFEST).exists():
+    elif is_saved and (folder / MANIFEST).exists():
         keep_evaluation(folder)
         say(f"Saved in {folder / EVALUATION}, and in the bundle's card, which `t5fusion push` sends.")
-    else:
+    elif is_saved:
         say(f"Saved in {folder / EVALUATION}, for the model card. Next: {RunFiles(folder).export_command}")
 
 

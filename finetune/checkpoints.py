@@ -1,9 +1,7 @@
 """The checkpoints of a training: find the newest whole one, check that it can be resumed from, and explain errors."""
 
-import errno
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 
 from ..common.errors import first_line
+from ..common.writing import cause_of
 from ..naming_t5fusion import EMBEDDED, name_to_record, was_embedded
 from .options import TrainingOptions
 from .output_folder import RESUMED
@@ -33,7 +32,6 @@ OPTIONS_ADDED = (
     "gradient_accumulation", "warmup_steps", "lr_scheduler_type", "eval_steps", "save_steps", "logging_steps",
     "keep_best", "patience", "settings",
 )  # fmt: skip
-FULL_DISK = 2**20  # bytes: a disk with less free space counts as full, and as the cause of an error
 
 
 def last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, str]]:
@@ -172,19 +170,5 @@ def saving(folder: Path, checkpoints: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         whole, _ = last_checkpoint(checkpoints)
         advice = f"give the same command with --resume: {whole.name} is whole" if whole else "start over"
-        cause = _cause_of(error, folder)
+        cause = cause_of(error, folder)
         raise OSError(f"{folder} could not be written: {cause}. Free some space, and {advice}.") from error
-
-
-def _cause_of(error: BaseException, folder: Path) -> str:
-    """Return why a folder could not be written: the system's own words, if the error or the disk gives a number."""
-    chain: list[BaseException] = [error]
-    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(before)
-    number = next((number for each in chain if (number := getattr(each, "errno", None))), None)
-    if number is not None:
-        return os.strerror(number)
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if shutil.disk_usage(existing).free < FULL_DISK:  # torch's errors do not say so
-        return os.strerror(errno.ENOSPC)
-    return first_line(error)

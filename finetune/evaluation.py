@@ -11,9 +11,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from ..common.console import say
 from ..common.losses import Losses, losses_of, paired_bootstrap
 from ..common.progress import Progress
 from ..common.run_files import EVALUATION
+from ..common.writing import replace_text
 from ..processing_t5fusion import T5FusionProcessor
 from .generation import Advance, generate_texts
 from .inputs import batches
@@ -252,17 +254,22 @@ def evaluation_record(
 def save_evaluation(folder: Path, record: dict) -> bool:
     """Write `record` to evaluation.json in a folder, unless that file covers more rows or more kinds of vectors.
 
-    A damaged file is replaced: the new result may have taken hours.
+    A damaged file is replaced: the new result may have taken hours. For the same reason, a full disk is no error.
 
     Returns:
-        Whether it was written.
+        Whether it was written. If not, a line has said why.
     """
     file = folder / EVALUATION
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
         if earlier["rows"] > record["rows"] or len(earlier["measures"]) > len(record["measures"]):
+            say(f"Not saved: {file} covers more rows or kinds of vectors. To replace it, delete it first.")
             return False
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         pass
-    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+        replace_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        say(f"Not saved: {error}")
+        return False
     return True

@@ -14,6 +14,7 @@ from ..common.remote_code import write_code
 from ..common.replace_folder import replace, workplace
 from ..common.run_files import ADAPTER_CONFIG, CONFIG, EVALUATION, read_json
 from ..common.run_folder import RunFolder, load_adapter
+from ..common.writing import writing
 from ..naming_t5fusion import UNPUSHED_BASE
 from ..saving_t5fusion import apply_umask
 from .card import CARD, make_card
@@ -62,7 +63,7 @@ def export(
         ValueError: `source` holds no model of this kind; readers would not get the model that was trained; the folder
             is not empty; the encoder's vectors have another width than the model's; or the adapter cannot be merged
             into ONNX graphs.
-        OSError: A base model or a tokenizer cannot be loaded.
+        OSError: A base model or a tokenizer cannot be loaded, or the bundle cannot be written.
         ImportError: The packages that write ONNX graphs are not installed.
     """
     bundle, kind = Path(bundle).resolve(), parse_kind(kind)
@@ -73,24 +74,26 @@ def export(
     with workplace(bundle) as folder:
         previous_card = check_target(bundle, overwrite)
         plan = make_plan(str(source), kind, base_model, recipe or {}, say)
-        new_bundle = folder / bundle.name
-        new_bundle.mkdir()
-        model = write_model(plan, new_bundle)
-        plan.processor.save_pretrained(new_bundle)
-        write_reference(new_bundle, model, plan.processor)
-        if format == "onnx":
-            with one_thread():
-                write_graphs(new_bundle, model, new_bundle / REFERENCE)
-        # If the run folder brings an evaluation of its own, the card reports that one.
-        keeps_evaluation = not (plan.run.path / EVALUATION).exists() and evaluation_still_holds(bundle, new_bundle, say)
-        evaluated = bundle if keeps_evaluation else None
-        card = make_card(new_bundle, plan.run, kind, previous=previous_card, evaluated=evaluated)
-        (new_bundle / CARD).write_text(card, encoding="utf-8")
-        write_manifest(new_bundle, kind)
-        check_nothing_local(new_bundle, [Path.home(), Path(source).resolve(), bundle])
-        apply_umask(new_bundle)
-        copy_others(bundle, new_bundle, leave_out=[] if keeps_evaluation else [EVALUATION])
-        replace(bundle, new_bundle)
+        with writing(bundle):
+            new_bundle = folder / bundle.name
+            new_bundle.mkdir()
+            model = write_model(plan, new_bundle)
+            plan.processor.save_pretrained(new_bundle)
+            write_reference(new_bundle, model, plan.processor)
+            if format == "onnx":
+                with one_thread():
+                    write_graphs(new_bundle, model, new_bundle / REFERENCE)
+            # If the run folder brings an evaluation of its own, the card reports that one.
+            has_evaluation = (plan.run.path / EVALUATION).exists()
+            keeps_evaluation = not has_evaluation and evaluation_still_holds(bundle, new_bundle, say)
+            evaluated = bundle if keeps_evaluation else None
+            card = make_card(new_bundle, plan.run, kind, previous=previous_card, evaluated=evaluated)
+            (new_bundle / CARD).write_text(card, encoding="utf-8")
+            write_manifest(new_bundle, kind)
+            check_nothing_local(new_bundle, [Path.home(), Path(source).resolve(), bundle])
+            apply_umask(new_bundle)
+            copy_others(bundle, new_bundle, leave_out=[] if keeps_evaluation else [EVALUATION])
+            replace(bundle, new_bundle)
     return bundle
 
 

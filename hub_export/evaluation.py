@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..common.run_files import EVALUATION
+from ..common.writing import replace_text
 from .card import CARD, with_evaluation
-from .manifest import MANIFEST, as_json, file_digest, is_weights, json_digest, read_manifest, replace_text
+from .manifest import MANIFEST, as_json, file_digest, is_weights, json_digest, read_manifest
 
 
 def keep_evaluation(bundle: Path) -> None:

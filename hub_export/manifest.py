@@ -19,13 +19,6 @@ def is_weights(name: str) -> bool:
     return name.endswith(".safetensors") and not name.endswith(REFERENCE)
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Replace a text file so that a process killed at any moment leaves the old text or the new one, whole."""
-    new = file.with_name(f".{file.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(file)
-
-
 def write_manifest(bundle: Path, kind: Kind) -> None:
     """Write the kind of a bundle, the SHA-256 of each of its files, and the SHA-256 of this list."""
     files = {file.name: file_digest(file) for file in sorted(bundle.iterdir()) if file.name != MANIFEST}

@@ -409,6 +409,21 @@ def test_evaluate_keeps_the_result_of_more_rows(room, trained):
     assert json.loads(file.read_text(encoding="utf-8")) == kept
 
 
+def test_an_evaluation_that_cannot_be_saved_is_printed(room, trained):
+    """As on a full disk, files cannot grow over a limit. The earlier evaluation stays."""
+    file = trained[0] / "evaluation.json"
+    file.unlink(missing_ok=True)
+    words = ["evaluate", "trained", "few.parquet", *COLUMNS, "--vector-column", "vector", "--json"]
+    assert run(room, *words, "--limit", "2")[0] == 0
+    before = file.read_bytes()
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500, -1)); " + COMMAND
+    code, out, err = run.forks.run(*words, code=limited, cwd=room)
+    assert code == 0 and json.loads(out)["rows"] == 5, err
+    assert "Not saved: trained/evaluation.json cannot be written (File too large). Free some space" in err
+    assert "Saved in" not in err and "covers more" not in err
+    assert file.read_bytes() == before and not list(trained[0].glob(".evaluation*"))
+
+
 def test_rows_without_text_are_left_out_of_the_training(room):
     rows = (room / "rows.jsonl").read_text() + json.dumps({"name": None, "text": "a b", "vector": [0.0] * 8}) + "\n"
     (room / "holes.jsonl").write_text(rows)

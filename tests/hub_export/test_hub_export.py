@@ -743,6 +743,19 @@ def test_a_killed_export_is_repaired_without_overwrite(author, bare, copy, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["copy"] and read_manifest(copy)["kind"] == "adapter"
 
 
+@pytest.mark.parametrize("file", ["modeling_t5fusion.py", "adapter_model.safetensors"])
+def test_a_full_disk_leaves_the_replaced_bundle(author, bare, copy, tmp_path, file):
+    """As on a full disk, a file cannot grow to its size. The libraries raise errors of other types for weights."""
+    before = {each.name: each.read_bytes() for each in copy.iterdir()}
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({(copy / file).stat().st_size - 1}, -1)); "
+    _, stderr = author.python(limit + COMMAND, "export", bare, copy, "--overwrite", expect=1)
+    last = stderr.splitlines()[-1]
+    assert "Traceback" not in stderr and last.startswith(f"t5fusion: {copy} cannot be written (")
+    assert "File too large" in last and last.endswith("). Free some space, or see who may write there, and try again.")
+    assert {each.name: each.read_bytes() for each in copy.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
 def test_two_simultaneous_exports_into_one_folder(author, bare, copy):
     from t5fusion.common.replace_folder import workplace
 

@@ -1,0 +1,60 @@
+"""Write files so that a full disk loses nothing, and say in one sentence why a file could not be written."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import first_line
+
+FULL_DISK = 2**20  # bytes: a disk with less free space counts as full, and as the cause of an error
+
+
+def cause_of(error: BaseException, path: Path) -> str:
+    """Return why `path` could not be written: the system's own words, if the error or the disk gives a number."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    number = next((number for each in chain if (number := getattr(each, "errno", None))), None)
+    if number is not None:
+        return os.strerror(number)
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if shutil.disk_usage(existing).free < FULL_DISK:  # errors of torch and safetensors do not say so
+        return os.strerror(errno.ENOSPC)
+    return first_line(error)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of the system and of safetensors in this context into an OSError that says why `path` is not written.
+
+    An OSError without the system's number, such as one of the Hub's client, passes unchanged.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise
+        raise OSError(
+            f"{path} cannot be written ({cause_of(error, path)}). Free some space, or see who may write there, and try "
+            "again."
+        ) from error
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Replace a text file so that a process killed at any moment leaves the old text or the new one, whole.
+
+    Raises:
+        OSError: The new text cannot be written. The old one stays.
+    """
+    new = file.with_name(f".{file.name}.new")
+    with writing(file):
+        try:
+            new.write_text(text, encoding="utf-8")
+            new.replace(file)
+        finally:
+            new.unlink(missing_ok=True)
