@@ -110,8 +110,11 @@ def evaluate(
 
 
 def _write_json(file: Path, results: dict) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    from ..common.writing import writing  # slow to import: --help does without
+
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     say(f"The results are in {file}.")
 
 

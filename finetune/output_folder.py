@@ -14,6 +14,7 @@ import portalocker
 
 from ..common.console import say
 from ..common.run_files import RECORD
+from ..common.writing import writing
 
 RESUMED = "options.json"  # in each checkpoint: what a resumed training must agree with
 CHECKPOINTS = "checkpoints"
@@ -95,7 +96,7 @@ def _lock(file: TextIO, folder: Path) -> None:
 
 
 def _take_lock(folder: Path) -> TextIO:
-    """Lock a folder. Return the open lock file, which names this process."""
+    """Lock a folder. Return the open lock file."""
     while True:
         file = (folder / LOCK).open("a+")
         try:
@@ -108,9 +109,6 @@ def _take_lock(folder: Path) -> TextIO:
             file.close()
             raise
         if is_current:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
             return file
         file.close()
 
@@ -156,12 +154,17 @@ class OutputFolder:
         path.mkdir(parents=True, exist_ok=True)
         file = _take_lock(path)
         try:
+            with writing(self.path):  # so that a full disk is noticed before the training, not after its first epoch
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
             _check_content(self.path, self.resume, self.overwrite, self.mark)  # another training may have ended since
             yield
         finally:
             with suppress(OSError):  # Windows does not remove a file that is open
                 (path / LOCK).unlink()
-            file.close()
+            with suppress(OSError):  # closing tries once more to write what a full disk did not take
+                file.close()
             if not self.has_begun:
                 if self.logs is not None:
                     shutil.rmtree(self.logs, ignore_errors=True)
@@ -183,7 +186,8 @@ class OutputFolder:
                 shutil.rmtree(item)
             else:
                 item.unlink()
-        if self.mark is not None:
-            (self.path / self.mark).write_text("{}\n")
-        if self.run is not None:
-            (self.path / RUN).write_text(self.run, encoding="utf-8")
+        with writing(self.path):
+            if self.mark is not None:
+                (self.path / self.mark).write_text("{}\n")
+            if self.run is not None:
+                (self.path / RUN).write_text(self.run, encoding="utf-8")

@@ -1,9 +1,11 @@
 """The commands of `t5fusion`, run in processes of their own."""
 
 import dataclasses
+import functools
 import html
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -320,6 +322,16 @@ def test_ctrl_c_during_imports_prints_one_sentence(room, library):
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err) == (130, "", "t5fusion: stopped.\n")
     assert not (room / "loading").exists()
+
+
+def test_a_full_disk_is_noticed_before_training(room):
+    """No file can hold more than 10 bytes, as on a disk that is full from the start. A pipe takes the error."""
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10, -1))
+    process = start(room, *train_words("no-room"), python=sys.executable, preexec_fn=limit)
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 1 and out == "" and "Traceback" not in err, err
+    assert err.splitlines()[-1].startswith("t5fusion: no-room cannot be written (File too large). Free some space")
+    assert not (room / "no-room").exists()
 
 
 def test_overwrite_empties_a_folder_that_train_wrote(room, trained):
