@@ -8,15 +8,18 @@ its own, because the libraries read the settings of the Hub when they are import
 import atexit
 import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
 from warm import warm_python
 
 COMMAND = "from t5fusion.cli.app import main; main()"
+PATIENCE = 300  # seconds until a process that does not end is killed
 IMPORTS = (
     "t5fusion.cli.app, t5fusion.finetune.file_training, t5fusion.finetune.file_evaluation, "
     "t5fusion.finetune.file_generation, t5fusion.hub_export.upload, t5fusion.hub_export.bundle, "
@@ -140,9 +143,16 @@ class Forks:
         return [self.start(*words, **options | same, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
 
     def end(self, started: tuple[int, str]) -> tuple[int, str, str]:
-        """Wait for a process. Return its exit code, standard output and standard error."""
+        """Wait for a process. Return its exit code, standard output and standard error.
+
+        A process that does not end is killed, so that a test in which two ranks wait for each other fails.
+        """
         process, name = started
-        return self.server.ask(process), *(Path(name + end).read_text() for end in (".out", ".err"))
+        patience = threading.Timer(PATIENCE, os.kill, (process, signal.SIGKILL))
+        patience.start()
+        code = self.server.ask(process)
+        patience.cancel()
+        return code, *(Path(name + end).read_text() for end in (".out", ".err"))
 
     def run(self, *words, **options) -> tuple[int, str, str]:
         """Start a process and wait for it. Return its exit code, standard output and standard error."""
