@@ -743,6 +743,13 @@ def test_a_killed_export_is_repaired_without_overwrite(author, bare, copy, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["copy"] and read_manifest(copy)["kind"] == "adapter"
 
 
+def test_a_bundle_is_pushed_after_a_killed_export(author, hub, bare, copy):
+    author.python(KILLED, 2, bare, copy, expect=-9)
+    assert not copy.exists()
+    author.t5fusion("push", copy, "me/put-back")
+    assert {file.name for file in copy.iterdir()} <= set(hub.repo("me/put-back").files())
+
+
 @pytest.mark.parametrize("file", ["modeling_t5fusion.py", "adapter_model.safetensors"])
 def test_a_full_disk_leaves_the_replaced_bundle(author, bare, copy, tmp_path, file):
     """As on a full disk, a file cannot grow to its size. The libraries raise errors of other types for weights."""
