@@ -234,6 +234,10 @@ class FusedLoadingMixin(Model):
         weights = peft.utils.load_peft_weights(str(peft_model_id), device=str(self.device), **hub_kwargs)
         # PEFT saves weights under the names that they have in a `PeftModel`.
         weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}
+        rows = _saved_rows(weights)
+        if rows is not None and rows != self.shared.num_embeddings:  # before the adapter's tokens are looked up in it
+            self.resize_token_embeddings(rows, mean_resizing=False)
+        _drop_tied_tokens(weights)
         names_before = {key for key, _ in self.named_parameters()}
         peft.inject_adapter_in_model(adapter_config, self, name)
         self._hf_peft_config_loaded = True
@@ -298,6 +302,23 @@ def _import_peft(purpose: str) -> Any:
     except ImportError as error:
         raise ImportError(f"{purpose}: `pip install peft`.") from error
     return peft
+
+
+def _saved_rows(weights: dict[str, Any]) -> int | None:
+    """Return the number of rows of the embedding table that was saved with an adapter, or None if none was."""
+    names = ("shared.weight", "shared.token_adapter.base_layer.weight")  # The second is for `trainable_token_indices`.
+    return next((len(weights[name]) for name in names if name in weights), None)
+
+
+def _drop_tied_tokens(weights: dict[str, Any]) -> None:
+    """Remove the head's copy of the trained tokens from the weights, in place, if it equals the embedding table's.
+
+    With `trainable_token_indices` and a saved table, PEFT saves the trained tokens of a tied head twice, and has no
+    place for the second copy in a model that it loads.
+    """
+    table, head = (f"{module}.token_adapter.trainable_tokens_delta" for module in ("shared", "lm_head"))
+    if table in weights and head in weights and weights[table].equal(weights[head]):
+        del weights[head]
 
 
 def _fill_adapter(peft: Any, model: Any, name: str, weights: dict[str, Any], names_before: set[str]) -> Any:

@@ -225,6 +225,7 @@ class T5WithFusion(
 
     config_class = T5FusionConfig
     encoder: LexicalEncoder
+    fused_name: str | None = None  # the name of the model before its embedding table was resized
     _keep_in_fp32_modules: Any
     _has_trained_on_vectors = False
 
@@ -430,9 +431,10 @@ class T5WithFusion(
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if embeddings.num_embeddings != rows:
             # PEFT looks up the base model by its name to decide whether to save the table as well, so give it the plain
-            # name. A plain T5 cannot load the adapter by mistake, because the adapter's embedding table does not fit.
+            # name. The package t5fusion writes the fused name when it saves an adapter (hooks/adapter_class.py).
             fused_name = FusedName.parse(self.name_or_path)
             if not fused_name.choices:
+                self.fused_name = self.fused_name or self.name_or_path
                 self.name_or_path = resolve_embedded(fused_name.base_model)
                 for adapter in getattr(self, "peft_config", {}).values():
                     adapter.base_model_name_or_path = self.name_or_path

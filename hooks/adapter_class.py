@@ -64,9 +64,28 @@ class FusedAdapter(Base):
             # PEFT itself asks the Hub for the embedding table's size. Offline, it assumes that nothing was resized.
             if base.is_resized() and not args:
                 kwargs.setdefault("save_embedding_layers", True)
-        super().save_pretrained(save_directory, safe_serialization, selected_adapters, *args, **kwargs)
+        with self._named_as_fused(base):
+            super().save_pretrained(save_directory, safe_serialization, selected_adapters, *args, **kwargs)
         if isinstance(base, T5WithFusion):
             apply_umask(Path(save_directory), "**/adapter_model.safetensors")
+
+    @contextmanager
+    def _named_as_fused(self, base: Any) -> Iterator[None]:
+        """Give the adapters the fused name of their base model while they are saved.
+
+        A resized model has the plain name of its base model (`T5WithFusion.resize_token_embeddings`). With that name,
+        AutoPeft would put the adapter on a plain T5.
+        """
+        fused_name = getattr(base, "fused_name", None) if is_on(PEFT) else None
+        plain_names = {name: config.base_model_name_or_path for name, config in self.peft_config.items()}
+        try:
+            for name, config in self.peft_config.items():
+                if fused_name and plain_names[name] == base.name_or_path:
+                    config.base_model_name_or_path = fused_name
+            yield
+        finally:
+            for name, config in self.peft_config.items():
+                config.base_model_name_or_path = plain_names[name]
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

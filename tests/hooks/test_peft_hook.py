@@ -377,6 +377,51 @@ def test_a_resized_table_is_reloaded(plain_folders, tmp_path, inputs_for, kind, 
     assert torch.equal(logits(over, batch), expected) and over.get_base_model().shared.num_embeddings == rows
 
 
+@pytest.mark.parametrize("kind", ["v1.1", "flan"])
+@pytest.mark.parametrize("rows", [136, 170], ids=["shrunk", "grown"])
+@pytest.mark.parametrize("with_tables", [None, True])
+def test_trained_tokens_of_a_resized_table_are_reloaded(plain_folders, tmp_path, inputs_for, kind, rows, with_tables):
+    model = T5WithFusion(plain_folders[kind])
+    batch = inputs_for(model)
+    model.resize_token_embeddings(rows)
+    peft_model = get_peft_model(model, LoraConfig(**QV, trainable_token_indices=[5, rows - 1]))
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.add_(1)
+    peft_model.save_pretrained(tmp_path, **({} if with_tables is None else {"save_embedding_layers": with_tables}))
+    expected = logits(peft_model, batch)
+    assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path), batch), expected)
+
+
+def test_trained_tokens_are_reloaded_if_the_tables_were_saved_too(base, tmp_path, inputs_for):
+    model = T5WithFusion(base)
+    peft_model, batch = get_peft_model(model, LoraConfig(**QV, trainable_token_indices=[5, 6])), inputs_for(model)
+    peft_model.save_pretrained(tmp_path, save_embedding_layers=True)
+    assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path), batch), logits(peft_model, batch))
+
+
+def test_the_adapter_of_a_resized_model_is_not_put_on_a_plain_t5(plain_folders, tmp_path, inputs_for):
+    """AutoPeft resizes a base model to the tokenizer in the adapter's folder, so the tables would fit."""
+    folder = plain_folders["flan"]
+    model = T5WithFusion(folder)
+    batch = inputs_for(model)
+    model.resize_token_embeddings(170)
+    peft_model = get_peft_model(model, LoraConfig(**QV))
+    peft_model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == f"T5WithFusion({folder})"
+    assert peft_model.peft_config["default"].base_model_name_or_path == str(folder)
+    assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path), batch), logits(peft_model, batch))
+    plain = T5ForConditionalGeneration.from_pretrained(folder)
+    plain.resize_token_embeddings(170)
+    with pytest.raises(ValueError, match="a T5ForConditionalGeneration has no fusion layer"):
+        PeftModel.from_pretrained(plain, tmp_path)
+    # Earlier code recorded the plain name. Such adapters still load.
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(folder)}))
+    assert torch.equal(logits(T5WithFusion.from_pretrained(tmp_path), batch), logits(peft_model, batch))
+
+
 def test_a_resized_table_is_saved_where_the_hub_cannot_be_asked(base, tmp_path):
     """PEFT asks the Hub for the size of the base model's table; offline, it assumes that it was not resized."""
     model = T5WithFusion(base)

@@ -228,7 +228,7 @@ def test_an_adapter_of_a_resized_model_holds_its_table(plain_folders, tmp_path, 
     if wrapped_first:
         base.resize_token_embeddings(rows)
     model.save_pretrained(tmp_path)
-    with pytest.raises((ValueError, RuntimeError), match="size mismatch|does not fit|mismatched"):
+    with pytest.raises(OSError, match=re.escape(f"T5WithFusion({plain_folders['flan']})")):
         AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     base = T5WithFusion(plain_folders["flan"])
     base.resize_token_embeddings(rows)
