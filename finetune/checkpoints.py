@@ -105,7 +105,7 @@ def check_resumed(checkpoint: Path, expected: dict) -> None:
     """Check that the training of a checkpoint was started with the options, rows and vectors that are given now.
 
     Raises:
-        ValueError: some of them differ. The message names them.
+        ValueError: Some of them differ. The message names them.
     """
     begun = read_begun(checkpoint, expected)
     now = json.loads(json.dumps(expected))  # JSON turns tuples into lists, and so it did in the checkpoint
@@ -132,7 +132,7 @@ def check_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Check that the weights in a checkpoint have the names and shapes of the model's. Shards are not checked.
 
     Raises:
-        ValueError: a weight is missing, unknown, or has another shape.
+        ValueError: A weight is missing, unknown, or has another shape.
     """
     if isinstance(model, PeftModel):
         file, expected = checkpoint / "adapter_model.safetensors", get_peft_model_state_dict(model)

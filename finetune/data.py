@@ -43,7 +43,7 @@ def check_columns(rows: Dataset, columns: Sequence[str | None], trained: Columns
     """Raise ValueError, which lists the columns that exist, unless each of `columns` exists; None is skipped.
 
     Args:
-        trained: the columns that the model was trained with, for the error.
+        trained: The columns that the model was trained with, for the error.
     """
     for index, column in enumerate(columns):
         if column is None or column in rows.column_names:
@@ -70,7 +70,7 @@ def rows_with_text(rows: Dataset, columns: Sequence[str]) -> list[int]:
     """Return the numbers of the rows that have text in each of `columns`. White space alone is no text.
 
     Raises:
-        ValueError: a column holds anything but text.
+        ValueError: A column holds anything but text.
     """
     check_texts(rows, columns)
     texts_by_row = zip(*(rows[column] for column in columns), strict=True)
@@ -81,7 +81,7 @@ def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
     """Return the rows that have text in each of `columns`, and how many rows were left out.
 
     Raises:
-        ValueError: a column holds anything but text.
+        ValueError: A column holds anything but text.
     """
     kept = rows_with_text(rows, columns)
     return rows.select(kept), len(rows) - len(kept)
@@ -91,7 +91,7 @@ def with_all_texts(rows: Dataset, columns: Columns) -> Dataset:
     """Return the rows that have text in each column of texts, and print how many were left out.
 
     Raises:
-        ValueError: a column is missing or holds anything but text, or no row is left.
+        ValueError: A column is missing or holds anything but text, or no row is left.
     """
     check_columns(rows, columns)
     rows, dropped = without_empty(rows, columns.texts)
@@ -113,14 +113,14 @@ def load_split(
     """Return the rows to train on, and those to validate with. Rows without text are left out.
 
     Args:
-        data: a file, or the id of a data set on the Hub.
-        validation: a file or data set to validate with; if None, `hold_out` splits `data`.
-        encoder: the encoder that the user chose, if any. Then columns of vectors may stay unread.
-        encoding: encoding of CSV files; None for UTF-8.
+        data: A file, or the id of a data set on the Hub.
+        validation: A file or data set to validate with; if None, `hold_out` splits `data`.
+        encoder: The encoder that the user chose, if any. Then columns of vectors may stay unread.
+        encoding: Encoding of CSV files; None for UTF-8.
 
     Raises:
-        ValueError: the rows cannot be used or split, or they hold vectors that no option reads.
-        OSError: there is neither a file nor a data set of this name.
+        ValueError: The rows cannot be used or split, or they hold vectors that no option reads.
+        OSError: There is neither a file nor a data set of this name.
     """
     rows = with_all_texts(load_rows(data, encoding=encoding), columns)
     if not (columns.lexical or columns.vector or encoder):
@@ -160,7 +160,7 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     cases the split depends on the texts alone, so it is the same with and without vectors.
 
     Raises:
-        ValueError: there are too few different texts or pairs, or a vector is invalid (see `given_vectors`).
+        ValueError: There are too few different texts or pairs, or a vector is invalid (see `given_vectors`).
     """
     texts = [str(text).strip() for text in rows[columns.text]]
     keys, key_name = texts, "text"
@@ -205,10 +205,10 @@ def given_vectors(
     """Return the vector of each row in a column, float32 (dim,); None if it is null, missing or empty.
 
     Args:
-        name_row: what an error calls the row of an index.
+        name_row: What an error calls the row of an index.
 
     Raises:
-        ValueError: a value is no vector, or its width differs from the rows before; the error names the first one.
+        ValueError: A value is no vector, or its width differs from the rows before; the error names the first one.
     """
     return list(read_vectors(rows, column, name_row))
 

@@ -28,7 +28,7 @@ def check_decoding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of decoding, checked by name and type.
 
     Raises:
-        ValueError: a name is unknown, is that of an option, or has no effect without `do_sample`; or a value has
+        ValueError: A name is unknown, is that of an option, or has no effect without `do_sample`; or a value has
             another type.
     """
     known, checked = SETTINGS | SAMPLING, {}
@@ -49,7 +49,7 @@ def seed_of_chunk(seed: int, first: int) -> int:
     """Return the seed for a chunk of rows. It depends on nothing else, so a resumed run draws the same texts.
 
     Args:
-        seed: the seed of the whole run.
-        first: number of the chunk's first row.
+        seed: The seed of the whole run.
+        first: Number of the chunk's first row.
     """
     return int.from_bytes(hashlib.sha256(f"{seed} {first}".encode()).digest()[:4])

@@ -45,7 +45,7 @@ def texts_in_output(path: Path, text_column: str) -> Iterator[EarlierText]:
     """Yield the texts in an output; none if it does not exist.
 
     Raises:
-        ValueError: the file cannot be read, or has no such column.
+        ValueError: The file cannot be read, or has no such column.
     """
     if not path.exists():
         return

@@ -53,7 +53,7 @@ def losses(model, rows: list[dict], processor: T5FusionProcessor, batch_size: in
     """Return the loss of each row.
 
     Args:
-        rows: rows of `inputs.prepare`, with labels.
+        rows: Rows of `inputs.prepare`, with labels.
     """
     model.eval()
     sums, tokens = np.zeros(len(rows)), np.zeros(len(rows))
@@ -74,10 +74,10 @@ def evaluate(
     """Return all measures of a model on rows, and the losses of the rows, for `paired_bootstrap`.
 
     Args:
-        rows: rows of `inputs.prepare`, with labels.
-        references: the targets as texts, uncut, one per row.
-        vectors: see `change_vectors`.
-        **options: arguments of `model.generate`.
+        rows: Rows of `inputs.prepare`, with labels.
+        references: The targets as texts, uncut, one per row.
+        vectors: See `change_vectors`.
+        **options: Arguments of `model.generate`.
 
     Returns:
         `rows`, `loss` (nats per token of the labels, the same for all batch sizes), `rouge1`, `rouge2`, `rougeL` and
@@ -119,13 +119,13 @@ def evaluate_large(
     the set, whose rows are drawn from all of it.
 
     Args:
-        rows: number of rows in the set.
-        inputs: returns the inputs, with labels, of the rows of these numbers, and updates the counter as
+        rows: Number of rows in the set.
+        inputs: Returns the inputs, with labels, of the rows of these numbers, and updates the counter as
             `inputs.prepare` does.
-        kinds: the vectors to evaluate with.
-        progress: counts each row once for each of `kinds`; None to show nothing.
+        kinds: The vectors to evaluate with.
+        progress: Counts each row once for each of `kinds`; None to show nothing.
         has_vector: bool (rows,), which rows have a vector; None if all have one.
-        seed: decides which row's vector a row gets, if they are shuffled.
+        seed: Decides which row's vector a row gets, if they are shuffled.
 
     Returns:
         Losses and texts in the order of the rows, by kind of vectors; and the counts.
@@ -169,12 +169,12 @@ class Evaluation:
 
     Args:
         measures: `rows`, `loss`, `rouge1`, `rouge2`, `rougeL` and `chrf`, by what vectors the model was given.
-        worth_of_vectors: for shuffled vectors and for none, by how much the loss exceeds that with the true vectors:
+        worth_of_vectors: For shuffled vectors and for none, by how much the loss exceeds that with the true vectors:
             `difference`, and the bounds `low` and `high` of its 95 % confidence interval, in nats per token. Empty
             unless all kinds of vectors were evaluated.
         samples: `text`, `reference` and `output` of the first rows, with the true vectors.
-        is_saved: whether it was saved in the folder of the model (see `save_evaluation`).
-        eval_loss: loss on the rows that the training held out, as the Trainer measures it: the mean over rows of the
+        is_saved: Whether it was saved in the folder of the model (see `save_evaluation`).
+        eval_loss: Loss on the rows that the training held out, as the Trainer measures it: the mean over rows of the
             mean loss of their batch. None for other rows.
     """
 
@@ -211,7 +211,7 @@ def summarize(
     """Return the evaluation that follows from the losses and texts of `evaluate_large`.
 
     Args:
-        texts, references: the input and the target of each row.
+        texts, references: The input and the target of each row.
     """
     worth: dict[str, dict[str, float]] = {
         kind: paired_bootstrap(row_losses, results["true"][0])._asdict()
@@ -238,12 +238,12 @@ def evaluation_record(
     """Return what `save_evaluation` writes.
 
     Args:
-        rows: number of rows whose losses were taken.
-        scored_rows: number of rows for which texts were generated and scored.
-        measures: by what the model was given ("true", "shuffled" or "none"), or "untuned": `loss`, and `rouge1`,
+        rows: Number of rows whose losses were taken.
+        scored_rows: Number of rows for which texts were generated and scored.
+        measures: By what the model was given ("true", "shuffled" or "none"), or "untuned": `loss`, and `rouge1`,
             `rouge2`, `rougeL` and `chrf` if they were taken.
-        worth: see `Evaluation.worth_of_vectors`.
-        samples: see `Evaluation.samples`.
+        worth: See `Evaluation.worth_of_vectors`.
+        samples: See `Evaluation.samples`.
         **source: `data` and `split`, if the rows are a data set on the Hub.
     """
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}

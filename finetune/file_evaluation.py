@@ -46,23 +46,23 @@ def evaluate_file(
     many processes, it equals the `eval_loss` of the training's last evaluation to the bit.
 
     Args:
-        name: folder that training saved, bundle, or id of a repository on the Hub.
+        name: Folder that training saved, bundle, or id of a repository on the Hub.
         data: JSONL, CSV or Parquet file, or id of a data set on the Hub; None for the rows that the training held out.
-        columns: the columns to read, with a target column; None for those of the training.
-        vectors: the rows' own vectors ("true"), other rows' ("shuffled"), "none", or "all" three, compared.
-        seed: decides which row's vector a row gets, if they are shuffled.
-        split: split of the data set on the Hub.
-        revision: branch, tag or commit of the repository.
-        limit: use only the first rows.
-        encoding: encoding of a CSV file; None for UTF-8.
+        columns: The columns to read, with a target column; None for those of the training.
+        vectors: The rows' own vectors ("true"), other rows' ("shuffled"), "none", or "all" three, compared.
+        seed: Decides which row's vector a row gets, if they are shuffled.
+        split: Split of the data set on the Hub.
+        revision: Branch, tag or commit of the repository.
+        limit: Use only the first rows.
+        encoding: Encoding of a CSV file; None for UTF-8.
 
     Returns:
         The measures, in all processes.
 
     Raises:
-        ValueError: an argument or the rows cannot be used; the rows that the training held out are not known, or have
+        ValueError: An argument or the rows cannot be used; the rows that the training held out are not known, or have
             changed; or a file of the model is damaged.
-        OSError: a file, a data set, the model or its base model cannot be read.
+        OSError: A file, a data set, the model or its base model cannot be read.
     """
     kinds = kinds_of_vectors(vectors)
     uses_vectors = kinds != ["none"]
@@ -118,8 +118,8 @@ def held_out_rows(folder: str | Path) -> Dataset:
     """Return the rows that the training of a run folder held out, or took from its validation file, read again.
 
     Raises:
-        ValueError: the folder does not record where they come from, or their number has changed.
-        OSError: the file or data set no longer exists.
+        ValueError: The folder does not record where they come from, or their number has changed.
+        OSError: The file or data set no longer exists.
     """
     record, columns = RunFiles(folder).record, trained_columns(Path(folder))
     source = record.get("source")

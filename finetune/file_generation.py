@@ -70,31 +70,31 @@ def generate_file(
     OUTPUT.made-with records what the texts depend on.
 
     Args:
-        name: folder that training saved, bundle, or id of a repository on the Hub.
+        name: Folder that training saved, bundle, or id of a repository on the Hub.
         data: JSONL, CSV or Parquet file, or id of a data set on the Hub; or a .txt file with one text per line.
-        columns: the columns to read; None for those of the training. `columns.target` is ignored.
-        output: file to write, which ends in .jsonl, .csv, .parquet, .jsonl.gz or .csv.gz; None to print JSON lines on
+        columns: The columns to read; None for those of the training. `columns.target` is ignored.
+        output: File to write, which ends in .jsonl, .csv, .parquet, .jsonl.gz or .csv.gz; None to print JSON lines on
             standard output.
-        vectors: whether to give the model vectors.
-        num_beams, max_new_tokens: arguments of `model.generate`.
-        batch_size: rows in a batch.
-        settings: fields of transformers' GenerationConfig, such as {"do_sample": True, "temperature": 0.7}.
-        seed: seed of the random numbers, if `do_sample`. One seed gives the same texts for any number of processes,
+        vectors: Whether to give the model vectors.
+        num_beams, max_new_tokens: Arguments of `model.generate`.
+        batch_size: Rows in a batch.
+        settings: Fields of transformers' GenerationConfig, such as {"do_sample": True, "temperature": 0.7}.
+        seed: Seed of the random numbers, if `do_sample`. One seed gives the same texts for any number of processes,
             even if the run is interrupted and resumed.
-        limit: use only the first rows.
-        split: split of the data set on the Hub.
-        revision: branch, tag or commit of the repository.
-        encoding: encoding of a .txt or CSV file; None for UTF-8. Outputs are always UTF-8.
-        overwrite: replace what is in `output`.
+        limit: Use only the first rows.
+        split: Split of the data set on the Hub.
+        revision: Branch, tag or commit of the repository.
+        encoding: Encoding of a .txt or CSV file; None for UTF-8. Outputs are always UTF-8.
+        overwrite: Replace what is in `output`.
 
     Returns:
         How many rows the output holds.
 
     Raises:
         GenerationStopped: Ctrl-C was pressed.
-        ValueError: an argument or the rows cannot be used, `output` has another ending or holds other rows, or the
+        ValueError: An argument or the rows cannot be used, `output` has another ending or holds other rows, or the
             model is damaged.
-        OSError: a file, a data set, the model or its base model cannot be read, or `output` cannot be written.
+        OSError: A file, a data set, the model or its base model cannot be read, or `output` cannot be written.
     """
     given = columns or columns_for(name, revision=revision, vectors=vectors)
 
@@ -128,8 +128,8 @@ def generate_chunks(
     """Do as `generate_file` does, for rows that come in chunks, such as those of `streaming.chunks_of_texts`.
 
     Args:
-        reread: a function that returns the chunks once more; None if the rows have no column but their text.
-        total: a function that returns the number of rows, for the progress bar, or None if it is not known.
+        reread: A function that returns the chunks once more; None if the rows have no column but their text.
+        total: A function that returns the number of rows, for the progress bar, or None if it is not known.
 
     Returns, Raises:
         As `generate_file`.

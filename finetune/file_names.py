@@ -29,8 +29,8 @@ def check_readable(data: str, encoding: str | None = None, kinds: Iterable[str] 
         kinds: The suffixes of the file types that can be read.
 
     Raises:
-        ValueError: the file has another type, is empty, or has no encoding to choose.
-        OSError: there is no such file.
+        ValueError: The file has another type, is empty, or has no encoding to choose.
+        OSError: There is no such file.
     """
     path, kind = Path(data), kind_of(data)
     is_file = path.is_file()

@@ -40,23 +40,23 @@ def train_file(
 
     Args:
         data: JSONL, CSV or Parquet file, or id of a data set on the Hub.
-        columns: the columns to read. `columns.target` is required.
-        output: folder to save in. Unless `resume` or `overwrite`, it must be empty or not exist.
-        options: how to train; None for the defaults.
-        recipe: how vectors and prompts are made; None for the defaults.
-        validation: file or data set to validate with after each epoch; if None, a tenth of the rows is held out.
-        limit: use at most this many rows to train on, and this many to validate with.
-        encoding: encoding of CSV files; None for UTF-8.
-        resume: resume from the last checkpoint in `output`. All other arguments must be as before.
-        overwrite: replace what an earlier training saved in `output`.
+        columns: The columns to read. `columns.target` is required.
+        output: Folder to save in. Unless `resume` or `overwrite`, it must be empty or not exist.
+        options: How to train; None for the defaults.
+        recipe: How vectors and prompts are made; None for the defaults.
+        validation: File or data set to validate with after each epoch; if None, a tenth of the rows is held out.
+        limit: Use at most this many rows to train on, and this many to validate with.
+        encoding: Encoding of CSV files; None for UTF-8.
+        resume: Resume from the last checkpoint in `output`. All other arguments must be as before.
+        overwrite: Replace what an earlier training saved in `output`.
 
     Returns:
         The trained model, as `train` returns it.
 
     Raises:
         Interrupted: Ctrl-C was pressed or SIGTERM received; a checkpoint is saved.
-        ValueError: an argument, the rows or their vectors cannot be used; or `output` must not be replaced.
-        OSError: a file, a data set or the base model cannot be read, or `output` cannot be written.
+        ValueError: An argument, the rows or their vectors cannot be used; or `output` must not be replaced.
+        OSError: A file, a data set or the base model cannot be read, or `output` cannot be written.
     """
     options, recipe = options or TrainingOptions(), recipe or Recipe()
     data, output, validation = str(data), Path(output), None if validation is None else str(validation)

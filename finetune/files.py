@@ -29,8 +29,8 @@ def load_rows(data: str, split: str = "train", encoding: str | None = None) -> D
         encoding: The encoding of a CSV file. None for UTF-8.
 
     Raises:
-        ValueError: the file has another type, is damaged, or has another encoding.
-        OSError: there is neither a file nor a data set of this name.
+        ValueError: The file has another type, is damaged, or has another encoding.
+        OSError: There is neither a file nor a data set of this name.
     """
     with reading(data, encoding):
         if not Path(data).is_file():
@@ -85,8 +85,8 @@ def reading(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_
         kinds: The suffixes of the file types that can be read.
 
     Raises:
-        ValueError: the file has another type, is empty, or cannot be read.
-        OSError: there is no such file, or the data set cannot be fetched.
+        ValueError: The file has another type, is empty, or cannot be read.
+        OSError: There is no such file, or the data set cannot be fetched.
     """
     check_readable(data, encoding, kinds)
     is_file = Path(data).is_file()
@@ -125,7 +125,7 @@ def lines_of(file: BinaryIO, encoding: str | None = None, keep_ends: bool = Fals
         keep_ends: Whether lines keep their ends.
 
     Raises:
-        ValueError: the text has another encoding, or Python has no encoding of that name.
+        ValueError: The text has another encoding, or Python has no encoding of that name.
     """
     try:
         name = codecs.lookup(encoding or "utf-8").name
@@ -157,7 +157,7 @@ def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table
     """Yield the rows of a CSV file as text. A parser that guesses types would change names such as "None" or "007".
 
     Raises:
-        ValueError: a line has more or fewer fields than the header. The message gives its number.
+        ValueError: A line has more or fewer fields than the header. The message gives its number.
     """
     csv.field_size_limit(LONGEST_FIELD)
     with opened(data) as file:

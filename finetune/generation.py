@@ -33,9 +33,9 @@ def generate_texts(
     """Return the text that the model generates for each row, in the rows' order.
 
     Args:
-        rows: rows of `inputs.prepare`.
-        advance: called after each batch with its number of rows.
-        **options: arguments of `model.generate`. By default, decoding is greedy, up to 64 new tokens.
+        rows: Rows of `inputs.prepare`.
+        advance: Called after each batch with its number of rows.
+        **options: Arguments of `model.generate`. By default, decoding is greedy, up to 64 new tokens.
     """
     model.eval()
     options = {"max_new_tokens": 64, "do_sample": False, **options}
@@ -65,21 +65,21 @@ def generate_lines(
     All processes must call it. They share the work, and the first one writes.
 
     Args:
-        chunks: the same chunks in all processes.
-        columns: the columns to read.
-        inputs: makes the model's inputs.
-        generate: makes the texts.
-        output: where the rows and their texts go, in the first process; None in all others.
-        reread: a function that returns the same chunks once more, for `output.finish`; None if the rows have no column
+        chunks: The same chunks in all processes.
+        columns: The columns to read.
+        inputs: Makes the model's inputs.
+        generate: Makes the texts.
+        output: Where the rows and their texts go, in the first process; None in all others.
+        reread: A function that returns the same chunks once more, for `output.finish`; None if the rows have no column
             but their text.
-        progress: counts the rows; None to show nothing.
+        progress: Counts the rows; None to show nothing.
 
     Returns:
         What `inputs` counted over the rows of this run; and `empty`, the number of rows without a text, which get null.
 
     Raises:
-        ValueError: a column is missing or holds no text, or a text of an earlier run belongs to another row.
-        OSError: the output cannot be written.
+        ValueError: A column is missing or holds no text, or a text of an earlier run belongs to another row.
+        OSError: The output cannot be written.
     """
     total_counts: Counter[str] = Counter()
     progress = progress or Progress("Generating", None)
@@ -112,11 +112,11 @@ def incomplete_chunks(chunks: Iterable[Chunk], columns: Columns, output: Output 
     """Yield the chunks that lack some of their texts in the output, with the number of texts that they have.
 
     Args:
-        columns: the columns that the rows must have.
-        output: the output, in the first process, which tells the others; None in all others.
+        columns: The columns that the rows must have.
+        output: The output, in the first process, which tells the others; None in all others.
 
     Raises:
-        ValueError: a column is missing or holds no text, or a text of the output belongs to another row.
+        ValueError: A column is missing or holds no text, or a text of the output belongs to another row.
     """
     for chunk in chunks:
         check_columns(chunk.rows, columns)

@@ -32,16 +32,16 @@ def make_inputs(
     """Return the model's inputs for rows of a data set, with the vectors that the processor's recipe asks for.
 
     Args:
-        rows: rows that have text in each column of texts.
-        limits: longest text and longest target, in tokens.
-        vectors: whether to give the model vectors.
-        keep: whether to keep on disk the vectors that the encoder makes.
-        numbers: number of each row in its file, for errors; if None, errors quote the row's text.
-        counts: as for `prepare`.
-        progress: whether to show how far the encoder has come.
+        rows: Rows that have text in each column of texts.
+        limits: Longest text and longest target, in tokens.
+        vectors: Whether to give the model vectors.
+        keep: Whether to keep on disk the vectors that the encoder makes.
+        numbers: Number of each row in its file, for errors; if None, errors quote the row's text.
+        counts: As for `prepare`.
+        progress: Whether to show how far the encoder has come.
 
     Raises:
-        ValueError: the vectors are missing, or their width is not the processor's.
+        ValueError: The vectors are missing, or their width is not the processor's.
     """
     row_vectors = _vectors_of(rows, columns, processor, keep, numbers, progress) if vectors else None
     targets = rows[columns.target] if columns.target else None
@@ -102,11 +102,11 @@ def prepare(
     the text unchanged, with its newlines and other white space.
 
     Args:
-        texts, targets: one of each per row.
+        texts, targets: One of each per row.
         vectors: float32 (rows, dim) or (rows, vectors, dim); or one tensor per row, None for a row without a vector.
             None if no row has a vector.
-        max_source, max_target: longest text (with its template) and longest target, in tokens.
-        counts: incremented by the numbers that `report_counts` reports, to report them once for a set that is prepared
+        max_source, max_target: Longest text (with its template) and longest target, in tokens.
+        counts: Incremented by the numbers that `report_counts` reports, to report them once for a set that is prepared
             in parts. If None, they are reported here.
 
     Returns:
@@ -156,7 +156,7 @@ def batches(
     """Yield the indices and the collated batch of rows of similar length, so that there is little padding.
 
     Args:
-        length: name of the field by whose length the rows are sorted.
+        length: Name of the field by whose length the rows are sorted.
     """
     collate = DataCollatorWithFusion(processor.tokenizer)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][length]))

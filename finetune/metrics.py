@@ -20,7 +20,7 @@ def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, fl
     """Return ROUGE-1, -2 and -L by rouge-score (F measure, stemmed, mean over rows) and chrF by sacrebleu, from 0 to 1.
 
     Raises:
-        ValueError: the numbers of texts and references differ.
+        ValueError: The numbers of texts and references differ.
     """
     # Both packages are slow to import, and only an evaluation needs them.
     from rouge_score.rouge_scorer import RougeScorer
@@ -45,10 +45,10 @@ def rouge_metrics(tokenizer: Any) -> "Callable[[EvalPrediction], dict[str, float
     references are the labels as texts.
 
     Args:
-        tokenizer: the tokenizer of the rows, or their processor.
+        tokenizer: The tokenizer of the rows, or their processor.
 
     Raises:
-        ValueError: the returned function got logits, because the Trainer does not generate.
+        ValueError: The returned function got logits, because the Trainer does not generate.
     """
     pad = getattr(tokenizer, "tokenizer", tokenizer).pad_token_id
 

@@ -22,13 +22,13 @@ def build_model(
     """Return the fused model with an initialized fusion layer, and with LoRA on top unless `options.full`.
 
     Args:
-        rows: rows of `inputs.prepare`, which the fusion layer is fitted to (see `T5WithFusion.fit_fusion`).
-        commit: commit of the base model; None for its main branch.
+        rows: Rows of `inputs.prepare`, which the fusion layer is fitted to (see `T5WithFusion.fit_fusion`).
+        commit: Commit of the base model; None for its main branch.
 
     Raises:
-        ValueError: model and tokenizer differ in the id of `<lexical>`; or the base model is no T5, holds an adapter,
+        ValueError: Model and tokenizer differ in the id of `<lexical>`; or the base model is no T5, holds an adapter,
             or lacks one of `options.target_modules`.
-        OSError: the base model cannot be loaded.
+        OSError: The base model cannot be loaded.
     """
     model = _load_base_model(options, processor, commit)
     with_vectors = [row for row in rows if row.get("lexical_embeds") is not None]

@@ -40,9 +40,9 @@ def option(
     """Return a dataclass field that is an option.
 
     Args:
-        help: what the option does; the command line shows it.
-        allowed: the numbers that it accepts; None for no number.
-        panel: one of `common.panels`, in which --help shows it.
+        help: What the option does; the command line shows it.
+        allowed: The numbers that it accepts; None for no number.
+        panel: One of `common.panels`, in which --help shows it.
         **command_line: `parse`, a function from the text on a command line to the value; `opposite`, name and help
             of a flag that sets a field from True to False; `metavar`, what --help shows for the value; or
             `command_line`, False for a field without an option.
@@ -87,7 +87,7 @@ class Recipe:
     """How the vectors and prompts of a new processor are made.
 
     Raises:
-        ValueError: a value is not allowed.
+        ValueError: A value is not allowed.
     """
 
     encoder: str | None = option(
@@ -106,7 +106,7 @@ class TrainingOptions:
     """How to train. Defaults follow the measurements in docs/method.md.
 
     Raises:
-        ValueError: a value is not allowed, or an option has no effect beside another one.
+        ValueError: A value is not allowed, or an option has no effect beside another one.
     """
 
     base_model: str = option(

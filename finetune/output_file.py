@@ -34,7 +34,7 @@ def check_output_name(path: Path) -> None:
     """Check that a file of generated texts can have this name.
 
     Raises:
-        ValueError: its ending is not in `OUTPUT_ENDINGS`; it is no regular file; or its ending stands for another
+        ValueError: Its ending is not in `OUTPUT_ENDINGS`; it is no regular file; or its ending stands for another
             format now, but it holds the JSON lines that earlier releases wrote under any name.
     """
     if path.exists() and not path.is_file():
@@ -64,9 +64,9 @@ class OutputFile:
         overwrite: Whether to delete what an earlier run wrote.
 
     Raises:
-        ValueError: the name cannot be used (see `check_output_name`); the earlier run recorded another `made_with`; or
+        ValueError: The name cannot be used (see `check_output_name`); the earlier run recorded another `made_with`; or
             another process is writing the file.
-        OSError: the file cannot be written.
+        OSError: The file cannot be written.
     """
 
     def __init__(self, path: Path, columns: Columns, made_with: dict, overwrite: bool = False):
@@ -141,7 +141,7 @@ class OutputFile:
         After the last earlier text, the file is prepared for more. An incomplete last line is cut off.
 
         Raises:
-            ValueError: an earlier text belongs to another row.
+            ValueError: An earlier text belongs to another row.
         """
         self._remember_columns(rows)
         if self.earlier_texts is None:
@@ -166,7 +166,7 @@ class OutputFile:
         """Write the texts of rows to NAME.partial, and wait until they are on the disk.
 
         Raises:
-            OSError: they cannot be written, for example because the disk is full. The file may hold some of them.
+            OSError: They cannot be written, for example because the disk is full. The file may hold some of them.
         """
         texts = rows[self.columns.text]
         lines = b"".join(self._line(*pair) for pair in zip(texts, outputs, strict=True))
@@ -189,8 +189,8 @@ class OutputFile:
                 their text.
 
         Raises:
-            ValueError: the earlier run wrote texts of more rows, or the input has changed meanwhile.
-            OSError: the output cannot be written. NAME.partial is kept.
+            ValueError: The earlier run wrote texts of more rows, or the input has changed meanwhile.
+            OSError: The output cannot be written. NAME.partial is kept.
         """
         if self.earlier_texts is not None and next(self.earlier_texts, None) is not None:
             raise ValueError(
@@ -280,8 +280,8 @@ def _open_locked(path: Path) -> BinaryIO:
     """Open a file to read and append, and lock it.
 
     Raises:
-        OSError: it cannot be written.
-        ValueError: another process has locked it.
+        OSError: It cannot be written.
+        ValueError: Another process has locked it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,8 +32,8 @@ def check_output(folder: Path, resume: bool = False, overwrite: bool = False, ma
         mark: Name of a file that is in every folder that may be overwritten. None for the files that `train` writes.
 
     Raises:
-        ValueError: another training is writing there, or the folder holds something that must not be replaced.
-        OSError: the path is a file, or cannot be written to.
+        ValueError: Another training is writing there, or the folder holds something that must not be replaced.
+        OSError: The path is a file, or cannot be written to.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -75,7 +75,7 @@ def _lock(file: TextIO, folder: Path) -> None:
     """Lock the open lock file of a folder.
 
     Raises:
-        ValueError: another training holds the lock.
+        ValueError: Another training holds the lock.
     """
     try:
         portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
@@ -144,7 +144,7 @@ class OutputFolder:
         """Lock the folder in this context. If nothing is saved, the folder is left as it was.
 
         Raises:
-            ValueError, OSError: as `check_output` does.
+            ValueError, OSError: As `check_output` does.
         """
         check_output(self.path, self.resume, self.overwrite, self.mark)
         path = self.path.absolute()

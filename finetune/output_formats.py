@@ -29,11 +29,11 @@ def write_whole(path: Path, schemas: Sequence[pa.Schema], tables: Iterable[pa.Ta
     """Write tables to a file, in the format that its name asks for. Until the file is whole, its name ends in "~".
 
     Args:
-        schemas: the schemas of the tables. A table may lack columns that others have; its rows get nulls there.
+        schemas: The schemas of the tables. A table may lack columns that others have; its rows get nulls there.
 
     Raises:
-        ValueError: columns of one name have types that no single column of a Parquet file can hold.
-        OSError: the file cannot be written. What was written of it is removed.
+        ValueError: Columns of one name have types that no single column of a Parquet file can hold.
+        OSError: The file cannot be written. What was written of it is removed.
     """
     unfinished = path.with_name(path.name + UNFINISHED)
     write = {".jsonl": _write_json_lines, ".csv": _write_csv, ".parquet": _write_parquet}[kind_of(str(path))]

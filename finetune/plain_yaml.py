@@ -39,7 +39,7 @@ def read_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        ValueError: it is no YAML, or holds a key twice.
+        ValueError: It is no YAML, or holds a key twice.
     """
     try:
         return yaml.load(text, _Reader)

@@ -27,8 +27,8 @@ def check_reporters(names: Collection[str]) -> None:
     """Check that reports can be sent to the programs of these names.
 
     Raises:
-        ValueError: there is no such program.
-        ImportError: its package is not installed.
+        ValueError: There is no such program.
+        ImportError: Its package is not installed.
     """
     if isinstance(names, str):
         raise ValueError(f"`report_to` is {names!r}; expected names, such as ({names!r},).")

@@ -36,8 +36,8 @@ def read_config(file: str | Path) -> dict[str, Any]:
     Paths in it are relative to the current folder, as on the command line. A line with null counts as missing.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no mapping in YAML, or a name is unknown or given twice.
+        OSError: The file cannot be read.
+        ValueError: It is no mapping in YAML, or a name is unknown or given twice.
     """
     if not Path(file).is_file():
         raise OSError(f"there is no file {file}; expected a YAML file of options, such as runs/mine/run.yaml.")
@@ -65,8 +65,8 @@ def read_run(file: str | Path) -> dict[str, Any]:
     """Return the arguments in a run.yaml for `train_file`: `train_file(**read_run(file) | {"output": "runs/again"})`.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: the file, a name or a value in it cannot be used, or it names no data or no columns.
+        OSError: The file cannot be read.
+        ValueError: The file, a name or a value in it cannot be used, or it names no data or no columns.
     """
     from .data import Columns  # slow, and the command line reads a file without it
 
@@ -107,8 +107,8 @@ def run_yaml(columns: Sequence[str | None], options: TrainingOptions, recipe: Re
     """Return the content of a run.yaml: every argument that has a value, paths of existing files made absolute.
 
     Args:
-        columns: text, target, lexical and vector column.
-        **arguments: the other arguments of `train_file`, without `resume` and `overwrite`.
+        columns: Text, target, lexical and vector column.
+        **arguments: The other arguments of `train_file`, without `resume` and `overwrite`.
     """
     from ..common.base_models import base_name  # slow, and a file is read without it
 

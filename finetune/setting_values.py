@@ -19,7 +19,7 @@ def fit_value(value: Any, kind: Any) -> Any:
     dataclass.
 
     Raises:
-        TypeError: the value does not fit.
+        TypeError: The value does not fit.
     """
     if kind is Any or (value is None and kind in (None, NoneType)):
         return value
@@ -110,7 +110,7 @@ def fit_setting(name: str, value: Any, kind: Any) -> Any:
     """Return the value of a setting as its field takes it (see `fit_value`).
 
     Raises:
-        ValueError: the value does not fit.
+        ValueError: The value does not fit.
     """
     try:
         return fit_value(value, kind)
@@ -122,6 +122,6 @@ def set_by_option(name: str, option: str, flag: str) -> ValueError:
     """Return the error for a setting that an option sets.
 
     Args:
-        option, flag: the option's name in Python and on the command line.
+        option, flag: The option's name in Python and on the command line.
     """
     return ValueError(f"`{name}` is no setting: the option `{option}` sets it. Give that ({flag} on the command line).")

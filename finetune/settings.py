@@ -50,11 +50,11 @@ def read_settings(settings: Mapping[str, Any] | None, options: Collection[str] =
     """Return settings by the class that they belong to.
 
     Args:
-        settings: a value for each name: a number, a text, true or false, null, or a list or mapping of these.
-        options: names of options, which are no settings.
+        settings: A value for each name: a number, a text, true or false, null, or a list or mapping of these.
+        options: Names of options, which are no settings.
 
     Raises:
-        ValueError: a name is unknown or no setting, or a value has another type than the field.
+        ValueError: A name is unknown or no setting, or a value has another type than the field.
     """
     read = Settings({}, {})
     for name, value in (settings or {}).items():
@@ -76,8 +76,8 @@ def check_settings(settings: Mapping[str, Any], options: Collection[str], withou
     """Raise ValueError for a setting that cannot be used.
 
     Args:
-        settings, options: as for `read_settings`.
-        without_lora: whether there is no LoRA, so that its settings would have no effect.
+        settings, options: As for `read_settings`.
+        without_lora: Whether there is no LoRA, so that its settings would have no effect.
     """
     read = read_settings(settings, options)
     if without_lora and read.lora:

@@ -39,8 +39,8 @@ def read_chunks(
         encoding: The encoding of a .txt or CSV file. None for UTF-8.
 
     Raises:
-        ValueError: the file has another type, is damaged, or has another encoding.
-        OSError: there is neither a file nor a data set of this name.
+        ValueError: The file has another type, is damaged, or has another encoding.
+        OSError: There is neither a file nor a data set of this name.
     """
     with reading(data, encoding, STREAMED_KINDS):
         if not Path(data).is_file():

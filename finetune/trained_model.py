@@ -24,14 +24,14 @@ def columns_for(
     """Return the columns to evaluate or generate with: those that are given, and else those of the training.
 
     Args:
-        name: folder that training saved, bundle, or id of a repository on the Hub.
-        text, target, lexical, vector: names of columns, as for `Columns`. If `lexical` or `vector` is given, the
+        name: Folder that training saved, bundle, or id of a repository on the Hub.
+        text, target, lexical, vector: Names of columns, as for `Columns`. If `lexical` or `vector` is given, the
             training decides on neither of them.
-        revision: branch, tag or commit of the repository.
-        vectors: whether the model is given vectors. If not, the training decides on neither `lexical` nor `vector`.
+        revision: Branch, tag or commit of the repository.
+        vectors: Whether the model is given vectors. If not, the training decides on neither `lexical` nor `vector`.
 
     Raises:
-        ValueError: no text column is given, and the training did not record its columns.
+        ValueError: No text column is given, and the training did not record its columns.
     """
     trained = trained_columns(find_trained(str(name), revision))
     if trained is None and text is None:
@@ -50,8 +50,8 @@ def load_on_device(folder: Path) -> tuple[nn.Module, T5FusionProcessor, tuple[in
     """Return a trained model on the device of this process, its processor, and its limits for text and target.
 
     Raises:
-        ValueError: a file of the model is damaged.
-        OSError: the base model cannot be loaded.
+        ValueError: A file of the model is damaged.
+        OSError: The base model cannot be loaded.
     """
     device = processes().device
     model, processor = load_trained(folder)

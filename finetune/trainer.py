@@ -43,7 +43,7 @@ def check_launch() -> None:
     processes would meet, but not their number.
 
     Raises:
-        ValueError: it started one process.
+        ValueError: It started one process.
     """
     sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ

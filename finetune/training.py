@@ -53,15 +53,15 @@ def train(
     `options.report_to=("tensorboard",)` writes before: into `output/logs`.)
 
     Args:
-        rows, held_out: rows of `inputs.prepare`, to train on and to evaluate with after each epoch.
-        resume: resume from the last checkpoint in `output/checkpoints`.
-        data: id of the data set on the Hub that holds the rows, for the record.
-        columns: names of the columns that the rows were made from. A resumed training must name the same.
-        overwrite: replace what an earlier training saved in `output`. Otherwise it must be empty or not exist.
-        mark: name of a file to put into `output` with the first checkpoint. Only a folder with that file is
+        rows, held_out: Rows of `inputs.prepare`, to train on and to evaluate with after each epoch.
+        resume: Resume from the last checkpoint in `output/checkpoints`.
+        data: Id of the data set on the Hub that holds the rows, for the record.
+        columns: Names of the columns that the rows were made from. A resumed training must name the same.
+        overwrite: Replace what an earlier training saved in `output`. Otherwise it must be empty or not exist.
+        mark: Name of a file to put into `output` with the first checkpoint. Only a folder with that file is
             overwritten.
-        source: where the rows come from, for the record: `data`, `validation`, `limit` and `encoding`.
-        run: content of `run.yaml`, which is written with the first checkpoint; None for no such file.
+        source: Where the rows come from, for the record: `data`, `validation`, `limit` and `encoding`.
+        run: Content of `run.yaml`, which is written with the first checkpoint; None for no such file.
 
     Returns:
         The trained model: a `PeftModel`, or a `T5WithFusion` if `options.full`. Under FSDP its weights are shards; the
@@ -69,9 +69,9 @@ def train(
 
     Raises:
         Interrupted: Ctrl-C was pressed or SIGTERM received; a checkpoint is saved.
-        ValueError: there is no checkpoint to resume from, or it was begun with other options or rows; `output` is not
+        ValueError: There is no checkpoint to resume from, or it was begun with other options or rows; `output` is not
             empty, or another training is writing there; or the base model does not suit the options or the tokenizer.
-        OSError: the base model cannot be loaded, or `output` cannot be written.
+        OSError: The base model cannot be loaded, or `output` cannot be written.
     """
     arguments = training_arguments(options, Path(output) / CHECKPOINTS)
     folder = OutputFolder(Path(output), resume, overwrite, mark, run)
@@ -184,8 +184,8 @@ def held_out_loss(
     """Return the loss of a trained model as the Trainer measures it in training: on the same machine, to the bit.
 
     Args:
-        held_out: rows of `inputs.prepare`.
-        options: those of the training, which decide on precision and batches.
+        held_out: Rows of `inputs.prepare`.
+        options: Those of the training, which decide on precision and batches.
     """
     with TemporaryDirectory() as folder:
         arguments = training_arguments(options, Path(folder))

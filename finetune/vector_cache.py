@@ -209,7 +209,7 @@ def _read_shard(shard: Path) -> np.ndarray:
     """Return the vectors of a shard, float32 (texts, lexical_dim).
 
     Raises:
-        OSError, SafetensorError, ValueError, KeyError: the shard is damaged.
+        OSError, SafetensorError, ValueError, KeyError: The shard is damaged.
     """
     with safe_open(shard, "numpy") as file:
         hashes, vectors = file.get_tensor("hashes"), file.get_tensor("vectors")
