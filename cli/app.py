@@ -29,7 +29,7 @@ app = Commands(
 
 
 def print_version(is_wanted: bool) -> None:
-    """Print the version and end the program, if that is wanted."""
+    """Print the version and end the program, if `--version` was given."""
     if is_wanted:
         typer.echo(f"t5fusion {version('t5fusion')}")
         raise typer.Exit
@@ -45,10 +45,11 @@ def set_up(
         bool, typer.Option("--debug", help="Print the traceback of an error. T5FUSION_DEBUG=1 does the same.")
     ] = False,
 ):
+    """Take the options of the program itself. Without a command, print the help."""
     if debug:
         os.environ["T5FUSION_DEBUG"] = "1"
     if context.invoked_subcommand is None:
-        context.get_help()  # prints it
+        context.get_help()  # Typer prints the help here, and returns an empty text.
         raise typer.Exit(2)
 
 
@@ -65,10 +66,11 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         try:
-            # `python -m t5fusion` gets the same name. In standalone mode, Typer would print errors in boxes.
+            # The name is given, so that `python -m t5fusion` has it too. In standalone mode, Typer would print errors
+            # in boxes.
             code = app(prog_name=PROGRAM, standalone_mode=False)
         finally:
-            sys.stdout.flush()  # so that a full disk raises here, as any other error does
+            sys.stdout.flush()  # A full disk then raises here, as any other error does.
     except UsageError as error:
         print(f"{PROGRAM}: {_sentence(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -78,22 +80,22 @@ def main() -> None:
         _drop_output()
         if os.environ.get("T5FUSION_DEBUG"):
             raise
-        if not isinstance(error, BrokenPipeError):  # the reader of standard output, such as `head`, has ended
+        if not isinstance(error, BrokenPipeError):  # It only means that the reader, such as `head`, has ended.
             print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    sys.exit(code or 0)  # the code of `typer.Exit`, or what the command returned: None
+    sys.exit(code or 0)  # The code is that of `typer.Exit`, or None.
 
 
 def _sentence(error) -> str:
-    """Return what is wrong with the arguments, and where to read about them."""
-    problem = error.format_message().replace("Value error, ", "")  # some releases of typer begin like this
+    """Return a sentence about what is wrong with the arguments, and the command that explains them."""
+    problem = error.format_message().replace("Value error, ", "")  # Some releases of typer begin like this.
     end = "" if problem.endswith((".", "?")) else "."
     command = error.ctx.command_path if error.ctx else PROGRAM
     return f"{problem[:1].lower()}{problem[1:]}{end} See `{command} --help`."
 
 
 def _drop_output() -> None:
-    """Discard what standard output cannot take: Python would try to write it again when it exits, and fail."""
+    """Discard what standard output cannot take. Otherwise Python tries to write it again when it exits, and fails."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..common.panels import DATA, HUB, OUTPUT, VECTORS
+from ..common.panels import DATA, HUB, VECTORS
 
 Data = Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")]
 TextColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the input text.")]
@@ -45,22 +45,14 @@ Encoding = Annotated[
 ]
 Trained = Annotated[
     str,
-    typer.Argument(metavar="FOLDER", help="Folder that `t5fusion train` saved, bundle, or id of a repository."),
+    typer.Argument(metavar="FOLDER", help="Folder that `t5fusion train` saved, bundle, or id of a Hub repository."),
 ]
 Revision = Annotated[
-    str | None, typer.Option(rich_help_panel=HUB, help="Branch, tag or commit, if FOLDER is the id of a repository.")
+    str | None, typer.Option(rich_help_panel=HUB, help="Branch, tag or commit of a Hub repository. Default: main.")
 ]
 Split = Annotated[str, typer.Option(rich_help_panel=DATA, help="Split of a data set on the Hub.")]
 Limit = Annotated[
     int | None, typer.Option(rich_help_panel=DATA, help="Use at most this many rows, the first ones.", min=1)
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        rich_help_panel=OUTPUT,
-        help="Replace what is in the output folder, when the first checkpoint is saved.",
-    ),
 ]
 UseCache = Annotated[
     bool,

@@ -14,7 +14,7 @@ from .libraries import load_libraries
 
 
 class Lexical(str, Enum):
-    """What the vector is made from."""
+    """The text that a vector is made from: the code of a definition, or its name."""
 
     body = "body"
     name = "name"
@@ -25,7 +25,7 @@ def demo(
         "runs/demo"
     ),
     lexical: Annotated[
-        Lexical, typer.Option(rich_help_panel=VECTORS, help="What the vector is made from: code or name.")
+        Lexical, typer.Option(rich_help_panel=VECTORS, help="Text that the vector is made from: code, or the name.")
     ] = Lexical.body,
     base_model: Annotated[
         str,
@@ -39,10 +39,11 @@ def demo(
 
     Example: [bold]t5fusion demo --lexical name[/bold]
     """
-    from ..finetune.output_folder import check_output, is_unused  # imports the Hub's client: --help does without
+    # It imports the Hub's client, which --help does without.
+    from ..finetune.output_folder import check_output, is_unused
 
     if not is_unused(output) and not (output / DEMO).exists():
-        raise ValueError(f"{output} holds something other than a demo, so it is left alone. Choose another --output.")
+        raise ValueError(f"{output} holds something other than a demo, which is not replaced. Choose another --output.")
     check_output(output, overwrite=True, mark=DEMO)
     print(f"{base_model} learns to describe Python code. This takes about five minutes on two cores.", flush=True)
     load_libraries()

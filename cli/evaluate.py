@@ -24,7 +24,9 @@ from .arguments import (
 from .libraries import load_libraries
 
 
-class VectorKind(str, Enum):
+class VectorChoice(str, Enum):
+    """The vectors to evaluate with."""
+
     true = "true"
     shuffled = "shuffled"
     none = "none"
@@ -45,12 +47,13 @@ def evaluate(
     vector_column: TrainedVectorColumn = None,
     split: Split = "validation",
     vectors: Annotated[
-        VectorKind,
+        VectorChoice,
         typer.Option(
-            rich_help_panel=VECTORS, help="The rows' own vectors, other rows' vectors, none, or all three, compared."
+            rich_help_panel=VECTORS,
+            help="The rows' own vectors (true), other rows' vectors (shuffled), none, or all three, compared.",
         ),
-    ] = VectorKind.true,
-    seed: Annotated[int, typer.Option(min=0, rich_help_panel=VECTORS, help="Seed of the shuffled vectors' order.")] = 0,
+    ] = VectorChoice.true,
+    seed: Annotated[int, typer.Option(min=0, rich_help_panel=VECTORS, help="Seed that shuffles the vectors.")] = 0,
     revision: Revision = None,
     limit: Limit = None,
     encoding: Encoding = None,
@@ -59,7 +62,7 @@ def evaluate(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=OUTPUT, help="File for the results as JSON, with generated texts of some rows."),
+        typer.Option(rich_help_panel=OUTPUT, help="JSON file for the results and the generated texts of some rows."),
     ] = None,
 ):
     """Measure loss, ROUGE and chrF on rows that have a target.
@@ -81,7 +84,7 @@ def evaluate(
         check_readable(data, encoding)
     elif any((text_column, target_column, lexical_column, vector_column, encoding)):
         raise ValueError(
-            "columns or an encoding were given without a file. Name the file; or leave them out, to evaluate on the "
+            "columns or an encoding were given without a file. Name the file, or leave them out to evaluate on the "
             "rows that the training held out."
         )
     load_libraries()
@@ -89,7 +92,7 @@ def evaluate(
 
     columns = None if data is None else columns_for(
         name, text_column, target_column, lexical_column, vector_column,
-        revision=revision, vectors=vectors != VectorKind.none,
+        revision=revision, vectors=vectors != VectorChoice.none,
     )  # fmt: skip
     evaluation = evaluate_file(
         name, data, columns,
@@ -110,6 +113,7 @@ def evaluate(
 
 
 def _write_json(file: Path, results: dict) -> None:
+    """Write the results to a file, and tell the user where they are."""
     from ..common.writing import writing  # slow to import: --help does without
 
     with writing(file):

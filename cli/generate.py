@@ -1,5 +1,6 @@
 """`t5fusion generate`."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -10,11 +11,11 @@ import typer
 
 from ..common.console import say
 from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
-from ..finetune.decoding import check_decoding
-from ..finetune.file_names import STREAMED_KINDS, check_ending, check_readable
+from ..finetune.decoding import Decoding, check_decoding
+from ..finetune.file_names import STREAMED_KINDS, check_ending, check_readable, kind_of
 from .arguments import Encoding, Limit, Revision, Split, Trained, TrainedLexicalColumn, TrainedVectorColumn
 from .libraries import load_libraries
-from .settings import parse_settings
+from .settings import parse_settings, settings_option
 
 if TYPE_CHECKING:
     from ..finetune import Generated
@@ -44,24 +45,22 @@ def generate(
     ] = False,
     beams: Annotated[
         int, typer.Option(min=1, rich_help_panel=GENERATION, help="Number of beams. 1: greedy decoding.")
-    ] = 1,
+    ] = Decoding.num_beams,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, rich_help_panel=GENERATION, help="Longest output in tokens.")
-    ] = 64,
-    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=GENERATION, help="Rows in a batch.")] = 64,
+        int, typer.Option(min=1, rich_help_panel=GENERATION, help="Longest generated text, in tokens.")
+    ] = Decoding.max_new_tokens,
+    batch_size: Annotated[
+        int, typer.Option(min=1, rich_help_panel=GENERATION, help="Rows in a batch.")
+    ] = Decoding.batch_size,
     setting: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            rich_help_panel=GENERATION,
-            help="Field of transformers' GenerationConfig, such as do_sample=true or temperature=0.7. May be given "
-            "several times.",
+        settings_option(
+            GENERATION, "Field of transformers' GenerationConfig, such as do_sample=true or temperature=0.7."
         ),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, rich_help_panel=GENERATION, help="Seed of the random numbers, with do_sample=true.")
-    ] = 42,
+    ] = Decoding.seed,
     limit: Limit = None,
     split: Split = "train",
     encoding: Encoding = None,
@@ -79,9 +78,9 @@ def generate(
 ):
     """Generate a text for each row, and write the rows, in order, with the texts in a column "output".
 
-    A row without text gets null. All columns of FILE are kept; vectors only in .jsonl and .parquet. A run with --output
-    that was interrupted resumes from OUTPUT.partial if it is started again. OUTPUT itself is written when all rows have
-    their text.
+    A row without text gets null. All columns of FILE are kept; vectors only in .jsonl and .parquet. If a run with
+    --output is interrupted, the same command resumes it from OUTPUT.partial. OUTPUT itself is written when all rows
+    have their text.
 
     Example: [bold]t5fusion generate runs/files app_config read_settings[/bold]
 
@@ -90,11 +89,12 @@ def generate(
     if texts and file:
         raise ValueError("texts and --file were both given; give one of them.")
     settings = check_decoding(parse_settings(setting or [], "temperature=0.7"))
+    decoding = Decoding(beams, max_new_tokens, batch_size, settings, seed)
     from ..common.run_files import check_folder  # imports the Hub's client: --help does without
 
     if file:
         check_readable(file, encoding, STREAMED_KINDS)
-    if output and not output.exists():  # an existing one is read first, which is slow
+    if output and not output.exists():  # `generate_file` checks an existing file, because it must be read for that.
         check_ending(output)
     check_folder(name, revision)
     load_libraries()
@@ -102,42 +102,55 @@ def generate(
     from ..finetune.file_generation import generate_chunks
     from ..finetune.streaming import chunks_of_texts
 
-    options: dict = {
-        "settings": settings, "seed": seed,
-        "vectors": not no_vectors, "num_beams": beams, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
-        "revision": revision, "overwrite": overwrite,
-    }  # fmt: skip
+    options: dict = {"vectors": not no_vectors, "revision": revision, "overwrite": overwrite}
     try:
         if file:
-            text = text_column or ("text" if file.lower().endswith((".txt", ".txt.gz")) else None)
+            text = text_column or ("text" if kind_of(file) == ".txt" else None)
             columns = columns_for(
                 name, text, None, lexical_column, vector_column, revision=revision, vectors=not no_vectors
             )
             generated = generate_file(
-                name, file, columns, output, limit=limit, split=split, encoding=encoding, **options
+                name, file, columns, output, limit=limit, split=split, encoding=encoding, **vars(decoding), **options
             )
         else:
             columns = Columns(text_column or "text", None, lexical_column, vector_column)
-            typed = not texts and sys.stdin.isatty()
+            is_typed = not texts and sys.stdin.isatty()
             lines = islice(texts or _lines_of_standard_input(encoding), limit)
-            chunks = chunks_of_texts(lines, columns.text, rows=1 if typed else None)
-            if typed:
+            chunks = chunks_of_texts(lines, columns.text, rows=1 if is_typed else None)
+            if is_typed:
                 say("Type a text and press Enter; Ctrl-D ends.")
-            generated = generate_chunks(name, chunks, columns, output, **options)
+            generated = generate_chunks(name, chunks, columns, output, decoding, **options)
     except GenerationStopped as stop:
-        again = "the same command without --overwrite" if overwrite else "the same command"
-        say(f"Stopped; {stop.rows} rows are in {output}.partial. To go on, give {again}." if output else "Stopped.")
+        resume = "the same command without --overwrite" if overwrite else "the same command"
+        say(f"Stopped; {stop.rows} rows are in {output}.partial. To go on, give {resume}." if output else "Stopped.")
         raise typer.Exit(130) from None
     if output:
         _say_how_many(generated, output)
+    say(f"Next: {_next_command(name)}")
+
+
+def _next_command(name: str) -> str:
+    """Return the command that a user who has seen texts of this model most likely needs next."""
+    from ..common.run_files import EVALUATION, MANIFEST, RunFiles  # slow to import: --help does without
+
+    folder, quoted = Path(name), shlex.quote(name)
+    if not folder.is_dir():
+        return f"t5fusion evaluate {quoted} DATA --text-column NAME --target-column NAME"
+    if (folder / MANIFEST).exists():
+        return f"t5fusion verify {quoted}"
+    files = RunFiles(folder)
+    if files.record.get("source") and not (folder / EVALUATION).exists():
+        return f"t5fusion evaluate {quoted}"  # It reads the rows that training held out.
+    return files.export_command
 
 
 def _say_how_many(generated: "Generated", output: Path) -> None:
+    """Tell the user how many rows the output holds."""
     if generated.rows == generated.earlier:
         say(f"{output} is complete: all {generated.rows} rows are there.")
     else:
         from_before = f", {generated.earlier} of them from before" if generated.earlier else ""
-        say(f"{generated.rows} rows are in {output}{from_before}.")
+        say(f"{generated.rows} {'row is' if generated.rows == 1 else 'rows are'} in {output}{from_before}.")
 
 
 def _lines_of_standard_input(encoding: str | None) -> Iterator[str]:

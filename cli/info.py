@@ -1,6 +1,7 @@
 """`t5fusion info`."""
 
 import json
+import shlex
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -8,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..common.console import say
-from ..common.panels import HUB, OUTPUT
+from ..common.panels import OUTPUT
 from ..naming_t5fusion import EMBEDDED
+from .arguments import Revision
 
 if TYPE_CHECKING:
     from ..common.folder_info import FolderInfo, VectorKind
 
 WIDTH, INDENT = 80, 14
-FOLDERS = {  # by `FolderInfo.what`
+FOLDER_TYPES = {  # by `FolderInfo.what`
     "run folder": "a run folder, which training saved",
     "checkpoint": "a checkpoint of a training",
     "adapter": "an adapter on a fused model",
@@ -34,9 +36,7 @@ SOURCES = {"text": "made from the text", "given": "given with each text", "none"
 
 def info(
     name: Annotated[str, typer.Argument(help="A folder, the id of a repository on the Hub, or tiny_t5.")],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of the repository.", rich_help_panel=HUB)
-    ] = None,
+    revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.", rich_help_panel=OUTPUT)] = False,
 ):
     """Say what a folder or repository is: base model, vectors, adapter, recipe, versions, what was measured, size.
@@ -57,7 +57,8 @@ def info(
 
 
 def _report_lines(facts: "FolderInfo") -> list[str]:
-    title = f"{facts.name}: {FOLDERS.get(facts.what) or f'a bundle of kind {facts.kind}'}"
+    """Return the lines of the report: a title, and for each fact that is known its label and its text."""
+    title = f"{facts.name}: {FOLDER_TYPES.get(facts.what) or f'a bundle of kind {facts.kind}'}"
     rows: dict[str, Sequence[str | None]] = {
         "commit": [facts.commit],
         "base model": [_base_model(facts)],
@@ -74,7 +75,7 @@ def _report_lines(facts: "FolderInfo") -> list[str]:
     for label, texts in rows.items():
         for text in filter(None, texts):
             lines += _wrapped(text, f"  {label}")
-            label = ""
+            label = ""  # Only the first text of a fact stands beside its label.
     return lines
 
 
@@ -89,10 +90,12 @@ def _wrapped(text: str, label: str) -> list[str]:
 
 def _base_model(facts: "FolderInfo") -> str | None:
     if facts.base_model is None:
-        inside = facts.kind in ("standalone", "merged", "fused")
-        return None if facts.what == "T5" else "not named; its weights are in this bundle" if inside else "not recorded"
-    own = " (in this package)" if facts.base_model == EMBEDDED else ""
-    return f"{facts.base_model}{own}" + (f" at commit {facts.base_commit}" if facts.base_commit else "")
+        if facts.what == "T5":
+            return None
+        has_base_weights = facts.kind in ("standalone", "merged", "fused")
+        return "not named; its weights are in this bundle" if has_base_weights else "not recorded"
+    place = " (in this package)" if facts.base_model == EMBEDDED else ""
+    return f"{facts.base_model}{place}" + (f" at commit {facts.base_commit}" if facts.base_commit else "")
 
 
 def _adapter(facts: "FolderInfo") -> list[str]:
@@ -127,13 +130,13 @@ def _recipe(facts: "FolderInfo") -> list[str]:
         return []
     encoder, revision = recipe.get("lexical_encoder"), recipe.get("lexical_encoder_revision")
     source = recipe.get("lexical_source", "")
-    made = f"vectors {SOURCES.get(source, source)}"
+    vectors = f"vectors {SOURCES.get(source, source)}"
     if encoder and source != "none":
-        made += f", by {encoder}" + (f" at commit {revision}" if revision else "")
-        made += ", scaled to unit length" if recipe.get("normalize") else ", not normalised"
+        vectors += f", by {encoder}" + (f" at commit {revision}" if revision else "")
+        vectors += ", scaled to unit length" if recipe.get("normalize") else ", not normalised"
         if recipe.get("lexical_max_tokens"):
-            made += f", of at most {recipe['lexical_max_tokens']} tokens"
-    return [f"prompt {json.dumps(recipe.get('template'), ensure_ascii=False)}", made]
+            vectors += f", of at most {recipe['lexical_max_tokens']} tokens"
+    return [f"prompt {json.dumps(recipe.get('template'), ensure_ascii=False)}", vectors]
 
 
 def _training(facts: "FolderInfo") -> str:
@@ -173,7 +176,7 @@ def _size(facts: "FolderInfo") -> str:
 
 def _next_command(facts: "FolderInfo") -> str:
     """Return the command that a user of this folder most likely needs next."""
-    name = facts.name.rstrip("/")
+    name = shlex.quote(facts.name.rstrip("/"))
     if facts.what == "T5" or facts.kind == "fused":
         return f"t5fusion train DATA --text-column NAME --target-column NAME --base-model {name}"
     if facts.commit is not None or facts.what == "fused model":
@@ -182,4 +185,4 @@ def _next_command(facts: "FolderInfo") -> str:
         return f"t5fusion verify {name}"
     from ..common.run_files import RunFiles  # slow to import: --help does without
 
-    return RunFiles(name).export_command
+    return RunFiles(facts.name).export_command

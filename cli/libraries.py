@@ -19,11 +19,12 @@ def load_libraries() -> None:
 
     register()
     transformers_logging.set_verbosity_error()
-    user_wants_bars = not are_progress_bars_disabled()  # HF_HUB_DISABLE_PROGRESS_BARS=1 disables them
-    transformers_logging.disable_progress_bar()  # of loading weights; it disables those of downloads, too
-    datasets.logging.set_verbosity(logging.CRITICAL)  # our own error names what is wrong with a file
-    if not sys.stderr.isatty():  # bars would clutter a log or a pipe
+    user_wants_bars = not are_progress_bars_disabled()  # HF_HUB_DISABLE_PROGRESS_BARS=1 disables them.
+    # This hides the bars of loading weights, but the bars of downloads with them.
+    transformers_logging.disable_progress_bar()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # Our own error says what is wrong with a file.
+    if not sys.stderr.isatty():  # Bars would clutter a log or a pipe.
         datasets.disable_progress_bars()
-    elif user_wants_bars:  # a large download would be silent without one
+    elif user_wants_bars:  # A large download without a bar would seem to hang.
         enable_progress_bars()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)

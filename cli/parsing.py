@@ -1,4 +1,4 @@
-"""How commands are parsed: options made from dataclasses, former names, and an option that is given twice."""
+"""Parse commands: make options from dataclasses, accept former names, and refuse an option that is given twice."""
 
 import dataclasses
 import inspect
@@ -20,9 +20,8 @@ FORMER_NAMES = {  # names of options in 0.1, by command and parameter; still acc
     ("export", "base_model"): "--backbone",
     ("verify", "fused_model"): "--base",
 }
-
-
-UsageError: Any = typer.BadParameter.__mro__[1]  # of click, or of the copy in typer, depending on typer's release
+# Depending on typer's release, this is the class of click or that of the copy in typer.
+UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class Stopped(Exception):
@@ -65,7 +64,7 @@ class OneValueEach(TyperCommand):
 
     def get_help_option(self, ctx):
         option = super().get_help_option(ctx)
-        option.rich_help_panel = HELP  # otherwise it has a panel of its own, above the others
+        option.rich_help_panel = HELP  # Otherwise it has a panel of its own, above the others.
         _leave_out_types_of_flags([option])
         return option
 
@@ -81,12 +80,12 @@ class OneValueEach(TyperCommand):
         try:
             _, _, given = self.make_parser(ctx).parse_args(list(args))
         except UsageError as error:
-            error.ctx = error.ctx or ctx  # whose --help the error names
+            error.ctx = error.ctx or ctx  # The error names the --help of this command.
             raise
         for option, times in Counter(each for each in given if each.param_type_name == "option").items():
             if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
-                often = "twice" if times == 2 else f"{times} times"
-                raise ValueError(f"{option.opts[0]} was given {often}. Give it once: only one value would be used.")
+                how_often = "twice" if times == 2 else f"{times} times"
+                raise ValueError(f"{option.opts[0]} was given {how_often}. Give it once: only one value would be used.")
         return super().parse_args(ctx, args)
 
 
@@ -106,9 +105,9 @@ class Commands(typer.Typer):
 
 
 def _place_in_help(parameter) -> tuple[int, bool]:
-    """Return the key to sort parameters by: the place of the panel, and in it first what is given once (not --set).
+    """Return the key that sorts parameters for --help: arguments first, and then the panels in their order.
 
-    Arguments come before all panels.
+    In a panel, an option that may be given several times (--set) comes last.
     """
     panel = getattr(parameter, "rich_help_panel", None)
     return (PANELS.index(panel), parameter.multiple) if panel else (-1, False)
@@ -122,7 +121,7 @@ def _leave_out_types_of_flags(parameters) -> None:
 
 
 def with_options_of(*classes: type) -> Callable[[Command], Command]:
-    """Give a command an option for each field of these dataclasses. It gets their values as `**fields`."""
+    """Give a command an option for each field of these dataclasses. The command gets their values as `**fields`."""
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command)
@@ -145,13 +144,14 @@ def _parameter_of(field: dataclasses.Field) -> inspect.Parameter:
     name, help = metadata.get("opposite", (field.name, metadata["help"]))
     default = False if "opposite" in metadata else field.default
     settings: dict[str, Any] = {"help": help, "rich_help_panel": metadata["panel"]}
-    if get_origin(kind) is Literal:  # typer reads it from 0.19 on
+    if get_origin(kind) is Literal:  # Typer reads this type only from release 0.19 on.
         settings |= one_of(get_args(kind))
         settings["metavar"] = metadata.get("metavar", settings["metavar"])
         kind = str
     if "parse" in metadata:
         kind, settings["parser"], settings["metavar"] = str | None, metadata["parse"], "NAMES"
-    flag = [f"--{name.replace('_', '-')}"] if kind is bool else []  # without a --no-... beside it
+    # Without a name of its own, a flag would get a second one: --no-...
+    flag = [f"--{name.replace('_', '-')}"] if kind is bool else []
     annotation = Annotated[kind, typer.Option(*flag, **settings)]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -166,7 +166,11 @@ def one_of(values: Sequence[str]) -> dict[str, Any]:
 
 
 def options_from(options: type[Options], fields: dict[str, Any]) -> Options:
-    """Return a dataclass of options, made from the `**fields` of a command."""
+    """Return a dataclass of options, made from the `**fields` of a command.
+
+    Raises:
+        ValueError: The dataclass refuses a value. The message names the option.
+    """
     values = {}
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         if not _is_option(field):
@@ -175,8 +179,8 @@ def options_from(options: type[Options], fields: dict[str, Any]) -> Options:
         values[field.name] = not fields[opposite] if opposite else fields[field.name]
     try:
         return options(**values)
-    except ValueError as error:  # it names the fields, and the user knows the options
-        raise ValueError(re.sub(r"`(\w+)`", lambda field: _option_of(field[1], values), str(error))) from error
+    except ValueError as error:  # Its message names fields, and the user knows them as options.
+        raise ValueError(re.sub(r"`(\w+)`", lambda match: _option_of(match[1], values), str(error))) from error
 
 
 def _option_of(name: str, fields: dict[str, Any]) -> str:
@@ -188,7 +192,8 @@ def refuse_idle(context: typer.Context, idle_options: dict[str, tuple[str, ...]]
     """Raise ValueError if an option on the command line has no effect beside another one.
 
     Args:
-        idle_options: by a parameter of the command, the parameters that have no effect beside it.
+        context: The context of the command, which knows what is on the command line.
+        idle_options: The parameters that have no effect beside another parameter, by the name of that one.
     """
     names = {option.name: option.opts[0] for option in context.command.params}
     sources = {name: context.get_parameter_source(name) for name in context.params}

@@ -1,24 +1,38 @@
-"""The words of --set NAME=VALUE."""
+"""The option --set NAME=VALUE of `train` and `generate`."""
 
 from typing import Any
+
+import typer
 
 from ..finetune.plain_yaml import read_yaml
 
 
-def parse_settings(words: list[str], example: str) -> dict[str, Any]:
-    """Return the settings in words such as "weight_decay=0.01".
+def settings_option(panel: str, help: str) -> Any:
+    """Return the option --set in a panel of --help.
 
     Args:
-        example: a word, for errors.
+        panel: One of `common.panels`.
+        help: A sentence that says which names can be set.
+    """
+    help = f"{help} May be given several times."
+    return typer.Option("--set", metavar="NAME=VALUE", rich_help_panel=panel, help=help)
+
+
+def parse_settings(assignments: list[str], example: str) -> dict[str, Any]:
+    """Return the settings in texts such as "weight_decay=0.01": each value by its name.
+
+    Args:
+        assignments: The values of --set.
+        example: A text such as these, for errors.
 
     Raises:
-        ValueError: a word has no "=", a value is no YAML, or a name is given twice.
+        ValueError: A text has no "=", a value is no YAML, or a name is given twice.
     """
     settings: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
         if not (name and equals):
-            raise ValueError(f"--set {word} has no value; expected NAME=VALUE, such as --set {example}.")
+            raise ValueError(f"--set {assignment} has no value; expected NAME=VALUE, such as --set {example}.")
         if name in settings:
             raise ValueError(f"--set {name} was given twice. Give it once: only one value would be used.")
         try:

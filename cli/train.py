@@ -11,12 +11,12 @@ from ..common.panels import DATA, OUTPUT, TRAINING
 from ..finetune.file_names import check_readable
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
 from ..finetune.run_config import SETTINGS, as_text, read_config
-from .arguments import Data, Encoding, LexicalColumn, Limit, Overwrite, TargetColumn, TextColumn, VectorColumn
+from .arguments import Data, Encoding, LexicalColumn, Limit, TargetColumn, TextColumn, VectorColumn
 from .libraries import load_libraries
 from .parsing import options_from, refuse_idle, with_options_of
-from .settings import parse_settings
+from .settings import parse_settings, settings_option
 
-IDLE_OPTIONS = {  # by an option, the options that have no effect beside it
+IDLE_OPTIONS = {  # the options that have no effect beside another one, by the name of that one
     "full": LORA_ONLY,
     "freeze_fusion": ("fusion_lr", "fusion_start"),
     "vector_column": ("lexical_column", "encoder", "lexical_dim"),
@@ -25,7 +25,7 @@ IDLE_OPTIONS = {  # by an option, the options that have no effect beside it
 
 
 def read_defaults(context: typer.Context, file: Path | None) -> Path | None:
-    """Take the options in a file as the defaults of those that are not on the command line."""
+    """Make the values in a file the defaults of the options that the command line leaves out."""
     if file is not None and not context.resilient_parsing:
         given = read_config(file)
         context.meta[SETTINGS] = given.pop(SETTINGS, {})
@@ -54,7 +54,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Resume from the last checkpoint in the output.")
     ] = False,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            rich_help_panel=OUTPUT,
+            help="Replace what is in the output folder, when the first checkpoint is saved.",
+        ),
+    ] = False,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -68,12 +75,10 @@ def train(
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            rich_help_panel=TRAINING,
-            help="Any other field of transformers' Seq2SeqTrainingArguments or PEFT's LoraConfig, such as "
-            "weight_decay=0.01. May be given several times.",
+        settings_option(
+            TRAINING,
+            "Any other field of transformers' Seq2SeqTrainingArguments or PEFT's LoraConfig, such as "
+            "weight_decay=0.01.",
         ),
     ] = None,
     **fields,
@@ -88,7 +93,7 @@ def train(
     output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
     for source in filter(None, (data, validation)):
         check_readable(source, encoding)
-    if is_first_process():  # another one might already see what this one writes
+    if is_first_process():  # Another process might already see, and refuse, what the first one has written.
         from ..finetune.output_folder import check_output  # imports the Hub's client: --help does without
 
         check_output(output, resume, overwrite)

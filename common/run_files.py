@@ -1,6 +1,7 @@
 """The files of run folders and bundles: find a folder by its name, and read its JSON files, without importing torch."""
 
 import json
+import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,8 @@ class RunFiles:
         base = self.trained_on.base_model if self.trained_on else None
         is_base_local = base is not None and (base == EMBEDDED or Path(base).is_dir())
         # The default kind is for an adapter on a base model of the Hub. `export` refuses all others.
-        kind = " --kind standalone" if is_base_local or not self.has_adapter else ""
-        return f"t5fusion export {self.path} bundles/{self.path.name}{kind}"
+        kind = ["--kind", "standalone"] if is_base_local or not self.has_adapter else []
+        return shlex.join(["t5fusion", "export", str(self.path), f"bundles/{self.path.name}", *kind])
 
     def _name_by_record(self, named: FusedName) -> FusedName:
         """Return `named` with the base model "tiny_t5" if training.json, or else the base model's path, says so."""

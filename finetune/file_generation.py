@@ -12,7 +12,7 @@ from ..common.console import say
 from ..common.progress import Progress
 from ..common.run_folder import find_trained, trained_digest
 from .data import Columns, check_columns
-from .decoding import check_decoding, seed_of_chunk
+from .decoding import Decoding, seed_of_chunk
 from .generation import Output, generate_lines, generate_texts
 from .inputs import make_inputs, report_counts
 from .output_file import OutputFile, check_output_name
@@ -26,12 +26,16 @@ from .trained_model import columns_for, load_on_device
 class Generated(NamedTuple):
     """How many rows an output holds."""
 
-    rows: int  # all rows
-    earlier: int  # rows that an earlier run wrote
+    rows: int  # number of all rows in it
+    earlier: int  # number of those that an earlier run wrote
 
 
 class GenerationStopped(KeyboardInterrupt):
-    """Ctrl-C was pressed. `rows` is the number of rows whose texts are kept; None in all processes but the first."""
+    """Ctrl-C was pressed.
+
+    Args:
+        rows: Number of rows whose texts are kept; None in all processes but the first.
+    """
 
     def __init__(self, rows: int | None):
         super().__init__()
@@ -45,11 +49,11 @@ def generate_file(
     output: str | Path | None = None,
     *,
     vectors: bool = True,
-    num_beams: int = 1,
-    max_new_tokens: int = 64,
-    batch_size: int = 64,
+    num_beams: int = Decoding.num_beams,
+    max_new_tokens: int = Decoding.max_new_tokens,
+    batch_size: int = Decoding.batch_size,
     settings: Mapping[str, Any] | None = None,
-    seed: int = 42,
+    seed: int = Decoding.seed,
     limit: int | None = None,
     split: str = "train",
     revision: str | None = None,
@@ -96,15 +100,15 @@ def generate_file(
             model is damaged.
         OSError: A file, a data set, the model or its base model cannot be read, or `output` cannot be written.
     """
-    given = columns or columns_for(name, revision=revision, vectors=vectors)
+    columns_to_read = columns or columns_for(name, revision=revision, vectors=vectors)
 
     def chunks() -> Iterable[Chunk]:
-        return first_of(read_chunks(str(data), split, given.text, encoding), limit)
+        return first_of(read_chunks(str(data), split, columns_to_read.text, encoding), limit)
 
+    decoding = Decoding(num_beams, max_new_tokens, batch_size, settings, seed)
     return generate_chunks(
-        name, chunks(), given, output, chunks, vectors=vectors, num_beams=num_beams, max_new_tokens=max_new_tokens,
-        batch_size=batch_size, settings=settings, seed=seed, revision=revision, overwrite=overwrite,
-        total=lambda: count_rows(str(data), split, encoding, limit),
+        name, chunks(), columns_to_read, output, decoding, chunks, vectors=vectors, revision=revision,
+        overwrite=overwrite, total=lambda: count_rows(str(data), split, encoding, limit),
     )  # fmt: skip
 
 
@@ -113,14 +117,10 @@ def generate_chunks(
     chunks: Iterable[Chunk],
     columns: Columns,
     output: str | Path | None,
+    decoding: Decoding,
     reread: Callable[[], Iterable[Chunk]] | None = None,
     *,
     vectors: bool = True,
-    num_beams: int = 1,
-    max_new_tokens: int = 64,
-    batch_size: int = 64,
-    settings: Mapping[str, Any] | None = None,
-    seed: int = 42,
     revision: str | None = None,
     overwrite: bool = False,
     total: Callable[[], int | None] = lambda: None,
@@ -128,33 +128,35 @@ def generate_chunks(
     """Do as `generate_file` does, for rows that come in chunks, such as those of `streaming.chunks_of_texts`.
 
     Args:
+        name, columns, output, vectors, revision, overwrite: As for `generate_file`.
+        chunks: The rows.
+        decoding: How the texts are decoded.
         reread: A function that returns the chunks once more; None if the rows have no column but their text.
         total: A function that returns the number of rows, for the progress bar, or None if it is not known.
 
     Returns, Raises:
         As `generate_file`.
     """
-    decoding = check_decoding(settings or {})
+    options = decoding.arguments()
     columns, path = columns._replace(target=None), None if output is None else Path(output)
-    if path:  # before the model is loaded
+    if path:  # The name is checked now, because loading the model takes long.
         check_output_name(path)
     folder = find_trained(str(name), revision)
     model, processor, limits = load_on_device(folder)
-    options: dict = {"num_beams": num_beams, "max_new_tokens": max_new_tokens} | decoding
-    texts_depend_on = {
-        "model": trained_digest(folder), "columns": list(columns), "no_vectors": not vectors, "batch_size": batch_size,
-    } | options | ({"seed": seed} if decoding.get("do_sample") else {})  # fmt: skip
-    writer: Output | None = None  # in all processes but the first
+    made_with: dict[str, Any] = {"model": trained_digest(folder), "columns": list(columns), "no_vectors": not vectors}
+    made_with |= {"batch_size": decoding.batch_size} | options
+    made_with |= {"seed": decoding.seed} if options.get("do_sample") else {}
+    writer: Output | None = None  # Only the first process writes.
     if processes().is_main_process:
-        writer = OutputFile(path, columns, texts_depend_on, overwrite) if path else StandardOutput(columns)
+        writer = OutputFile(path, columns, made_with, overwrite) if path else StandardOutput(columns)
 
     def inputs(rows, numbers, counts):
         return make_inputs(rows, columns, processor, limits, vectors, keep=False, numbers=numbers, counts=counts)
 
     def generate(rows, first, advance):
         with torch.random.fork_rng([] if model.device.type == "cpu" else [model.device]):
-            torch.manual_seed(seed_of_chunk(seed, first))
-            return generate_texts(model, rows, processor, batch_size, advance, **options)
+            torch.manual_seed(seed_of_chunk(decoding.seed, first))
+            return generate_texts(model, rows, processor, decoding.batch_size, advance, **options)
 
     checked = _checked_columns(chunks, columns, trained_columns(folder))
     try:
@@ -176,21 +178,25 @@ def generate_chunks(
 
 
 def _checked_columns(chunks: Iterable[Chunk], columns: Columns, trained: Columns | None) -> Iterator[Chunk]:
-    """Yield the chunks; ValueError if a column is missing. `trained` are the columns of the training, for the error."""
+    """Yield the chunks, and raise ValueError if a column is missing.
+
+    Args:
+        trained: The columns of the training, for the error.
+    """
     for chunk in chunks:
         check_columns(chunk.rows, columns, trained and trained._replace(target=None))
         yield chunk
 
 
 def _count(writer: Output | None) -> Generated:
-    """Return in all processes how many rows the output holds, which the first one knows."""
+    """Return how many rows the output holds. All processes must call it, because only the first one knows."""
     numbers = [writer.earlier_rows, writer.new_rows] if writer else [0, 0]
     broadcast_object_list(numbers)
     return Generated(rows=sum(numbers), earlier=numbers[0])
 
 
 def _report(generated: Generated, counts: Counter, limits: tuple[int, int]) -> None:
-    """Print what the user should know about the rows; ValueError if there are none."""
+    """Print how many rows were cut, empty or without a vector; raise ValueError if there are no rows."""
     if generated.rows == 0:
         raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
     report_counts(counts, *limits)

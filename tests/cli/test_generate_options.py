@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 
 import pytest
@@ -10,12 +11,14 @@ from forks import Forks
 from warm import warm_python
 
 from t5fusion import T5WithFusion
+from t5fusion.cli.generate import _next_command
 from t5fusion.common.base_models import make_processor
 from t5fusion.finetune.decoding import seed_of_chunk
 from t5fusion.finetune.streaming import CHUNK
 
 SAMPLE = ["--set", "do_sample=true", "--max-new-tokens", "5"]
 GENERATE = ["generate", "model", "--no-vectors"]
+NEXT = "Next: t5fusion export model bundles/model --kind standalone\n"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,21 @@ def commands(room):
     commands = Forks(room)
     yield commands
     commands.close()
+
+
+def test_generate_ends_with_the_next_command(room, commands):
+    words = [*GENERATE[2:], "--max-new-tokens", "2", "app"]
+    shutil.copytree(room / "model", room / "a run")
+    (room / "a run" / "training.json").write_text(json.dumps({"source": {"data": "rows.jsonl"}}))
+    code, out, err = commands.run("generate", "a run", *words)
+    assert code == 0 and err == "Next: t5fusion evaluate 'a run'\n" and len(out.splitlines()) == 1
+    (room / "a run" / "evaluation.json").write_text("{}")
+    code, _, err = commands.run("generate", "a run", *words, "--output", "next.jsonl")
+    export = "t5fusion export 'a run' 'bundles/a run' --kind standalone"
+    assert code == 0 and err == f"1 row is in next.jsonl.\nNext: {export}\n"
+    (room / "a run" / "t5fusion.json").write_text("{}")
+    assert commands.run("generate", "a run", *words)[2] == "Next: t5fusion verify 'a run'\n"
+    assert _next_command("me/it") == "t5fusion evaluate me/it DATA --text-column NAME --target-column NAME"
 
 
 def outputs(printed):
@@ -112,10 +130,10 @@ def test_a_text_that_is_typed_is_answered_at_once(room, commands):
         out, err = process.communicate(timeout=120)
     os.close(keyboard)
     assert process.returncode == 0 and json.loads(out)["text"] == "settings"
-    assert err == "Type a text and press Enter; Ctrl-D ends.\n"
+    assert err.splitlines()[0] == "Type a text and press Enter; Ctrl-D ends."
 
 
 def test_nothing_is_said_of_typing_where_texts_come_from_a_pipe(room, commands):
     line = [warm_python(), "-m", "t5fusion", *GENERATE, "--max-new-tokens", "2"]
     done = subprocess.run(line, cwd=room, env=commands.environment, input="app\n", capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "" and json.loads(done.stdout)["text"] == "app"
+    assert done.returncode == 0 and done.stderr == NEXT and json.loads(done.stdout)["text"] == "app"
