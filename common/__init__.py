@@ -1,1 +1,1 @@
-"""Code that several rooms share: the console, base models, run folders, and the files in them."""
+"""Code that several packages share: the console, base models, run folders, and the files in them."""

@@ -1,4 +1,4 @@
-"""Base models by the name that a user gives: "tiny_t5" for the embedded one, a folder, or an id on the Hub."""
+"""Base models by the name that a user gives: "tiny_t5" for the embedded one, a folder, or a Hub id."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from .errors import first_line
 
 
 def base_folder(base_model: str) -> str:
-    """Return what transformers can load: the full path of a folder (also for "tiny_t5"), or an id on the Hub unchanged.
+    """Return a name that transformers can load: the absolute path of a folder or of "tiny_t5", or a Hub id unchanged.
 
     Raises:
-        OSError: The base model is "tiny_t5", and t5fusion is not installed.
+        OSError: The base model is "tiny_t5", and the package t5fusion, which contains it, is not installed.
     """
     if base_model == EMBEDDED:
         return resolve_embedded(base_model)
@@ -22,7 +22,7 @@ def base_folder(base_model: str) -> str:
 
 
 def base_name(base_model: str) -> str:
-    """Return the name to record: the result of `base_folder`, but "tiny_t5" for the embedded one, which may move."""
+    """Return the name to record in files: "tiny_t5" for the embedded one, whose path may change; or `base_folder`."""
     return name_to_record(base_folder(base_model))
 
 
@@ -30,7 +30,7 @@ def base_error(base_model: str, error: Exception) -> OSError:
     """Return an OSError that says in one sentence why a base model cannot be loaded, and what to do."""
     cause = first_line(error).partition(". ")[0].rstrip(".")
     if base_model.startswith((".", "/", "~")) and not Path(base_model).exists():
-        cause = "there is no such folder"  # transformers would explain here what a valid Hub id is
+        cause = "there is no such folder"  # transformers itself would explain what a valid Hub id is.
     return OSError(
         f"the base model {base_model} cannot be loaded ({cause}). Name a folder or a Hub id of a T5 with --base-model."
     )
@@ -40,7 +40,7 @@ def make_processor(base_model: str, **recipe) -> T5FusionProcessor:
     """Return the base model's tokenizer as a processor.
 
     Args:
-        base_model: Folder or Hub id.
+        base_model: Folder, Hub id, or "tiny_t5".
         **recipe: Fields of `T5FusionProcessor`.
 
     Raises:

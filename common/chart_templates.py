@@ -1,6 +1,6 @@
 """The SVG templates of `charts.py`, their colours and their font.
 
-The colours follow the reader's `prefers-color-scheme`, on a background of their own, so a chart may stand in any page.
+A chart has a background of its own, and its colours follow the reader's `prefers-color-scheme`. So it fits any page.
 """
 
 from jinja2 import DictLoader, Environment

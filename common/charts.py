@@ -8,9 +8,9 @@ from itertools import pairwise
 from .chart_templates import render
 
 WIDTH = 680  # of every chart, in pixels
-LETTER = 7.0  # about the width of a letter of 13 pixels
+LETTER_WIDTH = 7.0  # pixels, roughly, for a font of 13 pixels
 COLOURS = ("first", "second", "third")  # of the lines of a chart, in their order
-MOST_DOTS = 30  # A line with more points gets a dot at its end only.
+MOST_DOTS = 30  # points; a line with more of them gets a dot at its end only
 LABEL_HEIGHT = 40  # of a line's label and the value below it, in pixels
 BAR_HEIGHT, BAR_PITCH = 24, 38  # pixels of a bar, and from the top of one bar to the top of the next
 
@@ -61,10 +61,10 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) ->
     if not lines:
         raise ValueError("no line has a point; expected one or more points to draw.")
     left, top, bottom = 70, 80, 300
-    right = WIDTH - 40 - LETTER * max(len(line.label) for line in lines)
+    right = WIDTH - 40 - LETTER_WIDTH * max(len(line.label) for line in lines)
     values = [y for line in lines for _, y in line.points]
     y_marks = ticks(min(values), max(values))
-    y_axis = Axis(y_marks[0], y_marks[-1], bottom, top)  # SVG counts downwards
+    y_axis = Axis(y_marks[0], y_marks[-1], bottom, top)  # SVG counts pixels downwards.
     x_axis = Axis(*_x_range([x for line in lines for x, _ in line.points]), left, right)
     ends = ", ".join(f"{line.label} {line.points[0][1]:.3f} to {line.points[-1][1]:.3f}" for line in lines)
     return render(
@@ -85,14 +85,14 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) ->
 
 
 def _x_range(values: Sequence[float]) -> tuple[float, float]:
-    """Return where the x axis begins and ends: at zero, unless that leaves it without length or hides a value."""
+    """Return the ends of the x axis. It begins at zero, unless a value is negative or all values are zero."""
     if min(values) >= 0 and max(values) > 0:
         return 0.0, max(values)
     return min(values), max(values) + 1
 
 
 def _x_marks(axis: Axis) -> list[float]:
-    """Return the round numbers within an x axis; whole ones only, if it reaches 1, because epochs are counted so."""
+    """Return the round numbers within an x axis. If it reaches 1, they are whole numbers, as epochs are."""
     within = [x for x in ticks(axis.low, axis.high) if axis.low <= x <= axis.high]
     return within if axis.high < 1 else [x for x in within if x == int(x)]
 
@@ -131,8 +131,8 @@ def bar_chart(title: str, bars: Sequence[Bar], unit: str) -> str:
     """
     if not bars or any(bar.value < 0 for bar in bars):
         raise ValueError(f"the values are {[bar.value for bar in bars]}; expected one or more numbers from 0.")
-    left = 40 + LETTER * max(len(bar.label) for bar in bars)
-    right = WIDTH - 72 - LETTER * max(len(bar.note) for bar in bars)
+    left = 40 + LETTER_WIDTH * max(len(bar.label) for bar in bars)
+    right = WIDTH - 72 - LETTER_WIDTH * max(len(bar.note) for bar in bars)
     top = 74
     bottom = top + BAR_PITCH * len(bars)
     longest = max(bar.value for bar in bars) or 1.0
@@ -174,6 +174,6 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     width = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(width / wanted))
     step = next(power * factor for factor in (1, 2, 5, 10) if width / (power * factor) <= wanted)
-    # The small number keeps a bound that is a multiple of the step, up to rounding, from giving one more tick.
+    # Without the small number, a bound that exceeds a multiple of the step by rounding would give one more tick.
     start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 10) for number in range(start, max(end, start + 1) + 1)]

@@ -19,7 +19,7 @@ def say(line: str) -> None:
 def end_stopped() -> NoReturn:
     """End the program after Ctrl-C, with a sentence and exit code 130."""
     print("t5fusion: stopped.", file=sys.stderr)
-    # `python -m` ends with the signal, not with our exit code, if Ctrl-C came while Python executed a string, as
-    # `dataclass` does. Executing another string resets that.
+    # If Ctrl-C came while Python executed a string, as `dataclass` does, `python -m` ends with the signal instead of
+    # our exit code. Executing another string resets that.
     exec("")
     sys.exit(130)

@@ -1,4 +1,4 @@
-"""Sentences for error messages."""
+"""Make sentences for error messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -11,11 +11,11 @@ def first_line(error: BaseException) -> str:
 
 
 def cannot_be_loaded(what: str, error: Exception) -> ValueError:
-    """Return a ValueError that says in one sentence that files are damaged or foreign.
+    """Return the ValueError for something that cannot be loaded because its files are damaged or foreign.
 
     Args:
-        what: The thing that was to be loaded, as the subject of the sentence: "the adapter in runs/files".
-        error: What a library raised over it.
+        what: The thing to load, as the subject of the sentence: "the adapter in runs/files".
+        error: The error that a library raised.
     """
     return ValueError(
         f"{what} cannot be loaded ({type(error).__name__}: {first_line(error)}). A file is damaged, or belongs to "
@@ -24,7 +24,13 @@ def cannot_be_loaded(what: str, error: Exception) -> ValueError:
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str) -> str:
-    """Return "did you mean `...`?" with the known name that is most like an unknown one; `otherwise` if none is."""
+    """Return a hint for an unknown name: "did you mean `...`?" with the most similar known name.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+        otherwise: The hint if no known name is similar.
+    """
     nearest = get_close_matches(str(name), list(known), 1)
     return f"did you mean `{nearest[0]}`?" if nearest else otherwise
 
@@ -33,7 +39,7 @@ def unreadable_weights(file: Path, cause: str) -> ValueError:
     """Return the ValueError for a weights file that cannot be read.
 
     Args:
-        cause: What is wrong with it, in a few words.
+        cause: What is wrong with the file, in a few words.
     """
     return ValueError(
         f"the weights in {file} cannot be read ({cause}). The file is damaged, or holds something else. Copy or save "

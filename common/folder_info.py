@@ -1,4 +1,4 @@
-"""What a folder or a repository is, by its JSON files and the headers of its weights. torch is not imported."""
+"""Find out what a folder or a repository is, from its JSON files and the headers of its weights, without torch."""
 
 import json
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ METHODS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "LOHA": "LoHa", "LOKR": "LoKr",
 
 @dataclass(frozen=True)
 class VectorKind:
-    """A kind of vectors that the model reads beside its text."""
+    """A kind of vectors that the model reads beside the text."""
 
     placeholder: str  # the token whose place such a vector takes
     width: int | None  # numbers in a vector
@@ -59,21 +59,21 @@ class FolderInfo:
     The fields are the keys of `t5fusion info --json`.
     """
 
-    name: str  # as it was asked for
+    name: str  # as the user gave it
     commit: str | None  # of the repository; None for a folder
     what: FolderType
     kind: str | None  # of a bundle: "adapter", "standalone", "merged" or "fused"
     base_model: str | None
-    base_commit: str | None
+    base_commit: str | None  # of the base model on the Hub
     vectors: list[VectorKind]  # the kinds of vectors: one, or none for a plain T5
     adapter: Adapter | None
     trained_weights: int | None
     weights: int | None  # of the whole model, with the base model's
     recipe: dict[str, Any]  # the fields of the saved processor
     training: dict[str, Any]  # rows, epochs, learning rate, and so on, of the training
-    # loss (nats per token) and scores with "true" or "shuffled" vectors, with "none", and of the "untuned" model
+    # Loss (nats per token) and scores: with "true" or "shuffled" vectors, with "none", and of the "untuned" model.
     measures: dict[str, dict[str, float]]
-    # how much larger the loss is with "shuffled" vectors or with "none": difference, low, high (nats per token)
+    # How much larger the loss is with "shuffled" vectors or with "none": difference, low, high (nats per token).
     worth_of_vectors: dict[str, dict[str, float]]
     measured_rows: int | None
     versions: dict[str, str]  # of the packages that wrote the files
@@ -100,7 +100,7 @@ def folder_info(name: str, revision: str | None = None) -> FolderInfo:
         revision: Branch, tag or commit of the repository.
 
     Raises:
-        ValueError: The folder holds none of the things that t5fusion works with, or a damaged file.
+        ValueError: The folder holds nothing that t5fusion works with, or a damaged file.
         OSError: There is neither such a folder nor such a repository.
     """
     embedded = embedded_folder() if name == EMBEDDED and not Path(name).exists() else None
@@ -117,9 +117,10 @@ def _collect_facts(name: str, files: RunFiles, sizes: Mapping[str, int], is_remo
     """Return the facts about the folder of `files`.
 
     Args:
-        name: Its name, as it was asked for.
+        name: The name of the folder or repository, as the user gave it.
+        files: The files of the folder.
         sizes: Bytes of each file.
-        is_remote: Whether the folder is the cached snapshot of a repository. It is then called by its commit.
+        is_remote: Whether the folder is the cached snapshot of a repository. Its own name is then the commit.
     """
     manifest, record, evaluation = files.manifest, files.record, files.evaluation
     folder_type = _folder_type(name, files)
@@ -173,7 +174,7 @@ def _folder_type(name: str, files: RunFiles) -> FolderType:
 
 
 def _is_on_fused_model(files: RunFiles) -> bool:
-    """Return whether the adapter's config or its weights tell that it was trained on a fused model."""
+    """Return whether the adapter was trained on a fused model, by its config or its weights."""
     name = str(files.adapter_config.get("base_model_name_or_path"))
     layers = files.adapter_config.get("modules_to_save") or []
     return name.startswith(("T5WithFusion(", NOT_PUSHED)) or "fusion" in layers or _fusion_width(files) is not None
@@ -189,7 +190,7 @@ def _foreign_content(files: RunFiles, model_type: str | None) -> str:
 
 
 def _adapter(files: RunFiles) -> Adapter | None:
-    """Return what adapter_config.json says; None if there is none."""
+    """Return what adapter_config.json says; None if there is no such file."""
     config = files.adapter_config
     if not config:
         return None
@@ -250,10 +251,10 @@ def _fusion_width(files: RunFiles) -> int | None:
 
 
 def _count_weights(files: RunFiles) -> tuple[int | None, int | None]:
-    """Return how many weights trained, and how many the model has. Each is None if no file at hand tells.
+    """Return how many weights trained, and how many the model has. A number is None if no local file holds it.
 
-    They are the numbers that `train` prints. In these, the initial fusion layer counts as well as the trained one,
-    because PEFT keeps both in memory.
+    They are the numbers that `train` prints, which count the fusion layer twice: PEFT keeps the initial layer in memory
+    beside the trained one.
     """
     if "weights" in files.record:
         return files.record["trainable_weights"], files.record["weights"]
@@ -270,7 +271,7 @@ def _count_weights(files: RunFiles) -> tuple[int | None, int | None]:
 
 
 def _count_base_weights(files: RunFiles) -> int | None:
-    """Return how many weights the base model has; None if it is not in a folder at hand."""
+    """Return how many weights the base model has; None if it is not in a local folder."""
     if files.trained_on is None or not files.trained_on.base_model:
         return None
     base_model = files.trained_on.base_model

@@ -1,4 +1,4 @@
-"""Turn the errors of the Hub and its client into sentences that say what to do."""
+"""Turn errors of the Hub and its client into sentences that say what to do."""
 
 from huggingface_hub.errors import (
     GatedRepoError,

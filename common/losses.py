@@ -51,16 +51,21 @@ def paired_bootstrap(a: Losses, b: Losses, samples: int = 10_000, seed: int = 0)
     A positive difference means that `b` is better. Each sample draws rows with replacement, the same ones for both
     (Koehn 2004). The bounds are the 2.5th and 97.5th percentiles of the samples.
 
+    Args:
+        a, b: The losses. Their rows must be in the same order.
+        samples: Number of samples.
+        seed: Seed of the random numbers.
+
     Raises:
         ValueError: The numbers of tokens differ, so the losses are not of the same rows.
     """
     if not np.array_equal(a.tokens, b.tokens):
         raise ValueError("the losses are not of the same rows: their numbers of tokens differ.")
     generator, rows = np.random.default_rng(seed), len(a.sums)
-    even = np.full(rows, 1 / rows)
+    equal_chances = np.full(rows, 1 / rows)
     differences = np.empty(samples)
-    for sample in range(samples):  # one at a time, because rows x samples numbers may not fit the memory
-        counts = generator.multinomial(rows, even)
+    for sample in range(samples):  # One at a time, because rows x samples numbers may not fit into memory.
+        counts = generator.multinomial(rows, equal_chances)
         differences[sample] = counts @ (a.sums - b.sums) / (counts @ a.tokens)
     low, high = np.percentile(differences, [2.5, 97.5])
     return Interval(a.mean - b.mean, float(low), float(high))

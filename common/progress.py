@@ -1,4 +1,4 @@
-"""How far long work has come: a bar in a terminal, and a line every half minute elsewhere."""
+"""Show how far long work has come: a bar in a terminal, and a line every half minute elsewhere."""
 
 import sys
 import time
@@ -17,10 +17,10 @@ class Progress:
     several processes, only the first shows it. Use it as a context manager, or call `close` at the end.
 
     Args:
-        title: What is done, such as "Encoding".
-        total: How many units of work there are; None if that is not known.
-        unit: What is counted, in the plural.
-        done: How many of the units an earlier run has done.
+        title: The name of the work, such as "Encoding".
+        total: Number of units of work; None if it is not known.
+        unit: The name of the units, in the plural.
+        done: Number of units that an earlier run has done.
         every: Seconds between two lines where there is no terminal.
     """
 
@@ -57,7 +57,7 @@ class Progress:
             say(self._line())
 
     def skip(self, units: int) -> None:
-        """Count units of work that an earlier run has done. They say nothing about the time left."""
+        """Count units of work that an earlier run has done. They do not count in the estimate of the time left."""
         self.done_earlier += units
         self.advance(units)
 

@@ -1,4 +1,4 @@
-"""The code and the config that a folder needs beside an adapter, so that the folder alone loads as a fused model."""
+"""Write code and config beside an adapter, so that its folder alone loads as a fused model."""
 
 import copy
 from pathlib import Path
@@ -12,16 +12,16 @@ from ..saving_t5fusion import name_code
 def write_code(model: T5WithFusion, folder: Path) -> None:
     """Write code and config as `model.save_pretrained(folder)` does, but no weights.
 
-    Readers then load the weights of `config.backbone`, and the adapter that lies in the folder on top.
+    Readers then load the weights of `config.backbone`, and put the adapter in the folder on top.
     """
     config = copy.deepcopy(model.config)
     config.weights_from_backbone = config.adapter_beside = True
-    config.vocab_size = model.loaded_rows  # if the embedding table was resized, the adapter holds the new one
+    config.vocab_size = model.loaded_rows  # If the embedding table was resized, the adapter holds the new one.
     config.architectures = [T5WithFusion.__name__]
     name_code(config)
-    if hasattr(config, "quantization_config"):  # It says how the model was loaded here, and readers may choose.
+    if hasattr(config, "quantization_config"):  # It says how the model was loaded here. Readers may choose.
         del config.quantization_config
-    # A new instance, because under FSDP the class of `model` is one of torch's.
+    # An empty instance takes the place of `model`, because under FSDP the class of `model` is one of torch's.
     custom_object_save(T5WithFusion.__new__(T5WithFusion), folder, config=config)
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

@@ -13,7 +13,7 @@ LOCK, REPLACED = "lock", "replaced"
 def workplace_of(target: Path) -> Path:
     """Return the hidden folder beside `target` in which its next version is prepared.
 
-    Its name is always the same, so the next process sees what a killed one left there.
+    Its name is always the same, so that the next process finds what a killed one left there.
     """
     return target.with_name(f".{target.name}-export")
 
@@ -43,9 +43,9 @@ def workplace(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         put_back(folder, target)
-        shutil.rmtree(folder, ignore_errors=True)  # while the lock is held, so that no other process uses it
+        shutil.rmtree(folder, ignore_errors=True)  # The lock is still held, so no other process uses the folder.
         lock.release()
-        shutil.rmtree(folder, ignore_errors=True)  # Windows could not remove the lock while it was open
+        shutil.rmtree(folder, ignore_errors=True)  # Windows could not remove the lock file while it was open.
 
 
 def replace(target: Path, new: Path) -> None:
@@ -72,5 +72,5 @@ def recover(target: Path) -> None:
         try:
             with workplace(target):
                 pass
-        except ValueError:  # another process is replacing it, and will be done in a moment
+        except ValueError:  # Another process is replacing it, and will be done in a moment.
             pass

@@ -1,4 +1,4 @@
-"""The files of run folders and bundles: find a folder by its name, and read its JSON files, without importing torch."""
+"""Find a run folder or a bundle by its name, and read its JSON files, without importing torch."""
 
 import json
 import shlex
@@ -79,7 +79,10 @@ class RunFiles:
         return (self.path / CONFIG).exists()
 
     def folder_with(self, name: str) -> Path | None:
-        """Return the folder that holds a file of this name: this one or, for a checkpoint, its run folder; or None."""
+        """Return the folder that holds a file of this name: this folder or, for a checkpoint, its run folder.
+
+        None if neither holds it.
+        """
         is_checkpoint = self.path.name.startswith("checkpoint-")
         above = [self.path.parent, self.path.parent.parent] if is_checkpoint else []
         return next((folder for folder in (self.path, *above) if (folder / name).exists()), None)
@@ -109,7 +112,7 @@ class RunFiles:
 
     @property
     def is_embedded_base(self) -> bool:
-        """Whether this folder is tiny_t5 itself, which the package t5fusion carries."""
+        """Whether this folder is tiny_t5 itself, which the package t5fusion contains."""
         return name_to_record(str(self.path)) == EMBEDDED
 
     @property
@@ -122,20 +125,20 @@ class RunFiles:
         """The command that makes a bundle of this run folder."""
         base = self.trained_on.base_model if self.trained_on else None
         is_base_local = base is not None and (base == EMBEDDED or Path(base).is_dir())
-        # The default kind is for an adapter on a base model of the Hub. `export` refuses all others.
+        # The default kind is for an adapter on a base model on the Hub. `export` refuses it for all other models.
         kind = ["--kind", "standalone"] if is_base_local or not self.has_adapter else []
         return shlex.join(["t5fusion", "export", str(self.path), f"bundles/{self.path.name}", *kind])
 
     def _name_by_record(self, named: FusedName) -> FusedName:
-        """Return `named` with the base model "tiny_t5" if training.json, or else the base model's path, says so."""
-        # After training from a development install, no other file tells that the base model was the embedded one.
+        """Return `named`, with the base model "tiny_t5" if training.json or the base model's path says so."""
+        # After training in a development install, only training.json says that the base model was the embedded one.
         options = self.record.get("options", {})
         if EMBEDDED in (options.get("base"), options.get("base_model")):
             return named._replace(base_model=EMBEDDED, commit=None)
         return self._name_by_path(named)
 
     def _name_by_path(self, named: FusedName) -> FusedName:
-        """Return `named` with the base model "tiny_t5" if its path is that of the embedded one, now or earlier."""
+        """Return `named`, with the base model "tiny_t5" if its path is the present or an earlier one of tiny_t5."""
         if named.base_model and (
             was_embedded(named.base_model, self.path) or name_to_record(named.base_model) == EMBEDDED
         ):
@@ -150,7 +153,7 @@ def check_folder(name: str, revision: str | None = None) -> None:
 
     Raises:
         ValueError: A revision is given for a folder.
-        OSError: `name` is neither.
+        OSError: `name` is no folder, and no valid id.
     """
     folder = Path(name)
     recover(folder)

@@ -1,4 +1,4 @@
-"""Run folders and bundles: load their model and their processor."""
+"""Load the model and the processor of a run folder or a bundle."""
 
 import hashlib
 import warnings
@@ -19,7 +19,7 @@ from .limits import MAX_SOURCE, MAX_TARGET
 from .run_files import PROCESSOR_CONFIG, RECORD, RunFiles, find_folder, read_json
 from .saved_files import check_contents, check_numbers, one_sentence_errors, read_weights, weights_in
 
-# What a download leaves out, because no model is loaded from it.
+# Files that a download leaves out, because no model is loaded from them.
 NOT_LOADED = ["*/*", "*.py", "*.md", "*.onnx*", "onnx_*", "reference.safetensors", "training_args.bin"]
 
 
@@ -27,7 +27,7 @@ class RunFolder(RunFiles):
     """A run folder, a checkpoint of the Trainer, or a bundle: its JSON files, its processor, and its weights."""
 
     def check(self) -> None:
-        """Read every config and all weights; see `check_contents` for what is refused."""
+        """Read every config and all weights, and raise ValueError for damaged ones (see `check_contents`)."""
         check_contents(self.path)
 
     @cached_property
@@ -38,10 +38,10 @@ class RunFolder(RunFiles):
 
     @property
     def load_options(self) -> dict[str, Any]:
-        """Keywords of `T5WithFusion` that give the model beneath the adapter as it was in training."""
+        """The keywords of `T5WithFusion` that load the model beneath the adapter as it was in training."""
         options: dict[str, Any] = {}
         if self.folder_with(RECORD):
-            options["dtype"] = torch.float32  # `train` loads base models in fp32
+            options["dtype"] = torch.float32  # `train` loads base models in fp32.
         lexical_dim = self.lexical_dim
         if lexical_dim is not None:
             options["lexical_dim"] = lexical_dim
@@ -51,7 +51,7 @@ class RunFolder(RunFiles):
 
     @property
     def lexical_dim(self) -> int | None:
-        """Width of the vectors, as the processor or else the adapter's weights have it; None if there is neither."""
+        """The width of the vectors, from the processor or else from the adapter's weights; None if neither exists."""
         if self.processor is not None:
             return self.processor.lexical_dim
         adapters = [file for file in weights_in(self.path) if file.name.startswith("adapter_model")]
@@ -127,7 +127,7 @@ def load_adapter(fused_model: T5WithFusion, folder: Path, remedy: str = "") -> P
     Args:
         fused_model: The untuned model beneath the adapter.
         folder: A run folder, or what `PeftModel.save_pretrained` wrote.
-        remedy: A sentence for the error that says what the user can do.
+        remedy: A sentence that ends the error and says what the user can do; none by default.
 
     Raises:
         ValueError: The adapter's weights do not fit, or some are missing.
@@ -147,7 +147,7 @@ def load_adapter(fused_model: T5WithFusion, folder: Path, remedy: str = "") -> P
 
 
 def trained_limits(folder: Path) -> tuple[int, int]:
-    """Return the largest numbers of tokens of an input and of a target in training; the defaults if none are recorded.
+    """Return the limits of training for an input and a target, in tokens; the defaults if none are recorded.
 
     Raises:
         ValueError: training.json is damaged.

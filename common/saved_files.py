@@ -8,15 +8,9 @@ import torch
 from safetensors import safe_open
 
 from .errors import cannot_be_loaded, first_line, unreadable_weights
-from .run_files import ADAPTER_SAFETENSORS, read_json
+from .run_files import ADAPTER_CONFIG, ADAPTER_SAFETENSORS, CONFIG, PROCESSOR_CONFIG, read_json
 
-CONFIGS = (
-    "adapter_config.json",
-    "config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "model.safetensors.index.json",
-)
+CONFIGS = (ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG, "tokenizer_config.json", "model.safetensors.index.json")
 # PEFT reads the first of these files that exists, and transformers the first pattern that matches a file.
 ADAPTER_WEIGHTS = (ADAPTER_SAFETENSORS, "adapter_model.bin")
 MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -24,21 +18,20 @@ MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 @contextmanager
 def one_sentence_errors(what: str) -> Iterator[None]:
-    """Turn what libraries raise over damaged or foreign files into a ValueError of one sentence.
+    """Turn an error that a library raises for damaged or foreign files into a ValueError of one sentence.
 
-    ValueError, OSError, ImportError and errors of memory pass unchanged. Their messages say enough already, or the
-    files are not the cause.
+    ValueError, OSError, ImportError and MemoryError pass unchanged: their messages are clear, or the files are not the
+    cause.
 
     Args:
-        what: The thing that is being loaded, as the subject of the sentence: "the adapter in runs/files".
+        what: The thing to load, as the subject of the sentence: "the adapter in runs/files".
     """
     try:
         yield
     except (ValueError, OSError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # Tokenizers, safetensors and PEFT raise types of their own, and a wrong field may give any type.
+    except Exception as error:
+        # Tokenizers, safetensors and PEFT raise types of their own, and a wrong field may give any type.
         raise cannot_be_loaded(what, error) from error
 
 
@@ -73,7 +66,7 @@ def read_weights(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
             yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
         else:
             with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118, it is no dict
+                for name in opened.keys():  # noqa: SIM118, because it is no dict
                     yield name, opened.get_tensor(name)
     except GeneratorExit:
         raise
