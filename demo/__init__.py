@@ -1,4 +1,4 @@
-"""The demonstration."""
+"""The demonstration, `t5fusion demo`: train on the standard library, and measure what the vectors add."""
 
-DEMO = "demo.json"  # the results, and the mark of a folder that the next demonstration may overwrite
-PROBE = "probe.json"  # rows, and what the trained model gives for them, for the check of the reloaded model
+DEMO = "demo.json"  # the results; its presence marks a folder that the next demonstration may overwrite
+PROBE = "probe.json"  # rows, and the losses and texts of the trained model, to check the reloaded model

@@ -1,7 +1,7 @@
 """The demonstration: train a small T5 to describe Python code, given its name and a vector of what it does.
 
 The rows are the documented names of the running interpreter's standard library. The vector is MiniLM's embedding of a
-definition's body.
+definition's code, or with `lexical="name"` of its name.
 """
 
 import json
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ..common.base_models import make_processor
 from ..common.losses import paired_bootstrap
-from ..finetune.data import is_held_out
+from ..finetune.data import HELD_OUT_ONE_IN, is_held_out
 from ..finetune.evaluation import (
     SAMPLES,
     Vectors,
@@ -39,13 +39,13 @@ from .harvest import DocumentedName, harvest, standard_library
 from .page import Example, save_page
 
 TEMPLATE = "describe: {text}"
-BATCH_SIZE, LEARNING_RATE = 16, 3e-3  # half as many steps as `train` takes by default, and larger ones
-DROPOUT = 0.0  # Drawing its random numbers takes a fifth of the time, and two epochs hardly need it.
-# The losses are then the same on machines with and without bf16, and matrices as small as these are faster.
+BATCH_SIZE, LEARNING_RATE = 16, 3e-3  # Training takes half as many steps as with the defaults, and larger ones.
+DROPOUT = 0.0  # Two epochs hardly need dropout, and its random numbers take a fifth of the time.
+# In fp32, the losses are the same on machines with and without bf16, and matrices as small as these are faster.
 PRECISION: Literal["fp32"] = "fp32"
 BODY_TOKENS = 64  # tokens of a body that the encoder reads
-SCORED_ROWS = 200  # held-out rows, about, for which texts are generated and scored
-TABLE_EXAMPLES, PAGE_EXAMPLES = 8, 5
+SCORED_ROWS = 200  # About so many of the held-out rows get a generated text and scores.
+TABLE_EXAMPLES, PAGE_EXAMPLES = 8, 5  # rows shown in the terminal and in demo.html
 DECODING: dict[str, Any] = {"max_new_tokens": 32, "no_repeat_ngram_size": 3}  # Small models tend to repeat themselves.
 
 
@@ -55,17 +55,23 @@ def demo_rows(limit: int | None = None) -> tuple[list[DocumentedName], list[Docu
     One name in ten is held out, with all its rows.
     """
     rows = list({(row.name, row.description): row for row in harvest(standard_library())}.values())[:limit]
-    return [r for r in rows if not is_held_out(r.name, 10)], [r for r in rows if is_held_out(r.name, 10)]
+    training = [row for row in rows if not is_held_out(row.name, HELD_OUT_ONE_IN)]
+    return training, [row for row in rows if is_held_out(row.name, HELD_OUT_ONE_IN)]
 
 
 def demo_processor(base_model: str, lexical: str) -> T5FusionProcessor:
-    """Return the demo's processor, for vectors that are made from "body" or "name", which `lexical` says."""
+    """Return the demo's processor.
+
+    Args:
+        base_model: Hub id, folder, or "tiny_t5".
+        lexical: What the vector is made from: "body", the code of a definition, or "name".
+    """
     source = {"body": "given", "name": "text"}[lexical]
     return make_processor(base_model, template=TEMPLATE, lexical_source=source, lexical_max_tokens=BODY_TOKENS)
 
 
 def demo_inputs(rows: list[DocumentedName], processor: T5FusionProcessor) -> list[dict]:
-    """Return the rows as the Trainer reads them, with the vectors that the processor is for."""
+    """Return the rows as the Trainer reads them, with vectors of the bodies or the names, as the processor says."""
     names = [row.name for row in rows]
     lexical = [row.body for row in rows] if processor.lexical_source == "given" else names
     return prepare(names, [row.description for row in rows], encode_cached(lexical, processor), processor)
@@ -86,10 +92,10 @@ def demo(
         output: The run folder.
         lexical: What the vector is made from, "body" or "name".
         base_model: Hub id, folder, or "tiny_t5".
-        epochs: Number of times that training goes through the rows.
-        limit: Largest number of names that are used; None for all.
+        epochs: Passes over the rows.
+        limit: Use at most this many names, the first ones; None for all.
         seed: Seed of the training.
-        console: Where the tables and messages are printed; None for standard output.
+        console: Prints the tables and messages; None for standard output.
 
     Returns:
         The measurements, which are also saved in `output`.
@@ -105,7 +111,7 @@ def demo(
     inputs = demo_inputs(training, processor)
     test = demo_inputs(held_out, processor)
     options = _training_options(base_model, epochs, seed)
-    with torch.random.fork_rng():  # The untuned model must not change the random numbers of the training.
+    with torch.random.fork_rng():  # Building the untuned model must not change the random numbers of the training.
         untuned_options = TrainingOptions(base_model=base_model, fusion_start="random", full=True)
         untuned = build_model(untuned_options, processor, inputs)
     model = train(inputs, test, processor, options, output, overwrite=True, mark=DEMO)
@@ -135,7 +141,7 @@ def demo(
 
 
 def _read_rows(limit: int | None, console: Console) -> tuple[list[DocumentedName], list[DocumentedName]]:
-    """Return the rows of `demo_rows`, and print their numbers.
+    """Return the rows of `demo_rows`, and print how many they are.
 
     Raises:
         ValueError: They are too few.
@@ -164,6 +170,7 @@ def _training_options(base_model: str, epochs: float, seed: int) -> TrainingOpti
 
 
 def _show_next_commands(console: Console, output: Path, seconds: float) -> None:
+    """Print how long the demo took, and the commands to type next."""
     console.print(f"{seconds / 60:.1f} minutes. Next, to share it, or to train on a file of your own:")
     for command in (
         f"t5fusion export {output} bundles/demo --kind standalone",
@@ -184,13 +191,13 @@ def _compare(
         held_out: The same rows as they were harvested.
 
     Returns:
-        The measurements for demo.json, and the record of them for the model card.
+        The measurements for demo.json, and the same as a record for the model card.
     """
     untuned_loss = losses(untuned, test, processor).mean
     kinds: tuple[Vectors, ...] = ("true", "shuffled", "none")
     measured = {kind: losses(model, change_vectors(test, kind), processor) for kind in kinds}
     costs = {kind: paired_bootstrap(measured[kind], measured["true"]) for kind in ("shuffled", "none")}
-    chosen = range(0, len(test), max(1, len(test) // SCORED_ROWS))  # spread over the modules
+    chosen = range(0, len(test), max(1, len(test) // SCORED_ROWS))  # These rows are spread over all modules.
     names = [held_out[index].name for index in chosen]
     references = [held_out[index].description for index in chosen]
     texts = _generate(untuned, model, [test[index] for index in chosen], processor)
@@ -287,7 +294,7 @@ def _check_reload(output: Path, model, rows: list[dict], processor: T5FusionProc
     """Check that `output`, reloaded in a new process, gives the losses and texts of the model in memory.
 
     Raises:
-        RuntimeError: It gives others.
+        RuntimeError: The reloaded model gives others.
     """
     probe = {
         "rows": [{**row, "lexical_embeds": row["lexical_embeds"].tolist()} for row in rows],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "node_modules"}
-FEWEST_WORDS, MOST_WORDS = 3, 40  # of a description; definitions with others are left out
+FEWEST_WORDS, MOST_WORDS = 3, 40  # Definitions with a shorter or longer description are left out.
 HOLDS_STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -55,7 +55,7 @@ def harvest(root: Path, max_body: int = 600) -> Iterator[DocumentedName]:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Pause the garbage collector, which takes half of the time: it checks a growing syntax tree again and again."""
+    """Pause the garbage collector. It would take half of the time, checking a growing syntax tree again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -90,7 +90,7 @@ def _name_and_kind(node: Definition, module: str) -> tuple[str, str]:
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:
-    """Yield the statements in the order of `ast.walk`, without their expressions, which hold no definitions."""
+    """Yield the statements in the order of `ast.walk`. Expressions are left out, because they hold no definitions."""
     pending = deque[ast.AST]([tree])
     while pending:
         node = pending.popleft()

@@ -1,4 +1,4 @@
-"""The result of the demo as a picture, demo.svg, and as a page that a browser opens without a network, demo.html."""
+"""Write the result of the demo as a picture, demo.svg, and as a page for a browser, demo.html, which works offline."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -59,11 +59,11 @@ TEMPLATE = Environment(autoescape=True).from_string("""\
 <body>
 <h1>What the vectors add</h1>
 <p>A T5 with {{ weights }} weights learned to describe Python code, on {{ "{:,}".format(rows) }} names of the standard
-library. Its text is a name. Its vector is an embedding of {{ source }}. It was measured on
+library. The text of a row is a name. Its vector is an embedding of {{ source }}. The model was measured on
 {{ "{:,}".format(held_out_rows) }} names that it had not seen.</p>
 <img src="data:image/svg+xml;base64,{{ picture }}" alt="{{ summary }}">
 <h2>Another row&rsquo;s vector costs {{ "%+.3f"|format(worth.difference) }} nats per token</h2>
-<p>With 95&nbsp;% probability the cost is between {{ "%+.3f"|format(worth.low) }} and {{ "%+.3f"|format(worth.high) }}
+<p>The 95&nbsp;% confidence interval is {{ "%+.3f"|format(worth.low) }} to {{ "%+.3f"|format(worth.high) }}
 {%- if worth.low > 0 %}: the model reads its vectors{% endif %}.</p>
 <h2>{{ examples|length }} held-out names</h2>
 <p>They are spread evenly over the held-out names, and nobody chose them. The last text of each was written with the
@@ -99,8 +99,8 @@ def save_page(
 
     Args:
         folder: The run folder.
-        losses: Losses on the held-out rows, in nats per token: "untuned" of the untuned model; "true", "shuffled" and
-            "none" of the tuned model with such vectors.
+        losses: Losses on the held-out rows, in nats per token: "untuned" for the untuned model; "true", "shuffled" and
+            "none" for the tuned model with such vectors.
         worth: What another row's vectors cost, in nats per token: `difference`, and its 95 % interval `low` to `high`.
         examples: The rows to show.
         rows: Number of rows to train on.

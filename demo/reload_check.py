@@ -1,7 +1,7 @@
-"""Check, in a new process, that a reloaded model gives what the trained one gave.
+"""Check, in a new process, that a reloaded model gives the losses and texts of the trained one.
 
-`python -m t5fusion.demo.reload_check FOLDER` reads rows, their losses and their texts from FOLDER/probe.json. If the
-reloaded model gives others, it names the differences and exits with 1.
+`python -m t5fusion.demo.reload_check FOLDER` reads rows, losses and texts from FOLDER/probe.json. If the reloaded model
+gives others, the program names the differences and exits with 1.
 """
 
 import json
@@ -16,7 +16,7 @@ from . import PROBE
 
 
 def differences(folder: Path) -> list[str]:
-    """Return a line for each loss and each text of the reloaded model that differs from the trained one's."""
+    """Return a line for each loss and each text in which the reloaded model differs from the trained one."""
     probe = json.loads((folder / PROBE).read_text())
     rows = [{**row, "lexical_embeds": torch.tensor(row["lexical_embeds"])} for row in probe["rows"]]
     model, processor = load_trained(folder)

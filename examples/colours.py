@@ -10,7 +10,7 @@ COLOURS = {
 
 
 def draw(count: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
-    """Return colours, each a little off one of those above, float32 (count, 3), and their names."""
+    """Return random shades of the colours above, float32 (count, 3), and their names."""
     random = np.random.default_rng(seed)
     names = random.choice(list(COLOURS), count).tolist()
     colours = np.array([COLOURS[name] for name in names]) + random.normal(0, 0.05, (count, 3))
@@ -18,5 +18,5 @@ def draw(count: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
 
 
 def standardise(colours: np.ndarray) -> np.ndarray:
-    """Return the colours with columns of mean 0 and standard deviation 1, roughly: see docs/own_vectors.md."""
+    """Scale the columns to a mean of about 0 and a standard deviation of about 1 (docs/own_vectors.md says why)."""
     return (colours - 0.5) / 0.4

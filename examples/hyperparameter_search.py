@@ -19,6 +19,7 @@ processor = T5FusionProcessor(BASE, lexical_encoder=None, lexical_source="given"
 
 
 def rows_of(colours, names):
+    """Return rows to train on or to evaluate with."""
     return processor.rows(["describe: colour"] * len(names), names, lexical_embeds=standardise(colours))
 
 

@@ -2,7 +2,7 @@
 
     python examples/own_vectors.py
 
-The text is the same in every row, so whatever the model gets right, it has read from the vector.
+The text is the same in every row, so the model can find the answer only in the vector.
 """
 
 import torch

@@ -17,6 +17,7 @@ processor = T5FusionProcessor(BASE, lexical_encoder=None, lexical_source="given"
 
 
 def rows_of(colours, names):
+    """Return rows to train on or to evaluate with."""
     targets = [f"The colour is {name}." for name in names]
     return processor.rows(["describe: colour"] * len(names), targets, lexical_embeds=standardise(colours))
 

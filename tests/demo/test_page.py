@@ -49,7 +49,7 @@ def test_what_the_page_says(saved):
     words = " ".join(Page(saved[0]).words)
     for sentence in (
         "A T5 with 6.6 M weights learned to describe Python code, on 7,164 names of the standard library.",
-        "Its vector is an embedding of the code beneath that name. It was measured on 775 names",
+        "Its vector is an embedding of the code beneath that name. The model was measured on 775 names",
         "vector costs +0.302 nats per token",
         "the cost is between +0.281 and +0.322: the model reads its vectors.",
         "clear Remove <all> items & more. untuned a city tuned Remove it. tuned, with the vector of append Add it.",
