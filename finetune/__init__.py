@@ -1,6 +1,6 @@
 """Train, evaluate and generate.
 
-From files (JSONL, CSV, Parquet, or a data set on the Hub), as the commands of the same names do:
+These functions read files (JSONL, CSV, Parquet) or a data set on the Hub, as the commands of the same names do:
 
     from t5fusion.finetune import Columns, TrainingOptions, train_file
     columns = Columns(text="filename", target="description", vector="vector")
@@ -10,9 +10,9 @@ From files (JSONL, CSV, Parquet, or a data set on the Hub), as the commands of t
     print(evaluate_file("runs/mine", "test.jsonl", columns, vectors="all").measures)
     generate_file("runs/mine", "test.jsonl", columns, "runs/mine.jsonl")
 
-From rows in memory, `prepare` makes the model's inputs, `train` trains, and `load_trained` loads the model and its
-processor again, for `evaluate` and `generate_texts`. With transformers' own trainer,
-`Seq2SeqTrainer(..., compute_metrics=rouge_metrics(processor))` scores what it generates.
+For rows in memory, `prepare` makes the model's inputs, `train` trains, and `load_trained` loads the model and its
+processor again, for `evaluate` and `generate_texts`. In transformers' own trainer,
+`Seq2SeqTrainer(..., compute_metrics=rouge_metrics(processor))` scores the texts that it generates.
 
 Names are loaded when they are first used, so that importing this package takes no time.
 """

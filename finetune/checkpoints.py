@@ -1,4 +1,4 @@
-"""The checkpoints of a training: find the newest whole one, check that it can be resumed from, and explain errors."""
+"""The checkpoints of a training: find the newest whole one, check that training can resume from it, explain errors."""
 
 import json
 import os
@@ -17,17 +17,17 @@ from ..common.errors import first_line
 from ..common.writing import cause_of
 from ..naming_t5fusion import EMBEDDED, name_to_record, was_embedded
 from .options import TrainingOptions
-from .output_folder import RESUMED
+from .output_folder import CONDITIONS
 
-STATE = "trainer_state.json"  # the Trainer writes it last
+STATE = "trainer_state.json"  # The Trainer writes this file last.
 TORCH_FILES = ("*.pt", "*.pth", "*.bin")
-NEEDED = {  # what a checkpoint must hold, and patterns of its files, of which at least one must exist
+NEEDED = {  # what a checkpoint must hold, and patterns of file names; a file must match one of them
     "weights": ("adapter_model.safetensors", "model*.safetensors", "pytorch_model*"),
     "state of the optimizer": ("optimizer.pt", "optimizer.bin", "optimizer_*"),
     "state of the learning rates": ("scheduler.pt",),
     "random numbers": ("rng_state*.pth",),
 }
-# Options that the first checkpoints did not record. Their defaults train as that code did.
+# Options that the first checkpoints did not record. With their defaults, training is as it was then.
 OPTIONS_ADDED = (
     "gradient_accumulation", "warmup_steps", "lr_scheduler_type", "eval_steps", "save_steps", "logging_steps",
     "keep_best", "patience", "settings",
@@ -35,7 +35,7 @@ OPTIONS_ADDED = (
 
 
 def last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, str]]:
-    """Return the newest whole checkpoint, or None, and what is wrong with each newer one, by its name."""
+    """Return the newest whole checkpoint (None if there is none), and the problem of each newer one by its name."""
     steps = {checkpoint: checkpoint.name.rpartition("-")[2] for checkpoint in folder.glob("checkpoint-*")}
     numbered = [checkpoint for checkpoint, step in steps.items() if step.isdecimal()]
     damaged: dict[str, str] = {}
@@ -50,7 +50,7 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, str]]:
 def problem_of(checkpoint: Path) -> str | None:
     """Return what is wrong with the files of a checkpoint, in a few words; None if nothing is.
 
-    Files that can be read may still not fit the model. `check_weights` and `loading` find that out.
+    The files may be readable and still not fit the model. `check_weights` and `loading` find that out.
     """
     if not (checkpoint / STATE).exists():
         return f"its saving was not finished: there is no {STATE}"
@@ -61,7 +61,8 @@ def problem_of(checkpoint: Path) -> str | None:
 
 
 def _problem_of_json(checkpoint: Path) -> str | None:
-    for name in (STATE, RESUMED, "adapter_config.json"):
+    """Return what is wrong with the JSON files of a checkpoint; None if nothing is."""
+    for name in (STATE, CONDITIONS, "adapter_config.json"):
         if (checkpoint / name).exists() and not isinstance(_read_json(checkpoint / name), dict):
             return f"{name} is damaged"
     try:
@@ -70,12 +71,13 @@ def _problem_of_json(checkpoint: Path) -> str | None:
         step = None
     if str(step) != checkpoint.name.rpartition("-")[2]:
         return f"{STATE} belongs to another checkpoint"
-    if (checkpoint / RESUMED).exists() and not isinstance(_read_json(checkpoint / RESUMED).get("base"), str):
-        return f"{RESUMED} is not what t5fusion wrote"
+    if (checkpoint / CONDITIONS).exists() and not isinstance(_read_json(checkpoint / CONDITIONS).get("base"), str):
+        return f"{CONDITIONS} is not what t5fusion wrote"
     return None
 
 
 def _problem_of_weights(checkpoint: Path) -> str | None:
+    """Return what is wrong with the files of tensors in a checkpoint; None if nothing is."""
     for file in checkpoint.glob("*.safetensors"):
         try:
             with safe_open(file, "pt"):
@@ -101,16 +103,20 @@ def _read_json(file: Path):
         return None
 
 
-def check_resumed(checkpoint: Path, expected: dict) -> None:
-    """Check that the training of a checkpoint was started with the options, rows and vectors that are given now.
+def check_conditions(checkpoint: Path, expected: dict) -> None:
+    """Check that a checkpoint comes from a training with the same options, rows and vectors.
+
+    Args:
+        checkpoint: The folder of the checkpoint.
+        expected: The conditions of the present training (see `record.resume_conditions`).
 
     Raises:
-        ValueError: Some of them differ. The message names them.
+        ValueError: Some conditions differ. The message names them.
     """
-    begun = read_begun(checkpoint, expected)
-    now = json.loads(json.dumps(expected))  # JSON turns tuples into lists, and so it did in the checkpoint
-    begun = {each.name: each.default for each in fields(TrainingOptions) if each.name in OPTIONS_ADDED} | begun
-    changes = [f"{name} was {begun.get(name)}, now {value}" for name, value in now.items() if begun.get(name) != value]
+    defaults = {each.name: each.default for each in fields(TrainingOptions) if each.name in OPTIONS_ADDED}
+    then = defaults | read_conditions(checkpoint, expected)
+    now = json.loads(json.dumps(expected))  # JSON turns tuples into lists, as it did in the checkpoint.
+    changes = [f"{name} was {then.get(name)}, now {value}" for name, value in now.items() if then.get(name) != value]
     if changes:
         raise ValueError(
             f"{checkpoint} was started with other settings: {'; '.join(changes)}. Resume with the same ones, or start "
@@ -118,18 +124,18 @@ def check_resumed(checkpoint: Path, expected: dict) -> None:
         )
 
 
-def read_begun(checkpoint: Path, default: dict) -> dict:
-    """Return the settings that a training must share to resume from the checkpoint; `default` if it records none."""
-    file = checkpoint / RESUMED
-    begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else default
-    base = begun.get("base", "")
-    if was_embedded(base, checkpoint) or name_to_record(base) == EMBEDDED:  # earlier releases recorded its path
-        begun = begun | {"base": EMBEDDED}
-    return begun
+def read_conditions(checkpoint: Path, default: dict) -> dict:
+    """Return the conditions that a checkpoint records for a training to resume from it; `default` if there are none."""
+    file = checkpoint / CONDITIONS
+    conditions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else default
+    base = conditions.get("base", "")
+    if was_embedded(base, checkpoint) or name_to_record(base) == EMBEDDED:  # Earlier releases recorded its path.
+        conditions = conditions | {"base": EMBEDDED}
+    return conditions
 
 
 def check_weights(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Check that the weights in a checkpoint have the names and shapes of the model's. Shards are not checked.
+    """Check that the weights in a checkpoint have the names and shapes of the model's weights. Shards are not checked.
 
     Raises:
         ValueError: A weight is missing, unknown, or has another shape.
@@ -141,9 +147,9 @@ def check_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     if not file.exists():
         return
     with safe_open(file, "pt") as weights:
-        shapes = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118, no dict
+        shapes = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     wrong = [name for name in shapes if name not in expected or list(expected[name].shape) != shapes[name]]
-    saved = {expected[name].data_ptr() for name in shapes if name in expected}  # tied weights are saved once
+    saved = {expected[name].data_ptr() for name in shapes if name in expected}  # Tied weights are saved once.
     wrong += [name for name, value in expected.items() if name not in shapes and value.data_ptr() not in saved]
     if wrong:
         raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape, for example {min(wrong)}")
@@ -154,17 +160,22 @@ def loading(checkpoint: str | os.PathLike | None, part: str) -> Iterator[None]:
     """Turn every error raised while a part of a checkpoint is loaded into a ValueError that names the checkpoint."""
     try:
         yield
-    except Exception as error:  # torch, pickle, safetensors and json raise many types
+    except Exception as error:  # torch, pickle, safetensors and json raise many types.
         cause = first_line(error)
         raise ValueError(
             f"{checkpoint} cannot be resumed from: {part} cannot be loaded ({cause}). Delete that checkpoint and "
-            "resume from an earlier one, if there is one, or start over with --overwrite in place of --resume."
+            "resume from an earlier one, if there is one, or start over with --overwrite instead of --resume."
         ) from error
 
 
 @contextmanager
 def saving(folder: Path, checkpoints: Path) -> Iterator[None]:
-    """Turn errors of writing to `folder` into an OSError that gives the cause and the checkpoint to resume from."""
+    """Turn errors of writing to a folder into an OSError that says the cause and the checkpoint to resume from.
+
+    Args:
+        folder: The folder that is being written.
+        checkpoints: The folder of all checkpoints.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:

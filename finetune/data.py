@@ -1,4 +1,4 @@
-"""The rows of a data set: their columns, their texts and vectors, and which rows are held out."""
+"""Check and split the rows of a data set: their columns, texts and vectors, and the rows that are held out."""
 
 import hashlib
 import shlex
@@ -16,7 +16,7 @@ from ..processing_t5fusion import MINILM
 from ..rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, has_readable_norm
 from .files import load_rows
 
-HELD_OUT_ONE_IN = 10
+HELD_OUT_ONE_IN = 10  # One row in so many is held out.
 TEXT_DTYPES = ("string", "large_string", "string_view", "null")
 
 
@@ -40,21 +40,25 @@ def hub_data_set(data: str) -> str | None:
 
 
 def check_columns(rows: Dataset, columns: Sequence[str | None], trained: Columns | None = None) -> None:
-    """Raise ValueError, which lists the columns that exist, unless each of `columns` exists; None is skipped.
+    """Check that the rows have the columns.
 
     Args:
+        columns: Names of columns; None for a column that is not used. With `trained`, in the order of `Columns`.
         trained: The columns that the model was trained with, for the error.
+
+    Raises:
+        ValueError: A column is missing. The message lists the columns that exist.
     """
     for index, column in enumerate(columns):
         if column is None or column in rows.column_names:
             continue
-        there = f"the columns are {', '.join(rows.column_names)}"
+        existing = f"the columns are {', '.join(rows.column_names)}"
         if trained is None or trained[index] != column:
-            raise ValueError(f"there is no column {column!r}; {there}.")
+            raise ValueError(f"there is no column {column!r}; {existing}.")
         kind = Columns._fields[index]
         raise ValueError(
-            f"there is no column {column!r}, which the model was trained with as its {kind} column; {there}. Name the "
-            f"right one with --{kind}-column."
+            f"there is no column {column!r}, which the model was trained with as its {kind} column; {existing}. Name "
+            f"the right one with --{kind}-column."
         )
 
 
@@ -115,7 +119,7 @@ def load_split(
     Args:
         data: A file, or the id of a data set on the Hub.
         validation: A file or data set to validate with; if None, `hold_out` splits `data`.
-        encoder: The encoder that the user chose, if any. Then columns of vectors may stay unread.
+        encoder: The encoder that the user named. If there is one, columns of vectors may stay unread.
         encoding: Encoding of CSV files; None for UTF-8.
 
     Raises:
@@ -131,6 +135,7 @@ def load_split(
 
 
 def _check_no_vectors(rows: Dataset, data: str) -> None:
+    """Raise ValueError if the rows have columns of vectors, because no option reads them."""
     unread = vector_columns(rows)
     if unread:
         raise ValueError(
@@ -141,7 +146,7 @@ def _check_no_vectors(rows: Dataset, data: str) -> None:
 
 
 def vector_columns(rows: Dataset) -> list[str]:
-    """Return the columns whose type is lists of floating point numbers; lists of integers may mean anything."""
+    """Return the columns whose type is lists of floating point numbers. Lists of integers may mean something else."""
 
     def is_vector(kind: pa.DataType) -> bool:
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
@@ -152,19 +157,19 @@ def vector_columns(rows: Dataset) -> list[str]:
 
 
 def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
-    """Split rows: about nine tenths to train on, one to validate with. All rows of one text go to the same side.
+    """Split rows: about nine tenths to train on, one tenth to validate with. All rows of a text go to the same side.
 
     There is one exception. If vectors (or the texts that they are made from) have a column of their own, the input
     texts may be prompts that many rows share. If there are more than twice as many different pairs of text and vector
-    as different texts, rows are split by pair: all rows of one pair go to the same side. A line says so. In all other
-    cases the split depends on the texts alone, so it is the same with and without vectors.
+    as different texts, rows are split by pair: all rows of a pair go to the same side, and a message says so. In all
+    other cases the split depends on the texts alone, so it is the same with and without vectors.
 
     Raises:
         ValueError: There are too few different texts or pairs, or a vector is invalid (see `given_vectors`).
     """
     texts = [str(text).strip() for text in rows[columns.text]]
     keys, key_name = texts, "text"
-    # Reading all vectors takes time, and with fewer rows there cannot be that many pairs.
+    # Reading all vectors takes time, so it is left out where the number of rows already excludes that many pairs.
     if (columns.lexical or columns.vector) and (len(rows) > 2 * _count_distinct(texts) or _count_distinct(texts) == 1):
         others = _vector_keys(rows, columns.vector) if columns.vector else rows[columns.lexical]
         pairs = [f"{text}\n{other}" for text, other in zip(texts, others, strict=True)]
@@ -187,14 +192,16 @@ def _vector_keys(rows: Dataset, column: str) -> list[str]:
 
 
 def _count_distinct(keys: Sequence[str]) -> int:
-    return len({key.lower() for key in keys})  # `is_held_out` ignores case
+    """Return how many keys differ, without regard to case, which `is_held_out` ignores as well."""
+    return len({key.lower() for key in keys})
 
 
 def _why_not_split(keys: Sequence[str], key_name: str) -> str:
+    """Return why no rows can be held out: there are too few rows, texts or pairs."""
     if (number := _count_distinct(keys)) == len(keys):
         return f"{number} rows are too few to hold some out for validation"
     if number == 1:
-        return f"all {len(keys)} rows have the same {key_name}, so that no row can be held out to validate with"
+        return f"all {len(keys)} rows have the same {key_name}, so no row can be held out to validate with"
     word = "texts" if key_name == "text" else f"pairs of {key_name}"
     return f"{len(keys)} rows have {number} different {word}, too few to hold some out for validation"
 
@@ -205,10 +212,12 @@ def given_vectors(
     """Return the vector of each row in a column, float32 (dim,); None if it is null, missing or empty.
 
     Args:
-        name_row: What an error calls the row of an index.
+        rows: The rows.
+        column: The column of vectors.
+        name_row: Returns the name of a row for errors, by its index.
 
     Raises:
-        ValueError: A value is no vector, or its width differs from the rows before; the error names the first one.
+        ValueError: A value is no vector, or its width differs from that of earlier rows. The message names the row.
     """
     return list(read_vectors(rows, column, name_row))
 
@@ -216,7 +225,7 @@ def given_vectors(
 def read_vectors(
     rows: Dataset, column: str, name_row: Callable[[int], str] = "row {}".format
 ) -> Iterator[torch.Tensor | None]:
-    """Yield what `given_vectors` returns, row by row, with only some hundreds of rows in memory."""
+    """Yield what `given_vectors` returns, with only some hundreds of rows in memory at a time."""
     width = None
     values = (value for part in rows.select_columns([column]).iter(batch_size=512) for value in part[column])
     for index, value in enumerate(values):
@@ -229,7 +238,7 @@ def read_vectors(
 
 
 def _vector(value) -> np.ndarray | None:
-    """Return `value` as float32 (dim,); None unless it is a list of finite numbers with a readable norm."""
+    """Return a value as float32 (dim,); None unless it is a list of finite numbers with a readable norm."""
     if not isinstance(value, list) or not value or any(isinstance(item, Sequence) for item in value):
         return None
     array = np.asarray(value)
@@ -239,6 +248,7 @@ def _vector(value) -> np.ndarray | None:
 
 
 def _vector_error(row: str, column: str, value, width: int | None) -> ValueError:
+    """Return the error for a value that is no vector, or not one of `width` numbers."""
     expected = f"{width} finite numbers, as in the first row with one" if width else "finite numbers"
     return ValueError(f"{row}, column {column!r}: {_describe(value)}; expected one vector of {expected}.")
 
@@ -261,7 +271,12 @@ def _describe(value) -> str:
 
 
 def is_held_out(name: str, one_in: int) -> bool:
-    """Return whether the rows of a name are held out. It depends on the name alone, in upper or lower case."""
+    """Return whether the rows of a name are held out. This depends on the name alone, and ignores its case.
+
+    Args:
+        name: The name, or another text that the rows share.
+        one_in: One name in so many is held out.
+    """
     return int(hashlib.md5(name.lower().encode()).hexdigest(), 16) % one_in == 0
 
 

@@ -1,4 +1,4 @@
-"""The texts that an earlier run of `t5fusion generate` wrote, read again."""
+"""Read the texts that an earlier run of `t5fusion generate` wrote."""
 
 import json
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ class EarlierText(NamedTuple):
 
     @classmethod
     def from_line(cls, line: bytes, text_column: str) -> "EarlierText":
-        """Return what a line of JSON holds. The generated text is its last value."""
+        """Return the texts in a line of JSON. The generated text is its last value."""
         try:
             row = json.loads(line)
             return cls(row[text_column], list(row.values())[-1])
-        except (ValueError, LookupError, TypeError, AttributeError):  # damaged: it will not equal any row's text
+        except (ValueError, LookupError, TypeError, AttributeError):  # A damaged line equals no row's text.
             return cls(line, None)
 
-    def is_of(self, text: str | None) -> bool:
-        """Return whether it belongs to a row with this text. CSV cannot tell null from an empty text."""
+    def belongs_to(self, text: str | None) -> bool:
+        """Return whether it was generated for a row with this text. Null equals "", because CSV has no null."""
         return (self.text or None) == (text or None)
 
 
 def texts_in_partial(file: BinaryIO, text_column: str) -> Iterator[EarlierText]:
-    """Yield the texts in the open file NAME.partial, and cut off a last line that is incomplete."""
+    """Yield the texts in the open file NAME.partial. If its last line is incomplete, cut that line off."""
     file.seek(0)
     while line := file.readline():
         if not line.endswith(b"\n"):
@@ -52,10 +52,10 @@ def texts_in_output(path: Path, text_column: str) -> Iterator[EarlierText]:
     if kind_of(str(path)) == ".jsonl":
         with opened(str(path)) as file:
             for line in file:
-                if line.endswith(b"\n"):  # earlier releases appended to the output, and may have been killed
+                if line.endswith(b"\n"):  # Earlier releases appended to the output, and may have been killed.
                     yield EarlierText.from_line(line, text_column)
         return
-    is_csv = kind_of(str(path)) == ".csv"  # where null is an empty text
+    is_csv = kind_of(str(path)) == ".csv"  # CSV has an empty text instead of null.
     for chunk in read_chunks(str(path)):
         check_columns(chunk.rows, [text_column])
         texts, outputs = chunk.rows[text_column], chunk.rows[chunk.rows.column_names[-1]]

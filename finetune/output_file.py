@@ -152,7 +152,7 @@ class OutputFile:
             if earlier is None:
                 self._begin_appending(self.earlier_rows + count)
                 break
-            if not earlier.is_of(text):
+            if not earlier.belongs_to(text):
                 row = self.earlier_rows + count
                 raise ValueError(
                     f"row {row} of {self._earlier_file} is not row {row} of the input, whose text is {text!r}. Name "
@@ -263,7 +263,7 @@ class OutputFile:
             return
         for _, rows in reread():
             texts, part = rows[self.columns.text][:], list(islice(generated, len(rows)))
-            if len(part) < len(texts) or not all(each.is_of(text) for each, text in zip(part, texts, strict=True)):
+            if len(part) < len(texts) or not all(each.belongs_to(text) for each, text in zip(part, texts, strict=True)):
                 raise ValueError(f"the input changed while {self.partial} was made. Give --overwrite to start over.")
             outputs = pa.array([each.output for each in part], pa.string())
             yield table_without(rows, self._dropped(rows)).append_column(name, outputs)

@@ -1,4 +1,4 @@
-"""The folder that a training writes. One training at a time locks it, and nothing in it changes until it saves."""
+"""The folder that a training writes. Training locks it, and changes nothing in it before something is saved."""
 
 import errno
 import os
@@ -16,11 +16,11 @@ from ..common.console import say
 from ..common.run_files import RECORD
 from ..common.writing import writing
 
-RESUMED = "options.json"  # in each checkpoint: what a resumed training must agree with
+CONDITIONS = "options.json"  # in each checkpoint: the conditions that a resumed training must meet
 CHECKPOINTS = "checkpoints"
 RUN = "run.yaml"  # the options of the run, as `t5fusion train --config` reads them
-LOGS = "logs"  # TensorBoard's
-LOCK = ".training.lock"  # exists during a training; a killed one leaves the file, but its lock on it ends
+LOGS = "logs"  # the folder of TensorBoard's files
+LOCK = ".training.lock"  # A killed training leaves this file, but no longer locks it.
 
 
 def check_output(folder: Path, resume: bool = False, overwrite: bool = False, mark: str | None = None) -> None:
@@ -28,8 +28,9 @@ def check_output(folder: Path, resume: bool = False, overwrite: bool = False, ma
 
     Args:
         resume: Whether the training continues from the checkpoints in the folder.
-        overwrite: Whether the folder's content will be removed, which is refused unless `train` wrote it.
-        mark: Name of a file that is in every folder that may be overwritten. None for the files that `train` writes.
+        folder: The folder. It need not exist.
+        overwrite: Whether the folder's content will be removed. This is refused unless t5fusion wrote the content.
+        mark: Name of a file that every folder that may be overwritten holds; None for the files that `train` writes.
 
     Raises:
         ValueError: Another training is writing there, or the folder holds something that must not be replaced.
@@ -54,7 +55,7 @@ def _check_content(folder: Path, resume: bool, overwrite: bool, mark: str | None
         raise ValueError(f"{folder} is not empty. Choose another --output, or give --overwrite, or --resume.")
     names = {item.name for item in folder.iterdir()} - {LOCK}
     # Other programs have folders named checkpoint-N, but ours hold our own file.
-    has_checkpoint = any(folder.glob(f"{CHECKPOINTS}/checkpoint-*/{RESUMED}"))
+    has_checkpoint = any(folder.glob(f"{CHECKPOINTS}/checkpoint-*/{CONDITIONS}"))
     is_ours = mark in names if mark else RECORD in names or names - {RUN, LOGS} == {CHECKPOINTS} or has_checkpoint
     if not is_ours:
         raise ValueError(
@@ -82,12 +83,12 @@ def _lock(file: TextIO, folder: Path) -> None:
     except portalocker.LockException as error:
         is_held = isinstance(error, portalocker.AlreadyLocked)
         if not is_held and getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EAGAIN):
-            say(f"{folder} is on a file system without locks. Make sure that no other training writes there.")
+            say(f"{folder} is on a file system without locks. Make sure that no other training writes into it.")
             return
         try:
             file.seek(0)
             holder = file.read().strip()
-        except OSError:  # on Windows, a locked file cannot be read
+        except OSError:  # On Windows, a locked file cannot be read.
             holder = ""
         raise ValueError(
             f"another training{holder and f', {holder},'} is writing into {folder}. Wait for it, or end it, or choose "
@@ -118,8 +119,8 @@ class OutputFolder:
 
     Args:
         path: The folder. It need not exist.
-        resume, overwrite, mark: As for `check_output`. The mark is written when something is saved for the first time.
-        run: Content of run.yaml, which is written at the same time; None for no such file.
+        resume, overwrite, mark: As for `check_output`. The mark is written before the first checkpoint is saved.
+        run: Content of run.yaml, which is written with the mark; None for no such file.
     """
 
     def __init__(
@@ -131,11 +132,11 @@ class OutputFolder:
         run: str | None = None,
     ):
         self.path, self.resume, self.overwrite, self.mark, self.run = path, resume, overwrite, mark, run
-        self.has_begun = False
-        self.logs: Path | None = None  # of this training
+        self.has_begun = False  # whether something has been saved
+        self.logs: Path | None = None  # the folder of this training's logs
 
     def new_logs(self) -> Path:
-        """Return a new name for a folder of logs, the only thing that is written before something is saved."""
+        """Return a new path for a folder of logs. Only logs are written before a checkpoint is saved."""
         self.logs = self.path / LOGS / time.strftime("%Y-%m-%d_%H-%M-%S")
         return self.logs
 
@@ -154,26 +155,30 @@ class OutputFolder:
         path.mkdir(parents=True, exist_ok=True)
         file = _take_lock(path)
         try:
-            with writing(self.path):  # so that a full disk is noticed before the training, not after its first epoch
+            with writing(self.path):  # A full disk is then noticed before the training, not after its first epoch.
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
                 file.flush()
-            _check_content(self.path, self.resume, self.overwrite, self.mark)  # another training may have ended since
+            # Another training may have saved something between the first check and the lock.
+            _check_content(self.path, self.resume, self.overwrite, self.mark)
             yield
         finally:
-            with suppress(OSError):  # Windows does not remove a file that is open
+            with suppress(OSError):  # Windows does not remove a file that is open.
                 (path / LOCK).unlink()
-            with suppress(OSError):  # closing tries once more to write what a full disk did not take
+            with suppress(OSError):  # Closing tries once more to write what a full disk did not take.
                 file.close()
             if not self.has_begun:
                 if self.logs is not None:
                     shutil.rmtree(self.logs, ignore_errors=True)
                 for folder in new_folders:
-                    with suppress(OSError):  # the folder is missing, or not empty
+                    with suppress(OSError):  # The folder may be missing, or not empty.
                         folder.rmdir()
 
     def begin(self) -> None:
-        """Remove what is to be overwritten. Call this before anything is saved; later calls do nothing."""
+        """Remove what is to be overwritten, and write the mark and run.yaml.
+
+        Call this before something is saved. Only the first call has an effect.
+        """
         if self.has_begun:
             return
         self.has_begun = True

@@ -1,6 +1,7 @@
-"""The Trainer of `t5fusion train`, which handles several processes, resumed checkpoints, signals and progress."""
+"""The Trainer of `t5fusion train`: several processes, checkpoints to resume from, signals and progress."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,10 +23,10 @@ from ..common.console import say
 from ..common.progress import Progress
 from .checkpoints import check_weights, loading, problem_of, saving
 from .options import TrainingOptions
-from .output_folder import RESUMED, OutputFolder
+from .output_folder import CONDITIONS, OutputFolder
 from .settings import read_settings
 
-SAME_SIGNAL = 1.0  # seconds: a rank may get one signal twice, from the cluster and from its launcher
+SAME_SIGNAL = 1.0  # seconds in which a process may get one signal twice: from the cluster and from its launcher
 
 
 class Interrupted(Exception):
@@ -33,40 +34,47 @@ class Interrupted(Exception):
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number  # as a shell reports a command that the signal killed
+        self.exit_code = 128 + signal_number  # A shell gives this code to a command that the signal killed.
 
 
 def check_launch() -> None:
-    """Check that `accelerate launch` started the processes that it was asked for.
+    """Check that `accelerate launch` started as many processes as the user asked for.
 
-    With --cpu it starts only one and does not say so. It is noticed by the environment: there is an address where the
-    processes would meet, but not their number.
+    With --cpu, it starts only one process and does not say so. The environment shows this: it has an address for the
+    processes to meet at, but not their number.
 
     Raises:
-        ValueError: It started one process.
+        ValueError: `accelerate launch` started one process.
     """
     sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if launched and not any(name in os.environ for name in sizes):
         raise ValueError(
-            "accelerate started one process, not several. On CPUs give `accelerate launch` --multi_gpu in place of "
-            "--cpu: it takes them as well. For one process, --num_processes 1."
+            "accelerate started one process, not several. On CPUs, give `accelerate launch` --multi_gpu instead of "
+            "--cpu: it works there too. For one process, give --num_processes 1."
         )
 
 
 class FusionTrainer(Seq2SeqTrainer):
     """A Trainer with a separate learning rate for the fusion layer, checked checkpoints, and FSDP on CPUs.
 
-    The attributes below are set before training.
+    Set these attributes before training:
+
+    Attributes:
+        fusion_lr: Peak learning rate of the fusion layer.
+        folder: The run folder.
+        conditions: The conditions that a resumed training must meet. Each checkpoint records them.
+        damaged: Checkpoints to delete before the next one is saved. The Trainer keeps the newest ones, and would count
+            these among them.
     """
 
     fusion_lr: float
     folder: OutputFolder
-    begun_with: dict  # what a resumed training must agree with: recorded in each checkpoint
-    damaged: Sequence[Path] = ()  # to delete, because the Trainer keeps the newest checkpoints, and these are newer
+    conditions: dict
+    damaged: Sequence[Path] = ()
 
     def create_accelerator_and_postprocess(self):
-        """Create the accelerator. `accelerate launch --use_fsdp` shards on CPUs too, where accelerate uses DDP."""
+        """Create the accelerator. With `accelerate launch --use_fsdp`, shard on CPUs too; accelerate would use DDP."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -80,14 +88,18 @@ class FusionTrainer(Seq2SeqTrainer):
         if self.accelerator.is_fsdp2:
             self._shard_embeddings()
         optimizer = super().create_optimizer(model)
-        fusion_ids = {id(p) for name, p in self.model.named_parameters() if ".fusion." in name and p.requires_grad}
         if self.fusion_lr != self.args.learning_rate:
-            for group in list(optimizer.param_groups):
-                fusion = [p for p in group["params"] if id(p) in fusion_ids]
-                if fusion:
-                    group["params"] = [p for p in group["params"] if id(p) not in fusion_ids]
-                    optimizer.add_param_group({**group, "params": fusion, "lr": self.fusion_lr})
+            self._set_fusion_lr(optimizer)
         return optimizer
+
+    def _set_fusion_lr(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move the weights of the fusion layer into parameter groups of their own, with their learning rate."""
+        fusion_ids = {id(weight) for name, weight in self.model.named_parameters() if ".fusion." in name}
+        for group in list(optimizer.param_groups):
+            fusion = [weight for weight in group["params"] if id(weight) in fusion_ids]
+            if fusion:
+                group["params"] = [weight for weight in group["params"] if id(weight) not in fusion_ids]
+                optimizer.add_param_group({**group, "params": fusion, "lr": self.fusion_lr})
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
         checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -101,12 +113,12 @@ class FusionTrainer(Seq2SeqTrainer):
             with saving(checkpoint, checkpoint.parent):
                 if self.is_world_process_zero():
                     checkpoint.mkdir(parents=True, exist_ok=True)
-                    # First, because the Trainer ends by deleting the previous checkpoint.
-                    (checkpoint / RESUMED).write_text(json.dumps(self.begun_with))
+                    # This file comes first, because the Trainer ends by deleting the previous checkpoint.
+                    (checkpoint / CONDITIONS).write_text(json.dumps(self.conditions))
                 super()._save_checkpoint(*args, **kwargs)
         except OSError:
             if self.is_world_process_zero() and problem_of(checkpoint) is not None:
-                shutil.rmtree(checkpoint, ignore_errors=True)  # a part of a checkpoint is useless, and takes space
+                shutil.rmtree(checkpoint, ignore_errors=True)  # A part of a checkpoint is useless, and takes space.
             raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
@@ -116,8 +128,8 @@ class FusionTrainer(Seq2SeqTrainer):
             raise ValueError(f"{resume_from_checkpoint} was saved {word} FSDP. Resume {word} it.")
         with loading(resume_from_checkpoint, "its weights"):
             if not is_sharded:
-                whole = self.accelerator.unwrap_model(self.model if model is None else model)
-                check_weights(Path(resume_from_checkpoint), whole)
+                unwrapped = self.accelerator.unwrap_model(self.model if model is None else model)
+                check_weights(Path(resume_from_checkpoint), unwrapped)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
@@ -125,7 +137,7 @@ class FusionTrainer(Seq2SeqTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             for parameter, state in self.optimizer.state.items():
                 for name, value in state.items():
-                    # torch itself accepts any shape
+                    # torch itself accepts any shape.
                     if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:
                         raise ValueError(f"{name} is {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
 
@@ -134,7 +146,7 @@ class FusionTrainer(Seq2SeqTrainer):
             super()._load_rng_state(checkpoint)
 
     def _shard_embeddings(self) -> None:
-        """Put encoder's and decoder's modules of the shared table into one FSDP group. accelerate knows only one."""
+        """Put all modules that hold the shared embedding table into one FSDP group. accelerate would shard only one."""
         table = self.model.get_input_embeddings().weight
         holders = [module for module in self.model.modules() if getattr(module, "weight", None) is table]
         plugin = self.accelerator.state.fsdp_plugin
@@ -146,12 +158,12 @@ class ShowProgress(TrainerCallback):
     """Shows how far the training has come, and a line for each evaluation."""
 
     progress: Progress | None = None
-    loss: float | None = None  # in training, as it was logged last
-    evaluated = 0  # batches of the present evaluation
+    loss: float | None = None  # the training loss that was logged last
+    evaluated = 0  # number of batches that the present evaluation has done
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Close the bar at the end of this context, even after an error, so that its message gets its own line."""
+        """Close the bar at the end of this context, even after an error: the error then gets a line of its own."""
         try:
             yield
         finally:
@@ -189,7 +201,7 @@ class ShowProgress(TrainerCallback):
 
 
 class FindBest(TrainerCallback):
-    """Finds the best checkpoint of a resumed training in its folder, even if the folder has been moved."""
+    """Finds the best checkpoint of a resumed training in its folder, even if the folder was moved."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not (args.load_best_model_at_end and state.best_global_step):
@@ -198,14 +210,14 @@ class FindBest(TrainerCallback):
         if problem_of(best) is None:
             state.best_model_checkpoint = str(best)
             return
-        say(f"The best model so far, {best.name}, is not there or not whole. The best one is sought from now on.")
+        say(f"{best.name}, the best checkpoint so far, is missing or damaged. The best of the next ones is kept.")
         state.best_model_checkpoint = state.best_global_step = state.best_metric = None
 
 
 class StopEarly(TrainerCallback):
     """Stops after `patience` evaluations in a row whose loss is not lower than the lowest before.
 
-    It counts in the Trainer's history, which each checkpoint holds, so that a resumed training goes on counting.
+    It counts in the Trainer's history, which each checkpoint holds. So a resumed training counts on.
     """
 
     def __init__(self, patience: int):
@@ -214,9 +226,9 @@ class StopEarly(TrainerCallback):
 
     def _is_over(self, state) -> bool:
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        lowest = min((loss for loss in losses if loss == loss), default=None)  # a loss of nan is never the lowest
-        since = len(losses) if lowest is None else len(losses) - 1 - losses.index(lowest)
-        return since >= self.patience
+        lowest = min((loss for loss in losses if not math.isnan(loss)), default=None)
+        evaluations_since = len(losses) if lowest is None else len(losses) - 1 - losses.index(lowest)
+        return evaluations_since >= self.patience
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.was_over = self._is_over(state)
@@ -232,28 +244,28 @@ class StopEarly(TrainerCallback):
         self._stop_again(control)
 
     def _stop_again(self, control) -> None:
-        # The Trainer makes one step more before it can be stopped. That step is lost, as the best model is loaded.
+        # The Trainer makes one more step before it can be stopped. That step is lost, because the best model is loaded.
         if self.was_over:
             control.should_training_stop = True
             control.should_save = control.should_evaluate = control.should_log = False
 
 
 class StopOnSignal(TrainerCallback):
-    """Saves a checkpoint and stops at the next step after Ctrl-C or SIGTERM: at the same step in all processes.
+    """Saves a checkpoint and stops after Ctrl-C or SIGTERM, at the end of a step: the same step in all processes.
 
-    A second signal has its default effect at once.
+    A second signal has its default effect at once. Set `accelerator` before training.
     """
 
     accelerator: Accelerator
 
     def __init__(self):
-        self.received = 0  # number of the first signal
-        self.stopped = False
+        self.received = 0  # number of the first signal; 0 before it
+        self.stopped = False  # whether training was told to stop
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle both signals in this context."""
-        if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there.
             yield
             return
         self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -279,7 +291,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.received:
             self.accelerator.set_trigger()
-        if self.accelerator.check_trigger():  # set in any process
+        if self.accelerator.check_trigger():  # One process has set it.
             self.stopped = control.should_save = control.should_training_stop = True
 
     def raise_if_stopped(self) -> None:
@@ -289,7 +301,11 @@ class StopOnSignal(TrainerCallback):
 
 
 def training_arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTrainingArguments:
-    """Return the arguments of the Trainer. The settings among the options come last, and replace what is set here.
+    """Return the arguments of the Trainer. `options.settings` come last, and override what is set here.
+
+    Args:
+        options: The options of the training.
+        checkpoints: The folder of the checkpoints.
 
     Raises:
         ValueError: transformers refuses a setting, or two of them together.
@@ -304,15 +320,15 @@ def training_arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTr
         lr_scheduler_type=options.lr_scheduler_type,
         warmup_steps=options.warmup_steps,
         **_intervals(options),
-        save_total_limit=2 if options.keeps_best else 1,  # the best one and the last one
+        save_total_limit=2 if options.keeps_best else 1,  # Two are the best one and the last one.
         load_best_model_at_end=options.keeps_best,
         seed=options.seed,
         bf16=computes_in_bf16(options),
         report_to=list(options.report_to or ["none"]),
         log_level_replica="error",
         remove_unused_columns=True,
-        use_cpu=not torch.accelerator.is_available(),  # otherwise transformers refuses bf16 on CPUs
-        ddp_find_unused_parameters=False,  # all get gradients: without vectors, the fusion layer's are zero
+        use_cpu=not torch.accelerator.is_available(),  # Otherwise transformers refuses bf16 on CPUs.
+        ddp_find_unused_parameters=False,  # All get gradients: without vectors, those of the fusion layer are zero.
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
     settings = read_settings(options.settings).trainer
@@ -325,7 +341,7 @@ def training_arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTr
 
 
 def _intervals(options: TrainingOptions) -> dict[str, Any]:
-    """Return when the Trainer evaluates, saves and logs: after each epoch, or after so many steps."""
+    """Return the arguments for when the Trainer evaluates, saves and logs: after each epoch, or every so many steps."""
     steps = {"eval": options.eval_steps, "save": options.save_steps, "logging": options.logging_steps}
     if options.keeps_best:
         steps["save"] = options.eval_steps
@@ -334,7 +350,7 @@ def _intervals(options: TrainingOptions) -> dict[str, Any]:
 
 
 def computes_in_bf16(options: TrainingOptions) -> bool:
-    """Return whether to compute in bf16. "auto" means: if this machine multiplies faster in bf16 than in fp32."""
+    """Return whether to compute in bf16. "auto" chooses it where this machine multiplies faster in it than in fp32."""
     if options.precision != "auto":
         return options.precision == "bf16"
     if torch.cuda.is_available():

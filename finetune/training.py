@@ -1,4 +1,4 @@
-"""Train on rows, and save the adapter (or all weights), the tokenizer, the processor and a record in a folder."""
+"""Train on rows, and save the adapter (or all weights), the processor and a record in a run folder."""
 
 import json
 import time
@@ -22,7 +22,7 @@ from ..common.run_files import RECORD
 from ..common.run_folder import align
 from ..hooks.trainer_hook import FusionCallback
 from ..processing_t5fusion import T5FusionProcessor
-from .checkpoints import check_resumed, last_checkpoint, read_begun, saving
+from .checkpoints import check_conditions, last_checkpoint, read_conditions, saving
 from .loss_curve import save_loss_curve
 from .model import build_model, trainable_share
 from .options import TrainingOptions
@@ -49,16 +49,19 @@ def train(
 ) -> nn.Module:
     """Train, and save into `output`: adapter (or all weights), tokenizer, processor, `training.json` and `loss.svg`.
 
-    Nothing in `output` changes before the first checkpoint is saved, by default after the first epoch. (Only
-    `options.report_to=("tensorboard",)` writes before: into `output/logs`.)
+    Nothing in `output` changes before the first checkpoint is saved, by default after the first epoch. (There is one
+    exception: with `options.report_to=("tensorboard",)`, `output/logs` is written from the beginning.)
 
     Args:
         rows, held_out: Rows of `inputs.prepare`, to train on and to evaluate with after each epoch.
+        processor: The processor of the rows. It is saved beside the model.
+        options: How to train.
+        output: The run folder. It need not exist.
         resume: Resume from the last checkpoint in `output/checkpoints`.
         data: Id of the data set on the Hub that holds the rows, for the record.
         columns: Names of the columns that the rows were made from. A resumed training must name the same.
         overwrite: Replace what an earlier training saved in `output`. Otherwise it must be empty or not exist.
-        mark: Name of a file to put into `output` with the first checkpoint. Only a folder with that file is
+        mark: Name of a file to write into `output` with the first checkpoint. Only a folder with that file is
             overwritten.
         source: Where the rows come from, for the record: `data`, `validation`, `limit` and `encoding`.
         run: Content of `run.yaml`, which is written with the first checkpoint; None for no such file.
@@ -69,7 +72,7 @@ def train(
 
     Raises:
         Interrupted: Ctrl-C was pressed or SIGTERM received; a checkpoint is saved.
-        ValueError: There is no checkpoint to resume from, or it was begun with other options or rows; `output` is not
+        ValueError: There is no checkpoint to resume from, or its training had other options or rows; `output` is not
             empty, or another training is writing there; or the base model does not suit the options or the tokenizer.
         OSError: The base model cannot be loaded, or `output` cannot be written.
     """
@@ -78,13 +81,13 @@ def train(
     with _locked(folder, arguments):
         conditions = resume_conditions(rows, held_out, processor, options, columns, arguments.world_size)
         start = _find_start(folder, arguments, options, conditions)
-        disable_fsdp_ram_efficient_loading()  # it would leave the weights to one process, and the others need them too
+        disable_fsdp_ram_efficient_loading()  # It would load the weights in one process only, but all need them.
         model = build_model(options, processor, rows, start.commit)
         shares = _print_trainable_share(model, options)
         stopper = StopOnSignal()
         trainer = _make_trainer(model, rows, held_out, processor, options, arguments, stopper)
-        trainer.folder, trainer.begun_with = folder, conditions | {"commit": start.commit}
-        trainer.damaged = start.damaged
+        trainer.folder, trainer.damaged = folder, start.damaged
+        trainer.conditions = conditions | {"commit": start.commit}
         if "tensorboard" in (options.report_to or ()):
             _log_beside_checkpoints(trainer)
         seconds = _run(trainer, stopper, start)
@@ -115,7 +118,7 @@ def _locked(folder: OutputFolder, arguments: Seq2SeqTrainingArguments) -> Iterat
 
 
 def _in_first_process(arguments: Seq2SeqTrainingArguments, work: Callable[[], Result]) -> Result:
-    """Call `work` in the first process, and return its result, or raise its OSError or ValueError, in all of them."""
+    """Call `work` in the first process. All processes return its result, or raise its OSError or ValueError."""
     outcome: list = [None, None]
     if arguments.process_index == 0:
         try:
@@ -132,66 +135,72 @@ def _in_first_process(arguments: Seq2SeqTrainingArguments, work: Callable[[], Re
 class _Start(NamedTuple):
     """Where a training starts."""
 
-    commit: str | None  # of the base model; None for a folder
-    checkpoint: Path | None = None
-    damaged: Sequence[Path] = ()  # checkpoints that are newer, but not whole
-    seconds: float = 0.0  # that the training took before
+    commit: str | None  # commit of the base model; None for a folder
+    checkpoint: Path | None = None  # checkpoint to resume from
+    damaged: Sequence[Path] = ()  # newer checkpoints that are not whole
+    seconds: float = 0.0  # duration of the training before it was resumed
 
 
 def _find_start(
     folder: OutputFolder, arguments: Seq2SeqTrainingArguments, options: TrainingOptions, conditions: dict
 ) -> _Start:
+    """Return where the training starts, after checking that it can resume from there."""
     if not folder.resume:
         return _Start(base_commit(options.base_model))
     checkpoint, damaged = _in_first_process(arguments, lambda: _resumable(Path(arguments.output_dir)))
-    check_resumed(checkpoint, conditions)
+    check_conditions(checkpoint, conditions)
     # A resumed training stays at its commit of the base model, even if the main branch has moved.
-    commit = read_begun(checkpoint, {}).get("commit") or base_commit(options.base_model)
+    commit = read_conditions(checkpoint, {}).get("commit") or base_commit(options.base_model)
     seconds = _in_first_process(arguments, lambda: _seconds_before(folder.path / RECORD))
     return _Start(commit, checkpoint, damaged, seconds)
 
 
 def _resumable(checkpoints: Path) -> tuple[Path, list[Path]]:
-    """Return the checkpoint to resume from, and the damaged ones that are newer; ValueError if there is none."""
+    """Return the checkpoint to resume from and the newer, damaged ones; raise ValueError if there is none."""
     last, damaged = last_checkpoint(checkpoints)
     problems = "; ".join(f"{name}: {problem}" for name, problem in damaged.items())
     if last is None and damaged:
         raise ValueError(
-            f"no checkpoint in {checkpoints} is whole ({problems}). To start over, give --overwrite in place of "
+            f"no checkpoint in {checkpoints} is whole ({problems}). To start over, give --overwrite instead of "
             "--resume."
         )
     if last is None:
         raise ValueError(f"there is no checkpoint in {checkpoints} to resume from. Leave --resume out to start over.")
     if damaged:
-        say(f"Not whole, and deleted at the next checkpoint: {problems}. Resuming from {last.name}.")
+        say(f"Damaged, and deleted when the next checkpoint is saved: {problems}. Resuming from {last.name}.")
     return last, [checkpoints / name for name in damaged]
 
 
 def _seconds_before(record: Path) -> float:
-    """Return the seconds in the record of a training that had finished before it was resumed; 0 without a record."""
+    """Return the duration, in seconds, in the record of a training that was complete before; 0 without a record."""
     if not record.exists():
         return 0.0
     try:
         return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
     except (ValueError, LookupError, TypeError):
-        say(f"{record} is damaged, and will be replaced. Its seconds will count from now.")
+        say(f"{record} is damaged, and will be replaced. The seconds in it will count from now.")
         return 0.0
 
 
 def held_out_loss(
     model: nn.Module, held_out: list[dict], processor: T5FusionProcessor, options: TrainingOptions
 ) -> float:
-    """Return the loss of a trained model as the Trainer measures it in training: on the same machine, to the bit.
+    """Return the loss of a trained model as the Trainer measures it in training; on the same machine, bit for bit.
 
     Args:
+        model: The trained model.
         held_out: Rows of `inputs.prepare`.
-        options: Those of the training, which decide on precision and batches.
+        processor: The processor of the rows.
+        options: The options of the training, which decide on precision and batches.
+
+    Returns:
+        The mean over the rows of the mean loss of their batch, in nats per token.
     """
     with TemporaryDirectory() as folder:
         arguments = training_arguments(options, Path(folder))
         trainer = _make_trainer(model, held_out, held_out, processor, options, arguments, StopOnSignal())
         loss = trainer.evaluate()["eval_loss"]
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # it computes in fp32 again
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # It computes in fp32 again.
     return loss
 
 
@@ -212,6 +221,7 @@ def _make_trainer(
     arguments: Seq2SeqTrainingArguments,
     stopper: StopOnSignal,
 ) -> FusionTrainer:
+    """Return the Trainer with this package's callbacks and learning rates."""
     trainer = FusionTrainer(
         model=model,
         args=arguments,
@@ -224,23 +234,23 @@ def _make_trainer(
         trainer.add_callback(FindBest())
     if options.patience is not None:
         trainer.add_callback(StopEarly(options.patience))
-    for callback in (PrinterCallback, ProgressCallback):  # the Trainer has one of them, depending on the log level
+    for callback in (PrinterCallback, ProgressCallback):  # The Trainer has one of them, depending on the log level.
         trainer.remove_callback(callback)
     trainer.remove_callback(FusionCallback)
-    trainer.add_callback(FusionCallback(start=False))  # `build_model` has initialized the fusion layer
+    trainer.add_callback(FusionCallback(start=False))  # `build_model` has initialized the fusion layer.
     trainer.fusion_lr = options.fusion_lr if options.fusion_lr is not None else options.peak_lr
     return trainer
 
 
 def _log_beside_checkpoints(trainer: FusionTrainer) -> None:
-    """Let TensorBoard's files lie in the output folder, unless $TENSORBOARD_LOGGING_DIR names another place."""
+    """Write TensorBoard's files into the run folder, unless $TENSORBOARD_LOGGING_DIR names another place."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(trainer.folder.new_logs())
 
 
 def _run(trainer: FusionTrainer, stopper: StopOnSignal, start: _Start) -> float:
-    """Train, and return the seconds that it took, those before it was resumed included."""
+    """Train, and return the duration in seconds, including the time before training was resumed."""
     progress = ShowProgress()
     trainer.add_callback(progress)
     stopper.accelerator = trainer.accelerator
@@ -252,7 +262,7 @@ def _run(trainer: FusionTrainer, stopper: StopOnSignal, start: _Start) -> float:
 
 
 def _best(trainer: FusionTrainer) -> dict[str, Any] | None:
-    """Return step, epoch and held-out loss of the best model, which is the one in memory now; None for the last one."""
+    """Return step, epoch and held-out loss of the best model, if that is the one in memory; None for the last model."""
     state = trainer.state
     if not trainer.args.load_best_model_at_end or state.best_model_checkpoint is None:
         return None
@@ -265,14 +275,14 @@ def _best(trainer: FusionTrainer) -> dict[str, Any] | None:
 def _save(trainer: FusionTrainer, processor: T5FusionProcessor, record: dict[str, Any]) -> nn.Module:
     """Save model, processor and record, and return the model."""
     folder = trainer.folder
-    whole = _gather(trainer) if trainer.is_fsdp_enabled else None
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # it computes in fp32 again
-    if whole is None:
+    whole_weights = _gather(trainer) if trainer.is_fsdp_enabled else None
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # It computes in fp32 again.
+    if whole_weights is None:
         align(model)
     if trainer.is_world_process_zero():
         folder.begin()
         with saving(folder.path, Path(trainer.args.output_dir)):
-            model.save_pretrained(folder.path, state_dict=whole)
+            model.save_pretrained(folder.path, state_dict=whole_weights)
             pin_encoder(processor)
             processor.save_pretrained(folder.path)
             (folder.path / RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -281,6 +291,6 @@ def _save(trainer: FusionTrainer, processor: T5FusionProcessor, record: dict[str
 
 
 def _gather(trainer: FusionTrainer) -> dict[str, torch.Tensor]:
-    """Return the whole weights of a sharded model, in the first process. A weight that modules share is there once."""
-    whole = trainer.accelerator.get_state_dict(trainer.model)
-    return {name: whole[name] for name, _ in trainer.model.named_parameters() if name in whole}
+    """Return the whole weights of a sharded model, in the first process. Weights that modules share are in it once."""
+    weights = trainer.accelerator.get_state_dict(trainer.model)
+    return {name: weights[name] for name, _ in trainer.model.named_parameters() if name in weights}

@@ -47,7 +47,7 @@ def rows():
     )
 
 
-def write(path, source, limit=None, columns=COLUMNS, overwrite=False, **begun_with):
+def write(path, source, limit=None, columns=COLUMNS, overwrite=False, **made_with):
     """Write an output whose texts tell the rows, in place of a model's."""
 
     def chunks():
@@ -56,7 +56,7 @@ def write(path, source, limit=None, columns=COLUMNS, overwrite=False, **begun_wi
             return first_of((Chunk(*part) for part in parts), limit)
         return first_of(read_chunks(str(source)), limit)
 
-    output = OutputFile(path, columns, begun_with, overwrite)
+    output = OutputFile(path, columns, made_with, overwrite)
     try:
         generate_lines(
             chunks(),

@@ -462,7 +462,7 @@ def test_resuming_without_an_intact_checkpoint_is_refused(room, forks, two_check
     error = refused(forks, *TRAIN, *LONG, "--resume", "--output", "none")
     problems = "; ".join(f"{name}: scheduler.pt is empty" for name in (later, earlier))
     assert error.startswith(f"no checkpoint in none/checkpoints is whole ({problems}).")
-    assert error.endswith("To start over, give --overwrite in place of --resume.")
+    assert error.endswith("To start over, give --overwrite instead of --resume.")
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"seconds": "long"}'])
