@@ -1,4 +1,4 @@
-"""How well a model generates: loss, ROUGE and chrF, with the true vectors, with other rows' vectors, and with none."""
+"""Measure how well a model generates: loss, ROUGE and chrF, with true vectors, with other rows' vectors, with none."""
 
 import json
 from collections import Counter
@@ -24,14 +24,19 @@ from .parallel import shared
 from .streaming import spread
 
 Vectors = Literal["true", "shuffled", "none"]
-SAMPLES = 3  # generated texts that an evaluation keeps as samples
+SAMPLES = 3  # number of generated texts that an evaluation keeps as samples
 
 
 def change_vectors(rows: list[dict], vectors: Vectors, seed: int = 0) -> list[dict]:
-    """Return rows with their own vectors ("true"), with another row's ("shuffled"), or without ("none").
+    """Return rows with their own vectors ("true"), with those of other rows ("shuffled"), or without vectors ("none").
+
+    Args:
+        rows: Rows of `inputs.prepare`. They are not changed.
+        vectors: The vectors that the result has.
+        seed: Seed that shuffles the vectors.
 
     Raises:
-        ValueError: "shuffled", and fewer than two rows have a vector.
+        ValueError: `vectors` is "shuffled", and fewer than two rows have a vector.
     """
     if vectors == "true":
         return rows
@@ -39,7 +44,7 @@ def change_vectors(rows: list[dict], vectors: Vectors, seed: int = 0) -> list[di
         return [{name: value for name, value in row.items() if name != "lexical_embeds"} for row in rows]
     with_vector = [index for index, row in enumerate(rows) if row.get("lexical_embeds") is not None]
     if len(with_vector) < 2:
-        raise ValueError(f"{len(with_vector)} of {len(rows)} rows have vectors; to shuffle them takes two or more.")
+        raise ValueError(f"{len(with_vector)} of {len(rows)} rows have vectors; expected two or more to shuffle.")
     # In a rotation of a random order, no row keeps its own vector.
     order = np.random.default_rng(seed).permutation(with_vector)
     changed = list(rows)
@@ -53,7 +58,10 @@ def losses(model, rows: list[dict], processor: T5FusionProcessor, batch_size: in
     """Return the loss of each row.
 
     Args:
+        model: A fused model, with or without an adapter.
         rows: Rows of `inputs.prepare`, with labels.
+        processor: The processor of the rows.
+        batch_size: Rows in a batch.
     """
     model.eval()
     sums, tokens = np.zeros(len(rows)), np.zeros(len(rows))
@@ -74,14 +82,20 @@ def evaluate(
     """Return all measures of a model on rows, and the losses of the rows, for `paired_bootstrap`.
 
     Args:
+        model: A fused model, with or without an adapter.
+        processor: The processor of the rows.
         rows: Rows of `inputs.prepare`, with labels.
         references: The targets as texts, uncut, one per row.
-        vectors: See `change_vectors`.
+        vectors: The vectors to evaluate with (see `change_vectors`).
+        batch_size: Rows in a batch.
         **options: Arguments of `model.generate`.
 
     Returns:
-        `rows`, `loss` (nats per token of the labels, the same for all batch sizes), `rouge1`, `rouge2`, `rougeL` and
-        `chrf`; and the losses.
+        The measures: `rows`, `loss` (nats per token of the labels, the same for all batch sizes), and `rouge1`,
+        `rouge2`, `rougeL` and `chrf` (from 0 to 1). And the losses.
+
+    Raises:
+        ValueError: `vectors` is "shuffled", and fewer than two rows have a vector.
     """
     row_losses, texts = _losses_and_texts(model, processor, rows, vectors, batch_size, **options)
     return measures_of(row_losses, texts, references), row_losses
@@ -97,6 +111,7 @@ def _losses_and_texts(
     seed: int = 0,
     **options,
 ) -> tuple[Losses, list[str]]:
+    """Return the losses and the generated texts of rows. `advance` and `options` are those of `generate_texts`."""
     changed = change_vectors(rows, vectors, seed)
     row_losses = losses(model, changed, processor, batch_size)
     texts = generate_texts(model, changed, processor, batch_size, advance, **options)
@@ -115,23 +130,25 @@ def evaluate_large(
 ) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
     """Return the losses and generated texts of a set of any size, with some hundreds of its rows in memory at a time.
 
-    All processes must call it. They share the work, and each gets all results. Vectors are shuffled within parts of
-    the set, whose rows are drawn from all of it.
+    All processes must call it. They share the work, and each gets all results. The set is divided into parts, each
+    drawn at random from all rows, and vectors are shuffled within a part.
 
     Args:
+        model: A fused model, with or without an adapter.
+        processor: The processor of the rows.
         rows: Number of rows in the set.
-        inputs: Returns the inputs, with labels, of the rows of these numbers, and updates the counter as
-            `inputs.prepare` does.
+        inputs: Takes row numbers and a counter. Returns the inputs of these rows, with labels, and updates the counter
+            as `inputs.prepare` does.
         kinds: The vectors to evaluate with.
         progress: Counts each row once for each of `kinds`; None to show nothing.
         has_vector: bool (rows,), which rows have a vector; None if all have one.
-        seed: Decides which row's vector a row gets, if they are shuffled.
+        seed: Seed that shuffles the vectors.
 
     Returns:
         Losses and texts in the order of the rows, by kind of vectors; and the counts.
     """
     progress = progress or Progress("Evaluating", None)
-    shown = 0  # rows of the present part that the bar has counted already
+    shown = 0  # number of rows of the present part that `progress` has counted
 
     def advance(count: int) -> None:
         nonlocal shown
@@ -141,12 +158,12 @@ def evaluate_large(
     def work(part: np.ndarray) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
         counts: Counter[str] = Counter()
         part_inputs = inputs(part, counts)
-        # A part in which no row has a vector has nothing to shuffle.
-        unchanged = has_vector is not None and has_vector.sum() > 1 and not has_vector[part].any()
-        changes: dict[Vectors, Vectors] = {kind: "true" if unchanged else kind for kind in kinds}
+        # A part without vectors has nothing to shuffle. (If the whole set has too few, `change_vectors` raises.)
+        lacks_vectors = has_vector is not None and has_vector.sum() > 1 and not has_vector[part].any()
+        given: dict[Vectors, Vectors] = {kind: "true" if lacks_vectors else kind for kind in kinds}
         return {
-            kind: _losses_and_texts(model, processor, part_inputs, change, advance=advance, seed=seed)
-            for kind, change in changes.items()
+            kind: _losses_and_texts(model, processor, part_inputs, vectors, advance=advance, seed=seed)
+            for kind, vectors in given.items()
         }, counts
 
     total_counts: Counter[str] = Counter()
@@ -168,14 +185,15 @@ class Evaluation:
     """The result of an evaluation.
 
     Args:
-        measures: `rows`, `loss`, `rouge1`, `rouge2`, `rougeL` and `chrf`, by what vectors the model was given.
-        worth_of_vectors: For shuffled vectors and for none, by how much the loss exceeds that with the true vectors:
+        measures: `rows`, `loss` (nats per token), `rouge1`, `rouge2`, `rougeL` and `chrf` (from 0 to 1), by the kind of
+            vectors.
+        worth_of_vectors: How much larger the loss is with "shuffled" vectors and with "none" than with "true" ones:
             `difference`, and the bounds `low` and `high` of its 95 % confidence interval, in nats per token. Empty
             unless all kinds of vectors were evaluated.
         samples: `text`, `reference` and `output` of the first rows, with the true vectors.
-        is_saved: Whether it was saved in the folder of the model (see `save_evaluation`).
+        is_saved: Whether the evaluation was saved in the folder of the model (see `save_evaluation`).
         eval_loss: Loss on the rows that the training held out, as the Trainer measures it: the mean over rows of the
-            mean loss of their batch. None for other rows.
+            mean loss of their batch, in nats per token. None for other rows.
     """
 
     measures: dict[str, dict[str, float]]
@@ -208,9 +226,10 @@ def kinds_of_vectors(vectors: Vectors | Literal["all"]) -> list[Vectors]:
 def summarize(
     results: dict[Vectors, tuple[Losses, list[str]]], texts: Sequence[str], references: Sequence[str]
 ) -> Evaluation:
-    """Return the evaluation that follows from the losses and texts of `evaluate_large`.
+    """Return the evaluation that the losses and texts of `evaluate_large` give.
 
     Args:
+        results: Losses and generated texts of all rows, by kind of vectors.
         texts, references: The input and the target of each row.
     """
     worth: dict[str, dict[str, float]] = {
@@ -219,7 +238,7 @@ def summarize(
         if len(results) > 1 and kind != "true"
     }
     outputs = results["true"][1][:SAMPLES] if "true" in results else []
-    triples = zip(texts, references, outputs, strict=False)  # of the first rows only
+    triples = zip(texts, references, outputs, strict=False)  # Only the first rows have an output here.
     return Evaluation(
         measures={kind: measures_of(*result, references) for kind, result in results.items()},
         worth_of_vectors=worth,
@@ -238,10 +257,10 @@ def evaluation_record(
     """Return what `save_evaluation` writes.
 
     Args:
-        rows: Number of rows whose losses were taken.
+        rows: Number of rows whose losses were measured.
         scored_rows: Number of rows for which texts were generated and scored.
-        measures: By what the model was given ("true", "shuffled" or "none"), or "untuned": `loss`, and `rouge1`,
-            `rouge2`, `rougeL` and `chrf` if they were taken.
+        measures: `loss`, and `rouge1`, `rouge2`, `rougeL` and `chrf` if they were measured: by the kind of vectors
+            ("true", "shuffled" or "none"), and as "untuned" for the untuned model.
         worth: See `Evaluation.worth_of_vectors`.
         samples: See `Evaluation.samples`.
         **source: `data` and `split`, if the rows are a data set on the Hub.
@@ -254,10 +273,11 @@ def evaluation_record(
 def save_evaluation(folder: Path, record: dict) -> bool:
     """Write `record` to evaluation.json in a folder, unless that file covers more rows or more kinds of vectors.
 
-    A damaged file is replaced: the new result may have taken hours. For the same reason, a full disk is no error.
+    A damaged file is replaced, because the new result may have taken hours. For the same reason, a full disk is no
+    error.
 
     Returns:
-        Whether it was written. If not, a line has said why.
+        Whether it was written. If not, a message has said why.
     """
     file = folder / EVALUATION
     try:

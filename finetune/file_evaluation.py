@@ -1,4 +1,4 @@
-"""Evaluate on the rows of a file, or on those that a training held out, as `t5fusion evaluate` does."""
+"""Evaluate on the rows of a file, or on the rows that a training held out, as `t5fusion evaluate` does."""
 
 from collections import Counter
 from dataclasses import replace
@@ -36,24 +36,24 @@ def evaluate_file(
     limit: int | None = None,
     encoding: str | None = None,
 ) -> Evaluation:
-    """Measure loss, ROUGE and chrF of a model on the rows of a file, or on those that its training held out.
+    """Measure loss, ROUGE and chrF of a model on the rows of a file, or on the rows that its training held out.
 
     If `name` is a folder, the result is saved there in evaluation.json, for the model card, unless that file covers
     more rows or more kinds of vectors.
 
     Without `data`, the rows that the training held out (or took from its validation file) are read again. They must be
-    the same. `Evaluation.eval_loss` is then measured too, as the Trainer measures it. On the same machine and with as
-    many processes, it equals the `eval_loss` of the training's last evaluation to the bit.
+    the same. `Evaluation.eval_loss` is then measured too, as the Trainer measures it. On the same machine, with the
+    same number of processes, it equals the `eval_loss` of the training's last evaluation, bit for bit.
 
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.
         data: JSONL, CSV or Parquet file, or id of a data set on the Hub; None for the rows that the training held out.
         columns: The columns to read, with a target column; None for those of the training.
         vectors: The rows' own vectors ("true"), other rows' ("shuffled"), "none", or "all" three, compared.
-        seed: Decides which row's vector a row gets, if they are shuffled.
+        seed: Seed that shuffles the vectors.
         split: Split of the data set on the Hub.
         revision: Branch, tag or commit of the repository.
-        limit: Use only the first rows.
+        limit: Use at most this many rows, the first ones.
         encoding: Encoding of a CSV file; None for UTF-8.
 
     Returns:
@@ -96,7 +96,7 @@ def evaluate_file(
 
 
 def _columns_of_training(folder: Path, columns: Columns | None) -> Columns:
-    """Return the columns of the training, which recorded them; ValueError if `columns` are others."""
+    """Return the columns that the training recorded; raise ValueError if there are none, or `columns` are others."""
     trained = trained_columns(folder)
     if trained is None or columns not in (None, trained):
         raise ValueError("columns were given without a file. Name the file, or leave the columns out.")
@@ -106,7 +106,7 @@ def _columns_of_training(folder: Path, columns: Columns | None) -> Columns:
 def _rows_of_file(
     data: str, columns: Columns, trained: Columns | None, split: str, limit: int | None, encoding: str | None
 ) -> Dataset:
-    """Return the rows of a file that have a text and a target, the first `limit` of them."""
+    """Return the first `limit` rows of a file that have a text and a target."""
     if columns.target is None:
         raise ValueError("an evaluation needs a target column. Name one: --target-column, or Columns(text, target).")
     rows = load_rows(data, split, encoding)
@@ -139,7 +139,11 @@ def held_out_rows(folder: str | Path) -> Dataset:
 
 
 def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProcessor, inputs: list[dict]) -> float:
-    """Return the loss as the Trainer measures it; ValueError if the rows are not those that the training held out."""
+    """Return the loss as the Trainer measures it, and say whether it is that of the training.
+
+    Raises:
+        ValueError: The rows are not those that the training held out.
+    """
     record = RunFiles(folder).record
     if rows_digest(inputs) != record["held_out_digest"]:
         source = record["source"]
@@ -148,14 +152,14 @@ def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProc
             "training: the file has changed. Name a file with the rows to evaluate on."
         )
     loss = held_out_loss(model, inputs, processor, trained_options(folder))
-    # The last evaluation was that of the saved model, unless the best one was saved.
-    before = next((entry["eval_loss"] for entry in reversed(record["history"]) if "eval_loss" in entry), None)
-    before = (record.get("best") or {}).get("eval_loss", before)
-    if loss == before:
+    # The last evaluation was that of the saved model, unless the best model was saved.
+    last_loss = next((entry["eval_loss"] for entry in reversed(record["history"]) if "eval_loss" in entry), None)
+    loss_in_training = (record.get("best") or {}).get("eval_loss", last_loss)
+    if loss == loss_in_training:
         say(f"eval_loss is {loss:.4f}, exactly as in training.")
     else:
         say(
-            f"eval_loss is {loss!r}, and was {before!r} in training. The last digits depend on the machine, the "
-            "precision and the number of processes."
+            f"eval_loss is {loss!r}, and was {loss_in_training!r} in training. The last digits depend on the machine, "
+            "the precision and the number of processes."
         )
     return loss

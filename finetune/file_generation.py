@@ -68,9 +68,9 @@ def generate_file(
     JSON, with times by ISO 8601 and binary data in base64.
 
     While texts are generated, they are kept in a file beside the output, OUTPUT.partial. The output itself is written
-    when all rows have their text, so it is whole as soon as it exists. A run that was interrupted or killed resumes
-    from OUTPUT.partial if it is started again. (Earlier releases appended to OUTPUT itself; such a .jsonl file is
-    resumed too.) If the output is whole and rows were added to the input since, only these are generated.
+    when all rows have their text, so it is whole as soon as it exists. After an interrupted or killed run, the same
+    call resumes from OUTPUT.partial. (Earlier releases appended to OUTPUT itself; the call resumes from such a .jsonl
+    file too.) If the output is whole and the input has new rows at its end, texts are generated for these only.
     OUTPUT.made-with records what the texts depend on.
 
     Args:
@@ -85,7 +85,7 @@ def generate_file(
         settings: Fields of transformers' GenerationConfig, such as {"do_sample": True, "temperature": 0.7}.
         seed: Seed of the random numbers, if `do_sample`. One seed gives the same texts for any number of processes,
             even if the run is interrupted and resumed.
-        limit: Use only the first rows.
+        limit: Use at most this many rows, the first ones.
         split: Split of the data set on the Hub.
         revision: Branch, tag or commit of the repository.
         encoding: Encoding of a .txt or CSV file; None for UTF-8. Outputs are always UTF-8.

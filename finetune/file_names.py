@@ -1,11 +1,11 @@
-"""What the name of a file says: which kind of file it is. This module imports nothing that is slow."""
+"""Tell the kind of a file by its name. This module imports nothing slow, because the command line uses it."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-STREAMED_KINDS = (*FILE_KINDS, ".txt")  # what `generate` reads
-TEXT_KINDS = (".txt", ".csv")  # may have any encoding; JSON is always UTF-8
+STREAMED_KINDS = (*FILE_KINDS, ".txt")  # kinds that `generate` reads
+TEXT_KINDS = (".txt", ".csv")  # kinds that may have any encoding; JSON is always UTF-8
 OUTPUT_ENDINGS = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
 
 
@@ -25,11 +25,12 @@ def check_readable(data: str, encoding: str | None = None, kinds: Iterable[str] 
     """Check that `data` is a file of a known kind, or may be the id of a data set. Nothing is read.
 
     Args:
-        encoding: The encoding that was asked for, if any.
-        kinds: The suffixes of the file types that can be read.
+        data: The name of a file, or the id of a data set on the Hub.
+        encoding: The encoding that the user named; None for none.
+        kinds: The suffixes of the kinds of files that can be read.
 
     Raises:
-        ValueError: The file has another type, is empty, or has no encoding to choose.
+        ValueError: The file is of another kind, is empty, or has no encoding to choose.
         OSError: There is no such file.
     """
     path, kind = Path(data), kind_of(data)
@@ -46,9 +47,7 @@ def check_readable(data: str, encoding: str | None = None, kinds: Iterable[str] 
 
 def check_ending(path: Path) -> None:
     """Raise ValueError unless a file's name ends in one of `OUTPUT_ENDINGS`."""
-    kind = kind_of(str(path))
-    if f"{kind}.gz" not in OUTPUT_ENDINGS if is_zipped(str(path)) else kind not in OUTPUT_ENDINGS:
-        ending = "".join(path.suffixes[-2:] if is_zipped(str(path)) else path.suffixes[-1:])
-        raise ValueError(
-            f"{path} {f'ends in {ending}' if ending else 'has no ending'}; expected one of {', '.join(OUTPUT_ENDINGS)}."
-        )
+    ending = kind_of(str(path)) + (".gz" if is_zipped(str(path)) else "")
+    if ending not in OUTPUT_ENDINGS:
+        problem = f"ends in {ending}" if ending else "has no ending"
+        raise ValueError(f"{path} {problem}; expected one of {', '.join(OUTPUT_ENDINGS)}.")

@@ -34,8 +34,8 @@ def train_file(
 ) -> torch.nn.Module:
     """Train on the rows of a file, and save the adapter (or all weights), the processor and a record of the training.
 
-    The vectors come from `columns.vector`. Without it, an encoder makes them from `columns.lexical`, or else from the
-    text. All arguments are written into `output/run.yaml`. To train with them again, call
+    The vectors come from the column `columns.vector`. Without it, an encoder makes them from `columns.lexical`, or else
+    from the text. All arguments are written into `output/run.yaml`. To train with them again, call
     `train_file(**read_run("runs/mine/run.yaml") | {"output": "runs/again"})`.
 
     Args:
@@ -62,11 +62,11 @@ def train_file(
     data, output, validation = str(data), Path(output), None if validation is None else str(validation)
     check_launch()
     _check_columns_for_training(columns, recipe)
-    if options.settings:  # before the vectors are made, which can take hours
+    if options.settings:  # They are checked before the vectors are made, which can take hours.
         training_arguments(options, output / CHECKPOINTS)
     rows, held_out = load_split(data, columns, validation, recipe.encoder, encoding)
     rows, held_out = first_rows(rows, limit), first_rows(held_out, limit)
-    if is_first_process():  # before the vectors are made
+    if is_first_process():  # The folder, too, is checked before the vectors are made.
         check_output(output, resume, overwrite)
     processor = _new_processor(rows, columns, options.base_model, recipe)
     limits = (options.max_source, options.max_target)
@@ -109,9 +109,9 @@ def _new_processor(rows: Dataset, columns: Columns, base_model: str, recipe: Rec
 
 
 def _next_command(data: str, columns: Columns, output: Path, rows: Dataset) -> str:
-    """Return a command that generates with the model that was trained."""
+    """Return a command that generates with the trained model."""
     if columns.lexical or columns.vector:
-        words = ["--file", data]  # without columns, because `generate` takes those of the training
+        words = ["--file", data]  # No columns are named, because `generate` takes those of the training.
     else:
         text = rows[0][columns.text]
         words = [text if len(text) < 80 and text.isprintable() else "TEXT"]

@@ -18,18 +18,20 @@ from datasets import Dataset, load_dataset
 from ..common.errors import first_line
 from .file_names import FILE_KINDS, check_readable, is_zipped, kind_of
 
-LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # in a CSV file, more means that a quote or a line end is missing
-SPECIAL = set("$~%:")  # characters to which fsspec and datasets give a meaning in file names
+LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # If a CSV file has more, a quote or a line end is missing.
+SPECIAL = set("$~%:")  # characters that have a meaning for fsspec and datasets in the name of a file
 
 
 def load_rows(data: str, split: str = "train", encoding: str | None = None) -> Dataset:
     """Load the rows of a JSONL, JSON, CSV or Parquet file, or of a data set on the Hub. All but Parquet may be .gz.
 
     Args:
-        encoding: The encoding of a CSV file. None for UTF-8.
+        data: The name of a file, or the id of a data set on the Hub.
+        split: The split of the data set.
+        encoding: The encoding of a CSV file; None for UTF-8.
 
     Raises:
-        ValueError: The file has another type, is damaged, or has another encoding.
+        ValueError: The file is of another kind, is damaged, or has another encoding.
         OSError: There is neither a file nor a data set of this name.
     """
     with reading(data, encoding):
@@ -42,7 +44,7 @@ def load_rows(data: str, split: str = "train", encoding: str | None = None) -> D
         except Exception as error:
             if not isinstance(error.__cause__ or error, OSError):
                 raise
-            return _in_memory(data, encoding)  # the cache of datasets cannot be written, but the file may be fine
+            return _in_memory(data, encoding)  # The cache of datasets cannot be written, but the file may be fine.
         _check_text(rows.data.table)
         return rows
 
@@ -59,7 +61,8 @@ def file_tables(data: str, rows: int, encoding: str | None = None) -> Iterator[p
         return
     with TemporaryDirectory() as folder:
         if SPECIAL & set(data):
-            link = Path(folder) / f"rows{kind_of(data)}{'.gz' if is_zipped(data) else ''}"  # a name without them
+            # The link has a name without special characters.
+            link = Path(folder) / f"rows{kind_of(data)}{'.gz' if is_zipped(data) else ''}"
             link.symlink_to(Path(data).absolute())
             data = str(link)
         options = {"data_files": escape(data), "split": "train", "cache_dir": folder}
@@ -82,17 +85,17 @@ def reading(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_
     """Check `data`, a file or the id of a data set, and name it in every error raised in this context.
 
     Args:
-        kinds: The suffixes of the file types that can be read.
+        kinds: The suffixes of the kinds of files that can be read.
 
     Raises:
-        ValueError: The file has another type, is empty, or cannot be read.
+        ValueError: The file is of another kind, is empty, or cannot be read.
         OSError: There is no such file, or the data set cannot be fetched.
     """
     check_readable(data, encoding, kinds)
     is_file = Path(data).is_file()
     try:
         yield
-    except Exception as error:  # pyarrow, csv, json, gzip, the network and the Hub raise many types
+    except Exception as error:  # pyarrow, csv, json, gzip, the network and the Hub raise many types.
         if is_file:
             raise ValueError(
                 f"{data} cannot be read as {FILE_KINDS.get(kind_of(data), 'text')}: {_cause(error)}."
@@ -121,7 +124,8 @@ def lines_of(file: BinaryIO, encoding: str | None = None, keep_ends: bool = Fals
     """Yield the lines of text in a file. A line ends with LF, CR or both. A byte order mark is left out.
 
     Args:
-        encoding: Python's name for the encoding. None for UTF-8.
+        file: The file, opened to read bytes.
+        encoding: Python's name for the encoding; None for UTF-8.
         keep_ends: Whether lines keep their ends.
 
     Raises:
@@ -143,18 +147,23 @@ def lines_of(file: BinaryIO, encoding: str | None = None, keep_ends: bool = Fals
 
 
 def _wrong_encoding(error: UnicodeDecodeError, lines: int, name: str) -> str:
-    """Describe a decoding error and guess the encoding. `lines` is the number of lines read before it."""
+    """Describe a decoding error, and guess the encoding.
+
+    Args:
+        lines: Number of lines that were read before the error.
+        name: Name of the encoding that failed.
+    """
     if lines == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         guess = "It looks like utf-16"
     else:
         guess = "It looks like utf-16-le" if b"\0" in error.object else "It may be latin-1 or cp1252"
-    # Python decodes blocks of several lines: those before the error in its block were not yielded yet.
+    # Python decodes blocks of several lines. The lines of this block before the error were not yielded yet.
     lines += error.object[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
     return f"line {lines + 1} is not {name}. {guess}: name its encoding with --encoding"
 
 
 def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table]:
-    """Yield the rows of a CSV file as text. A parser that guesses types would change names such as "None" or "007".
+    """Yield the rows of a CSV file as text, `rows` at a time. A parser that guesses types would change "None" or "007".
 
     Raises:
         ValueError: A line has more or fewer fields than the header. The message gives its number.
@@ -164,20 +173,20 @@ def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table
         records = _records(csv.reader(lines_of(file, encoding, keep_ends=True), strict=True))
         _, header = next(records, (1, []))
         names = _checked_header(header)
-        empty = True
+        is_empty = True
         while part := list(islice(records, rows)):
             for line, fields in part:
                 if len(fields) != len(names):
                     raise ValueError(
-                        f"line {line} has {len(fields)} fields; expected {len(names)}, as in the header. A text with a "
-                        "comma in it takes double quotes around it"
+                        f"line {line} has {len(fields)} fields; expected {len(names)}, as in the header. Put double "
+                        "quotes around a text that contains a comma"
                     )
                 if fields == header and len(header) > 1:
                     raise ValueError(f"line {line} is the header once more. Delete it")
             columns = zip(*(fields for _, fields in part), strict=True)
             yield pa.table([pa.array(column, pa.large_string()) for column in columns], names)
-            empty = False
-        if empty:
+            is_empty = False
+        if is_empty:
             yield pa.table([pa.array([], pa.large_string()) for _ in names], names)
 
 
@@ -190,7 +199,8 @@ def _records(reader) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"the record on line {line}: {error}. Is a double quote missing or too many") from None
+            quotes = "A double quote is missing, or there is one too many"
+            raise ValueError(f"the record on line {line}: {error}. {quotes}") from None
         if fields:
             yield line, fields
 

@@ -16,9 +16,9 @@ from .standard_output import StandardOutput
 from .streaming import Chunk
 
 Output = OutputFile | StandardOutput
-Advance = Callable[[int], None]  # called with the number of rows that have just got their texts
-MakeInputs = Callable[..., list[dict]]  # from rows, their numbers and a counter, as `inputs.make_inputs` takes them
-Generate = Callable[[list[dict], int, Advance], list[str]]  # from inputs, and the number of their chunk's first row
+Advance = Callable[[int], None]  # takes the number of rows that have just got their texts
+MakeInputs = Callable[..., list[dict]]  # takes rows, their numbers and a counter, as `inputs.make_inputs` does
+Generate = Callable[[list[dict], int, Advance], list[str]]  # takes inputs, and the number of their first row
 
 
 @torch.inference_mode()
@@ -33,7 +33,10 @@ def generate_texts(
     """Return the text that the model generates for each row, in the rows' order.
 
     Args:
-        rows: Rows of `inputs.prepare`.
+        model: A fused model, with or without an adapter.
+        rows: Rows of `inputs.prepare`. Labels in them are ignored.
+        processor: The processor of the rows.
+        batch_size: Rows in a batch.
         advance: Called after each batch with its number of rows.
         **options: Arguments of `model.generate`. By default, decoding is greedy, up to 64 new tokens.
     """
@@ -68,14 +71,14 @@ def generate_lines(
         chunks: The same chunks in all processes.
         columns: The columns to read.
         inputs: Makes the model's inputs.
-        generate: Makes the texts.
-        output: Where the rows and their texts go, in the first process; None in all others.
+        generate: Generates the texts.
+        output: Writes the rows and their texts, in the first process; None in all others.
         reread: A function that returns the same chunks once more, for `output.finish`; None if the rows have no column
             but their text.
         progress: Counts the rows; None to show nothing.
 
     Returns:
-        What `inputs` counted over the rows of this run; and `empty`, the number of rows without a text, which get null.
+        The counts of `inputs` over the rows of this run, and `empty`: the number of rows without text, which get null.
 
     Raises:
         ValueError: A column is missing or holds no text, or a text of an earlier run belongs to another row.
@@ -83,11 +86,11 @@ def generate_lines(
     """
     total_counts: Counter[str] = Counter()
     progress = progress or Progress("Generating", None)
-    shown = 0  # rows of the present chunk that the bar has counted already
+    shown = 0  # number of rows of the present chunk that `progress` has counted
 
     def work(item: tuple[Chunk, int]) -> tuple[list[str | None], Counter[str]]:
         chunk, _ = item
-        if chunk.first > progress.done:  # an earlier run wrote the rows before
+        if chunk.first > progress.done:  # An earlier run wrote the rows before this chunk.
             progress.skip(chunk.first - progress.done)
 
         def advance(rows: int) -> None:
@@ -109,11 +112,11 @@ def generate_lines(
 
 
 def incomplete_chunks(chunks: Iterable[Chunk], columns: Columns, output: Output | None) -> Iterator[tuple[Chunk, int]]:
-    """Yield the chunks that lack some of their texts in the output, with the number of texts that they have.
+    """Yield each chunk of which texts are missing in the output, with the number of its texts that are there.
 
     Args:
         columns: The columns that the rows must have.
-        output: The output, in the first process, which tells the others; None in all others.
+        output: The output, in the first process, which sends the numbers to the others; None in all others.
 
     Raises:
         ValueError: A column is missing or holds no text, or a text of the output belongs to another row.

@@ -1,4 +1,4 @@
-"""The inputs of the model, made from rows: token ids, labels and vectors."""
+"""Make the model's inputs from rows: token ids, labels and vectors."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,6 +33,8 @@ def make_inputs(
 
     Args:
         rows: Rows that have text in each column of texts.
+        columns: The columns to read.
+        processor: The tokenizer and the recipe.
         limits: Longest text and longest target, in tokens.
         vectors: Whether to give the model vectors.
         keep: Whether to keep on disk the vectors that the encoder makes.
@@ -56,6 +58,8 @@ def _vectors_of(
     numbers: Sequence[int] | None,
     progress: bool,
 ) -> RowVectors | None:
+    """Return the vectors of rows, as the columns and the recipe say; None if the recipe has none."""
+
     def encode(texts: Sequence[str]) -> torch.Tensor:
         return encode_cached(texts, processor, progress) if keep else encode_distinct(texts, processor)
 
@@ -76,14 +80,17 @@ def _vectors_of(
 def _vectors_in_column(
     rows: Dataset, columns: Columns, lexical_dim: int, numbers: Sequence[int] | None
 ) -> list[torch.Tensor | None]:
+    """Return the vectors in the vector column; raise ValueError if their width is not `lexical_dim`."""
+
     def name_row(index: int) -> str:
         return f"row {numbers[index]}" if numbers is not None else f"the row of {rows[index][columns.text]!r}"
 
     vectors = given_vectors(rows, str(columns.vector), name_row)
     width = next((len(vector) for vector in vectors if vector is not None), lexical_dim)
     if width != lexical_dim:
-        expected = f"expected {lexical_dim}, as in training"
-        raise ValueError(f"column {columns.vector!r} holds vectors of {width} numbers; {expected}.")
+        raise ValueError(
+            f"column {columns.vector!r} holds vectors of {width} numbers; expected {lexical_dim}, as in training."
+        )
     return vectors
 
 
@@ -96,28 +103,30 @@ def prepare(
     max_target: int = MAX_TARGET,
     counts: Counter | None = None,
 ) -> list[dict]:
-    """Return the model's inputs for texts, as `DataCollatorWithFusion` reads them; the collator places `<lexical>`.
+    """Return the model's inputs for texts, as `DataCollatorWithFusion` reads them. The collator inserts `<lexical>`.
 
-    A row trains on the same inputs that the processor makes of its text at inference. The tokenizer and the encoder get
-    the text unchanged, with its newlines and other white space.
+    In training, a row has the same inputs that the processor makes from its text at inference. The text stays
+    unchanged, with its newlines and other white space.
 
     Args:
-        texts, targets: One of each per row.
+        texts: The text of each row.
+        targets: The target of each row; None for no labels.
         vectors: float32 (rows, dim) or (rows, vectors, dim); or one tensor per row, None for a row without a vector.
             None if no row has a vector.
+        processor: The tokenizer and the template.
         max_source, max_target: Longest text (with its template) and longest target, in tokens.
-        counts: Incremented by the numbers that `report_counts` reports, to report them once for a set that is prepared
-            in parts. If None, they are reported here.
+        counts: A counter that gets the numbers for `report_counts`, so that they can be reported once for a set that is
+            prepared in parts. If None, they are reported here.
 
     Returns:
         A dict per row: `input_ids`, `attention_mask` and `labels`, lists of int; and `lexical_embeds`, a tensor, in the
         rows that have a vector.
     """
     prompts = [processor.template.replace("{text}", text) for text in texts]
-    # The collator places each row's placeholders, unless the text itself holds some.
-    are_placed = vectors is not None and any(LEXICAL_TOKEN in prompt for prompt in prompts)
+    # The collator adds the placeholders. But if a text contains some of its own, the processor adds those of all rows.
+    has_placeholders = vectors is not None and any(LEXICAL_TOKEN in prompt for prompt in prompts)
     encoded = processor(
-        texts, lexical_embeds=vectors if are_placed else False, text_target=targets, return_tensors=None,
+        texts, lexical_embeds=vectors if has_placeholders else False, text_target=targets, return_tensors=None,
         max_length=max_source, max_target_length=max_target,
     )  # fmt: skip
     updated = Counter() if counts is None else counts
@@ -136,13 +145,14 @@ def prepare(
 
 
 def _count_cut(texts: Sequence[str], ids: Sequence[list[int]], limit: int, tokenizer) -> int:
-    """Return how many texts have more than `limit` tokens; `ids` are their tokens after cutting."""
-    at_limit = [text for text, row in zip(texts, ids, strict=True) if len(row) == limit]  # only these can have been cut
+    """Return how many texts have more than `limit` tokens. `ids` are their token ids after cutting."""
+    # Only texts of this length can have been cut.
+    at_limit = [text for text, row in zip(texts, ids, strict=True) if len(row) == limit]
     return sum(len(row) > limit for row in tokenizer(at_limit)["input_ids"]) if at_limit else 0
 
 
 def report_counts(counts: Counter, max_source: int, max_target: int) -> None:
-    """Print how many rows that `prepare` counted are cut, and how many lack a vector."""
+    """Print how many of the rows that `prepare` counted were cut, and how many lack a vector."""
     for kind, limit in (("inputs", max_source), ("targets", max_target)):
         if counts[f"cut {kind}"]:
             say(f"{counts[f'cut {kind}']} of {counts[kind]} {kind} are longer than {limit} tokens, and cut.")
@@ -153,10 +163,13 @@ def report_counts(counts: Counter, max_source: int, max_target: int) -> None:
 def batches(
     rows: list[dict], processor: T5FusionProcessor, batch_size: int, length: str
 ) -> Iterator[tuple[list[int], BatchFeature]]:
-    """Yield the indices and the collated batch of rows of similar length, so that there is little padding.
+    """Yield batches of rows of similar length, which need little padding: the rows' indices, and the collated batch.
 
     Args:
-        length: Name of the field by whose length the rows are sorted.
+        rows: Rows of `prepare`.
+        processor: The processor of the rows.
+        batch_size: Rows in a batch.
+        length: The field whose length sorts the rows, such as "labels".
     """
     collate = DataCollatorWithFusion(processor.tokenizer)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][length]))

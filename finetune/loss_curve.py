@@ -1,4 +1,4 @@
-"""The picture of a training: its loss on the rows that it trains on, and on the held-out rows."""
+"""Draw the losses of a training, on its own rows and on the held-out rows, as a picture."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ LINES = {"loss": "training", "eval_loss": "held out"}  # by the name in the Trai
 
 
 def save_loss_curve(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Draw the losses of a training into loss.svg of its folder; nothing if none was logged.
+    """Draw the losses of a training into loss.svg in its folder. Without losses, draw nothing.
 
     Args:
         folder: The run folder.

@@ -13,7 +13,7 @@ from ..processing_t5fusion import T5FusionProcessor
 from .options import TrainingOptions
 from .settings import read_settings
 
-DAMAGED = (SafetensorError, UnpicklingError, EOFError)  # errors of reading a damaged file of weights
+DAMAGED_FILE_ERRORS = (SafetensorError, UnpicklingError, EOFError)  # raised for a damaged file of weights
 
 
 def build_model(
@@ -22,12 +22,14 @@ def build_model(
     """Return the fused model with an initialized fusion layer, and with LoRA on top unless `options.full`.
 
     Args:
-        rows: Rows of `inputs.prepare`, which the fusion layer is fitted to (see `T5WithFusion.fit_fusion`).
+        options: The options of the training.
+        processor: The processor of the rows.
+        rows: Rows of `inputs.prepare`. The fusion layer is fitted to them (see `T5WithFusion.fit_fusion`).
         commit: Commit of the base model; None for its main branch.
 
     Raises:
-        ValueError: Model and tokenizer differ in the id of `<lexical>`; or the base model is no T5, holds an adapter,
-            or lacks one of `options.target_modules`.
+        ValueError: Model and tokenizer have different ids for `<lexical>`; or the base model is no T5, holds an
+            adapter, or lacks one of `options.target_modules`.
         OSError: The base model cannot be loaded.
     """
     model = _load_base_model(options, processor, commit)
@@ -49,6 +51,7 @@ def build_model(
 
 
 def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, commit: str | None) -> T5WithFusion:
+    """Return the base model with an untuned fusion layer, in fp32 (see `build_model` for the errors)."""
     try:
         model = T5WithFusion(
             base_folder(options.base_model),
@@ -56,12 +59,12 @@ def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, com
             lexical_dim=processor.lexical_dim,
             dtype=torch.float32,
         )
-    except (OSError, *DAMAGED) as error:
+    except (OSError, *DAMAGED_FILE_ERRORS) as error:
         raise base_error(options.base_model, error) from error
     if getattr(model, "peft_config", None):
         raise ValueError(
-            f"{options.base_model} holds an adapter, and no second one is trained beside it. Name the base model "
-            "beneath it, or merge the two first: t5fusion export --kind merged."
+            f"{options.base_model} holds an adapter, and `train` does not put a second one beside it. Name the base "
+            "model beneath it, or merge the two first: t5fusion export --kind merged."
         )
     if model.config.lexical_token_id != processor.lexical_token_id:
         raise ValueError(
@@ -72,14 +75,14 @@ def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, com
 
 
 def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
-    """Raise ValueError unless LoRA can adapt each of `options.target_modules`. PEFT is content with one of them."""
+    """Raise ValueError unless LoRA can adapt each of `options.target_modules`. PEFT would only require one of them."""
     if options.target_modules is None:
         return
     adaptable = {
         name
         for name, module in model.named_modules()
-        # T5 reads the table of embeddings under another name than `shared`, where an adapter would have no effect.
-        # PEFT puts no adapter on the fusion layer, because that trains as a whole.
+        # `shared` is left out: T5 reads the embedding table under another name, so an adapter there has no effect.
+        # The fusion layer is left out: it trains as a whole, so PEFT puts no adapter on it.
         if isinstance(module, (nn.Linear, nn.Embedding))
         and module is not model.shared
         and not (options.train_fusion and ".fusion." in name)

@@ -1,7 +1,7 @@
-"""The options of a training: name, type, default, help and allowed values of each, in one place.
+"""The options of a training: the name, type, default, help and allowed values of each, in one place.
 
 The command line makes its options from the fields of these classes (see `cli/parsing.py`). This module imports nothing
-that is slow, so that the command line is quick.
+slow, because the command line must be quick.
 """
 
 import math
@@ -15,7 +15,7 @@ from ..common.panels import DATA, LORA, TRAINING, VECTORS
 from .reporting import check_reporters
 from .settings import check_settings
 
-LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options without effect if all weights train
+LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options that have no effect if all weights train
 
 
 class Allowed(NamedTuple):
@@ -30,7 +30,7 @@ POSITIVE = Allowed(Real, lambda number: number > 0, "a number above 0")
 NOT_NEGATIVE = Allowed(Real, lambda number: number >= 0, "a number from 0")
 FRACTION = Allowed(Real, lambda number: 0 <= number < 1, "a number from 0 to less than 1")
 COUNT = Allowed(Integral, lambda number: number >= 1, "a whole number from 1")
-LENGTH = Allowed(Integral, lambda number: number >= 2, "a whole number from 2")  # a token and </s>
+LENGTH = Allowed(Integral, lambda number: number >= 2, "a whole number from 2")  # at least a token and </s>
 SEED = Allowed(Integral, lambda number: 0 <= number < 2**32, f"a whole number from 0 to {2**32 - 1}")
 
 
@@ -40,12 +40,13 @@ def option(
     """Return a dataclass field that is an option.
 
     Args:
-        help: What the option does; the command line shows it.
-        allowed: The numbers that it accepts; None for no number.
-        panel: One of `common.panels`, in which --help shows it.
-        **command_line: `parse`, a function from the text on a command line to the value; `opposite`, name and help
-            of a flag that sets a field from True to False; `metavar`, what --help shows for the value; or
-            `command_line`, False for a field without an option.
+        default: The default value.
+        help: A sentence that says what the option does. --help shows it.
+        allowed: The numbers that the option accepts; None if its values are no numbers.
+        panel: The panel of --help that shows the option, one of `common.panels`.
+        **command_line: What the command line needs to know. `parse`: a function that turns the text on the command
+            line into the value. `opposite`: name and help of a flag that sets the field from True to False. `metavar`:
+            the word that --help shows for the value. `command_line`: False for a field that is no option there.
     """
     return field(default=default, metadata={"help": help, "allowed": allowed, "panel": panel, **command_line})
 
@@ -56,7 +57,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def names_unless(word: str) -> Callable[[str], tuple[str, ...] | None]:
-    """Return a function that splits names, but returns None for one word, such as "all"."""
+    """Return a function that splits a text into names, but returns None for one word, such as "all"."""
     return lambda text: None if text == word else split_names(text)
 
 
@@ -171,12 +172,12 @@ class TrainingOptions:
     keep_best: bool = option(False, "Save the model with the lowest held-out loss, instead of the last one.")
     patience: int | None = option(
         None,
-        "Stop after this many evaluations in a row without a lower held-out loss. Save the model with the lowest.",
+        "Stop after this many evaluations in a row without a lower held-out loss, and save the model with the lowest.",
         COUNT,
     )
     report_to: tuple[str, ...] | None = option(
         None,
-        "Programs that draw the losses while it trains: tensorboard, wandb, trackio, mlflow, ... Default: none.",
+        "Experiment trackers to report the losses to: tensorboard, wandb, trackio, mlflow, ... Default: none.",
         parse=names_unless("none"),
     )
     settings: Mapping[str, Any] | None = option(
@@ -197,7 +198,7 @@ class TrainingOptions:
                 raise ValueError("`modules_to_save` has no effect with `train_fusion=False`. Leave one out.")
 
     def _check_modules(self) -> None:
-        """Check the options of LoRA and of the fusion layer, each beside the others."""
+        """Check the options of LoRA and of the fusion layer, and that each has an effect beside the others."""
         modules = self.target_modules
         # A string would be read as a sequence of letters.
         if modules is not None and (isinstance(modules, str) or not modules or not all(modules)):
@@ -211,7 +212,7 @@ class TrainingOptions:
             raise ValueError("`fusion_lr` has no effect with `train_fusion=False`. Leave one out.")
 
     def _check_best(self) -> None:
-        """Check that each evaluation has a checkpoint, if the best model is kept."""
+        """Check that each evaluation comes with a checkpoint, if the best model is kept."""
         if self.keeps_best and self.eval_steps != (self.save_steps or self.eval_steps):
             every = f"`eval_steps` is {self.eval_steps or 'None (each epoch)'} and `save_steps` is {self.save_steps}"
             raise ValueError(
@@ -221,7 +222,7 @@ class TrainingOptions:
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the model that is saved is the one with the lowest held-out loss."""
+        """Whether training saves the model with the lowest held-out loss, and not the last one."""
         return self.keep_best or self.patience is not None
 
     @property

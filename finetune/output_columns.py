@@ -13,7 +13,7 @@ OUTPUT_COLUMN = "output"
 
 
 def output_column(names: Sequence[str]) -> str:
-    """Return the name of the column of generated texts beside columns of these names: "output", or else "output_2"."""
+    """Return a name for the column of generated texts that no other column has: "output", "output_2" and so on."""
     candidates = chain([OUTPUT_COLUMN], (f"{OUTPUT_COLUMN}_{number}" for number in count(2)))
     return next(name for name in candidates if name not in names)
 
@@ -30,7 +30,7 @@ def table_without(rows: Dataset, dropped: Sequence[str] = ()) -> pa.Table:
     return table.select([name for name in table.column_names if name not in dropped])
 
 
-def columns_of_vectors(rows: Dataset, columns: Columns) -> list[str]:
-    """Return the columns of vectors: all whose type says so, and the one that the user named."""
+def all_vector_columns(rows: Dataset, columns: Columns) -> list[str]:
+    """Return the columns of vectors: those with a type of vectors (see `vector_columns`), and `columns.vector`."""
     named = [columns.vector] if columns.vector in rows.column_names else []
     return list(dict.fromkeys([*vector_columns(rows), *filter(None, named)]))

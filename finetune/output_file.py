@@ -1,9 +1,9 @@
 """The output file of `t5fusion generate`, with all rows and their generated texts.
 
-While texts are generated, they are appended to a file beside the output, NAME.partial. Each of its lines is JSON: a
-row's text, and what was generated for it. An interrupted run resumes from that file. When all rows have their line, the
-rows are read once more, the output is written with all their columns, and NAME.partial is removed. So the output is
-whole as soon as it exists.
+While texts are generated, they are appended to a file beside the output, NAME.partial. Each of its lines is JSON: the
+text of a row, and the text that was generated for it. An interrupted run resumes from that file. When all rows have
+their line, the rows are read once more, the output is written with all their columns, and NAME.partial is removed. So
+the output is whole as soon as it exists.
 """
 
 import json
@@ -22,7 +22,7 @@ from ..common.run_files import read_json
 from .data import Columns
 from .earlier_texts import EarlierText, texts_in_output, texts_in_partial
 from .file_names import check_ending, kind_of
-from .output_columns import columns_of_vectors, output_column, report_output_column, table_without
+from .output_columns import all_vector_columns, output_column, report_output_column, table_without
 from .output_formats import UNFINISHED, can_hold_vectors, json_line, write_whole
 from .streaming import CHUNK, Chunk
 
@@ -42,7 +42,7 @@ def check_output_name(path: Path) -> None:
     made_with_file = path.with_name(path.name + MADE_WITH)
     if made_with_file.exists() and path.exists() and kind_of(str(path)) != ".jsonl":
         with path.open("rb") as file:
-            if file.read(2) == b'{"':  # no CSV and no Parquet file begins so
+            if file.read(2) == b'{"':  # A CSV or Parquet file does not begin with these characters.
                 renamed = path.with_suffix(".jsonl")
                 raise ValueError(
                     f"{path} holds JSON lines, which an earlier release wrote. To go on, rename it to {renamed}, and "
@@ -74,7 +74,7 @@ class OutputFile:
         self.partial, self.made_with_file = (path.with_name(path.name + end) for end in (PARTIAL, MADE_WITH))
         self.earlier_rows = self.new_rows = 0  # rows that have their text from earlier runs, and from this one
         self.schemas: list[pa.Schema] = []  # of the chunks in the output, without duplicates
-        self.input_columns: dict[str, None] = {}  # names as keys, in their order
+        self.input_columns: dict[str, None] = {}  # an ordered set of names
         check_output_name(path)
         self.file = _open_locked(self.partial)
         if overwrite:
@@ -87,7 +87,7 @@ class OutputFile:
         else:
             self.made_with_file.unlink(missing_ok=True)
         self.file.seek(0)
-        # None as soon as all earlier texts have been compared with the rows.
+        # It becomes None when all earlier texts have been compared with the rows.
         self.earlier_texts: Iterator[EarlierText] | None = (
             texts_in_partial(self.file, columns.text) if self.is_resumed else texts_in_output(path, columns.text)
         )
@@ -103,7 +103,7 @@ class OutputFile:
         return self.partial if self.is_resumed else self.path
 
     def _check_made_with(self) -> None:
-        """Raise ValueError if the texts of the earlier run depend on something else, or nobody knows on what."""
+        """Raise ValueError if the earlier run recorded another `made_with`, or its record is missing or damaged."""
         if not self.made_with_file.exists():
             self.close()
             raise ValueError(
@@ -119,8 +119,8 @@ class OutputFile:
                 "were made with. Name another --output, or give --overwrite."
             ) from error
         names = dict.fromkeys([*self.made_with, *recorded])
-        pairs = [(name, recorded.get(name), self.made_with.get(name)) for name in names]
-        changes = "; ".join(f"{name} was {then}, now {now}" for name, then, now in pairs if then != now)
+        then_and_now = [(name, recorded.get(name), self.made_with.get(name)) for name in names]
+        changes = "; ".join(f"{name} was {then}, now {now}" for name, then, now in then_and_now if then != now)
         if changes:
             self.close()
             raise ValueError(
@@ -128,7 +128,7 @@ class OutputFile:
             )
 
     def close(self) -> None:
-        """Release the file, and remove NAME.partial if it holds nothing."""
+        """Close and unlock NAME.partial, and remove it if it is empty. Later calls do nothing."""
         if self.file.closed or self.file.raw.closed:  # type: ignore[attr-defined]
             return
         self.file.close()
@@ -136,9 +136,12 @@ class OutputFile:
             self.partial.unlink()
 
     def count_written(self, rows: Dataset) -> int:
-        """Return how many of these rows, the next ones of the input, have their text from an earlier run.
+        """Return how many of the next rows of the input have their text from an earlier run.
 
-        After the last earlier text, the file is prepared for more. An incomplete last line is cut off.
+        After the last earlier text, NAME.partial is prepared for more. An incomplete last line is cut off.
+
+        Args:
+            rows: The rows of the input after those of the last call.
 
         Raises:
             ValueError: An earlier text belongs to another row.
@@ -174,10 +177,10 @@ class OutputFile:
             self._record_made_with()
             self.file.write(lines)
             self.file.flush()
-            self.new_rows += len(outputs)  # now, because Ctrl-C may come during the wait for the disk
+            self.new_rows += len(outputs)  # They count now, because Ctrl-C may come during the wait for the disk.
             os.fsync(self.file.fileno())
         except OSError as error:
-            # Closing the buffered file would try to write the rest again, so the raw one is closed.
+            # The raw file is closed, because closing the buffered one would try to write the rest again.
             self.file.raw.close()  # type: ignore[attr-defined]
             raise self._cannot_write(self.partial, error) from error
 
@@ -202,7 +205,7 @@ class OutputFile:
             return
         name = output_column(list(self.input_columns))
         report_output_column(name)
-        schemas = [*self.schemas, pa.schema([(name, pa.string())])]  # the generated texts become the last column
+        schemas = [*self.schemas, pa.schema([(name, pa.string())])]  # The generated texts become the last column.
         try:
             write_whole(self.path, schemas, self._tables(name, reread))
         except OSError as error:
@@ -211,7 +214,7 @@ class OutputFile:
         self.partial.unlink(missing_ok=True)
 
     def _cannot_write(self, path: Path, error: OSError) -> OSError:
-        """Return the error for a file that could not be written, with what is kept and what to do."""
+        """Return the error for a file that cannot be written. It says how many rows are kept, and what to do."""
         return OSError(
             f"{path} cannot be written ({error.strerror}): {self.partial} holds {self.rows} rows. Free some space, and "
             "give the same command to resume."
@@ -230,13 +233,18 @@ class OutputFile:
 
     def _dropped(self, rows: Dataset) -> list[str]:
         """Return the columns that the file cannot hold."""
-        return [] if can_hold_vectors(self.path) else columns_of_vectors(rows, self.columns)
+        return [] if can_hold_vectors(self.path) else all_vector_columns(rows, self.columns)
 
     def _line(self, text: str | None, output: str | None) -> bytes:
+        """Return the line of NAME.partial for a row."""
         return json_line({self.columns.text: text, output_column([self.columns.text]): output})
 
     def _begin_appending(self, rows: int) -> None:
-        """Prepare NAME.partial for more rows. If it is new, copy the `rows` texts of the earlier output first."""
+        """Prepare NAME.partial for more rows. If it is new, first copy the texts of the earlier output into it.
+
+        Args:
+            rows: Number of texts in the earlier output.
+        """
         self.earlier_texts = None
         if self.is_resumed or rows == 0:
             self.file.seek(0, os.SEEK_END)
@@ -288,7 +296,7 @@ def _open_locked(path: Path) -> BinaryIO:
         file = path.open("a+b")
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error.strerror}). Name another --output.") from error
-    try:  # after a launcher was killed, its processes may still be writing
+    try:  # After a launcher was killed, its processes may still be writing.
         portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
     except portalocker.LockException as error:
         raise ValueError(f"{path} is being written by another process. Wait for it, or end it.") from error

@@ -16,30 +16,32 @@ import pyarrow.parquet as pq
 
 from .file_names import is_zipped, kind_of
 
-GROUP_ROWS, GROUP_BYTES = 8192, 2**25  # of a row group in a Parquet file, which is in memory as a whole
+GROUP_ROWS, GROUP_BYTES = 8192, 2**25  # limits of a row group in a Parquet file, which must fit into memory
 UNFINISHED = "~"  # ends the name of a file until it is whole
 
 
-def can_hold_vectors(path: Path | None) -> bool:
-    """Return whether a file of this name can hold vectors that are read again: not CSV, and not standard output."""
-    return path is not None and kind_of(str(path)) != ".csv"
+def can_hold_vectors(path: Path) -> bool:
+    """Return whether a file of this name can hold vectors so that they can be read again. CSV cannot."""
+    return kind_of(str(path)) != ".csv"
 
 
 def write_whole(path: Path, schemas: Sequence[pa.Schema], tables: Iterable[pa.Table]) -> None:
-    """Write tables to a file, in the format that its name asks for. Until the file is whole, its name ends in "~".
+    """Write tables to a file. Its ending chooses the format. Until the file is whole, its name ends in "~".
 
     Args:
+        path: The file.
         schemas: The schemas of the tables. A table may lack columns that others have; its rows get nulls there.
+        tables: The rows.
 
     Raises:
         ValueError: Columns of one name have types that no single column of a Parquet file can hold.
-        OSError: The file cannot be written. What was written of it is removed.
+        OSError: The file cannot be written. The unfinished file is removed.
     """
     unfinished = path.with_name(path.name + UNFINISHED)
     write = {".jsonl": _write_json_lines, ".csv": _write_csv, ".parquet": _write_parquet}[kind_of(str(path))]
     try:
         with unfinished.open("wb") as file:
-            # Without a name and a time in it, the same rows give the same bytes.
+            # The packed file holds no name and no time, so that the same rows give the same bytes.
             packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if is_zipped(str(path)) else nullcontext(file)
             with packed as opened:
                 write(opened, schemas, tables)  # type: ignore[arg-type]
@@ -66,6 +68,7 @@ def json_line(row: dict[str, Any]) -> bytes:
 
 
 def _json_value(value: Any) -> Any:
+    """Return a value that JSON lacks as text: binary data in base64, times by ISO 8601."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else str(value)
@@ -96,14 +99,15 @@ def _write_csv(file: BinaryIO, schemas: Sequence[pa.Schema], tables: Iterable[pa
 
 
 def _csv_line(values: Sequence[Any]) -> bytes:
-    # Python's csv.writer leaves a carriage return without quotes.
+    # Python's csv.writer is not used, because it does not put quotes around a carriage return.
     return (",".join(map(_csv_field, values)) + "\n").encode()
 
 
 def _csv_field(value: Any) -> str:
-    """Return a text as it is, nothing for None, and any other value as in JSON; in quotes if needed."""
+    """Return a text as it is, an empty text for None, and any other value as JSON; in quotes if it needs them."""
     if not isinstance(value, str):
-        value = json.loads(json_line({"": value}))[""]  # a time becomes a text, and a number that is not finite None
+        # A time becomes a text, and a number that is not finite becomes None.
+        value = json.loads(json_line({"": value}))[""]
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
@@ -128,7 +132,7 @@ def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield tables joined to row groups: a file of many small ones is slow to read."""
+    """Join tables to row groups, because a file of many small groups is slow to read."""
     group: list[pa.Table] = []
     for table in tables:
         group.append(table)

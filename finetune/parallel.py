@@ -14,15 +14,15 @@ Result = TypeVar("Result")
 
 
 def processes() -> PartialState:
-    """Return the state of the processes that `accelerate launch` or `torchrun` started, or of this one alone."""
+    """Return accelerate's state of the processes that it or `torchrun` started, or of this process alone."""
     # Without `cpu=True`, accelerate treats two CPU processes as independent jobs.
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def shared(chunks: Iterable[Work], work: Callable[[Work], Result]) -> Iterator[tuple[Work, Result]]:
-    """Yield each chunk with the result of `work(chunk)`, in order. Of n processes, each works on every n-th chunk.
+    """Yield each chunk with the result of `work(chunk)`, in order. Each of n processes works on every n-th chunk.
 
-    Every process gets all results. All of them must call this function with the same chunks, and exhaust it.
+    Every process gets all results. All processes must call this function with the same chunks, and exhaust it.
     """
     state, chunks = processes(), iter(chunks)
     while group := list(islice(chunks, state.num_processes)):

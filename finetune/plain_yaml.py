@@ -1,4 +1,4 @@
-"""YAML as most people read it: `no` is a text and `1e-4` a number, as in YAML 1.2, and no key is given twice."""
+"""Read and write YAML as most people understand it: `no` is a text and `1e-4` a number, as in YAML 1.2."""
 
 import re
 from typing import Any, ClassVar
@@ -8,7 +8,7 @@ from yaml.constructor import ConstructorError
 
 
 class _Reader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, where `no` is false and `1e-4` a text."""
+    """Reads YAML 1.2, and refuses a key that is given twice. PyYAML reads YAML 1.1: `no` is false, `1e-4` a text."""
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
 
@@ -22,7 +22,7 @@ class _Reader(yaml.SafeLoader):
 
 
 class _Writer(yaml.SafeDumper):
-    """Puts a text into quotes if either of the two would take it for something else."""
+    """Puts a text into quotes if YAML 1.1 or YAML 1.2 would read it as another type."""
 
 
 for _tag, _pattern in {
@@ -39,7 +39,7 @@ def read_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        ValueError: It is no YAML, or holds a key twice.
+        ValueError: The text is no YAML, or gives a key twice.
     """
     try:
         return yaml.load(text, _Reader)

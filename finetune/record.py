@@ -24,12 +24,12 @@ PACKAGES = ("t5fusion", "torch", "transformers", "peft", "datasets")
 
 
 def saved_options(options: TrainingOptions) -> dict[str, Any]:
-    """Return options as files hold them: with `base_model` by the name "base".
+    """Return options as they are saved in files, where `base_model` is called "base".
 
-    The files of earlier releases hold that name, and those releases read it in the files of this one.
+    Earlier releases wrote that name. So this release can read their files, and they can read the files of this one.
     """
-    fields = asdict(options)
-    return {"base": fields.pop("base_model"), **fields}
+    values = asdict(options)
+    return {"base": values.pop("base_model"), **values}
 
 
 def resume_conditions(
@@ -40,7 +40,15 @@ def resume_conditions(
     columns: Sequence[str | None],
     processes: int,
 ) -> dict[str, Any]:
-    """Return what a resumed training must agree with, by name; each checkpoint holds it."""
+    """Return the conditions that a resumed training must meet: values by name. Each checkpoint records them.
+
+    Args:
+        rows, held_out: Rows of `inputs.prepare`.
+        processor: The processor of the rows.
+        options: The options of the training.
+        columns: Names of the columns that the rows were made from.
+        processes: Number of processes that train.
+    """
     conditions = saved_options(options) | {
         "base": base_name(options.base_model),
         "rows": len(rows),
@@ -49,14 +57,14 @@ def resume_conditions(
         "columns": list(columns),
         **{name: getattr(processor, name) for name in RECIPE},
     }
-    # The number of processes may change, as long as they take as many rows in a step.
+    # The number of processes may change, as long as a step has the same number of rows.
     conditions["batch size of all processes"] = conditions.pop("batch_size") * processes
-    del conditions["report_to"]  # it changes nothing in the model
+    del conditions["report_to"]  # It does not change the model.
     return conditions
 
 
 def rows_digest(rows: list[dict]) -> str:
-    """Return a hash of the ids of texts and targets, which are the same on every machine.
+    """Return a hash of the token ids of texts and targets, in 12 hexadecimal digits. It is the same on every machine.
 
     The vectors are left out, because their last bits differ between machines.
     """
@@ -65,7 +73,7 @@ def rows_digest(rows: list[dict]) -> str:
 
 
 def named_columns(columns: Sequence[str | None]) -> dict[str, str | None] | None:
-    """Return columns by what they are for, as training.json holds them; None if there are none."""
+    """Return the names of columns by their use, such as "target", for training.json; None if there are none."""
     return dict(zip(Columns._fields, columns, strict=True)) if columns else None
 
 
@@ -76,7 +84,7 @@ def trained_columns(folder: Path) -> Columns | None:
 
 
 def trained_options(folder: Path) -> TrainingOptions:
-    """Return the options of the training that saved a folder, without `report_to`: nothing is to be reported again."""
+    """Return the options of the training that saved a folder, except `report_to`, so that nothing is reported again."""
     saved = RunFiles(folder).record["options"]
     saved = saved | {"base_model": saved["base"], "report_to": None}
     if saved.get("target_modules") is not None:
@@ -85,9 +93,9 @@ def trained_options(folder: Path) -> TrainingOptions:
 
 
 def training_record(options: TrainingOptions, **measured: Any) -> dict[str, Any]:
-    """Return what training.json holds: the options, what was `measured`, and the versions that wrote it."""
+    """Return the content of training.json: the options, the `measured` facts, and the versions of packages."""
     saved = saved_options(options) | {"lr": options.peak_lr}
-    if base_name(options.base_model) == EMBEDDED:  # it may have been named by its folder
+    if base_name(options.base_model) == EMBEDDED:  # The user may have named it by its folder.
         saved["base"] = EMBEDDED
     versions = {name: version(name) for name in PACKAGES}
     return {"options": saved, **measured, "versions": versions, "python": platform.python_version()}
@@ -98,6 +106,6 @@ def pin_encoder(processor: T5FusionProcessor) -> None:
     name = processor.lexical_encoder
     if name is None or Path(name).is_dir() or processor.lexical_encoder_revision is not None:
         return
-    repository = name if "/" in name else f"sentence-transformers/{name}"  # as that package reads a bare name
+    repository = name if "/" in name else f"sentence-transformers/{name}"  # That package reads a bare name so.
     file = try_to_load_from_cache(repository, "modules.json")
     processor.lexical_encoder_revision = extract_commit_hash(file if isinstance(file, str) else None, None)

@@ -1,11 +1,11 @@
-"""The programs that draw a training's losses while it goes on, and the packages that they need."""
+"""The experiment trackers that the Trainer can report to, and the packages that they need."""
 
 from collections.abc import Collection
 from importlib.util import find_spec
 
 from ..common.errors import did_you_mean
 
-# By the name that transformers gives it: modules of which one must be there, and what to install.
+# By transformers' name of the tracker: modules (one of them must exist), and the packages to install.
 REPORTERS = {
     "azure_ml": (("azureml",), "azureml-core mlflow"),
     "clearml": (("clearml",), "clearml"),
@@ -24,11 +24,11 @@ REPORTERS = {
 
 
 def check_reporters(names: Collection[str]) -> None:
-    """Check that reports can be sent to the programs of these names.
+    """Check that the Trainer can report to the trackers of these names.
 
     Raises:
-        ValueError: There is no such program.
-        ImportError: Its package is not installed.
+        ValueError: transformers has no tracker of this name.
+        ImportError: The tracker's package is not installed.
     """
     if isinstance(names, str):
         raise ValueError(f"`report_to` is {names!r}; expected names, such as ({names!r},).")

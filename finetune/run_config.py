@@ -17,27 +17,27 @@ from .plain_yaml import read_yaml, write_yaml
 COLUMNS = {"text_column": "text", "target_column": "target", "lexical_column": "lexical", "vector_column": "vector"}
 # The other arguments of `train_file`.
 ARGUMENTS = ("data", "validation", "limit", "encoding", "output", "resume", "overwrite")
-SETTINGS = "set"
+SETTINGS = "set"  # the key of the settings, which --set gives on the command line
 
 
-def _name_in_file(each: Field) -> str:
-    """Return the name of a field on the command line, with underscores."""
-    return each.metadata.get("opposite", (each.name,))[0]
+def _name_in_file(field: Field) -> str:
+    """Return the name of a field in run.yaml: its name on the command line, with underscores."""
+    return field.metadata.get("opposite", (field.name,))[0]
 
 
-FIELDS = {_name_in_file(each): each for options in (Recipe, TrainingOptions) for each in fields(options)}
+FIELDS = {_name_in_file(field): field for options in (Recipe, TrainingOptions) for field in fields(options)}
 FIELDS[SETTINGS] = FIELDS.pop("settings")
 KEYS = ("data", *COLUMNS, *ARGUMENTS[1:], *FIELDS)
 
 
 def read_config(file: str | Path) -> dict[str, Any]:
-    """Return the arguments in a YAML file, by the names that they have on the command line, with underscores.
+    """Return the arguments in a YAML file, by their names on the command line, with underscores.
 
-    Paths in it are relative to the current folder, as on the command line. A line with null counts as missing.
+    Paths are relative to the current folder, as on the command line. Arguments whose value is null are left out.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no mapping in YAML, or a name is unknown or given twice.
+        ValueError: The file holds no mapping in YAML, or a name is unknown or given twice.
     """
     if not Path(file).is_file():
         raise OSError(f"there is no file {file}; expected a YAML file of options, such as runs/mine/run.yaml.")
@@ -68,14 +68,14 @@ def read_run(file: str | Path) -> dict[str, Any]:
         OSError: The file cannot be read.
         ValueError: The file, a name or a value in it cannot be used, or it names no data or no columns.
     """
-    from .data import Columns  # slow, and the command line reads a file without it
+    from .data import Columns  # It is slow to import, and the command line reads a file without it.
 
     given = read_config(file)
     missing = [name for name in ("data", "text_column", "target_column") if name not in given]
     if missing:
         raise ValueError(f"{file} does not name {', '.join(missing)}.")
     columns = Columns(**{name: given[key] for key, name in COLUMNS.items() if key in given})
-    values = {each.name: _field_value(each, given[key]) for key, each in FIELDS.items() if key in given}
+    values = {field.name: _field_value(field, given[key]) for key, field in FIELDS.items() if key in given}
     return {
         **{name: given[name] for name in ARGUMENTS if name in given},
         "columns": columns,
@@ -84,12 +84,12 @@ def read_run(file: str | Path) -> dict[str, Any]:
     }
 
 
-def _field_value(each: Field, given: Any) -> Any:
+def _field_value(field: Field, given: Any) -> Any:
     """Return the value of a field of options, from the value in a file."""
-    if "opposite" in each.metadata:
+    if "opposite" in field.metadata:
         return not given
-    if "parse" in each.metadata:
-        return each.metadata["parse"](as_text(given))
+    if "parse" in field.metadata:
+        return field.metadata["parse"](as_text(given))
     return given
 
 
@@ -100,23 +100,25 @@ def as_text(given: Any) -> Any:
 
 def _fields_of(options: type, values: dict[str, Any]) -> dict[str, Any]:
     """Return the values that are fields of a class of options."""
-    return {each.name: values[each.name] for each in fields(options) if each.name in values}
+    return {field.name: values[field.name] for field in fields(options) if field.name in values}
 
 
 def run_yaml(columns: Sequence[str | None], options: TrainingOptions, recipe: Recipe, **arguments: Any) -> str:
-    """Return the content of a run.yaml: every argument that has a value, paths of existing files made absolute.
+    """Return the content of a run.yaml: every argument that has a value. Paths of existing files become absolute.
 
     Args:
-        columns: Text, target, lexical and vector column.
+        columns: Names of the text, target, lexical and vector column; None for a column that is not used.
+        options: The options of the training.
+        recipe: The recipe of the processor.
         **arguments: The other arguments of `train_file`, without `resume` and `overwrite`.
     """
-    from ..common.base_models import base_name  # slow, and a file is read without it
+    from ..common.base_models import base_name  # It is slow to import, and the command line reads a file without it.
 
     run: dict[str, Any] = {"data": arguments.pop("data"), **dict(zip(COLUMNS, columns, strict=True)), **arguments}
-    for key, each in FIELDS.items():
-        value = getattr(options if hasattr(options, each.name) else recipe, each.name)
-        run[key] = not value if "opposite" in each.metadata else list(value) if isinstance(value, tuple) else value
-    idle = {  # `t5fusion train` refuses options without effect
+    for key, field in FIELDS.items():
+        value = getattr(options if hasattr(options, field.name) else recipe, field.name)
+        run[key] = not value if "opposite" in field.metadata else list(value) if isinstance(value, tuple) else value
+    idle = {  # options without effect, which `t5fusion train` would refuse
         *(LORA_ONLY if options.full else ()),
         *(() if options.train_fusion else ("fusion_start",)),
         *(("lexical_dim",) if run["vector_column"] else ()),

@@ -1,6 +1,6 @@
-"""The values of settings, checked against the types of the fields that they set.
+"""Check the values of settings against the types of the fields that they set.
 
-Settings come from YAML or from Python code, and the fields belong to classes of transformers and PEFT.
+The values come from YAML or from Python code. The fields belong to classes of transformers and PEFT.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def fit_value(value: Any, kind: Any) -> Any:
-    """Return a plain value, such as YAML has, as a field of type `kind` takes it.
+    """Return a plain value, such as YAML has, in the form that a field of type `kind` takes.
 
-    A whole number fits where a number is expected; a number fits where only a text is expected; a mapping makes a
-    dataclass.
+    A whole number fits where a number is expected. A number fits where only a text is expected, and becomes one. A
+    mapping becomes a dataclass.
 
     Raises:
         TypeError: The value does not fit.
@@ -41,9 +41,9 @@ def fit_value(value: Any, kind: Any) -> Any:
 
 
 def _kinds_of(kind: Any) -> list[Any]:
-    """Return the types of a union, text last, because a number fits there too.
+    """Return the types of a union. Text comes last, because a number fits there too.
 
-    If the union has names to choose from, no other text fits, and text is left out.
+    If the union has an enumeration of names, no other text fits, so text is left out.
     """
     kinds = list(get_args(kind))
     if any(isinstance(each, type) and issubclass(each, Enum) for each in kinds):
@@ -52,7 +52,7 @@ def _kinds_of(kind: Any) -> list[Any]:
 
 
 def _fit_one_of(value: Any, kinds: list[Any]) -> Any:
-    """Return the value as the first of these types that it fits; TypeError if it fits none."""
+    """Return the value in the form of the first type that it fits; raise TypeError if it fits none."""
     for kind in kinds:
         try:
             return fit_value(value, kind)
@@ -62,7 +62,7 @@ def _fit_one_of(value: Any, kinds: list[Any]) -> Any:
 
 
 def _fit_items(value: Any, kind: Any) -> list | tuple:
-    """Return a list or tuple whose items are as `kind`, a type of lists or tuples, has them."""
+    """Return a list or tuple with its items in the form that `kind`, a type of lists or tuples, says."""
     item_kinds, container = get_args(kind), get_origin(kind) or kind
     _checked(value, isinstance(value, (list, tuple)))
     if container is tuple and item_kinds and Ellipsis not in item_kinds:
@@ -72,29 +72,29 @@ def _fit_items(value: Any, kind: Any) -> list | tuple:
 
 
 def _checked(value: Any, fits: bool) -> Any:
-    """Return the value; TypeError unless it fits."""
+    """Return the value; raise TypeError unless it fits."""
     if not fits:
         raise TypeError
     return value
 
 
 def _is_choice(value: Any, choice: Any) -> bool:
-    """Return whether a value is the choice, or one of the family of names that it stands for."""
-    # PEFT spells a family of names like this: "pissa_niter_[number of iters]".
+    """Return whether a value is the choice, or a name of the family that the choice stands for."""
+    # PEFT writes a family of names like this: "pissa_niter_[number of iters]".
     family = choice.partition("[")[0] if isinstance(choice, str) and "[" in choice else None
     is_member = family is not None and isinstance(value, str) and value.startswith(family)
     return is_member or (value == choice and type(value) is type(choice))
 
 
 def _is_plain(value: Any, kind: Any) -> bool:
-    """Return whether a value is true or false, a number or text, as `kind` has it."""
+    """Return whether a value is of type `kind`: bool, int, float (or a whole number) or str."""
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind if kind in (int, str) else ())
 
 
 def in_words(kind: Any) -> str:
-    """Return what a field of type `kind` accepts, in words that complete "expected ..."."""
+    """Describe what a field of type `kind` accepts, in words that complete "expected ..."."""
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(dict.fromkeys(in_words(each) for each in _kinds_of(kind)))
     if get_origin(kind) is Literal:
@@ -107,7 +107,7 @@ def in_words(kind: Any) -> str:
 
 
 def fit_setting(name: str, value: Any, kind: Any) -> Any:
-    """Return the value of a setting as its field takes it (see `fit_value`).
+    """Return the value of a setting in the form that its field takes (see `fit_value`).
 
     Raises:
         ValueError: The value does not fit.
@@ -119,9 +119,10 @@ def fit_setting(name: str, value: Any, kind: Any) -> Any:
 
 
 def set_by_option(name: str, option: str, flag: str) -> ValueError:
-    """Return the error for a setting that an option sets.
+    """Return the error for a field that is no setting, because an option sets it.
 
     Args:
+        name: The field.
         option, flag: The option's name in Python and on the command line.
     """
     return ValueError(f"`{name}` is no setting: the option `{option}` sets it. Give that ({flag} on the command line).")

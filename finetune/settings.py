@@ -1,6 +1,6 @@
-"""Settings: fields of transformers' `Seq2SeqTrainingArguments` and PEFT's `LoraConfig`, by their names there.
+"""Check settings: fields of transformers' `Seq2SeqTrainingArguments` and PEFT's `LoraConfig`, by their names there.
 
-Their names and types are checked before anything is read or trained.
+Names and types are checked before any row is read.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_type_hints
 from ..common.errors import did_you_mean
 from .setting_values import fit_setting, set_by_option
 
-OPTION_FOR = {  # fields that an option of ours sets, and that option
+OPTION_FOR = {  # fields that an option of this package sets, and that option
     "learning_rate": "lr",
     "num_train_epochs": "epochs",
     "per_device_train_batch_size": "batch_size",
@@ -29,7 +29,7 @@ _HUB = "`t5fusion export` and `t5fusion push` bring a model to the Hub"
 _IDLE = "it has no effect here"
 _OURS = "t5fusion sets it"
 _BEST = "the model with the lowest held-out loss is the best one"
-NO_SETTING = {  # fields that are no settings, and why
+NO_SETTING = {  # fields that are no settings, and the reason
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"), _HUB),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _HUB),
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "local_rank", "disable_tqdm"), _IDLE),
@@ -40,14 +40,14 @@ NO_SETTING = {  # fields that are no settings, and why
 
 
 class Settings(NamedTuple):
-    """Settings by the class that they belong to, with values of the types that their fields have."""
+    """Settings of each class, with values of the types that their fields have."""
 
     trainer: dict[str, Any]  # of Seq2SeqTrainingArguments
     lora: dict[str, Any]  # of LoraConfig
 
 
 def read_settings(settings: Mapping[str, Any] | None, options: Collection[str] = ()) -> Settings:
-    """Return settings by the class that they belong to.
+    """Check settings, and return them by the class that they belong to.
 
     Args:
         settings: A value for each name: a number, a text, true or false, null, or a list or mapping of these.
@@ -56,20 +56,22 @@ def read_settings(settings: Mapping[str, Any] | None, options: Collection[str] =
     Raises:
         ValueError: A name is unknown or no setting, or a value has another type than the field.
     """
-    read = Settings({}, {})
+    checked = Settings({}, {})
     for name, value in (settings or {}).items():
         _check_name(name, options)
         try:
-            json.dumps(value)  # as the record of the training will hold it
+            json.dumps(value)  # The record of the training will hold it as JSON.
         except (TypeError, ValueError):
             raise ValueError(
                 f"the setting `{name}` is of type {type(value).__name__}; expected a number, a text, true or false, or "
                 "a list or mapping of these."
             ) from None
-        of_trainer, of_lora = _field_types()
-        belongs, kind = (read.lora, of_lora[name]) if name in of_lora else (read.trainer, of_trainer[name])
-        belongs[name] = fit_setting(name, value, kind)
-    return read
+        trainer_types, lora_types = _field_types()
+        if name in lora_types:
+            checked.lora[name] = fit_setting(name, value, lora_types[name])
+        else:
+            checked.trainer[name] = fit_setting(name, value, trainer_types[name])
+    return checked
 
 
 def check_settings(settings: Mapping[str, Any], options: Collection[str], without_lora: bool) -> None:
@@ -77,17 +79,17 @@ def check_settings(settings: Mapping[str, Any], options: Collection[str], withou
 
     Args:
         settings, options: As for `read_settings`.
-        without_lora: Whether there is no LoRA, so that its settings would have no effect.
+        without_lora: Whether all weights train, so that settings of LoRA would have no effect.
     """
-    read = read_settings(settings, options)
-    if without_lora and read.lora:
-        raise ValueError(f"the setting `{min(read.lora)}` has no effect with `full`: it is LoRA's. Leave one out.")
-    _check_with_peft(read.lora)
+    checked = read_settings(settings, options)
+    if without_lora and checked.lora:
+        raise ValueError(f"the setting `{min(checked.lora)}` has no effect with `full`: it is LoRA's. Leave one out.")
+    _check_with_peft(checked.lora)
 
 
 def _check_with_peft(settings: dict[str, Any]) -> None:
     """Raise ValueError if PEFT itself refuses settings of LoRA."""
-    from peft import LoraConfig  # slow, and without settings not needed to check options
+    from peft import LoraConfig  # It is slow to import, and only settings need it.
 
     try:
         LoraConfig(**settings)
@@ -96,6 +98,7 @@ def _check_with_peft(settings: dict[str, Any]) -> None:
 
 
 def _check_name(name: str, options: Collection[str]) -> None:
+    """Raise ValueError unless a name is that of a setting."""
     option = name if name in options else OPTION_FOR.get(name)
     if option is not None:
         raise set_by_option(name, option, f"--{option.replace('_', '-')}")
@@ -109,7 +112,7 @@ def _check_name(name: str, options: Collection[str]) -> None:
 
 def _field_types() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the type of each field, by its name, of Seq2SeqTrainingArguments and of LoraConfig."""
-    from peft import LoraConfig  # both are slow, and without settings not needed to check options
+    from peft import LoraConfig  # Both are slow to import, and only settings need them.
     from transformers import Seq2SeqTrainingArguments
 
     def types(options: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Standard output as the output of `t5fusion generate`."""
+"""Print what `t5fusion generate` generates on standard output."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -7,7 +7,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from .data import Columns
-from .output_columns import columns_of_vectors, output_column, report_output_column, table_without
+from .output_columns import all_vector_columns, output_column, report_output_column, table_without
 from .output_formats import json_line
 from .streaming import Chunk
 
@@ -16,6 +16,9 @@ class StandardOutput:
     """Prints rows with their generated texts as JSON lines, without the vectors.
 
     It has the methods of `OutputFile`.
+
+    Args:
+        columns: The columns that are read from the rows.
     """
 
     def __init__(self, columns: Columns):
@@ -36,7 +39,7 @@ class StandardOutput:
         name = output_column(rows.column_names)
         if self.new_rows == 0:
             report_output_column(name)
-        table = table_without(rows, columns_of_vectors(rows, self.columns))
+        table = table_without(rows, all_vector_columns(rows, self.columns))
         table = table.append_column(name, pa.array(outputs, pa.string()))
         sys.stdout.buffer.write(b"".join(map(json_line, table.to_pylist())))
         sys.stdout.buffer.flush()

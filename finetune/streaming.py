@@ -1,4 +1,4 @@
-"""Read large sets of rows in chunks, shared among processes, so that an interrupted run can resume after the last one.
+"""Read large sets of rows in chunks, so that processes can share them, and an interrupted run can resume.
 
 A chunk holds the same rows for any number of processes, and one process does all of its work. So the batches, and the
 results down to the last bit, do not depend on the number of processes.
@@ -17,7 +17,7 @@ from datasets import Dataset, load_dataset
 from .file_names import STREAMED_KINDS, is_zipped, kind_of
 from .files import file_tables, lines_of, opened, reading
 
-CHUNK = 512  # rows: enough to sort eight batches by length, and few enough to lose when a process is killed
+CHUNK = 512  # rows: eight batches can be sorted by length, and a killed process loses little work
 
 
 class Chunk(NamedTuple):
@@ -30,16 +30,19 @@ class Chunk(NamedTuple):
 def read_chunks(
     data: str, split: str = "train", text_column: str = "text", encoding: str | None = None
 ) -> Iterator[Chunk]:
-    """Yield the rows of `files.load_rows` in their order. In a .txt file, each line is a row with one `text_column`.
+    """Yield the rows that `files.load_rows` loads, in their order, or those of a .txt file with one text per line.
 
     At most a few thousand rows are in memory at a time, and nothing is stored on disk. (A .json file that holds one
     array is read whole.) An error in a row is raised when the row is reached.
 
     Args:
-        encoding: The encoding of a .txt or CSV file. None for UTF-8.
+        data: The name of a file, or the id of a data set on the Hub.
+        split: The split of the data set.
+        text_column: The name of the only column that the rows of a .txt file get.
+        encoding: The encoding of a .txt or CSV file; None for UTF-8.
 
     Raises:
-        ValueError: The file has another type, is damaged, or has another encoding.
+        ValueError: The file is of another kind, is damaged, or has another encoding.
         OSError: There is neither a file nor a data set of this name.
     """
     with reading(data, encoding, STREAMED_KINDS):
@@ -54,7 +57,13 @@ def read_chunks(
 
 
 def chunks_of_texts(texts: Iterable[str], text_column: str, rows: int | None = None) -> Iterator[Chunk]:
-    """Yield texts as rows with one column, `rows` or CHUNK at a time. A text is taken only when its chunk is needed."""
+    """Yield texts as rows with one column. Texts are taken from the iterable only when their chunk is needed.
+
+    Args:
+        texts: The texts.
+        text_column: The name of the column.
+        rows: Number of rows in a chunk; None for `CHUNK`.
+    """
     texts = iter(texts)
     parts = iter(lambda: list(islice(texts, rows or CHUNK)), [])
     return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in parts)
@@ -63,8 +72,8 @@ def chunks_of_texts(texts: Iterable[str], text_column: str, rows: int | None = N
 def count_rows(data: str, split: str = "train", encoding: str | None = None, limit: int | None = None) -> int | None:
     """Return how many rows `read_chunks` yields, at most `limit`; None if it takes long to find out.
 
-    Parquet files hold the number. Lines are counted in other files that are not packed; in a CSV file with quotes, a
-    text may go over several lines, so that its records are counted.
+    A Parquet file holds the number. In other files that are not packed, lines are counted; in a CSV file records,
+    because a text in quotes may have several lines.
     """
     path, kind = Path(data), kind_of(data)
     if not path.is_file() or is_zipped(data) or kind == ".json":
@@ -77,13 +86,13 @@ def count_rows(data: str, split: str = "train", encoding: str | None = None, lim
         else:
             with path.open("rb") as file:
                 rows = sum(1 for line in file if kind == ".txt" or line.strip())
-    except (OSError, ValueError):  # `read_chunks` says what is wrong, after the rows before it
+    except (OSError, ValueError):  # `read_chunks` will say what is wrong, after the rows before it.
         return None
     return rows if limit is None else min(rows, limit)
 
 
 def first_of(chunks: Iterable[Chunk], limit: int | None) -> Iterator[Chunk]:
-    """Yield the chunks of the first `limit` rows; all chunks if it is None. No row beyond them is read."""
+    """Yield the chunks of the first `limit` rows; all chunks if it is None. No later chunk is read."""
     for first, rows in chunks:
         yield Chunk(first, rows if limit is None else rows.select(range(min(len(rows), limit - first))))
         if limit is not None and first + len(rows) >= limit:
@@ -91,6 +100,7 @@ def first_of(chunks: Iterable[Chunk], limit: int | None) -> Iterator[Chunk]:
 
 
 def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
+    """Yield consecutive rows as chunks."""
     first = 0
     for rows in parts:
         yield Chunk(first, rows)
@@ -100,11 +110,12 @@ def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
 def spread(rows: int, has_vector: np.ndarray | None = None) -> list[np.ndarray]:
     """Divide all row numbers at random into sorted parts of about equal size, at most CHUNK, int64.
 
-    Shuffling vectors within such a part exchanges rows from everywhere in the set, however the set is sorted.
+    If vectors are shuffled within such a part, a row gets the vector of a row from anywhere in the set, even if the set
+    is sorted. No part has exactly one row with a vector, which could not be shuffled, unless the set has only one.
 
     Args:
-        has_vector: bool (rows,), which rows have a vector; None if all have one. A part never has exactly one row with
-            a vector, because that one could not be shuffled, unless the whole set has only one.
+        rows: Number of rows in the set.
+        has_vector: bool (rows,), which rows have a vector; None if all have one.
     """
     order, number = np.random.default_rng(0).permutation(rows), -(-rows // CHUNK)
     if has_vector is None or has_vector.all():

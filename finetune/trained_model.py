@@ -1,4 +1,4 @@
-"""A trained model, loaded to evaluate it or to generate with it, and the columns that it was trained with."""
+"""Load a trained model to evaluate it or to generate with it, and find the columns that it was trained with."""
 
 from pathlib import Path
 
@@ -21,17 +21,18 @@ def columns_for(
     revision: str | None = None,
     vectors: bool = True,
 ) -> Columns:
-    """Return the columns to evaluate or generate with: those that are given, and else those of the training.
+    """Return the columns to evaluate or generate with: those that are given, and otherwise those of the training.
 
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.
-        text, target, lexical, vector: Names of columns, as for `Columns`. If `lexical` or `vector` is given, the
-            training decides on neither of them.
+        text, target, lexical, vector: Names of columns, as for `Columns`. If `lexical` or `vector` is given, the other
+            is not taken from the training.
         revision: Branch, tag or commit of the repository.
-        vectors: Whether the model is given vectors. If not, the training decides on neither `lexical` nor `vector`.
+        vectors: Whether the model is given vectors. If not, neither `lexical` nor `vector` is taken from the training.
 
     Raises:
-        ValueError: No text column is given, and the training did not record its columns.
+        ValueError: No text column is given, and the folder does not record the columns of the training.
+        OSError: There is neither such a folder nor such a repository.
     """
     trained = trained_columns(find_trained(str(name), revision))
     if trained is None and text is None:
@@ -47,7 +48,7 @@ def columns_for(
 
 
 def load_on_device(folder: Path) -> tuple[nn.Module, T5FusionProcessor, tuple[int, int]]:
-    """Return a trained model on the device of this process, its processor, and its limits for text and target.
+    """Return a trained model on the device of this process, its processor, and its limits for text and target (tokens).
 
     Raises:
         ValueError: A file of the model is damaged.

@@ -1,8 +1,8 @@
-"""A cache on disk for the vectors of texts, so that each text is encoded once and not again by every run.
+"""A cache on disk for the vectors of texts, so that each text is encoded once, and not again in every run.
 
-Each recipe (the encoder and its settings) has its own folder. It holds shards: files with the vectors of some thousands
-of texts and a hash of each text. A shard is written once and never changed. So a run that is killed loses at most the
-shard that it was computing, and a run with more texts encodes only the new ones.
+Each recipe (the encoder and its settings) has a folder of its own, which holds shards. A shard is a file with the
+vectors of some thousands of texts, and a hash of each text. It is written once and never changed. So a killed run loses
+at most the shard that it was computing, and a run with more texts encodes only the new ones.
 """
 
 import hashlib
@@ -28,34 +28,42 @@ from ..processing_t5fusion import T5FusionProcessor
 from ..saving_t5fusion import apply_umask
 
 SHARD = 8192  # texts: about a minute's work with MiniLM on two CPU cores
-REPORT_EVERY = 10**9  # bytes: each time that the cache has grown by this much, the user is told
-UNUSABLE = (OSError, SafetensorError, ValueError, KeyError)  # what a damaged file or a full disk raises
+REPORT_EVERY = 10**9  # bytes: a message says each time that the cache has grown by this much
+FILE_ERRORS = (OSError, SafetensorError, ValueError, KeyError)  # raised for a damaged file or a full disk
 
 
 def cache_folder() -> Path:
     """Return the folder of the cache: in `$T5FUSION_CACHE` if that is set, otherwise in the user's cache folder."""
-    if own := os.environ.get("T5FUSION_CACHE"):
-        return Path(own) / "vectors"
+    if folder := os.environ.get("T5FUSION_CACHE"):
+        return Path(folder) / "vectors"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t5fusion" / "vectors"
 
 
 def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch.Tensor:
-    """Encode texts, each distinct one once: `processor.encode`, float32 (texts, lexical_dim)."""
+    """Encode texts with `processor.encode`, each distinct text once. Return float32 (texts, lexical_dim)."""
     return _encode_once(texts, processor.encode)
 
 
 def encode_cached(texts: Sequence[str], processor: T5FusionProcessor, progress: bool = True) -> torch.Tensor:
-    """Encode texts as `encode_distinct` does, reading from the cache and adding to it.
+    """Encode texts as `encode_distinct` does, but read the vectors that the cache holds, and add the others to it.
 
-    Texts that the cache lacks are encoded in shards of `SHARD`, in their order. The last bits of a vector depend on the
-    texts that are encoded with it. So a vector equals the one that `processor.encode` makes with the same shard to the
-    bit, and others up to rounding. Once a vector is in the cache, every run gets that one.
+    Texts that the cache lacks are encoded in shards of `SHARD` texts, in their order. The last bits of a vector depend
+    on the texts that are encoded with it. So a vector equals that of `processor.encode` bit for bit if that encodes the
+    same shard, and otherwise up to rounding. Once a vector is in the cache, every run gets that one.
+
+    Args:
+        texts: The texts.
+        processor: The encoder and its settings.
+        progress: Whether to show a bar in a terminal.
+
+    Returns:
+        float32 (texts, lexical_dim).
     """
     return _encode_once(texts, lambda distinct: _read_or_encode(distinct, processor, progress))
 
 
 def _encode_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
-    """Return what `encode` makes of the distinct texts, for each text."""
+    """Return a vector for each text, and call `encode` with the distinct texts only."""
     distinct = list(dict.fromkeys(texts))
     vectors = encode(distinct)
     index_of = {text: index for index, text in enumerate(distinct)}
@@ -63,12 +71,12 @@ def _encode_once(texts: Sequence[str], encode: Callable[[list[str]], torch.Tenso
 
 
 def _read_or_encode(texts: Sequence[str], processor: T5FusionProcessor, progress: bool) -> torch.Tensor:
-    """Return the vectors of distinct texts in their order, float32 (texts, lexical_dim)."""
+    """Return the vectors of distinct texts, from the cache or the encoder: float32 (texts, lexical_dim)."""
     cache = _cache_in(cache_folder() / _recipe_hash(processor))
     with cache.locked():
         vectors = cache.read(texts)
         missing = [text for text in texts if text not in vectors]
-        # For one shard, the encoder's own bar shows the time left. Several shards have one bar together.
+        # One shard has the encoder's own bar, which shows the time left. Several shards have one bar for all.
         has_own_bar = progress and len(missing) <= SHARD and sys.stderr.isatty()
         with Progress("Encoding", len(missing), "texts") if len(missing) > SHARD else nullcontext() as bar:
             for start in range(0, len(missing), SHARD):
@@ -86,7 +94,7 @@ def _recipe_hash(processor: T5FusionProcessor) -> str:
     recipe: list[Any] = [processor.lexical_encoder, processor.lexical_encoder_revision, processor.normalize]
     recipe += [processor.lexical_dtype, processor.lexical_max_tokens, processor.lexical_dim]
     folder = Path(processor.lexical_encoder or "")
-    if processor.lexical_encoder and folder.is_dir():  # a local folder may hold another encoder tomorrow
+    if processor.lexical_encoder and folder.is_dir():  # A local folder may hold another encoder tomorrow.
         stats = [(file, file.stat()) for file in sorted(folder.rglob("*"))]
         recipe += [[str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
@@ -135,7 +143,7 @@ class VectorCache:
         for shard, rows in rows_by_shard.items():
             try:
                 shard_vectors = _read_shard(shard)
-            except UNUSABLE as error:
+            except FILE_ERRORS as error:
                 self._delete_damaged(shard, error)
             else:
                 vectors |= {text: shard_vectors[row] for text, row in rows}
@@ -148,12 +156,13 @@ class VectorCache:
         hashes = np.frombuffer(b"".join(map(_text_hash, texts)), dtype=np.uint8).reshape(-1, 16)
         vectors = np.ascontiguousarray(vectors)
         shard = self.folder / f"{hashlib.sha256(hashes.tobytes()).hexdigest()[:32]}.safetensors"
-        unfinished = self.folder / "unfinished"  # always this name, so that a killed process's is written over
+        # The name is always the same, so that the next run overwrites what a killed one left.
+        unfinished = self.folder / "unfinished"
         try:
             save_file({"hashes": hashes, "vectors": vectors}, unfinished, metadata={"sha256": _digest(hashes, vectors)})
-            apply_umask(self.folder, unfinished.name)  # so that others can use a shared cache
+            apply_umask(self.folder, unfinished.name)  # Other users can then read a shared cache.
             unfinished.replace(shard)
-        except UNUSABLE as error:
+        except FILE_ERRORS as error:
             unfinished.unlink(missing_ok=True)
             self._stop_writing(error)
             return
@@ -173,16 +182,18 @@ class VectorCache:
                     hashes = file.get_tensor("hashes")
                 if hashes.ndim != 2 or hashes.shape[1] != 16:
                     raise ValueError(f"its hashes have the shape {hashes.shape}")
-            except UNUSABLE as error:
+            except FILE_ERRORS as error:
                 self._delete_damaged(shard, error)
             else:
                 self._index(shard, hashes)
 
     def _index(self, shard: Path, hashes: np.ndarray) -> None:
+        """Remember where the vectors of a shard are."""
         self.locations |= {row.tobytes(): (shard, index) for index, row in enumerate(hashes)}
         self.shards.add(shard)
 
     def _delete_damaged(self, shard: Path, error: Exception) -> None:
+        """Delete a shard that cannot be read, and forget its vectors."""
         say(f"{shard} is damaged ({first_line(error)}). It is deleted, and its vectors are computed again.")
         self.locations = {text: location for text, location in self.locations.items() if location[0] != shard}
         self.shards.discard(shard)
@@ -192,6 +203,7 @@ class VectorCache:
             self._stop_writing(denied)
 
     def _stop_writing(self, error: Exception) -> None:
+        """Cache nothing more in this run, and tell the user why."""
         if self.writable:
             say(
                 f"Vectors cannot be cached in {self.folder.parent} ({first_line(error)}). This run continues, and the "
@@ -202,6 +214,7 @@ class VectorCache:
 
 @lru_cache(maxsize=8)
 def _cache_in(folder: Path) -> VectorCache:
+    """Return the cache in a folder. It is kept, so that its index is read once."""
     return VectorCache(folder)
 
 

@@ -83,14 +83,14 @@ def test_gzipped_texts_are_read(place):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("name,text\na,b\nc,d,e\n", "line 3 has 3 fields; expected 2, as in the header. A text with a comma in it"),
+        ("name,text\na,b\nc,d,e\n", "line 3 has 3 fields; expected 2, as in the header. Put double quotes"),
         ("name,text\na,b\nc\n", "line 3 has 1 fields; expected 2"),
         ("name,text\na,b,\nc,d,\n", "line 2 has 3 fields; expected 2"),
         ("name,text,\na,b\nc,d\n", "line 2 has 2 fields; expected 3"),
         ('name,text\n"a\n\nb",c\n\nd,e,f\n', "line 6 has 3 fields"),
         ("name,text\na,b\nname,text\nc,d\n", "line 3 is the header once more. Delete it"),
         ("name,text,name\na,b,c\n", "the header names the column 'name' twice. Rename one of them"),
-        ('name,text\na,b\nc,"d\ne,f\n', "the record on line 3: unexpected end of data. Is a double quote missing"),
+        ('name,text\na,b\nc,"d\ne,f\n', "the record on line 3: unexpected end of data. A double quote is missing"),
         ('name,text\na,"b" c\n', "the record on line 2: ',' expected after"),
         ("\n\n", "there is no header"),
         ("a," * 20_000 + "a\n", "the header has 20001 columns; expected 10000 at most"),
