@@ -158,9 +158,9 @@ def test_rows_with_the_same_prompt_are_distinguished_by_their_vectors(prompts, k
     ("rows", "columns", "cause"),
     [
         ({"name": ["app_config"] * 3}, {}, "all 3 rows have the same text, so no row can be held out"),
-        ({"name": ["a"] * 60}, {}, "all 60 rows have the same text, so that no row"),
-        ({"name": ["a"] * 60, "v": [[1.0]] * 60}, {"vector": "v"}, "have the same text and vector, so that no row can"),
-        ({"name": ["a"] * 60, "v": ["b"] * 60}, {"lexical": "v"}, "have the same text and 'v', so that no row can"),
+        ({"name": ["a"] * 60}, {}, "all 60 rows have the same text, so no row"),
+        ({"name": ["a"] * 60, "v": [[1.0]] * 60}, {"vector": "v"}, "have the same text and vector, so no row can"),
+        ({"name": ["a"] * 60, "v": ["b"] * 60}, {"lexical": "v"}, "have the same text and 'v', so no row can"),
         ({"name": ["a", "b", "c"] * 20}, {}, "60 rows have 3 different texts, too few to hold some out"),
         ({"name": ["app"] * 9 + ["b"]}, {}, "10 rows have 2 different texts, too few"),
         ({"name": ["b", "c"]}, {}, "2 rows are too few to hold some out"),

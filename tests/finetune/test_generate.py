@@ -89,7 +89,7 @@ def test_a_changed_encoder_encodes_again(tokenizer, tmp_path, monkeypatch):
 
 def test_shuffling_needs_two_rows_with_vectors(rows):
     bare = [{name: value for name, value in row.items() if name != "lexical_embeds"} for row in rows]
-    with pytest.raises(ValueError, match="1 of 12 rows have vectors; to shuffle them takes two or more"):
+    with pytest.raises(ValueError, match="1 of 12 rows have vectors; expected two or more to shuffle"):
         change_vectors([rows[0], *bare[1:]], "shuffled")
     changed = change_vectors([rows[0], *bare[1:11], rows[11]], "shuffled")
     assert torch.equal(changed[0]["lexical_embeds"], rows[11]["lexical_embeds"])

@@ -289,7 +289,7 @@ def test_rows_without_vectors_train_no_fusion_layer(rows, processor, options):
 def test_a_base_model_with_an_adapter_is_refused(trained, rows, processor, options):
     kind, _, folder, _ = trained
     if kind == "lora":
-        with pytest.raises(ValueError, match=r"holds an adapter, and no second one is trained beside it"):
+        with pytest.raises(ValueError, match=r"holds an adapter, and `train` does not put a second one beside it"):
             build_model(options(base_model=str(folder)), processor, rows)
 
 
