@@ -45,7 +45,9 @@ Encoding = Annotated[
 ]
 Trained = Annotated[
     str,
-    typer.Argument(metavar="FOLDER", help="Folder that `t5fusion train` saved, bundle, or id of a Hub repository."),
+    typer.Argument(
+        metavar="FOLDER", help="Folder that `t5fusion train` saved, a bundle, or the id of a Hub repository."
+    ),
 ]
 Revision = Annotated[
     str | None, typer.Option(rich_help_panel=HUB, help="Branch, tag or commit of a Hub repository. Default: main.")

@@ -39,7 +39,7 @@ def demo(
 
     Example: [bold]t5fusion demo --lexical name[/bold]
     """
-    # It imports the Hub's client, which --help does without.
+    # This imports the Hub's client, which --help does not need.
     from ..finetune.output_folder import check_output, is_unused
 
     if not is_unused(output) and not (output / DEMO).exists():
@@ -47,7 +47,7 @@ def demo(
     check_output(output, overwrite=True, mark=DEMO)
     print(f"{base_model} learns to describe Python code. This takes about five minutes on two cores.", flush=True)
     load_libraries()
-    from ..demo.demo import demo as run_demo  # slow to import: --help does without
+    from ..demo.demo import demo as run_demo  # It is slow to import, and --help does not need it.
     from ..finetune import Interrupted
 
     try:

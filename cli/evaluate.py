@@ -68,16 +68,16 @@ def evaluate(
     """Measure loss, ROUGE and chrF on rows that have a target.
 
     The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows or more kinds
-    of vectors. The card of a bundle is updated at once. Nothing is saved if FOLDER is the id of a repository.
+    of vectors. If FOLDER is a bundle, its card is updated too. If it is the id of a repository, nothing is saved.
 
-    Without DATA, the rows that the training held out are read again. They must be the same. On the same machine, their
-    eval_loss equals that of the training's last evaluation to the bit.
+    Without DATA, the rows that the training held out are read again. They must be unchanged. On the same machine, their
+    eval_loss equals that of the training's last evaluation, bit for bit.
 
     Example: [bold]t5fusion evaluate runs/files[/bold]
 
     Example: [bold]t5fusion evaluate runs/files test.jsonl --vectors all[/bold]
     """
-    from ..common.run_files import check_folder  # imports the Hub's client: --help does without
+    from ..common.run_files import check_folder  # It imports the Hub's client, which --help does not need.
 
     check_folder(name, revision)
     if data is not None:
@@ -88,7 +88,7 @@ def evaluate(
             "rows that the training held out."
         )
     load_libraries()
-    from ..finetune import columns_for, evaluate_file  # slow to import: --help does without
+    from ..finetune import columns_for, evaluate_file  # It is slow to import, and --help does not need it.
 
     columns = None if data is None else columns_for(
         name, text_column, target_column, lexical_column, vector_column,
@@ -124,7 +124,7 @@ def _write_json(file: Path, results: dict) -> None:
 
 def _update_card(name: str, is_saved: bool) -> None:
     """Update the card if `name` is a bundle, and tell the user where the evaluation is."""
-    from ..common.run_files import EVALUATION, RunFiles  # slow to import: --help does without
+    from ..common.run_files import EVALUATION, RunFiles  # It is slow to import, and --help does not need it.
     from ..hub_export.evaluation import keep_evaluation
     from ..hub_export.manifest import MANIFEST
 
@@ -142,7 +142,7 @@ def _print_measures(
     measures: dict[str, dict[str, float]], worth: dict[str, dict[str, float]], eval_loss: float | None
 ) -> None:
     """Print a column for each kind of vectors, what the rows' own vectors are worth, and the loss as in training."""
-    from rich.console import Console  # slow to import: --json does without
+    from rich.console import Console  # It is slow to import, and --json does not need it.
     from rich.table import Table
 
     table = Table("measure", *(f"vectors: {kind}" for kind in measures))

@@ -19,11 +19,14 @@ from .settings import parse_settings, settings_option
 
 if TYPE_CHECKING:
     from ..finetune import Generated
+    from ..finetune.streaming import Chunk
 
 
 def generate(
     name: Trained,
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts. Default: the lines of standard input.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Input texts. Default: the lines of standard input.")
+    ] = None,
     file: Annotated[
         str | None,
         typer.Option(
@@ -35,13 +38,14 @@ def generate(
         str | None,
         typer.Option(
             rich_help_panel=DATA,
-            help='Column of the input text. Default: the one of the training; "text" for texts and .txt files.',
+            help='Column of the input text. Default: as in the training; "text" for texts and .txt files.',
         ),
     ] = None,
     lexical_column: TrainedLexicalColumn = None,
     vector_column: TrainedVectorColumn = None,
     no_vectors: Annotated[
-        bool, typer.Option("--no-vectors", rich_help_panel=VECTORS, help="Give the model no vectors.")
+        bool,
+        typer.Option("--no-vectors", rich_help_panel=VECTORS, help="Generate from the text alone, without vectors."),
     ] = False,
     beams: Annotated[
         int, typer.Option(min=1, rich_help_panel=GENERATION, help="Number of beams. 1: greedy decoding.")
@@ -90,7 +94,7 @@ def generate(
         raise ValueError("texts and --file were both given; give one of them.")
     settings = check_decoding(parse_settings(setting or [], "temperature=0.7"))
     decoding = Decoding(beams, max_new_tokens, batch_size, settings, seed)
-    from ..common.run_files import check_folder  # imports the Hub's client: --help does without
+    from ..common.run_files import check_folder  # It imports the Hub's client, which --help does not need.
 
     if file:
         check_readable(file, encoding, STREAMED_KINDS)
@@ -98,9 +102,9 @@ def generate(
         check_ending(output)
     check_folder(name, revision)
     load_libraries()
-    from ..finetune import Columns, GenerationStopped, columns_for, generate_file  # slow to import: --help does without
+    # These are slow to import, and --help does not need them.
+    from ..finetune import Columns, GenerationStopped, columns_for, generate_file
     from ..finetune.file_generation import generate_chunks
-    from ..finetune.streaming import chunks_of_texts
 
     options: dict = {"vectors": not no_vectors, "revision": revision, "overwrite": overwrite}
     try:
@@ -114,11 +118,7 @@ def generate(
             )
         else:
             columns = Columns(text_column or "text", None, lexical_column, vector_column)
-            is_typed = not texts and sys.stdin.isatty()
-            lines = islice(texts or _lines_of_standard_input(encoding), limit)
-            chunks = chunks_of_texts(lines, columns.text, rows=1 if is_typed else None)
-            if is_typed:
-                say("Type a text and press Enter; Ctrl-D ends.")
+            chunks = _chunks_of_texts(texts, columns.text, limit, encoding)
             generated = generate_chunks(name, chunks, columns, output, decoding, **options)
     except GenerationStopped as stop:
         resume = "the same command without --overwrite" if overwrite else "the same command"
@@ -131,7 +131,7 @@ def generate(
 
 def _next_command(name: str) -> str:
     """Return the command that a user who has seen texts of this model most likely needs next."""
-    from ..common.run_files import EVALUATION, MANIFEST, RunFiles  # slow to import: --help does without
+    from ..common.run_files import EVALUATION, MANIFEST, RunFiles  # It is slow to import, and --help does not need it.
 
     folder, quoted = Path(name), shlex.quote(name)
     if not folder.is_dir():
@@ -153,9 +153,26 @@ def _say_how_many(generated: "Generated", output: Path) -> None:
         say(f"{generated.rows} {'row is' if generated.rows == 1 else 'rows are'} in {output}{from_before}.")
 
 
+def _chunks_of_texts(
+    texts: list[str] | None, column: str, limit: int | None, encoding: str | None
+) -> "Iterator[Chunk]":
+    """Return the texts, or without any the lines of standard input, as chunks of rows with one column."""
+    from ..finetune.streaming import chunks_of_texts  # It is slow to import, and --help does not need it.
+
+    is_typed = not texts and sys.stdin.isatty()
+    lines = islice(texts or _lines_of_standard_input(encoding), limit)
+    if is_typed:
+        say("Type a text and press Enter; Ctrl-D ends.")
+    return chunks_of_texts(lines, column, rows=1 if is_typed else None)  # A user who types sees each answer at once.
+
+
 def _lines_of_standard_input(encoding: str | None) -> Iterator[str]:
-    """Return the lines of standard input; ValueError if several processes would share it, or it cannot be read."""
-    from ..finetune.files import lines_of  # slow to import: --help does without
+    """Return the lines of standard input.
+
+    Raises:
+        ValueError: Several processes would share standard input, or it cannot be read.
+    """
+    from ..finetune.files import lines_of  # It is slow to import, and --help does not need it.
     from ..finetune.parallel import processes
 
     if processes().num_processes > 1:

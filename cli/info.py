@@ -43,7 +43,7 @@ def info(
 
     Example: [bold]t5fusion info runs/demo[/bold]
     """
-    from huggingface_hub.utils import disable_progress_bars  # slow to import: --help does without
+    from huggingface_hub.utils import disable_progress_bars  # It is slow to import, and --help does not need it.
 
     from ..common.folder_info import folder_info
 
@@ -83,7 +83,7 @@ def _wrapped(text: str, label: str) -> list[str]:
     """Return a text in lines of `WIDTH`, beside its label; a title has none."""
     indent = " " * INDENT if label else "  "
     first = label.ljust(INDENT) if label else ""
-    if text.startswith("|"):  # a row of a table, whose spaces count
+    if text.startswith("|"):  # It is a row of a table, in which spaces count.
         return [(first or " " * INDENT) + text[1:]]
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
 
@@ -183,6 +183,6 @@ def _next_command(facts: "FolderInfo") -> str:
         return f't5fusion generate {name} "a text"'
     if facts.what == "bundle":
         return f"t5fusion verify {name}"
-    from ..common.run_files import RunFiles  # slow to import: --help does without
+    from ..common.run_files import RunFiles  # It is slow to import, and --help does not need it.
 
     return RunFiles(facts.name).export_command

@@ -31,9 +31,8 @@ class Stopped(Exception):
 class Program(TyperGroup):
     """The group of all commands. Ctrl-C in it raises `Stopped`."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        _leave_out_types_of_flags(self.params)
+    def get_params(self, ctx):
+        return _without_types_of_flags(super().get_params(ctx))
 
     def make_context(self, *args, **kwargs):
         try:
@@ -57,7 +56,6 @@ class OneValueEach(TyperCommand):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.params.sort(key=_place_in_help)
-        _leave_out_types_of_flags(self.params)
         for argument in self.params:
             if argument.param_type_name == "argument" and argument.metavar is None:
                 argument.metavar = argument.name.upper()
@@ -65,8 +63,10 @@ class OneValueEach(TyperCommand):
     def get_help_option(self, ctx):
         option = super().get_help_option(ctx)
         option.rich_help_panel = HELP  # Otherwise it has a panel of its own, above the others.
-        _leave_out_types_of_flags([option])
         return option
+
+    def get_params(self, ctx):
+        return _without_types_of_flags(super().get_params(ctx))
 
     def make_parser(self, ctx):
         parser = super().make_parser(ctx)
@@ -113,11 +113,12 @@ def _place_in_help(parameter) -> tuple[int, bool]:
     return (PANELS.index(panel), parameter.multiple) if panel else (-1, False)
 
 
-def _leave_out_types_of_flags(parameters) -> None:
-    """Leave "<bool>" out of the --help of flags, which take no value."""
+def _without_types_of_flags(parameters: list) -> list:
+    """Return parameters whose --help does not show "<bool>" beside flags, which take no value."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
+    return parameters
 
 
 def with_options_of(*classes: type) -> Callable[[Command], Command]:

@@ -52,7 +52,8 @@ def train(
     limit: Limit = None,
     encoding: Encoding = None,
     resume: Annotated[
-        bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Resume from the last checkpoint in the output.")
+        bool,
+        typer.Option("--resume", rich_help_panel=OUTPUT, help="Resume from the last checkpoint in the output folder."),
     ] = False,
     overwrite: Annotated[
         bool,
@@ -83,7 +84,7 @@ def train(
     ] = None,
     **fields,
 ):
-    """Train LoRA, or all weights, on rows of text -> text with a vector beside each text.
+    """Train LoRA, or all weights, on rows with a text, a target text, and a vector beside the text.
 
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
@@ -94,11 +95,11 @@ def train(
     for source in filter(None, (data, validation)):
         check_readable(source, encoding)
     if is_first_process():  # Another process might already see, and refuse, what the first one has written.
-        from ..finetune.output_folder import check_output  # imports the Hub's client: --help does without
+        from ..finetune.output_folder import check_output  # It imports the Hub's client, which --help does not need.
 
         check_output(output, resume, overwrite)
     load_libraries()
-    from ..finetune import Columns, Interrupted, train_file  # slow to import: --help does without
+    from ..finetune import Columns, Interrupted, train_file  # It is slow to import, and --help does not need it.
 
     options = replace(options, settings=settings or None)
     columns = Columns(text_column, target_column, lexical_column, vector_column)

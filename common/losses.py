@@ -19,7 +19,7 @@ class Losses(NamedTuple):
     @classmethod
     def of_batches(cls, batches: "Sequence[Losses]") -> "Losses":
         """Join the losses of several batches, in their order."""
-        empty = np.zeros(0)  # so that no batches give no rows
+        empty = np.zeros(0)  # NumPy cannot concatenate an empty list.
         sums, tokens = ([getattr(batch, name) for batch in batches] for name in cls._fields)
         return cls(np.concatenate([empty, *sums]), np.concatenate([empty, *tokens]))
 

@@ -91,7 +91,7 @@ def load_trained(folder: str | Path) -> tuple[torch.nn.Module, T5FusionProcessor
         )
     run.check()
     processor = load_processor(folder)
-    if run.has_config:  # all weights, or a bundle
+    if run.has_config:  # The folder holds all weights, or is a bundle.
         with one_sentence_errors(f"the model in {folder}"):
             model: torch.nn.Module = T5WithFusion(folder, dtype=torch.float32)
     else:

@@ -167,7 +167,7 @@ class TrainingOptions:
     eval_steps: int | None = option(None, "Steps between two evaluations. Default: one after each epoch.", COUNT)
     save_steps: int | None = option(None, "Steps between two checkpoints. Default: one after each epoch.", COUNT)
     logging_steps: int | None = option(
-        None, "Steps between two entries of the history. Default: one after each epoch.", COUNT
+        None, "Steps between two entries of the log. Default: one after each epoch.", COUNT
     )
     keep_best: bool = option(False, "Save the model with the lowest held-out loss, instead of the last one.")
     patience: int | None = option(

@@ -73,7 +73,7 @@ class OutputFile:
         self.path, self.columns, self.made_with = path, columns, made_with
         self.partial, self.made_with_file = (path.with_name(path.name + end) for end in (PARTIAL, MADE_WITH))
         self.earlier_rows = self.new_rows = 0  # rows that have their text from earlier runs, and from this one
-        self.schemas: list[pa.Schema] = []  # of the chunks in the output, without duplicates
+        self.schemas: list[pa.Schema] = []  # the schemas of the chunks in the output, each once
         self.input_columns: dict[str, None] = {}  # an ordered set of names
         check_output_name(path)
         self.file = _open_locked(self.partial)
