@@ -114,7 +114,7 @@ def evaluate(
 
 def _write_json(file: Path, results: dict) -> None:
     """Write the results to a file, and tell the user where they are."""
-    from ..common.writing import writing  # slow to import: --help does without
+    from ..common.writing import writing  # It is slow to import, and --help does not need it.
 
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -138,7 +138,7 @@ class RunFiles:
         return self._name_by_path(named)
 
     def _name_by_path(self, named: FusedName) -> FusedName:
-        """Return `named`, with the base model "tiny_t5" if its path is the present or an earlier one of tiny_t5."""
+        """Return `named`, with the base model "tiny_t5" if its path is the current or an earlier one of tiny_t5."""
         if named.base_model and (
             was_embedded(named.base_model, self.path) or name_to_record(named.base_model) == EMBEDDED
         ):

@@ -108,7 +108,7 @@ def check_conditions(checkpoint: Path, expected: dict) -> None:
 
     Args:
         checkpoint: The folder of the checkpoint.
-        expected: The conditions of the present training (see `record.resume_conditions`).
+        expected: The conditions of the current training (see `record.resume_conditions`).
 
     Raises:
         ValueError: Some conditions differ. The message names them.
@@ -125,7 +125,7 @@ def check_conditions(checkpoint: Path, expected: dict) -> None:
 
 
 def read_conditions(checkpoint: Path, default: dict) -> dict:
-    """Return the conditions that a checkpoint records for a training to resume from it; `default` if there are none."""
+    """Return the conditions for resuming that a checkpoint records; `default` if it records none."""
     file = checkpoint / CONDITIONS
     conditions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else default
     base = conditions.get("base", "")

@@ -27,7 +27,7 @@ class EarlierText(NamedTuple):
             return cls(line, None)
 
     def belongs_to(self, text: str | None) -> bool:
-        """Return whether it was generated for a row with this text. Null equals "", because CSV has no null."""
+        """Return whether the output was generated for a row with this text. Null equals "", because CSV has no null."""
         return (self.text or None) == (text or None)
 
 

@@ -91,8 +91,8 @@ def evaluate(
         **options: Arguments of `model.generate`.
 
     Returns:
-        The measures: `rows`, `loss` (nats per token of the labels, the same for all batch sizes), and `rouge1`,
-        `rouge2`, `rougeL` and `chrf` (from 0 to 1). And the losses.
+        Two values. The measures: `rows`, `loss` (nats per token of the labels, the same for all batch sizes), and
+        `rouge1`, `rouge2`, `rougeL` and `chrf` (from 0 to 1). The losses of the rows.
 
     Raises:
         ValueError: `vectors` is "shuffled", and fewer than two rows have a vector.
@@ -148,7 +148,7 @@ def evaluate_large(
         Losses and texts in the order of the rows, by kind of vectors; and the counts.
     """
     progress = progress or Progress("Evaluating", None)
-    shown = 0  # number of rows of the present part that `progress` has counted
+    shown = 0  # number of rows of the current part that `progress` has counted
 
     def advance(count: int) -> None:
         nonlocal shown

@@ -139,7 +139,7 @@ def held_out_rows(folder: str | Path) -> Dataset:
 
 
 def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProcessor, inputs: list[dict]) -> float:
-    """Return the loss as the Trainer measures it, and say whether it is that of the training.
+    """Return the loss as the Trainer measures it, and print whether it equals that of the training.
 
     Raises:
         ValueError: The rows are not those that the training held out.

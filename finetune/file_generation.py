@@ -13,7 +13,7 @@ from ..common.progress import Progress
 from ..common.run_folder import find_trained, trained_digest
 from .data import Columns, check_columns
 from .decoding import Decoding, seed_of_chunk
-from .generation import Output, generate_lines, generate_texts
+from .generation import Output, generate_rows, generate_texts
 from .inputs import make_inputs, report_counts
 from .output_file import OutputFile, check_output_name
 from .parallel import processes
@@ -161,7 +161,7 @@ def generate_chunks(
     checked = _checked_columns(chunks, columns, trained_columns(folder))
     try:
         with Progress("Generating", total() if writer else None) as progress:
-            counts = generate_lines(checked, columns, inputs, generate, writer, reread, progress)
+            counts = generate_rows(checked, columns, inputs, generate, writer, reread, progress)
     except KeyboardInterrupt:
         raise GenerationStopped(writer.rows if writer else None) from None
     finally:

@@ -87,7 +87,7 @@ def train_file(
 
 
 def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
-    """Raise ValueError if a column is missing, or makes another column or the encoder useless."""
+    """Raise ValueError if there is no target column, or another column or the encoder would have no effect."""
     if columns.target is None:
         raise ValueError("training needs a target column. Name one: Columns(text, target).")
     if columns.lexical and columns.vector:

@@ -54,7 +54,7 @@ def generate_texts(
     return texts
 
 
-def generate_lines(
+def generate_rows(
     chunks: Iterable[Chunk],
     columns: Columns,
     inputs: MakeInputs,
@@ -86,7 +86,7 @@ def generate_lines(
     """
     total_counts: Counter[str] = Counter()
     progress = progress or Progress("Generating", None)
-    shown = 0  # number of rows of the present chunk that `progress` has counted
+    shown = 0  # number of rows of the current chunk that `progress` has counted
 
     def work(item: tuple[Chunk, int]) -> tuple[list[str | None], Counter[str]]:
         chunk, _ = item
@@ -112,7 +112,7 @@ def generate_lines(
 
 
 def incomplete_chunks(chunks: Iterable[Chunk], columns: Columns, output: Output | None) -> Iterator[tuple[Chunk, int]]:
-    """Yield each chunk of which texts are missing in the output, with the number of its texts that are there.
+    """Yield each chunk whose texts are not all in the output, with the number of its texts that are there.
 
     Args:
         columns: The columns that the rows must have.

@@ -1,4 +1,4 @@
-"""The scores of generated texts: ROUGE and chrF."""
+"""Score generated texts by ROUGE and chrF."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any

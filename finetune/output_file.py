@@ -34,8 +34,8 @@ def check_output_name(path: Path) -> None:
     """Check that a file of generated texts can have this name.
 
     Raises:
-        ValueError: Its ending is not in `OUTPUT_ENDINGS`; it is no regular file; or its ending stands for another
-            format now, but it holds the JSON lines that earlier releases wrote under any name.
+        ValueError: Its ending is not in `OUTPUT_ENDINGS`; it is no regular file; or it holds the JSON lines that
+            earlier releases wrote under any name, but its ending now stands for another format.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no regular file. Name another --output, or leave it out to print the lines.")

@@ -1,4 +1,4 @@
-"""Print what `t5fusion generate` generates on standard output."""
+"""Print the rows and texts of `t5fusion generate` on standard output."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence

@@ -48,7 +48,7 @@ def columns_for(
 
 
 def load_on_device(folder: Path) -> tuple[nn.Module, T5FusionProcessor, tuple[int, int]]:
-    """Return a trained model on the device of this process, its processor, and its limits for text and target (tokens).
+    """Return a trained model on the device of this process, its processor, and the limits of its texts (tokens).
 
     Raises:
         ValueError: A file of the model is damaged.

@@ -159,7 +159,7 @@ class ShowProgress(TrainerCallback):
 
     progress: Progress | None = None
     loss: float | None = None  # the training loss that was logged last
-    evaluated = 0  # number of batches that the present evaluation has done
+    evaluated = 0  # number of batches that the current evaluation has done
 
     @contextmanager
     def closed(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from t5fusion.finetune import streaming
 from t5fusion.finetune.data import Columns
 from t5fusion.finetune.file_names import OUTPUT_ENDINGS
 from t5fusion.finetune.files import load_rows
-from t5fusion.finetune.generation import generate_lines
+from t5fusion.finetune.generation import generate_rows
 from t5fusion.finetune.output_file import OutputFile
 from t5fusion.finetune.streaming import Chunk, chunks_of_texts, first_of, read_chunks
 
@@ -58,7 +58,7 @@ def write(path, source, limit=None, columns=COLUMNS, overwrite=False, **made_wit
 
     output = OutputFile(path, columns, made_with, overwrite)
     try:
-        generate_lines(
+        generate_rows(
             chunks(),
             columns,
             lambda part, numbers, _: list(zip(part[columns.text], numbers, strict=True)),

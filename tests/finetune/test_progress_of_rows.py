@@ -9,7 +9,7 @@ import pytest
 from t5fusion.common.progress import Progress
 from t5fusion.finetune import streaming
 from t5fusion.finetune.data import Columns
-from t5fusion.finetune.generation import generate_lines
+from t5fusion.finetune.generation import generate_rows
 from t5fusion.finetune.output_file import OutputFile
 from t5fusion.finetune.streaming import chunks_of_texts, count_rows, read_chunks
 
@@ -56,7 +56,7 @@ def test_rows_of_an_earlier_run_are_counted_but_not_for_the_time_left(tmp_path, 
         advance(len(rows) // 2)  # as after the first batch
         return rows
 
-    generate_lines(
+    generate_rows(
         chunks_of_texts(names, "name"), Columns("name"), lambda rows, *_: rows["name"][:], write, output, None, progress
     )
     assert (progress.done, progress.done_earlier) == (12, 4)
