@@ -51,7 +51,7 @@ def test_what_the_page_says(saved):
         "A T5 with 6.6 M weights learned to describe Python code, on 7,164 names of the standard library.",
         "Its vector is an embedding of the code beneath that name. The model was measured on 775 names",
         "vector costs +0.302 nats per token",
-        "the cost is between +0.281 and +0.322: the model reads its vectors.",
+        "The 95 % confidence interval is +0.281 to +0.322: the model reads its vectors.",
         "clear Remove <all> items & more. untuned a city tuned Remove it. tuned, with the vector of append Add it.",
     ):
         assert sentence in words
