@@ -1,4 +1,4 @@
-"""Small charts as SVG: lines, and horizontal bars. Readable in light and in dark mode, and by a screen reader."""
+"""Draw small charts as SVG: lines, and horizontal bars. Light mode, dark mode and screen readers can read them."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from itertools import pairwise
 
 from .chart_templates import render
 
-WIDTH = 680  # of every chart, in pixels
+WIDTH = 680  # pixels, of every chart
 LETTER_WIDTH = 7.0  # pixels, roughly, for a font of 13 pixels
 COLOURS = ("first", "second", "third")  # of the lines of a chart, in their order
 MOST_DOTS = 30  # points; a line with more of them gets a dot at its end only
-LABEL_HEIGHT = 40  # of a line's label and the value below it, in pixels
+LABEL_HEIGHT = 40  # pixels, of a line's label and the value below it
 BAR_HEIGHT, BAR_PITCH = 24, 38  # pixels of a bar, and from the top of one bar to the top of the next
 
 
@@ -53,6 +53,11 @@ class Axis:
 
 def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> str:
     """Return a chart of lines as the text of an SVG file. Lines without points are left out.
+
+    Args:
+        title: The title of the chart.
+        lines: The lines, each with a colour of its own.
+        x_label, y_label: The names of the axes.
 
     Raises:
         ValueError: No line has a point.
@@ -125,6 +130,11 @@ def _spread_labels(drawn: list[dict]) -> None:
 
 def bar_chart(title: str, bars: Sequence[Bar], unit: str) -> str:
     """Return a chart of horizontal bars, which begin at zero, as the text of an SVG file.
+
+    Args:
+        title: The title of the chart.
+        bars: The bars, from top to bottom.
+        unit: What the bars measure, such as "nats per token".
 
     Raises:
         ValueError: There is no bar, or a value is negative.

@@ -227,7 +227,7 @@ def _last_loss(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _versions(files: RunFiles, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the versions of the packages that wrote the folder. Recorded ones win over those that a config names."""
+    """Return the versions of the packages that wrote the folder. Recorded versions win over versions in a config."""
     versions = {
         "t5fusion": manifest.get("t5fusion"),
         "transformers": files.model_config.get("transformers_version"),

@@ -14,7 +14,7 @@ class Losses(NamedTuple):
     """The cross entropy of each row."""
 
     sums: np.ndarray  # float64 (rows,): nats, summed over the tokens of the target
-    tokens: np.ndarray  # float64 (rows,): the number of those tokens
+    tokens: np.ndarray  # float64 (rows,): number of tokens of the target
 
     @classmethod
     def of_batches(cls, batches: "Sequence[Losses]") -> "Losses":

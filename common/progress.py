@@ -43,7 +43,7 @@ class Progress:
 
         Args:
             units: How many; 0 to show a new remark only.
-            remark: A few words shown beside the numbers, such as "loss 0.412". None leaves those that are there.
+            remark: A few words shown beside the numbers, such as "loss 0.412". None keeps the last one.
         """
         self.done += units
         if remark is not None:

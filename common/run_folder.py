@@ -76,6 +76,9 @@ def find_trained(name: str, revision: str | None = None) -> Path:
 def load_trained(folder: str | Path) -> tuple[torch.nn.Module, T5FusionProcessor]:
     """Load the model, in evaluation mode and fp32, and the processor of a run folder or a bundle.
 
+    Args:
+        folder: The folder. (`find_trained` downloads that of a repository.)
+
     Raises:
         OSError: The folder holds no adapter and no model, or no processor, or its base model cannot be loaded.
         ValueError: A file is damaged or belongs to another kind of model, or `check_numbers` refuses a weight.

@@ -28,7 +28,7 @@ SAMPLES = 3  # number of generated texts that an evaluation keeps as samples
 
 
 def change_vectors(rows: list[dict], vectors: Vectors, seed: int = 0) -> list[dict]:
-    """Return rows with their own vectors ("true"), with those of other rows ("shuffled"), or without vectors ("none").
+    """Return rows with their own vectors ("true"), with other rows' vectors ("shuffled"), or without vectors ("none").
 
     Args:
         rows: Rows of `inputs.prepare`. They are not changed.
@@ -111,7 +111,7 @@ def _losses_and_texts(
     seed: int = 0,
     **options,
 ) -> tuple[Losses, list[str]]:
-    """Return the losses and the generated texts of rows. `advance` and `options` are those of `generate_texts`."""
+    """Return the losses and the generated texts of rows. `generate_texts` gets `advance` and `options`."""
     changed = change_vectors(rows, vectors, seed)
     row_losses = losses(model, changed, processor, batch_size)
     texts = generate_texts(model, changed, processor, batch_size, advance, **options)

@@ -48,7 +48,7 @@ def evaluate_file(
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.
         data: JSONL, CSV or Parquet file, or id of a data set on the Hub; None for the rows that the training held out.
-        columns: The columns to read, with a target column; None for those of the training.
+        columns: The columns to read, with a target column; None for the columns of the training.
         vectors: The rows' own vectors ("true"), other rows' ("shuffled"), "none", or "all" three, compared.
         seed: Seed that shuffles the vectors.
         split: Split of the data set on the Hub.

@@ -76,7 +76,7 @@ def generate_file(
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.
         data: JSONL, CSV or Parquet file, or id of a data set on the Hub; or a .txt file with one text per line.
-        columns: The columns to read; None for those of the training. `columns.target` is ignored.
+        columns: The columns to read; None for the columns of the training. `columns.target` is ignored.
         output: File to write, which ends in .jsonl, .csv, .parquet, .jsonl.gz or .csv.gz; None to print JSON lines on
             standard output.
         vectors: Whether to give the model vectors.
@@ -125,7 +125,7 @@ def generate_chunks(
     overwrite: bool = False,
     total: Callable[[], int | None] = lambda: None,
 ) -> Generated:
-    """Do as `generate_file` does, for rows that come in chunks, such as those of `streaming.chunks_of_texts`.
+    """Do as `generate_file` does, for rows that come in chunks, such as the chunks of `streaming.chunks_of_texts`.
 
     Args:
         name, columns, output, vectors, revision, overwrite: As for `generate_file`.

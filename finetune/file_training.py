@@ -111,7 +111,7 @@ def _new_processor(rows: Dataset, columns: Columns, base_model: str, recipe: Rec
 def _next_command(data: str, columns: Columns, output: Path, rows: Dataset) -> str:
     """Return a command that generates with the trained model."""
     if columns.lexical or columns.vector:
-        words = ["--file", data]  # No columns are named, because `generate` takes those of the training.
+        words = ["--file", data]  # No columns are named, because `generate` knows the columns of the training.
     else:
         text = rows[0][columns.text]
         words = [text if len(text) < 80 and text.isprintable() else "TEXT"]

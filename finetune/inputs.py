@@ -123,7 +123,7 @@ def prepare(
         rows that have a vector.
     """
     prompts = [processor.template.replace("{text}", text) for text in texts]
-    # The collator adds the placeholders. But if a text contains some of its own, the processor adds those of all rows.
+    # The collator adds the placeholders. But if a text contains some of its own, the processor adds all of them.
     has_placeholders = vectors is not None and any(LEXICAL_TOKEN in prompt for prompt in prompts)
     encoded = processor(
         texts, lexical_embeds=vectors if has_placeholders else False, text_target=targets, return_tensors=None,

@@ -1,4 +1,4 @@
-"""The columns in an output of `t5fusion generate`: those of the rows, and one for the generated texts."""
+"""The columns in an output of `t5fusion generate`: the columns of the rows, and one for the generated texts."""
 
 from collections.abc import Sequence
 from itertools import chain, count

@@ -141,7 +141,7 @@ class OutputFile:
         After the last earlier text, NAME.partial is prepared for more. An incomplete last line is cut off.
 
         Args:
-            rows: The rows of the input after those of the last call.
+            rows: The rows of the input that follow the rows of the last call.
 
         Raises:
             ValueError: An earlier text belongs to another row.

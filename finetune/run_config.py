@@ -51,7 +51,7 @@ def read_config(file: str | Path) -> dict[str, Any]:
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in KEYS:
-            hint = did_you_mean(name, KEYS, "names are those of `t5fusion train --help`.")
+            hint = did_you_mean(name, KEYS, "see `t5fusion train --help` for the names.")
             raise ValueError(f"{file} names {key}, which is no option of `t5fusion train`; {hint}")
         if name in arguments:
             raise ValueError(f"{file} gives {name} twice.")

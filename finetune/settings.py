@@ -106,7 +106,7 @@ def _check_name(name: str, options: Collection[str]) -> None:
         raise ValueError(f"`{name}` is no setting: {NO_SETTING[name]}. Leave it out.")
     known = [*_field_types()[0], *_field_types()[1]]
     if name not in known:
-        hint = did_you_mean(name, [*known, *options], "names are those of transformers and PEFT.")
+        hint = did_you_mean(name, [*known, *options], "see the pages of transformers and PEFT for the names.")
         raise ValueError(f"there is no setting `{name}` in Seq2SeqTrainingArguments or LoraConfig; {hint}")
 
 

@@ -30,7 +30,7 @@ class Chunk(NamedTuple):
 def read_chunks(
     data: str, split: str = "train", text_column: str = "text", encoding: str | None = None
 ) -> Iterator[Chunk]:
-    """Yield the rows that `files.load_rows` loads, in their order, or those of a .txt file with one text per line.
+    """Yield the rows that `files.load_rows` loads, in their order, or the rows of a .txt file with one text per line.
 
     At most a few thousand rows are in memory at a time, and nothing is stored on disk. (A .json file that holds one
     array is read whole.) An error in a row is raised when the row is reached.

@@ -21,7 +21,7 @@ def columns_for(
     revision: str | None = None,
     vectors: bool = True,
 ) -> Columns:
-    """Return the columns to evaluate or generate with: those that are given, and otherwise those of the training.
+    """Return the columns to evaluate or generate with: the given ones, and for the others the columns of the training.
 
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.

@@ -328,7 +328,7 @@ def training_arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTr
         log_level_replica="error",
         remove_unused_columns=True,
         use_cpu=not torch.accelerator.is_available(),  # Otherwise transformers refuses bf16 on CPUs.
-        ddp_find_unused_parameters=False,  # All get gradients: without vectors, those of the fusion layer are zero.
+        ddp_find_unused_parameters=False,  # All weights get gradients. Without vectors, the fusion layer's are 0.
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
     settings = read_settings(options.settings).trainer

@@ -147,7 +147,7 @@ def test_every_option_of_train_can_stand_in_the_file(tmp_path):
 
 REFUSED = {
     "a misspelt name": ("epoch: 1", "names epoch, which is no option of `t5fusion train`; did you mean `epochs`?"),
-    "a strange name": ("zzz: 1", "names zzz, which is no option of `t5fusion train`; names are those of"),
+    "a strange name": ("zzz: 1", "names zzz, which is no option of `t5fusion train`; see `t5fusion train"),
     "a name given twice": ("epochs: 1\nepochs: 2", "is no YAML: epochs is given twice"),
     "a name spelt in two ways": ("base-model: a\nbase_model: b", "gives base_model twice"),
     "no mapping": ("- epochs", "holds no options; expected lines such as `epochs: 2`"),

@@ -44,7 +44,7 @@ REFUSED = {
     "an object": ({"run_name": object()}, "`run_name` is of type object; expected a number, a text"),
     "a misspelt name": ({"weight_decy": 1}, "there is no setting `weight_decy` .* did you mean `weight_decay`?"),
     "a misspelt option": ({"warmup_step": 1}, "there is no setting `warmup_step` .* did you mean `warmup_steps`?"),
-    "a strange name": ({"zzz": 1}, "there is no setting `zzz` .* names are those of transformers and PEFT."),
+    "a strange name": ({"zzz": 1}, "there is no setting `zzz` .* see the pages of transformers and PEFT"),
     "an option of ours": ({"learning_rate": 1}, r"the option `lr` sets it. Give that \(--lr on the command line\)"),
     "our own name": ({"lr": 1}, "`lr` is no setting: the option `lr` sets it."),
     "a token": ({"hub_token": "hf_x"}, "`hub_token` is no setting: `t5fusion export` and `t5fusion push`"),
