@@ -20,7 +20,7 @@ def load_libraries() -> None:
     register()
     transformers_logging.set_verbosity_error()
     user_wants_bars = not are_progress_bars_disabled()  # HF_HUB_DISABLE_PROGRESS_BARS=1 disables them.
-    # This hides the bars of loading weights, but the bars of downloads with them.
+    # This hides the bars of loading weights. It hides the bars of downloads, too, which are shown again below.
     transformers_logging.disable_progress_bar()
     datasets.logging.set_verbosity(logging.CRITICAL)  # Our own error says what is wrong with a file.
     if not sys.stderr.isatty():  # Bars would clutter a log or a pipe.

@@ -75,7 +75,7 @@ def read_weights(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def check_numbers(tensors: Iterable[tuple[str, torch.Tensor]], where: str, may_be_zero: bool = False) -> None:
-    """Refuse weights with which a model writes nonsense.
+    """Refuse weights that are NaN, infinite or all zero, because the model would generate nonsense.
 
     Args:
         tensors: Name and tensor of each weight, of any shape and dtype. Only floats are checked.
