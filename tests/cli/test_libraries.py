@@ -21,7 +21,7 @@ print(not are_progress_bars_disabled(), is_progress_bar_enabled())
     [(True, False, "True False\n"), (True, True, "False False\n"), (False, False, "False False\n")],
 )
 def test_bars_of_downloads_are_shown_on_a_terminal_only(tmp_path, is_terminal, hidden_by_user, expected):
-    """The second word is that of transformers' bars, which would count the weights that it loads."""
+    """The first word is for bars of downloads; the second for bars of loading weights, which are never shown."""
     environment = os.environ | ({"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if hidden_by_user else {})
     screen, terminal = pty.openpty()
     try:

@@ -243,5 +243,5 @@ def test_peft_alone_on_a_bundle_that_was_not_pushed(saved, tmp_path):
         assert isinstance(eval(typed), T5WithFusion) and str(folder) in typed
     config = json.loads((saved / "run" / "adapter_config.json").read_text()) | {"base_model_name_or_path": "me/none"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(OSError, match="^(?!.*not on a Hub yet)"):  # whatever else is missing is told as before
+    with pytest.raises(OSError, match="^(?!.*not on a Hub yet)"):  # Any other missing base has its usual error.
         AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path)

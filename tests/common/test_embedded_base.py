@@ -176,5 +176,5 @@ def test_a_folder_named_like_the_embedded_base_model_is_used(monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     model = T5WithFusion("tiny_t5")
     assert model.config.vocab_size == 160
-    assert model.name_or_path == f"T5WithFusion({tmp_path}/tiny_t5)"  # by which it is found again
+    assert model.name_or_path == f"T5WithFusion({tmp_path}/tiny_t5)"  # A reload finds it by this name.
     assert T5WithFusion("T5WithFusion(tiny_t5)").config.vocab_size != 160

@@ -235,7 +235,7 @@ def test_nothing_slow_is_imported(tmp_path):
 
 
 def test_repository(tmp_path):
-    """Only its small files are downloaded, its size is known all the same; and the cache will do without the Hub."""
+    """Only its small files are downloaded, and still its size is known. Later the cache suffices, without the Hub."""
     with HubServer(tokens={"hf_owner": "me"}) as hub:
         hub.add_folder("me/describer", BUNDLES / "adapter")
         commit = hub.repo("me/describer").commits[-1]

@@ -26,7 +26,7 @@ def base(save_plain_t5, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def material(base):
-    """Rows to train on, rows held out, and the processor. What is to be learnt of the first is wrong for the others."""
+    """Rows to train on, rows held out, and the processor. What the first teach is wrong for the others."""
     processor = make_processor(str(base), lexical_encoder=None, lexical_dim=DIM, lexical_source="given")
     vectors = torch.randn(20, DIM, generator=torch.Generator().manual_seed(0))
     letters = "abcdefghijklmnopqrst"

@@ -48,7 +48,7 @@ def rows():
 
 
 def write(path, source, limit=None, columns=COLUMNS, overwrite=False, **made_with):
-    """Write an output whose texts tell the rows, in place of a model's."""
+    """Write an output whose texts name their rows, without a model."""
 
     def chunks():
         if isinstance(source, pa.Table):
