@@ -1,1 +1,1 @@
-"""Code that several packages share: the console, base models, run folders, and the files in them."""
+"""Code that several folders share: the console, base models, run folders, and the files in them."""
