@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+import select
 import termios
 from contextlib import contextmanager
 
@@ -15,9 +16,13 @@ def terminal():
     """Make standard error a terminal. Yield a function that gives what was printed there since its last call."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))  # rows and columns
-    os.set_blocking(ours, False)
+
+    def read_part():
+        """Return what arrives in a moment. The system passes on what was written a little later, and in parts."""
+        return os.read(ours, 100_000) if select.select([ours], [], [], 0.2)[0] else b""
+
     with os.fdopen(theirs, "w") as stream, contextlib.redirect_stderr(stream):
-        yield lambda: os.read(ours, 100_000).decode()
+        yield lambda: b"".join(iter(read_part, b"")).decode()
     os.close(ours)
 
 
