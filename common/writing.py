@@ -1,4 +1,4 @@
-"""Write files so that a full disk loses nothing, and say in one sentence why a file could not be written."""
+"""Write files so that a full disk loses nothing, and say in one sentence why a file cannot be written."""
 
 import errno
 import os
@@ -11,26 +11,26 @@ from safetensors import SafetensorError
 
 from .errors import first_line
 
-FULL_DISK = 2**20  # bytes: a disk with less free space counts as full, and as the cause of an error
+FULL_DISK = 2**20  # bytes: a disk with less free space counts as full, and so as the cause of an error
 
 
 def cause_of(error: BaseException, path: Path) -> str:
-    """Return why `path` could not be written: the system's own words, if the error or the disk gives a number."""
-    chain: list[BaseException] = [error]
-    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(before)
-    number = next((number for each in chain if (number := getattr(each, "errno", None))), None)
+    """Return why `path` could not be written: the system's message if there is one, otherwise that of the error."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    number = next((number for each in causes if (number := getattr(each, "errno", None))), None)
     if number is not None:
         return os.strerror(number)
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if shutil.disk_usage(existing).free < FULL_DISK:  # errors of torch and safetensors do not say so
+    if shutil.disk_usage(existing).free < FULL_DISK:  # The errors of torch and safetensors do not say it.
         return os.strerror(errno.ENOSPC)
     return first_line(error)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn errors of the system and of safetensors in this context into an OSError that says why `path` is not written.
+    """Turn errors of writing `path` in this context into an OSError that says the cause and what to do.
 
     An OSError without the system's number, such as one of the Hub's client, passes unchanged.
     """
