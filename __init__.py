@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import tiny_t5
+from . import tiny_t5, tiny_t5_v2
 
 if TYPE_CHECKING:
     from .collating_t5fusion import DataCollatorWithFusion
@@ -26,6 +26,7 @@ __all__ = [
     "T5FusionProcessor",
     "T5WithFusion",
     "tiny_t5",
+    "tiny_t5_v2",
 ]
 
 _MODULES = {

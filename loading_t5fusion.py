@@ -19,7 +19,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
 from .naming_t5fusion import (
-    EMBEDDED,
+    FIRST_EMBEDDED,
     HUB_KEYWORDS,
     FusedName,
     name_to_record,
@@ -97,8 +97,8 @@ class FusedLoadingMixin(Model):
         adapter, this method first loads the base model that the adapter names.
 
         Args:
-            pretrained_model_name_or_path: Hub id or folder of a base model, a fused model or an adapter; "tiny_t5" for
-                the embedded base model; None if `state_dict` holds the weights.
+            pretrained_model_name_or_path: Hub id or folder of a base model, a fused model or an adapter; "tiny_t5_v2"
+                for the base model inside the package; None if `state_dict` holds the weights.
             *model_args: Further positional arguments of the model's `__init__`.
             config: Config to use instead of the saved one, or the Hub id or folder of such a config.
             adapter_name: Name that the adapter gets, if there is one.
@@ -400,7 +400,7 @@ def resolve_checkpoint(
         ValueError: The checkpoint is neither a T5 nor a fused model.
     """
     named = FusedName.parse(name)
-    # A folder that is called "tiny_t5" wins over the embedded model, except in a name that an adapter recorded.
+    # A folder that is called "tiny_t5_v2" wins over the embedded model, except in a name that an adapter recorded.
     if named.base_model != name or not os.path.isdir(name):
         named = named._replace(base_model=resolve_embedded(named.base_model))
     hub_kwargs = named.hub_kwargs | {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
@@ -496,7 +496,7 @@ def base_of_adapter(adapter: NameOrPath, hub_kwargs: dict[str, Any]) -> FusedNam
     with open(config_file, encoding="utf-8") as file:
         base = recorded_base(json.load(file))
     if was_embedded(base.base_model, adapter):
-        return base._replace(base_model=EMBEDDED, commit=None)
+        return base._replace(base_model=FIRST_EMBEDDED, commit=None)
     if base.base_model and os.path.isabs(base.base_model) and not os.path.exists(base.base_model):
         raise OSError(
             f"the adapter {adapter} was trained on {base.base_model}, a folder that does not exist. Put it back, or "

@@ -1,4 +1,4 @@
-"""The names of base models: what an adapter records, and `tiny_t5` for the embedded base model."""
+"""The names of base models: what an adapter records, and the base models inside the package."""
 
 import json
 import os
@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 # The keywords of `from_pretrained` that say where files are.
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-EMBEDDED = "tiny_t5"  # the name of the base model inside the package t5fusion, wherever that is installed
+# The base models inside the package t5fusion. Such a name stands for one set of weights, wherever the package is
+# installed. The weights behind a name never change, because adapters are saved without them.
+FIRST_EMBEDDED, NEWEST_EMBEDDED = "tiny_t5", "tiny_t5_v2"
+EMBEDDED = (FIRST_EMBEDDED, NEWEST_EMBEDDED)
 # The end of the name of the projection's weight, (d_model, lexical_dim). What stands before it depends on the adapter.
 PROJECTION_WEIGHT = "fusion.projection.weight"
 # Until `push` fills in the repository, an adapter in a bundle has this name for its base model. No repository can have
@@ -74,65 +77,69 @@ def recorded_base(adapter_config: Mapping[str, Any]) -> FusedName:
     return base if base.commit else base._replace(commit=adapter_config.get("revision"))
 
 
-def embedded_folder() -> str | None:
-    """Return the folder of the embedded base model, or None if the package t5fusion is not installed."""
+def embedded_folder(name: str) -> str | None:
+    """Return the folder of an embedded base model, or None if the package t5fusion is not installed."""
     try:
         package = find_spec("t5fusion")
     except (ImportError, ValueError):
         package = None
     package_folders = (package and package.submodule_search_locations) or ()
-    folders = [os.path.join(package_folder, EMBEDDED) for package_folder in package_folders]
+    folders = [os.path.join(package_folder, name) for package_folder in package_folders]
     return next((folder for folder in folders if os.path.isfile(os.path.join(folder, "config.json"))), None)
 
 
 def resolve_embedded(name: Any) -> Any:
-    """Return the folder of the embedded base model for the name "tiny_t5", and any other name unchanged.
+    """Return the folder of the embedded base model with this name, and any other name unchanged.
 
     Raises:
-        OSError: The name is "tiny_t5" and the package t5fusion is not installed.
+        OSError: The name is that of an embedded base model, and the installed package t5fusion does not hold it, or
+            there is no such package.
     """
-    if name != EMBEDDED:
+    if name not in EMBEDDED:
         return name
-    folder = embedded_folder()
+    folder = embedded_folder(name)
     if folder is None:
         raise OSError(
-            f"{EMBEDDED} is the base model inside the package t5fusion, which is not installed here. Install t5fusion, "
+            f"no package t5fusion that holds the base model {name} is installed here. Install or upgrade t5fusion, "
             "or use a bundle that `t5fusion export --kind standalone` wrote, which holds all weights."
         )
     return folder
 
 
 def name_to_record(name: Any) -> Any:
-    """Return the name to record for a base model: "tiny_t5" for the embedded one, else its folder or id unchanged.
+    """Return the name to record for a base model: that of an embedded one, or else its folder or id unchanged.
 
-    Another folder that is called "tiny_t5" becomes an absolute path, so that its name cannot mean the embedded model.
+    Another folder that is called like an embedded base model becomes an absolute path, so that the recorded name cannot
+    mean the embedded one.
     """
     if not os.path.isdir(name):
         return name
-    embedded = embedded_folder()
-    if embedded is not None and os.path.samefile(name, embedded):
-        return EMBEDDED
-    return os.path.abspath(name) if str(name) == EMBEDDED else name
+    for embedded in EMBEDDED:
+        folder = embedded_folder(embedded)
+        if folder is not None and os.path.samefile(name, folder):
+            return embedded
+    return os.path.abspath(name) if str(name) in EMBEDDED else name
 
 
 def was_embedded(base_model: Any, adapter_folder: Any) -> bool:
-    """Return whether `base_model`, the name that an adapter recorded, is a former path of the embedded base model.
+    """Return whether `base_model`, the name that an adapter recorded, is a former path of the base model "tiny_t5".
 
-    Earlier code recorded the path at which t5fusion was installed, and that path may be gone.
+    Earlier code recorded the path at which t5fusion was installed, and that path may be gone. It had no other embedded
+    base model.
 
     Args:
         base_model: Name or path that the adapter's config records.
         adapter_folder: Folder of the adapter: a run folder, or a checkpoint inside one.
     """
     path = str(base_model).replace("\\", "/")
-    if "/" not in path or os.path.exists(base_model) or path.rpartition("/")[2] != EMBEDDED:
+    if "/" not in path or os.path.exists(base_model) or path.rpartition("/")[2] != FIRST_EMBEDDED:
         return False
     if path.split("/")[-2] == "t5fusion":
         return True
     for run_folder in (adapter_folder, os.path.join(adapter_folder, "..", "..")):
         try:
             with open(os.path.join(run_folder, "training.json"), encoding="utf-8") as file:
-                return bool(json.load(file)["options"]["base"] == EMBEDDED)
+                return bool(json.load(file)["options"]["base"] == FIRST_EMBEDDED)
         except (OSError, ValueError, LookupError, TypeError):
             continue
     return False

@@ -34,7 +34,7 @@ class T5FusionProcessor(ProcessorMixin):
     """A tokenizer and the recipe that turns a text into lexical vectors, saved and loaded together.
 
     Args:
-        tokenizer: The base model's tokenizer, or its Hub id or folder ("tiny_t5" for the embedded base model).
+        tokenizer: The base model's tokenizer, or its Hub id or folder ("tiny_t5_v2" for the one in the package).
             `<lexical>` is added to it, in place, if it is missing.
         lexical_encoder: Hub id or folder of a sentence-transformers model; None if vectors are always given. The id is
             saved, not the model, so name a folder only if the processor stays on this machine.

@@ -28,6 +28,7 @@ from t5fusion.finetune.evaluation import change_vectors, losses
 from t5fusion.finetune.options import TrainingOptions
 from t5fusion.finetune.training import train
 from t5fusion.hooks.trainer_hook import FusionCallback
+from t5fusion.naming_t5fusion import NEWEST_EMBEDDED
 
 BATCH = 16
 
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="*", default=[*SIX_STEPS, *VARIANTS], choices=[*SIX_STEPS, *VARIANTS])
     parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--base", default="tiny_t5")
+    parser.add_argument("--base", default=NEWEST_EMBEDDED)
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)
     for seed, variant in itertools.product(args.seeds, args.variants):

@@ -9,6 +9,7 @@ import typer
 from ..common.console import say
 from ..common.panels import OUTPUT, TRAINING, VECTORS
 from ..demo import DEMO
+from ..naming_t5fusion import NEWEST_EMBEDDED
 from .arguments import Limit
 from .libraries import load_libraries
 
@@ -29,8 +30,10 @@ def demo(
     ] = Lexical.body,
     base_model: Annotated[
         str,
-        typer.Option(rich_help_panel=TRAINING, help='Hub id or folder of a T5. "tiny_t5" is the one in this package.'),
-    ] = "tiny_t5",
+        typer.Option(
+            rich_help_panel=TRAINING, help=f'Hub id or folder of a T5. "{NEWEST_EMBEDDED}" is the one in this package.'
+        ),
+    ] = NEWEST_EMBEDDED,
     epochs: Annotated[float, typer.Option(min=0.01, rich_help_panel=TRAINING, help="Passes over the rows.")] = 2.0,
     seed: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Seed of the random numbers.")] = 42,
     limit: Limit = None,

@@ -35,7 +35,7 @@ SOURCES = {"text": "made from the text", "given": "given with each text", "none"
 
 
 def info(
-    name: Annotated[str, typer.Argument(help="A folder, the id of a repository on the Hub, or tiny_t5.")],
+    name: Annotated[str, typer.Argument(help="A folder, the id of a repository on the Hub, or tiny_t5_v2.")],
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.", rich_help_panel=OUTPUT)] = False,
 ):
@@ -94,7 +94,7 @@ def _base_model(facts: "FolderInfo") -> str | None:
             return None
         has_base_weights = facts.kind in ("standalone", "merged", "fused")
         return "not named; its weights are in this bundle" if has_base_weights else "not recorded"
-    place = " (in this package)" if facts.base_model == EMBEDDED else ""
+    place = " (in this package)" if facts.base_model in EMBEDDED else ""
     return f"{facts.base_model}{place}" + (f" at commit {facts.base_commit}" if facts.base_commit else "")
 
 

@@ -1,4 +1,4 @@
-"""Base models by the name that a user gives: "tiny_t5" for the embedded one, a folder, or a Hub id."""
+"""Base models by the name that a user gives: "tiny_t5_v2" for an embedded one, a folder, or a Hub id."""
 
 from pathlib import Path
 
@@ -11,18 +11,18 @@ from .errors import first_line
 
 
 def base_folder(base_model: str) -> str:
-    """Return a name that transformers can load: the absolute path of a folder or of "tiny_t5", or a Hub id unchanged.
+    """Return a name that transformers can load: the absolute path of a folder or of "tiny_t5_v2", or a Hub id.
 
     Raises:
-        OSError: The base model is "tiny_t5", and the package t5fusion, which contains it, is not installed.
+        OSError: The base model is an embedded one, and the package t5fusion, which contains it, is not installed.
     """
-    if base_model == EMBEDDED:
+    if base_model in EMBEDDED:
         return resolve_embedded(base_model)
     return str(Path(base_model).resolve()) if Path(base_model).is_dir() else base_model
 
 
 def base_name(base_model: str) -> str:
-    """Return the name to record in files: "tiny_t5" for the embedded one, whose path may change; or `base_folder`."""
+    """Return the name to record in files: that of an embedded one, whose path may change; or `base_folder`."""
     return name_to_record(base_folder(base_model))
 
 
@@ -40,7 +40,7 @@ def make_processor(base_model: str, **recipe) -> T5FusionProcessor:
     """Return the base model's tokenizer as a processor.
 
     Args:
-        base_model: Folder, Hub id, or "tiny_t5".
+        base_model: Folder, Hub id, or "tiny_t5_v2".
         **recipe: Fields of `T5FusionProcessor`.
 
     Raises:

@@ -96,14 +96,14 @@ def folder_info(name: str, revision: str | None = None) -> FolderInfo:
     Of a repository only the small JSON files are downloaded, not its weights.
 
     Args:
-        name: A folder, the id of a repository, or "tiny_t5".
+        name: A folder, the id of a repository, or "tiny_t5_v2".
         revision: Branch, tag or commit of the repository.
 
     Raises:
         ValueError: The folder holds nothing that t5fusion works with, or a damaged file.
         OSError: There is neither such a folder nor such a repository.
     """
-    embedded = embedded_folder() if name == EMBEDDED and not Path(name).exists() else None
+    embedded = embedded_folder(name) if name in EMBEDDED and not Path(name).exists() else None
     path = find_folder(embedded or name, revision, allow_patterns=SMALL_FILES)
     is_remote = embedded is None and not Path(name).is_dir()
     sizes = _sizes_on_hub(name, path.name) if is_remote else _sizes_in(path)
@@ -275,7 +275,7 @@ def _count_base_weights(files: RunFiles) -> int | None:
     if files.trained_on is None or not files.trained_on.base_model:
         return None
     base_model = files.trained_on.base_model
-    folder = Path(str(embedded_folder() if base_model == EMBEDDED else base_model))
+    folder = Path(str(embedded_folder(base_model) if base_model in EMBEDDED else base_model))
     return count_model_weights(folder) if folder.is_dir() else None
 
 

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ..naming_t5fusion import EMBEDDED, FusedName, name_to_record, recorded_base, was_embedded
+from ..naming_t5fusion import EMBEDDED, FIRST_EMBEDDED, FusedName, name_to_record, recorded_base, was_embedded
 from .errors import cannot_be_loaded
 from .hub_errors import in_one_sentence
 from .replace_folder import recover
@@ -91,7 +91,7 @@ class RunFiles:
     def adapter_base(self) -> FusedName:
         """The base model that the adapter's config names, with the choices that were made when it was fused.
 
-        The embedded base model is called "tiny_t5", wherever t5fusion was installed during training.
+        An embedded base model is called by its name, wherever t5fusion was installed during training.
 
         Raises:
             ValueError: adapter_config.json names no base model, or is damaged.
@@ -111,39 +111,36 @@ class RunFiles:
         return named if named.base_model else None
 
     @property
-    def is_embedded_base(self) -> bool:
-        """Whether this folder is tiny_t5 itself, which the package t5fusion contains."""
-        return name_to_record(str(self.path)) == EMBEDDED
-
-    @property
-    def is_on_embedded_base(self) -> bool:
-        """Whether training started from tiny_t5."""
-        return self.trained_on is not None and self.trained_on.base_model == EMBEDDED
+    def embedded_base(self) -> str | None:
+        """The name of the embedded base model that this folder is, or that training started from; None for another."""
+        names = [name_to_record(str(self.path)), self.trained_on.base_model if self.trained_on else None]
+        return next((name for name in names if name in EMBEDDED), None)
 
     @property
     def export_command(self) -> str:
         """The command that makes a bundle of this run folder."""
         base = self.trained_on.base_model if self.trained_on else None
-        is_base_local = base is not None and (base == EMBEDDED or Path(base).is_dir())
+        is_base_local = base is not None and (base in EMBEDDED or Path(base).is_dir())
         # The default kind is for an adapter on a base model on the Hub. `export` refuses it for all other models.
         kind = ["--kind", "standalone"] if is_base_local or not self.has_adapter else []
         return shlex.join(["t5fusion", "export", str(self.path), f"bundles/{self.path.name}", *kind])
 
     def _name_by_record(self, named: FusedName) -> FusedName:
-        """Return `named`, with the base model "tiny_t5" if training.json or the base model's path says so."""
-        # After training in a development install, only training.json says that the base model was the embedded one.
+        """Return `named`, with the name of an embedded base model if training.json or its path says so."""
+        # After training in a development install, only training.json says that the base model was an embedded one.
         options = self.record.get("options", {})
-        if EMBEDDED in (options.get("base"), options.get("base_model")):
-            return named._replace(base_model=EMBEDDED, commit=None)
+        for name in (options.get("base"), options.get("base_model")):
+            if name in EMBEDDED:
+                return named._replace(base_model=name, commit=None)
         return self._name_by_path(named)
 
     def _name_by_path(self, named: FusedName) -> FusedName:
-        """Return `named`, with the base model "tiny_t5" if its path is the current or an earlier one of tiny_t5."""
-        if named.base_model and (
-            was_embedded(named.base_model, self.path) or name_to_record(named.base_model) == EMBEDDED
-        ):
-            return named._replace(base_model=EMBEDDED, commit=None)
-        return named
+        """Return `named`, with the name of an embedded base model if its path is, or was, its path."""
+        if not named.base_model:
+            return named
+        earlier = was_embedded(named.base_model, self.path)
+        name = FIRST_EMBEDDED if earlier else name_to_record(named.base_model)
+        return named._replace(base_model=name, commit=None) if name in EMBEDDED else named
 
 
 def check_folder(name: str, revision: str | None = None) -> None:

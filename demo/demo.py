@@ -33,6 +33,7 @@ from ..finetune.model import build_model, trainable_share
 from ..finetune.options import TrainingOptions
 from ..finetune.training import train
 from ..finetune.vector_cache import encode_cached
+from ..naming_t5fusion import NEWEST_EMBEDDED
 from ..processing_t5fusion import T5FusionProcessor
 from . import DEMO, PROBE
 from .harvest import DocumentedName, harvest, standard_library
@@ -63,7 +64,7 @@ def demo_processor(base_model: str, lexical: str) -> T5FusionProcessor:
     """Return the demo's processor.
 
     Args:
-        base_model: Hub id, folder, or "tiny_t5".
+        base_model: Hub id, folder, or "tiny_t5_v2".
         lexical: What the vector is made from: "body", the code of a definition, or "name".
     """
     source = {"body": "given", "name": "text"}[lexical]
@@ -80,7 +81,7 @@ def demo_inputs(rows: list[DocumentedName], processor: T5FusionProcessor) -> lis
 def demo(
     output: Path,
     lexical: str = "body",
-    base_model: str = "tiny_t5",
+    base_model: str = NEWEST_EMBEDDED,
     epochs: float = 2.0,
     limit: int | None = None,
     seed: int = 42,
@@ -91,7 +92,7 @@ def demo(
     Args:
         output: The run folder.
         lexical: What the vector is made from, "body" or "name".
-        base_model: Hub id, folder, or "tiny_t5".
+        base_model: Hub id or folder of a T5, or the name of an embedded base model.
         epochs: Passes over the rows.
         limit: Use at most this many names, the first ones; None for all.
         seed: Seed of the training.

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
 
-BASE = "tiny_t5"  # or "google/flan-t5-small"
+BASE = "tiny_t5_v2"  # or "google/flan-t5-small"
 
 processor = T5FusionProcessor(BASE, lexical_encoder=None, lexical_source="given", lexical_dim=3)
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
 
-BASE = "tiny_t5"  # or "google/flan-t5-small"
+BASE = "tiny_t5_v2"  # or "google/flan-t5-small"
 QUESTION = "describe: colour"
 
 # "given": each call passes its vectors. No encoder makes them from a text.

@@ -10,7 +10,7 @@ import sys
 from t5fusion.hub_export import export, push, verify
 
 repo_id = sys.argv[1]
-# "standalone" includes the weights of the base model, because tiny_t5 is not on the Hub. Leave `kind` out for a base
+# "standalone" includes the weights of the base model, because tiny_t5_v2 is not on the Hub. Leave `kind` out for a base
 # model that is, such as google/flan-t5-small: readers then get its weights from there.
 export("runs/six_steps", "bundles/describer", kind="standalone", overwrite=True)
 report = verify("bundles/describer", say=print)  # loads it by every loading path, in a process without t5fusion

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
 
-BASE = "tiny_t5"  # the small T5 in this package; or "google/flan-t5-small", or any other T5
+BASE = "tiny_t5_v2"  # the small T5 in this package; or "google/flan-t5-small", or any other T5
 FILES = {
     "app_config": "It configures the application.",
     "read_settings": "It reads the settings from a file.",

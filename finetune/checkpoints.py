@@ -15,7 +15,7 @@ from transformers import TrainerState
 
 from ..common.errors import first_line
 from ..common.writing import cause_of
-from ..naming_t5fusion import EMBEDDED, name_to_record, was_embedded
+from ..naming_t5fusion import EMBEDDED, FIRST_EMBEDDED, name_to_record, was_embedded
 from .options import TrainingOptions
 from .output_folder import CONDITIONS
 
@@ -129,9 +129,9 @@ def read_conditions(checkpoint: Path, default: dict) -> dict:
     file = checkpoint / CONDITIONS
     conditions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else default
     base = conditions.get("base", "")
-    if was_embedded(base, checkpoint) or name_to_record(base) == EMBEDDED:  # Earlier releases recorded its path.
-        conditions = conditions | {"base": EMBEDDED}
-    return conditions
+    # Earlier releases recorded the path of the embedded base model.
+    name = FIRST_EMBEDDED if was_embedded(base, checkpoint) else name_to_record(base)
+    return conditions | {"base": name} if name in EMBEDDED else conditions
 
 
 def check_weights(checkpoint: Path, model: torch.nn.Module) -> None:

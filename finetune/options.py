@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from ..common.limits import MAX_SOURCE, MAX_TARGET
 from ..common.panels import DATA, LORA, TRAINING, VECTORS
+from ..naming_t5fusion import NEWEST_EMBEDDED
 from .reporting import check_reporters
 from .settings import check_settings
 
@@ -111,7 +112,8 @@ class TrainingOptions:
     """
 
     base_model: str = option(
-        "tiny_t5", 'Hub id or folder of a T5, or of a fused model. "tiny_t5" is the one in this package.'
+        NEWEST_EMBEDDED,
+        f'Hub id or folder of a T5, or of a fused model. "{NEWEST_EMBEDDED}" is the one in this package.',
     )
     full: bool = option(False, "Train all weights instead of LoRA.")
     target_modules: tuple[str, ...] | None = option(

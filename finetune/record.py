@@ -95,8 +95,8 @@ def trained_options(folder: Path) -> TrainingOptions:
 def training_record(options: TrainingOptions, **measured: Any) -> dict[str, Any]:
     """Return the content of training.json: the options, the `measured` facts, and the versions of packages."""
     saved = saved_options(options) | {"lr": options.peak_lr}
-    if base_name(options.base_model) == EMBEDDED:  # The user may have named it by its folder.
-        saved["base"] = EMBEDDED
+    if (base := base_name(options.base_model)) in EMBEDDED:  # The user may have named it by its folder.
+        saved["base"] = base
     versions = {name: version(name) for name in PACKAGES}
     return {"options": saved, **measured, "versions": versions, "python": platform.python_version()}
 

@@ -21,7 +21,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ..configuration_t5fusion import T5FusionConfig
-from ..naming_t5fusion import FusedName
+from ..naming_t5fusion import EMBEDDED, FusedName
 from .switches import PEFT, is_on
 
 FUSION = "fusion"
@@ -76,10 +76,20 @@ def _decides_fusion(config: PeftConfig) -> bool:
 def check_choices(config: PeftConfig, model: nn.Module) -> None:
     """Check that an adapter was trained with this model's placeholder and vector width.
 
+    Embedded base models have the same shapes, so their weights are told apart by name.
+
     Raises:
-        ValueError: The name of the adapter's base model records another value.
+        ValueError: The name of the adapter's base model records another value, or another embedded base model.
     """
-    choices = FusedName.parse(config.base_model_name_or_path).choices
+    base_model, _, choices = FusedName.parse(config.base_model_name_or_path)
+    base_model = str(base_model).replace("\\", "/").rpartition("/")[2]  # early releases recorded a path
+    own_base = getattr(model.config, "backbone", None)
+    if base_model != own_base and {base_model, own_base} <= set(EMBEDDED):
+        raise ValueError(
+            f"the adapter was trained on the weights of {base_model}, but this model has those of {own_base}. Load "
+            "both with `T5WithFusion.from_pretrained(ADAPTER)`, or build the model with "
+            f'`T5WithFusion("{base_model}")`.'
+        )
     for name in FIXED_BY_TRAINING:
         own_value = getattr(model.config, name)
         if choices.get(name, own_value) != own_value:

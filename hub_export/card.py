@@ -204,13 +204,13 @@ def read_facts(bundle: RunFolder, run: RunFolder, kind: Kind, evaluated: RunFold
     config, recipe = bundle.model_config, bundle.processor_config
     trained = kind != "fused"
     record, evaluation = (run.record, evaluated.evaluation) if trained else ({}, {})
-    embedded = run.is_on_embedded_base or bundle.is_on_embedded_base if trained else run.is_embedded_base
+    embedded = run.embedded_base or bundle.embedded_base
     base_model = None if embedded else hub_id(config.get("backbone"), run.path)
     return {
         "kind": kind,
         "embedded": embedded,
         "base_model": base_model,
-        "title": f"{'tiny_t5' if embedded else (base_model or 'T5').rpartition('/')[2]} with lexical vectors",
+        "title": f"{(embedded or base_model or 'T5').rpartition('/')[2]} with lexical vectors",
         "revision": config.get("backbone_revision"),
         "recipe": recipe,
         "encoder": hub_id(encoder_id(recipe["lexical_encoder"]), run.path),

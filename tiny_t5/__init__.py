@@ -1,4 +1,4 @@
-"""tiny_t5: a small T5 in this package, for machines that cannot reach the Hub, for the demo and for tests.
+"""tiny_t5: the first small T5 of this package, for adapters that were trained on it. tiny_t5_v2 is better.
 
 `T5WithFusion(tiny_t5.PATH)` loads it, and so does `T5WithFusion("tiny_t5")`. The README.md in this folder describes its
 training data and its quality.

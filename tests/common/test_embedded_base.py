@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from warm import warm_python
 
 import t5fusion
-from t5fusion import T5WithFusion, tiny_t5
+from t5fusion import T5WithFusion, tiny_t5, tiny_t5_v2
 
 PACKAGE = Path(t5fusion.__file__).parent
 TRAIN = """
@@ -44,7 +45,7 @@ def install(folder):
     for item in PACKAGE.iterdir():
         if item.suffix in (".py", ".md", ".typed"):
             shutil.copy(item, folder / "t5fusion")
-    for name in ("cli", "common", "demo", "finetune", "hooks", "hub_export", "tiny_t5"):
+    for name in ("cli", "common", "demo", "finetune", "hooks", "hub_export", "tiny_t5", "tiny_t5_v2"):
         shutil.copytree(PACKAGE / name, folder / "t5fusion" / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
@@ -159,8 +160,8 @@ def test_without_the_package_the_error_says_what_to_do(moved, run_python):
     lines = run_python(code, room / "base", room / "there" / "run", hidden=True).splitlines()
     assert len(lines) == 3
     for line in lines:
-        assert line.startswith("tiny_t5 is the base model inside the package t5fusion, which is not installed here.")
-        assert "Install t5fusion, or use a bundle that `t5fusion export --kind standalone` wrote" in line
+        assert line.startswith("no package t5fusion that holds the base model tiny_t5 is installed here.")
+        assert "Install or upgrade t5fusion, or use a bundle that `t5fusion export --kind standalone` wrote" in line
 
 
 def test_the_name_stands_for_the_folder(monkeypatch, tmp_path):
@@ -169,6 +170,27 @@ def test_the_name_stands_for_the_folder(monkeypatch, tmp_path):
     assert by_name.config.backbone == by_path.config.backbone == "tiny_t5"
     weights = by_path.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in by_name.state_dict().items())
+
+
+def test_each_name_stands_for_its_own_weights(tmp_path):
+    first, second = T5WithFusion("tiny_t5"), T5WithFusion("tiny_t5_v2")
+    assert second.name_or_path == T5WithFusion(tiny_t5_v2.PATH).name_or_path == "T5WithFusion(tiny_t5_v2)"
+    assert second.config.backbone == "tiny_t5_v2"
+    assert not torch.equal(first.lm_head.weight, second.lm_head.weight)
+    for model in (first, second):
+        get_peft_model(model, model.lora_config(r=2)).save_pretrained(tmp_path / model.config.backbone)
+        reloaded = T5WithFusion.from_pretrained(tmp_path / model.config.backbone)
+        assert torch.equal(reloaded.lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("name", ["T5WithFusion(tiny_t5)", "T5WithFusion(/gone/t5fusion/tiny_t5)"])
+def test_an_adapter_is_not_put_on_the_other_embedded_weights(tmp_path, name):
+    first = T5WithFusion("tiny_t5")
+    get_peft_model(first, first.lora_config(r=2)).save_pretrained(tmp_path)
+    rename_base(tmp_path, name)
+    with pytest.raises(ValueError, match="on the weights of tiny_t5, but this model has those of tiny_t5_v2"):
+        PeftModel.from_pretrained(T5WithFusion("tiny_t5_v2"), tmp_path)
+    PeftModel.from_pretrained(T5WithFusion("tiny_t5"), tmp_path)
 
 
 def test_a_folder_named_like_the_embedded_base_model_is_used(monkeypatch, tmp_path, plain_folders):

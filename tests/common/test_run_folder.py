@@ -6,7 +6,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
-from t5fusion import T5FusionProcessor, T5WithFusion, tiny_t5
+from t5fusion import T5FusionProcessor, T5WithFusion, tiny_t5, tiny_t5_v2
 from t5fusion.common import run_files
 from t5fusion.common.errors import first_line
 from t5fusion.common.run_folder import RunFolder, load_trained
@@ -31,7 +31,7 @@ def write(tmp_path):
 def test_base_model_by_the_adapter(write):
     run = write(adapter_config=ON_THE_HUB)
     assert run.trained_on == FusedName("google/t5", COMMIT, {"lexical_dim": 8})
-    assert run.load_options == {"lexical_dim": 8} and not run.is_on_embedded_base
+    assert run.load_options == {"lexical_dim": 8} and run.embedded_base is None
 
 
 def test_base_model_by_the_config_of_a_bundle(write):
@@ -42,12 +42,17 @@ def test_base_model_by_the_config_of_a_bundle(write):
 @pytest.mark.parametrize("option", ["base", "base_model"])
 def test_embedded_base_model_by_the_record(write, option):
     run = write(adapter_config={"base_model_name_or_path": "/gone/tiny_t5"}, training={"options": {option: "tiny_t5"}})
-    assert run.trained_on == FusedName("tiny_t5") and run.is_on_embedded_base
+    assert run.trained_on == FusedName("tiny_t5") and run.embedded_base == "tiny_t5"
 
 
 @pytest.mark.parametrize("name", ["tiny_t5", tiny_t5.PATH, "T5WithFusion(tiny_t5)", "/gone/t5fusion/tiny_t5"])
 def test_embedded_base_model_by_its_name(write, name):
-    assert write(adapter_config={"base_model_name_or_path": name}).is_on_embedded_base
+    assert write(adapter_config={"base_model_name_or_path": name}).embedded_base == "tiny_t5"
+
+
+@pytest.mark.parametrize("name", ["tiny_t5_v2", tiny_t5_v2.PATH, "T5WithFusion(tiny_t5_v2)"])
+def test_the_newer_embedded_base_model_by_its_name(write, name):
+    assert write(adapter_config={"base_model_name_or_path": name}).embedded_base == "tiny_t5_v2"
 
 
 def test_no_base_model(write):

@@ -17,7 +17,7 @@ from t5fusion.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tiny_t5/README.md"], key=lambda page: page.as_posix()
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tiny_t5*/README.md")], key=lambda page: page.as_posix()
 )
 PAGES.remove(ROOT / "model_card.md")  # a template
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
@@ -54,7 +54,7 @@ def test_the_french_page_is_linked_from_the_first_screen():
 
 def test_the_picture_of_the_architecture_has_every_room():
     rooms = {file.stem.removesuffix("_t5fusion") for file in ROOT.glob("*_t5fusion.py")}
-    rooms |= {file.parent.name for file in ROOT.glob("*/__init__.py")} - {"tiny_t5"}
+    rooms |= {file.parent.name for file in ROOT.glob("*/__init__.py")} - {"tiny_t5", "tiny_t5_v2"}
     drawn = re.findall(r'font-weight="600">(\w+)<', read(ROOT / "docs/images/storeys.svg"))
     assert set(drawn) == rooms
 

@@ -59,7 +59,7 @@ def test_the_lines_in_the_documentation_run(room, monkeypatch, capsys):
     exec(code, {})
     assert "'shuffled': {'rows': 6, 'loss': " in capsys.readouterr().out
     record = json.loads((room / "runs" / "mine" / "training.json").read_text())
-    assert record["options"]["base"] == "tiny_t5" and record["options"]["epochs"] == 2
+    assert record["options"]["base"] == "tiny_t5_v2" and record["options"]["epochs"] == 2
     lines = [json.loads(line) for line in (room / "runs" / "mine.jsonl").read_text().splitlines()]
     assert [list(line) for line in lines] == [["filename", "description", "vector", "output"]] * 6
 

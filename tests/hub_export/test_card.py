@@ -216,13 +216,13 @@ def test_the_embedded_base_model_is_named_without_a_link(run, source, make_bundl
         fields["backbone" if named == "config.json" else "base_model_name_or_path"] = tiny_t5.PATH
     file.write_text(json.dumps(fields))
     card = card_of(bundle, source, "standalone")
-    assert "tiny_t5, the base model that the package t5fusion carries" in section(card, "about")
+    assert "tiny_t5, a base model that the package t5fusion carries" in section(card, "about")
     assert ModelCard(card).data.base_model is None and tiny_t5.PATH not in card
 
 
 def test_a_fused_model_made_from_the_embedded_base_model(run, make_bundle):
     card = card_of(make_bundle(run, "fused", backbone=None), Path(tiny_t5.PATH), "fused")
-    assert "taken from tiny_t5, the base model that the package t5fusion carries." in section(card, "about")
+    assert "taken from tiny_t5, a base model that the package t5fusion carries." in section(card, "about")
 
 
 def test_local_data_is_not_named(run, source, make_bundle):
