@@ -47,12 +47,21 @@ def push(
     from ..hub_export.upload import push as push_bundle  # slow to import: --help does without
 
     pushed = push_bundle(
-        bundle, repo_id, private, revision, create_pr, message, delete_others, use_cache, trust_code, say=say
-    )  # fmt: skip
+        bundle,
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        message=message,
+        delete_others=delete_others,
+        use_cache=use_cache,
+        trust_code=trust_code,
+        say=say,
+    )
     pin = f', revision="{revision}"' if revision else ""
-    merged = "Once the pull request is merged, a" if create_pr else "A"
+    reader = "Once the pull request is merged, a reader" if create_pr else "A reader"
     print(
-        f"{pushed.url} ({pushed.size / 1e6:.1f} MB). {merged} reader types:\n"
+        f"{pushed.url} ({pushed.size / 1e6:.1f} MB). {reader} types:\n"
         f"  from transformers import AutoModelForSeq2SeqLM, AutoProcessor\n"
         f'  processor = AutoProcessor.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)\n'
         f'  model = AutoModelForSeq2SeqLM.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)'

@@ -27,6 +27,17 @@ HUB_FILE = ".gitattributes"  # The Hub puts it into each repository, and it is n
 
 
 @dataclass(frozen=True)
+class PushOptions:
+    """How a bundle is sent. `push` explains each field."""
+
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    message: str | None = None
+    delete_others: bool = False
+
+
+@dataclass(frozen=True)
 class Pushed:
     """What `push` sent.
 
@@ -78,6 +89,7 @@ def push(
             a tag; the message says which.
     """
     bundle, api = Path(bundle), api or HfApi()
+    options = PushOptions(private, revision, create_pr, message, delete_others)
     recover(bundle)
     manifest = read_manifest(bundle)
     try:
@@ -91,7 +103,7 @@ def push(
     if not report.ok:
         raise ValueError(f"nothing was pushed, because {bundle} does not verify: {report.failures[0]}.")
     try:
-        return deliver(api, bundle, repo_id, private, revision, create_pr, message, delete_others, say)
+        return deliver(api, bundle, repo_id, options, say)
     except Exception as error:
         raise as_one_sentence(error, repo_id) from error
 
@@ -129,38 +141,26 @@ def _not_public(base_model: str, problem: str) -> str:
     )
 
 
-def deliver(
-    api: HfApi,
-    bundle: Path,
-    repo_id: str,
-    private: bool,
-    revision: str | None,
-    create_pr: bool,
-    message: str | None,
-    delete_others: bool,
-    say: Callable[[str], None],
-) -> Pushed:
-    """Create the repository and the branch if they do not exist, send the bundle, and tag the commit.
-
-    See `push` for the arguments. The bundle is not verified here.
+def deliver(api: HfApi, bundle: Path, repo_id: str, options: PushOptions, say: Callable[[str], None]) -> Pushed:
+    """Send a bundle without verifying it, and tag the commit. Create the repository and the branch if needed.
 
     Raises:
         ValueError: A private repository is asked for, and a public one exists already.
         OSError: See `send` and `set_tag`.
     """
-    api.create_repo(repo_id, private=private or None, exist_ok=True)
-    if private and not api.repo_info(repo_id).private:
+    api.create_repo(repo_id, private=options.private or None, exist_ok=True)
+    if options.private and not api.repo_info(repo_id).private:
         raise ValueError(
             f"{repo_id} exists already, and is public. Make it private on its page, or choose another name."
         )
-    if revision is not None and not create_pr:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    if options.revision is not None and not options.create_pr:
+        api.create_branch(repo_id, branch=options.revision, exist_ok=True)
     # The card names the tag. PEFT needs it as well: it loads an adapter's base model from main unless the adapter names
     # a revision.
-    tag = None if create_pr else f"t5fusion-{json_digest(read_manifest(bundle))[:12]}"
+    tag = None if options.create_pr else f"t5fusion-{json_digest(read_manifest(bundle))[:12]}"
     with tempfile.TemporaryDirectory(prefix="t5fusion-push-") as folder:
         files = prepare_files(bundle, Path(folder), repo_id, tag)
-        pushed = send(api, repo_id, files, revision, create_pr, message, delete_others, say)
+        pushed = send(api, repo_id, files, options, say)
     if tag is not None:
         set_tag(api, repo_id, tag, pushed.commit, say)
     return pushed
@@ -216,37 +216,33 @@ def prepare_files(bundle: Path, folder: Path, repo_id: str, tag: str | None) -> 
     return sorted(folder.iterdir())
 
 
-def send(
-    api: HfApi,
-    repo_id: str,
-    files: list[Path],
-    revision: str | None,
-    create_pr: bool,
-    message: str | None,
-    delete_others: bool,
-    say: Callable[[str], None],
-) -> Pushed:
-    """Send all files in one commit. Try again if the Hub is busy or does not answer. See `push` for the arguments.
+def send(api: HfApi, repo_id: str, files: list[Path], options: PushOptions, say: Callable[[str], None]) -> Pushed:
+    """Send all files in one commit. Try again if the Hub is busy or does not answer.
 
     Raises:
-        OSError: Somebody else changed the repository meanwhile. It is left as they made it.
+        OSError: Somebody else changed the repository during this push. It is left as they made it.
         HfHubHTTPError: The Hub refused the commit, or the last attempt failed.
     """
-    info = api.model_info(repo_id, revision=revision)
-    names = {file.name for file in files} | {HUB_FILE}
-    others = [entry.rfilename for entry in info.siblings or () if entry.rfilename not in names]
+    before = api.model_info(repo_id, revision=options.revision)
+    kept = {file.name for file in files} | {HUB_FILE}
+    others = [entry.rfilename for entry in before.siblings or () if entry.rfilename not in kept]
     size = sum(file.stat().st_size for file in files)
     for wait in (*WAITS, None):
         added = [CommitOperationAdd(file.name, str(file)) for file in files]
-        deleted = [CommitOperationDelete(name) for name in others if delete_others]
+        deleted = [CommitOperationDelete(name) for name in others if options.delete_others]
         try:
             commit = api.create_commit(
-                repo_id, [*added, *deleted], commit_message=message or "Upload a t5fusion bundle", revision=revision,
-                create_pr=create_pr, parent_commit=info.sha,
-            )  # fmt: skip
+                repo_id,
+                [*added, *deleted],
+                commit_message=options.message or "Upload a t5fusion bundle",
+                revision=options.revision,
+                create_pr=options.create_pr,
+                parent_commit=before.sha,
+            )
             return Pushed(commit.pr_url or commit.commit_url, commit.oid, size)
         except Exception as error:
-            if not create_pr and (arrived := find_arrived(api, repo_id, files, revision, info.sha)):
+            arrived = None if options.create_pr else find_arrived(api, repo_id, files, options.revision, before.sha)
+            if arrived:
                 return Pushed(f"{api.endpoint}/{repo_id}/commit/{arrived}", arrived, size)
             status = _status(error)
             if status in (409, 412):
@@ -254,7 +250,7 @@ def send(
                     f"{repo_id} was changed by someone else during this push, and is left as they made it. Look at it, "
                     "and push again."
                 ) from error
-            may_be_open = create_pr and status is None  # Without an answer, the pull request may exist already.
+            may_be_open = options.create_pr and status is None  # Without an answer, the pull request may exist already.
             if wait is None or status not in BUSY or may_be_open:
                 raise
             _say_and_wait(wait, say)
@@ -262,7 +258,10 @@ def send(
 
 
 def find_arrived(api: HfApi, repo_id: str, files: list[Path], revision: str | None, parent: str | None) -> str | None:
-    """Return the newest commit if it holds these files and is not `parent`: then only the Hub's answer was lost."""
+    """Return the newest commit if it holds these files and is not `parent`; otherwise None.
+
+    If there is one, the Hub has accepted the commit, and only its answer was lost.
+    """
     try:
         head = api.model_info(repo_id, revision=revision, files_metadata=True)
     except Exception:  # The Hub is still unreachable, and the error of the attempt itself says why.

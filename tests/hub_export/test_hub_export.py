@@ -554,10 +554,10 @@ from t5fusion.hub_export import upload as push
 push.WAITS = (0.01, 0.01)
 bundle, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
 for case in cases:
-    options = {"private": False, "revision": None, "create_pr": False, "message": None, "delete_others": False} | case
-    api = HfApi(token=options.pop("token", None))
+    options = dict(case)
+    repo_id, api = options.pop("repo_id"), HfApi(token=options.pop("token", None))
     try:
-        pushed = push.deliver(api, bundle, say=lambda line: None, **options)
+        pushed = push.deliver(api, bundle, repo_id, push.PushOptions(**options), say=lambda line: None)
         print(json.dumps({"url": pushed.url, "commit": pushed.commit}))
     except Exception as error:
         print(json.dumps({"error": str(push.as_one_sentence(error, case["repo_id"]))}))

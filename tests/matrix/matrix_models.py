@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
 from t5fusion.hub_export.bundle import export
 from t5fusion.hub_export.reference import REFERENCE, write_reference
-from t5fusion.hub_export.upload import deliver
+from t5fusion.hub_export.upload import PushOptions, deliver
 from t5fusion.naming_t5fusion import UNPUSHED_BASE
 
 
@@ -108,7 +108,7 @@ def publish(then: Path, now: Path) -> Model:
 
 def push(bundle: Path, repo_id: str) -> str:
     """Push without verifying, which all releases will do later, and return the commit."""
-    return deliver(HfApi(), bundle, repo_id, False, None, False, None, True, lambda line: None).commit
+    return deliver(HfApi(), bundle, repo_id, PushOptions(delete_others=True), lambda line: None).commit
 
 
 def write_bf16(bundle: Path) -> None:
