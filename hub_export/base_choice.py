@@ -1,4 +1,4 @@
-"""Find the base model that an adapter was trained on, and choose the one that readers of its bundle will get."""
+"""Find the base model that an adapter was trained on, and choose the one that readers of its bundle get."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from ..common.run_folder import RunFolder
 from ..common.saved_files import check_numbers, one_sentence_errors
 from ..loading_t5fusion import commit_of
 from ..modeling_t5fusion import T5WithFusion
+from .kinds import Kind
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class BaseModel:
 
     @classmethod
     def of_run(cls, run: RunFolder) -> "BaseModel | None":
-        """Return the base model that a run folder was trained on, or None if no file of it says so."""
-        named = run.trained_on
-        return None if named is None else cls(base_folder(named.base_model), named.commit)
+        """Return the base model that a run folder was trained on, or None if no file in the folder names it."""
+        fused_name = run.trained_on
+        return None if fused_name is None else cls(base_folder(fused_name.base_model), fused_name.commit)
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
@@ -59,7 +60,7 @@ class BaseModel:
         return Path(self.name).is_dir()
 
     def load(self, **options) -> T5WithFusion:
-        """Return this model as an untuned fused model.
+        """Load this model as an untuned fused model.
 
         Args:
             **options: Keywords of `T5WithFusion`.
@@ -79,7 +80,7 @@ class BaseModel:
         return model
 
     def without_adapter(self) -> "BaseModel":
-        """Return the T5 beneath, if this is a repository with an adapter; otherwise this model.
+        """Return the T5 beneath if this is a repository with an adapter, and otherwise this model.
 
         An adapter that `push` or the Trainer sent names its own repository as its base model.
 
@@ -110,53 +111,71 @@ class BaseModel:
 
 
 def choose_base(
-    run: RunFolder, given: str | None, needed: bool, say: Callable[[str], None]
+    run: RunFolder, given: str | None, kind: Kind, say: Callable[[str], None]
 ) -> tuple[BaseModel, BaseModel | None]:
-    """Return the base model that an adapter was trained on and the one that readers will get, both pinned to a commit.
+    """Return the base model that an adapter was trained on and the one that readers get, both pinned to a commit.
 
     Args:
         run: The folder with the adapter.
         given: The user's `--base-model`, or None for the base model that the adapter was trained on.
-        needed: Whether the bundle carries no base weights, so that readers need a base model on the Hub. Otherwise the
-            second of the pair may be None.
+        kind: The kind of the bundle. Readers of an "adapter" need a base model on the Hub, since the bundle carries no
+            base weights. For the other kinds, the second of the pair is None if the base model is a folder.
         say: Function that gets a line about each assumption that cannot be checked.
 
     Raises:
         ValueError: No file names the base model of the training, or readers cannot load theirs from the Hub.
         OSError: A base model cannot be loaded.
     """
-    trained = BaseModel.of_run(run)
-    published = BaseModel.parse(given) if given else trained
-    if published is None:
-        raise ValueError(f"{run} does not name the base model it was trained on. Name it with --base-model ID.")
-    if trained is None:
-        say(f"{run} does not name the base model it was trained on. Assumed: {published}.")
-        trained = published
-    if not trained.is_folder:
-        trained = trained.without_adapter()
-        published = published if given else trained
-    elif not Path(trained.name).is_dir():
-        if not given:
-            raise ValueError(
-                f"the base model that the adapter was trained on, {trained}, is not there. Put the folder back, or "
-                "name the same model on the Hub with --base-model ID."
-            )
-        say(f"the base model of the training, {trained}, is not there. Assumed to be the same: {published}.")
-        trained = published
-    if published.is_folder and needed:
+    given_base = BaseModel.parse(given) if given else None
+    trained_on = find_trained_on(run, given_base, say)
+    published = given_base or trained_on
+    if published.is_folder and kind == "adapter":
         raise ValueError(
             f"the base model is a folder of this machine, {published}, which readers do not have. Name the same model "
             "on the Hub with --base-model ID, or include its weights with --kind standalone."
         )
-    if trained.revision is None and not trained.is_folder and published.name == trained.name:
+    if trained_on.revision is None and not trained_on.is_folder and published.name == trained_on.name:
         if published.revision is None:
             check_no_other_commit(published)
-        trained = published  # The user's revision, if any, says which commit the training used.
-    return trained.pinned(), None if published.is_folder else published.pinned()
+        trained_on = published  # The user's revision, if any, says which commit the training used.
+    trained_on = trained_on.pinned()
+    subfolder = run.adapter_base.choices.get("subfolder")
+    if subfolder and kind == "adapter":
+        raise ValueError(
+            f"the adapter was trained on the subfolder {subfolder} of {trained_on}, and readers of a bundle get a base "
+            "model from the root of its repository. Use --kind standalone or merged."
+        )
+    return trained_on, None if published.is_folder else published.pinned()
+
+
+def find_trained_on(run: RunFolder, given: BaseModel | None, say: Callable[[str], None]) -> BaseModel:
+    """Return the base model that an adapter was trained on, or `given` if that one is unknown or its folder is gone.
+
+    Raises:
+        ValueError: It is unknown or gone, and the user gave none.
+        OSError: The Hub does not answer, or does not know its id.
+    """
+    trained_on = BaseModel.of_run(run)
+    if trained_on is None:
+        if given is None:
+            raise ValueError(f"{run} does not name the base model it was trained on. Name it with --base-model ID.")
+        say(f"{run} does not name the base model it was trained on. Assumed: {given}.")
+        trained_on = given
+    if not trained_on.is_folder:
+        return trained_on.without_adapter()
+    if Path(trained_on.name).is_dir():
+        return trained_on
+    if given is None:
+        raise ValueError(
+            f"the base model that the adapter was trained on, {trained_on}, is not there. Put the folder back, or "
+            "name the same model on the Hub with --base-model ID."
+        )
+    say(f"the base model of the training, {trained_on}, is not there. Assumed to be the same: {given}.")
+    return given
 
 
 def check_no_other_commit(base_model: BaseModel) -> None:
-    """Check that the Hub's cache holds no commit with other weights, because training may have used those.
+    """Check that this machine's cache of the Hub holds no commit with other weights: training may have used those.
 
     Raises:
         ValueError: The cache holds another commit with other weights.
@@ -179,11 +198,11 @@ def check_no_other_commit(base_model: BaseModel) -> None:
         )
 
 
-def load_trained_on(trained_on: BaseModel, published: BaseModel | None, options: dict[str, Any]) -> T5WithFusion:
-    """Return the base model of the training, as an untuned fused model. Without an adapter, it is the model itself.
+def load_fused_model(trained_on: BaseModel, published: BaseModel | None, options: dict[str, Any]) -> T5WithFusion:
+    """Load the model beneath an adapter, and check that readers get the same weights.
 
     Args:
-        trained_on: The base model of the training.
+        trained_on: The base model of the training. Without an adapter, it is the model itself.
         published: The base model that readers get, or None if they need none.
         options: Keywords of `T5WithFusion` that load it as it was in training.
 
@@ -192,27 +211,15 @@ def load_trained_on(trained_on: BaseModel, published: BaseModel | None, options:
         OSError: A base model cannot be loaded.
     """
     fused_model = trained_on.load(**options)
-    if published is not None and published != trained_on:
-        check_same_weights(fused_model, published.load(**options), (trained_on, published))
-    return fused_model
-
-
-def check_same_weights(trained: T5WithFusion, published: T5WithFusion, names: tuple[BaseModel, BaseModel]) -> None:
-    """Check that two untuned models have the same weights.
-
-    Args:
-        trained: The model of the training.
-        published: The model that readers get.
-        names: Their names, for the error.
-
-    Raises:
-        ValueError: A weight differs.
-    """
-    ours, theirs = trained.state_dict(), published.state_dict()
+    if published is None or published == trained_on:
+        return fused_model
+    ours, theirs = fused_model.state_dict(), published.load(**options).state_dict()
     differing = [key for key in ours.keys() | theirs.keys() if key not in ours or key not in theirs]
     differing += [key for key in ours.keys() & theirs.keys() if not torch.equal(ours[key].float(), theirs[key].float())]
     if differing:
         raise ValueError(
-            f"the adapter was trained on {names[0]}, and {names[1]} is another model: {len(differing)} weights differ, "
-            f"for example {min(differing)}. Name the base model that it was trained on, or use --kind standalone."
+            f"the adapter was trained on {trained_on}, and {published} is another model: {len(differing)} weights "
+            f"differ, for example {min(differing)}. Name the base model that it was trained on, or use --kind "
+            "standalone."
         )
+    return fused_model

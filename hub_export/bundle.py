@@ -23,7 +23,7 @@ from .kinds import parse_kind
 from .manifest import MANIFEST, bundle_files, write_json, write_manifest
 from .onnx_graphs import check_installed, write_graphs
 from .plan import ExportPlan, make_plan
-from .reference import REFERENCE, one_thread, write_reference
+from .reference import write_reference
 
 Format = Literal["safetensors", "onnx"]
 REMEDY = "Name the base model that it was trained on with --base-model ID."
@@ -49,7 +49,7 @@ def export(
         kind: "adapter": code, config, adapter and tokenizer, while readers load the base weights from the base model;
             "standalone": the base weights too; "merged": LoRA merged into the weights, so that readers need no PEFT;
             "fused": the untuned fused model, on which many adapters can be trained ("base" is its earlier name).
-        base_model: `ID` or `ID@REVISION` of the T5 that readers get. Default: the one of the training.
+        base_model: `ID` or `ID@REVISION` of the T5 that readers get. Default: the one that was trained on.
         recipe: Fields of `T5FusionProcessor`, if `source` holds no processor. Without an encoder (`lexical_encoder`),
             the vectors are given with each call.
         overwrite: Replace the bundle that is there. The user's own words in its card stay, and so do other files.
@@ -81,16 +81,14 @@ def export(
             plan.processor.save_pretrained(new_bundle)
             write_reference(new_bundle, model, plan.processor)
             if format == "onnx":
-                with one_thread():
-                    write_graphs(new_bundle, model, new_bundle / REFERENCE)
-            # If the run folder brings an evaluation of its own, the card reports that one.
-            has_evaluation = (plan.run.path / EVALUATION).exists()
-            keeps_evaluation = not has_evaluation and evaluation_still_holds(bundle, new_bundle, say)
+                write_graphs(new_bundle, model)
+            # The card reports the run folder's evaluation or, if it has none, that of the replaced bundle.
+            keeps_evaluation = not plan.run.evaluation and evaluation_still_holds(bundle, new_bundle, say)
             evaluated = bundle if keeps_evaluation else None
             card = make_card(new_bundle, plan.run, kind, previous=previous_card, evaluated=evaluated)
             (new_bundle / CARD).write_text(card, encoding="utf-8")
             write_manifest(new_bundle, kind)
-            check_nothing_local(new_bundle, [Path.home(), Path(source).resolve(), bundle])
+            check_nothing_local(new_bundle, [Path.home(), plan.run.path.resolve(), bundle])
             apply_umask(new_bundle)
             copy_others(bundle, new_bundle, leave_out=[] if keeps_evaluation else [EVALUATION])
             replace(bundle, new_bundle)
@@ -120,38 +118,43 @@ def write_model(plan: ExportPlan, new_bundle: Path) -> torch.nn.Module:
     Raises:
         ValueError: The adapter does not fit the fused model.
     """
-    fused_model = plan.fused_model
-    if plan.kind != "adapter":
-        fused_model.save_pretrained(new_bundle)
-    if plan.kind == "fused" or not plan.run.has_adapter:
-        return fused_model
-    model = load_adapter(fused_model, plan.run.path, remedy=REMEDY)
-    if plan.kind == "merged":
-        with warnings.catch_warnings():  # The embeddings of a FLAN-T5 are untied from the start.
-            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-            merged = model.merge_and_unload()
-        merged.save_pretrained(new_bundle)
-        return merged
-    if plan.kind == "standalone":  # The config says that the adapter belongs on top of these weights.
-        write_json(new_bundle / CONFIG, read_json(new_bundle / CONFIG) | {"adapter_beside": True})
-    else:
+    fused_model, run, kind = plan.fused_model, plan.run, plan.kind
+    has_adapter = run.has_adapter and kind != "fused"
+    if has_adapter and kind != "merged":
+        write_adapter(run, new_bundle)
+    if kind == "adapter":
         write_code(fused_model, new_bundle)
-    write_adapter(plan.run, new_bundle)
-    return model
+    elif kind != "merged":
+        fused_model.save_pretrained(new_bundle)
+    if not has_adapter:
+        return fused_model
+    if kind == "standalone":  # The config says that the adapter belongs on top of these weights.
+        write_json(new_bundle / CONFIG, read_json(new_bundle / CONFIG) | {"adapter_beside": True})
+    model = load_adapter(fused_model, run.path, remedy=REMEDY)  # It changes `fused_model`, which is saved by now.
+    if kind != "merged":
+        return model
+    with warnings.catch_warnings():  # The embeddings of a FLAN-T5 are untied from the start.
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        merged = model.merge_and_unload()
+    merged.save_pretrained(new_bundle)
+    return merged
 
 
 def write_adapter(run: RunFolder, new_bundle: Path) -> None:
-    """Write the adapter's weights, and its config for readers who do not have this package."""
+    """Write the adapter's weights, and its config for readers who do not have this package.
+
+    `push` replaces the name of the base model by that of the repository.
+    """
     weights = load_peft_weights(str(run.path), device="cpu")
     save_file(weights, new_bundle / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = run.adapter_config | {"base_model_name_or_path": UNPUSHED_BASE, "revision": None}  # `push` names the base
+    config = run.adapter_config | {"base_model_name_or_path": UNPUSHED_BASE, "revision": None}
     if config.get("task_type") is None:  # PEFT then names a class of this package, which readers do not have.
         config |= {"task_type": "SEQ_2_SEQ_LM", "auto_mapping": None}
     write_json(new_bundle / ADAPTER_CONFIG, config)
 
 
 def copy_others(bundle: Path, new_bundle: Path, leave_out: list[str]) -> None:
-    """Copy the user's own files from the replaced bundle to the new one, except `leave_out`. `push` sends none."""
+    """Copy the user's own files, except `leave_out`, from the replaced bundle. `push` does not send them."""
     if not bundle.exists():
         return
     not_copied = {*bundle_files(bundle), *leave_out}

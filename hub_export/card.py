@@ -1,8 +1,8 @@
-"""The model card of a bundle: `model_card.md`, filled in with what a run recorded, and kept as the user edits it.
+"""The model card of a bundle: `model_card.md`, filled in with what training and evaluation recorded.
 
-The card leaves out what is not recorded, and names nothing of the author's machine. An export rewrites only the
-sections between markers (`<!-- t5fusion:load --> ... <!-- /t5fusion:load -->`). What the user writes outside of them,
-or changes in the metadata, survives the next export.
+The card leaves out what is not recorded, and names no file or folder of the author's machine. An export rewrites only
+the sections between markers (`<!-- t5fusion:load --> ... <!-- /t5fusion:load -->`). What the user writes outside of
+them, or changes in the metadata, survives the next export.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from .onnx_graphs import ENCODER
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 CARD = "README.md"
-EVALUATION_SECTIONS = ("results", "limits")  # of a card: they depend on the evaluation alone
-EVALUATION_FIELDS = ("metrics", "widget", "model-index")  # of its metadata, likewise
+EVALUATION_SECTIONS = ("results", "limits")  # the card's sections that depend on the evaluation alone
+EVALUATION_FIELDS = ("metrics", "widget", "model-index")  # the metadata's fields that depend on the evaluation alone
 PLACEHOLDER, REVISION = "REPO_ID", "COMMIT"  # `name_repository` replaces them by the repository and its tag.
 MARKER = re.compile(r"<!--\s*(/?)t5fusion:([a-z]+)\s*-->")
 DIGEST = re.compile(r"([\w-]+)=([0-9a-f]{8})\b")
@@ -48,7 +48,8 @@ def make_card(
         kind: The kind of the bundle.
         repo_id: The repository that the load lines name. None gives a placeholder, which the card explains.
         previous: The card of an earlier export. Its sections are rewritten, except those that the user deleted. All
-            other text stays, and so does metadata that the user added, changed or deleted.
+            other text stays. Metadata that the user added or changed stays too, and what the user deleted does not
+            come back.
         evaluated: Folder whose evaluation.json is used instead of the one in the run folder.
 
     Raises:
@@ -78,18 +79,19 @@ def name_repository(card: str, repo_id: str, revision: str = REVISION) -> str:
     validate_repo_id(repo_id)
     section = find_sections(card).get("load", slice(0, 0))
     text = card[section]
-    loaded = re.search(r'(?:from_pretrained\(|pipeline\(model=)"([^"]+)"', text)
-    if loaded is not None:
+    named = re.search(r'(?:from_pretrained\(|pipeline\(model=)"([^"]+)"', text)
+    if named is not None:
         for quote in '"`':
-            text = text.replace(f"{quote}{loaded[1]}{quote}", f"{quote}{repo_id}{quote}")
+            text = text.replace(f"{quote}{named[1]}{quote}", f"{quote}{repo_id}{quote}")
     text = re.sub(r'revision="[^"]*"', f'revision="{revision}"', text)
     return replace_section(card, section, text)
 
 
 def with_evaluation(bundle: Path, kind: Kind) -> str:
-    """Return the card of a bundle, filled in from the evaluation.json beside it; the rest of the card stays.
+    """Return the card of a bundle with the evaluation.json beside it filled in.
 
-    A bundle does not hold training.json, so the other sections cannot be written again from it.
+    Only what depends on the evaluation is written again. The rest of the card stays, because it is made of
+    training.json, which a bundle does not hold.
 
     Raises:
         ValueError: The card has a broken marker or unreadable metadata.
@@ -115,7 +117,7 @@ def keep_other_fields(new: RepoCard, old: RepoCard) -> None:
         if name in EVALUATION_FIELDS:
             fields[name], digests[name] = value, _digest(value)
     section = find_sections(new.text)["metadata"]
-    order = dict.fromkeys([*new.data.to_dict(), *digests])  # in which an export writes the fields
+    order = dict.fromkeys([*new.data.to_dict(), *digests])  # the order in which an export writes the fields
     listed = " ".join(f"{name}={digests[name]}" for name in order if name in digests)
     metadata = re.sub(rf"({DIGEST.pattern}\s*)+", f"{listed} ", new.text[section])
     new.text = replace_section(new.text, section, metadata)
@@ -159,7 +161,7 @@ def keep_changes(card: str, previous: str) -> str:
 
 
 def find_sections(card: str) -> dict[str, slice]:
-    """Return where each generated section is, by its name: the text between its markers.
+    """Return the position of each generated section, by its name. A section is the text between its two markers.
 
     Raises:
         ValueError: A marker has no partner, lies within another section, or occurs twice.
@@ -188,7 +190,8 @@ def replace_section(card: str, section: slice, text: str) -> str:
 def hub_id(name: str | None, source: Path) -> str | None:
     """Return `name` if it is the id of a repository on the Hub, "owner/name"; None if it is a file or a folder.
 
-    A relative path looks like an id. It is relative to where training ran, most likely a folder above `source`.
+    A relative path looks like an id. It is relative to the folder in which training ran, which is most likely one of
+    the folders above `source`.
     """
     if name is None or "/" not in name or Path(name).suffix in FILE_KINDS:
         return None
@@ -200,7 +203,14 @@ def hub_id(name: str | None, source: Path) -> str | None:
 
 
 def read_facts(bundle: RunFolder, run: RunFolder, kind: Kind, evaluated: RunFolder) -> dict[str, Any]:
-    """Return the values that the template is filled in with; None or empty if nothing is recorded."""
+    """Return the values that fill in the template. A value that is not recorded is None or empty.
+
+    Args:
+        bundle: The bundle, without its card.
+        run: The run folder that was exported.
+        kind: The kind of the bundle.
+        evaluated: The folder whose evaluation.json the card reports.
+    """
     config, recipe = bundle.model_config, bundle.processor_config
     trained = kind != "fused"
     record, evaluation = (run.record, evaluated.evaluation) if trained else ({}, {})

@@ -1,4 +1,4 @@
-"""Keep what `evaluate` measured of a bundle: in its card, and when the bundle is replaced."""
+"""The evaluation of a bundle: write it into the card, and keep it when an export replaces the bundle."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,15 +22,21 @@ def keep_evaluation(bundle: Path) -> None:
     replace_text(bundle / MANIFEST, as_json(manifest | {"digest": json_digest(manifest)}))
 
 
-def evaluation_still_holds(bundle: Path, new: Path, say: Callable[[str], None]) -> bool:
-    """Return whether the evaluation.json of a bundle describes the new bundle too: whether their weights are equal."""
+def evaluation_still_holds(bundle: Path, new_bundle: Path, say: Callable[[str], None]) -> bool:
+    """Return whether a bundle has an evaluation.json that is true of the new bundle too, which has the same weights.
+
+    Args:
+        bundle: The bundle that is replaced. It need not exist.
+        new_bundle: The bundle that replaces it.
+        say: Function that gets a line if the evaluation no longer holds.
+    """
     if not (bundle / EVALUATION).exists():
         return False
     try:
         weights = {name: value for name, value in read_manifest(bundle)["files"].items() if is_weights(name)}
-    except ValueError:  # The manifest is damaged, so nobody knows which weights were evaluated.
+    except ValueError:  # A damaged manifest does not say which weights were evaluated.
         weights = {}
-    same = weights == {file.name: file_digest(file) for file in new.iterdir() if is_weights(file.name)}
+    same = weights == {file.name: file_digest(file) for file in new_bundle.iterdir() if is_weights(file.name)}
     if not same:
         say(f"{bundle / EVALUATION} describes the weights that are replaced, and is removed. Evaluate the new ones.")
     return same

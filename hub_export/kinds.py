@@ -7,7 +7,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def parse_kind(name: str) -> Kind:
-    """Return the kind of this name; "base", the earlier name of "fused", is accepted.
+    """Return the kind with this name, or "fused" for its earlier name, "base".
 
     Raises:
         ValueError: There is no such kind.

@@ -51,7 +51,7 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
 
 
 def bundle_files(bundle: Path) -> set[str]:
-    """Return the names of the files that an export wrote into a bundle; only the manifest's if that is damaged."""
+    """Return the names of the files that an export wrote into a bundle: only the manifest if it is damaged."""
     try:
         return {*read_manifest(bundle)["files"], MANIFEST}
     except ValueError:

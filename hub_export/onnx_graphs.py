@@ -31,12 +31,13 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..modeling_t5fusion import T5WithFusion
-from . import reader_check
+from .reader_check import Reference
+from .reference import REFERENCE, one_thread
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_with_past_model.onnx"
 LOGITS = "onnx_reference.safetensors"  # torch's logits in fp32 for the inputs of the bundle's reference
 DATA = "_data"  # suffix of the file beside a graph that holds its weights, if one file would be too large
-MAX_WEIGHTS = 2**31 - 2**24  # bytes in one file. A protobuf ends at 2 GiB, and the graph needs some of them.
+MAX_WEIGHTS = 2**31 - 2**24  # bytes in one file: a protobuf holds 2 GiB at most, and the graph needs some of that
 OUT_OF_BOUNDS = 2**31  # an index that no vector has
 
 
@@ -113,7 +114,7 @@ class DecoderGraph(nn.Module):
 
 
 def past_names(layers: int, kinds=("decoder", "encoder"), stem: str = "past_key_values") -> list[str]:
-    """Return the names of keys and values, layer by layer: by default of all that the decoder takes."""
+    """Return the names of keys and values, layer by layer. By default, these are all that the decoder takes."""
     return [f"{stem}.{layer}.{kind}.{part}" for layer, kind, part in product(range(layers), kinds, ("key", "value"))]
 
 
@@ -124,15 +125,13 @@ def as_cache(past: list[torch.Tensor]) -> EncoderDecoderCache:
     return EncoderDecoderCache(DynamicCache(own), DynamicCache(encoder))
 
 
-def write_graphs(folder: Path, model: T5WithFusion | PeftModel, reference: Path) -> None:
-    """Write the two graphs, and the logits that they should give for the reference's inputs.
-
-    The same model gives the same bytes.
+@one_thread()  # so that the same model gives the same bytes
+def write_graphs(bundle: Path, model: T5WithFusion | PeftModel) -> None:
+    """Write the two graphs into a bundle, and the logits that they should give for the inputs of its reference.
 
     Args:
-        folder: Where to write.
+        bundle: The folder, which holds reference.safetensors already.
         model: The model. It is changed: cast to fp32, with its adapter merged.
-        reference: The bundle's reference.safetensors.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -146,18 +145,17 @@ def write_graphs(folder: Path, model: T5WithFusion | PeftModel, reference: Path)
         model = merge_adapter(model.float()).eval()
     model.set_attn_implementation("eager")
     for graph, name in ((trace_encoder(model), ENCODER), (trace_decoder(model), DECODER)):
-        save_graph(graph, folder / name)
-        onnx.checker.check_model(folder / name, full_check=True)
-    saved = reader_check.Reference(str(reference))
-    logits = reader_check.logits_along(model, saved.inputs, saved.tensors["written"])[..., saved.tensors["columns"]]
-    save_file({"logits": logits.contiguous()}, folder / LOGITS)
+        save_graph(graph, bundle / name)
+        onnx.checker.check_model(bundle / name, full_check=True)
+    reference = Reference(bundle / REFERENCE)
+    save_file({"logits": reference.kept_logits(model)}, bundle / LOGITS)
 
 
 def merge_adapter(model: T5WithFusion | PeftModel) -> T5WithFusion:
     """Return the model with its adapter, if it has one, merged into its weights.
 
     Raises:
-        ValueError: The adapter is made of inputs, not of changes to weights.
+        ValueError: The adapter adds inputs instead of changing weights.
     """
     if not isinstance(model, PeftModel):
         return model
@@ -200,7 +198,7 @@ def trace(module: nn.Module, inputs: dict[str, Any], shapes: list, outputs: list
 
     Args:
         module: The computation.
-        inputs: An example of each argument. A dict stands for an argument that is a list: it names its elements.
+        inputs: An example of each argument. For an argument that is a list, a dict: a name for each element.
         shapes: For each argument, the names of its dynamic dimensions.
         outputs: The names of the outputs.
     """
@@ -215,7 +213,7 @@ def trace(module: nn.Module, inputs: dict[str, Any], shapes: list, outputs: list
         )  # fmt: skip
     assert program is not None  # For the type checker: only the exporter before dynamo returns None.
     model = program.model
-    ClearMetadataAndDocStringPass()(model)  # The metadata of a node holds the stack that it came from.
+    ClearMetadataAndDocStringPass()(model)  # The metadata of a node holds a stack trace.
     values = [value for node in model.graph for value in node.outputs]
     for value in (*values, *model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
@@ -224,7 +222,7 @@ def trace(module: nn.Module, inputs: dict[str, Any], shapes: list, outputs: list
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's warnings about itself: names that are used twice, a missing torchvision."""
+    """Silence the exporter's warnings: they are about its own names and about torchvision, not about the model."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

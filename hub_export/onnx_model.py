@@ -11,8 +11,9 @@ from transformers.utils import cached_file
 
 from ..checking_t5fusion import check_placeholders, check_vectors
 from ..configuration_t5fusion import T5FusionConfig
-from . import reader_check
 from .onnx_graphs import DATA, DECODER, ENCODER, LOGITS, as_cache, check_installed, past_names
+from .reader_check import Reference
+from .reference import REFERENCE
 
 BOUND = 1e-4  # How far onnxruntime's logits may lie from torch's, relative to the largest logit.
 
@@ -173,12 +174,10 @@ def run_graph(session, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def check_graphs(folder: Path, reference: Path) -> str:
-    """Compare the graphs of a bundle with torch on its reference, with all tokens at once and token by token.
+def check_graphs(bundle: Path) -> str:
+    """Run the graphs of a bundle on the inputs of its reference, and compare their logits with torch's.
 
-    Args:
-        folder: The bundle.
-        reference: Its reference.safetensors.
+    The decoder is run twice: with all tokens at once, and token by token.
 
     Returns:
         A sentence that says how far apart their logits are.
@@ -192,10 +191,11 @@ def check_graphs(folder: Path, reference: Path) -> str:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    model = OnnxT5WithFusion.from_pretrained(folder, options)
-    saved, expected = reader_check.Reference(str(reference)), load_file(folder / LOGITS)["logits"]
-    written, columns, mask = saved.tensors["written"], saved.tensors["columns"], saved.inputs["attention_mask"]
-    encoded, cache, by_token = model.encoder(**saved.inputs), None, []
+    model = OnnxT5WithFusion.from_pretrained(bundle, options)
+    reference, expected = Reference(bundle / REFERENCE), load_file(bundle / LOGITS)["logits"]
+    written, columns = reference.tensors["written"], reference.tensors["columns"]
+    mask = reference.inputs["attention_mask"]
+    encoded, cache, by_token = model.encoder(**reference.inputs), None, []
     for token in written.split(1, dim=1):
         step = model(attention_mask=mask, decoder_input_ids=token, encoder_outputs=encoded, past_key_values=cache)
         cache = step.past_key_values

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from peft import PeftConfig
+
+from ..common.run_files import ADAPTER_CONFIG
 from ..common.run_folder import RunFolder
+from ..common.saved_files import ADAPTER_WEIGHTS, one_sentence_errors
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
-from .base_choice import BaseModel, choose_base, load_trained_on
+from .base_choice import BaseModel, choose_base, load_fused_model
 from .kinds import Kind
 from .recipe import choose_processor
 
@@ -18,7 +22,8 @@ class ExportPlan:
 
     Args:
         kind: The kind of the bundle.
-        run: The run folder that is exported. For kind "fused", it is the folder of the base model, if it has one.
+        run: The run folder that is exported. For kind "fused", the base model's folder; if the base model is on the
+            Hub, a folder that does not exist, so that each of its files reads as empty.
         fused_model: The model beneath the adapter, or the whole model, with the config that readers get.
         processor: The processor that readers get.
     """
@@ -52,46 +57,53 @@ def make_plan(
         run = RunFolder(trained_on.name)
     else:
         run = RunFolder(source)
-        run.check()
+        check_run(run, kind)
         if run.has_adapter:
-            trained_on, published = choose_base(run, base_model, needed=kind == "adapter", say=say)
+            trained_on, published = choose_base(run, base_model, kind, say)
         else:
-            check_standalone(run, kind)
             trained_on = BaseModel(str(run.path))
         options = run.load_options
-    if kind == "adapter" and "subfolder" in options:
+    fused_model = load_fused_model(trained_on, published, options)
+    if kind == "merged" and getattr(fused_model.config, "quantization_config", None) is not None:
         raise ValueError(
-            f"the adapter was trained on the subfolder {options['subfolder']} of {trained_on}, and readers of a bundle "
-            "get a base model from the root of its repository. Use --kind standalone or merged."
+            f"{trained_on} is quantised: LoRA merged into it would be rounded away in part. Use --kind adapter, or "
+            "standalone."
         )
-    fused_model = load_trained_on(trained_on, published, options)
-    check_mergeable(fused_model, trained_on, kind)
     if kind != "fused" or trained_on.is_folder:  # A fused model on the Hub names its base model already.
         fused_model.config.backbone = published.name if published else None
         fused_model.config.backbone_revision = published.revision if published else None
     return ExportPlan(kind, run, fused_model, choose_processor(run, trained_on, fused_model, recipe, say))
 
 
-def check_standalone(run: RunFolder, kind: Kind) -> None:
-    """Check that a folder without an adapter holds a whole model, and that it is exported as one.
+def check_run(run: RunFolder, kind: Kind) -> None:
+    """Check that a run folder holds an adapter or a whole model, undamaged, and that it can be exported as this kind.
 
     Raises:
-        ValueError: It holds no model, or the kind needs an adapter.
+        ValueError: It holds neither; a file is damaged or missing; the kind needs an adapter; or the adapter cannot be
+            merged.
     """
-    if not run.has_config:
+    run.check()
+    if run.has_adapter:
+        if not any((run.path / name).exists() for name in ADAPTER_WEIGHTS):
+            raise ValueError(f"{run} holds {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS[0]}. Copy or save it again.")
+        if kind == "merged":
+            check_mergeable(run)
+    elif not run.has_config:
         raise ValueError(f"{run} holds neither an adapter nor a model. Name a folder that training has saved.")
-    if kind != "standalone":
+    elif kind != "standalone":
         raise ValueError(f"{run} holds all weights and no adapter. Use --kind standalone.")
 
 
-def check_mergeable(fused_model: T5WithFusion, trained_on: BaseModel, kind: Kind) -> None:
-    """Check that an adapter can be merged into the weights, if the kind asks for that.
+def check_mergeable(run: RunFolder) -> None:
+    """Check that an adapter can be merged into the weights beneath it.
 
     Raises:
-        ValueError: The weights are quantised.
+        ValueError: The adapter adds inputs instead of changing weights, or its config is damaged.
     """
-    if kind == "merged" and getattr(fused_model.config, "quantization_config", None) is not None:
+    with one_sentence_errors(f"the adapter in {run}"):
+        config = PeftConfig.from_pretrained(str(run.path))
+    if config.is_prompt_learning:
         raise ValueError(
-            f"{trained_on} is quantised: LoRA merged into it would be rounded away in part. Use --kind adapter, or "
-            "standalone."
+            f"the {config.peft_type.value} adapter in {run} is made of inputs, which cannot be merged into the weights "
+            "of a model. Use --kind adapter, or standalone."
         )

@@ -26,7 +26,7 @@ ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
 
 
 class Untried(Exception):
-    """A loading path needs something that this machine lacks or cannot reach, so it says nothing about the model."""
+    """A loading path needs something that this machine lacks or cannot reach. The model may be sound."""
 
 
 class HidingFinder:
@@ -49,9 +49,10 @@ def environment() -> dict[str, str]:
 
 
 def align(model: Any) -> Any:
-    """Move each weight to memory that torch has laid out, and return the model in evaluation mode.
+    """Copy each weight to memory that torch aligns, and return the model in evaluation mode.
 
-    The last bit of a product depends on where a weight lies in memory, and in a file weights lie anywhere.
+    The last bit of a product depends on the alignment of a weight. A weight that was read from a file keeps the
+    alignment that it has there.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
@@ -61,8 +62,10 @@ def align(model: Any) -> Any:
 @torch.no_grad()
 def greedy_outputs(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ids that greedy decoding writes, int64 (rows, length), and their logits (rows, length, vocabulary)."""
-    for part in (model, model.get_encoder(), model.get_decoder()):  # transformers 5.17 does not reach the last two
-        part.set_attn_implementation("eager")  # All releases of transformers agree in the last bits of this one alone.
+    # Only with eager attention do all releases of transformers agree in the last bit. Encoder and decoder are named,
+    # because `set_attn_implementation` of transformers 5.17 does not reach them through the model.
+    for part in (model, model.get_encoder(), model.get_decoder()):
+        part.set_attn_implementation("eager")
     written = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)
     return written, logits_along(model, inputs, written)
 
@@ -91,14 +94,14 @@ def tolerance(model: Any, largest: float) -> float:
 
 
 class LoadingPaths:
-    """The ways to load one model. Each method goes one way, and raises what transformers or peft raise."""
+    """The ways to load one model. Each method loads it in one way, and raises what transformers or peft raise."""
 
     def __init__(self, spec: dict):
         self.name = spec["name"]
         self.has_adapter = spec["adapter"]
         self.has_pipeline = spec.get("pipeline")
         self.hub_kwargs = {"revision": spec["revision"]} if spec.get("revision") else {}
-        self.dtype = {"dtype": getattr(torch, spec["dtype"])} if spec.get("dtype") else {}
+        self.dtype_kwargs = {"dtype": getattr(torch, spec["dtype"])} if spec.get("dtype") else {}
         self.base_model, self.base_revision = spec.get("base_model"), spec.get("base_revision")
         self.fused_model = spec.get("fused_model")
         self.second_adapter = spec.get("second_adapter") or self.name
@@ -106,9 +109,9 @@ class LoadingPaths:
 
     def load(self, auto, name=None, **hub_kwargs):
         """Load by one of the Auto classes: this model, or the one that `name` and `hub_kwargs` name."""
-        options = self.dtype if "Model" in auto.__name__ else {}
+        dtype_kwargs = self.dtype_kwargs if "Model" in auto.__name__ else {}
         return auto.from_pretrained(
-            name or self.name, trust_remote_code=True, **options, **(hub_kwargs or self.hub_kwargs)
+            name or self.name, trust_remote_code=True, **dtype_kwargs, **(hub_kwargs or self.hub_kwargs)
         )
 
     def untuned_model(self):
@@ -117,7 +120,7 @@ class LoadingPaths:
 
         fused = get_class_from_dynamic_module("modeling_t5fusion.T5WithFusion", self.name, **self.hub_kwargs)
         lexical_dim = self.config().lexical_dim
-        return fused(self.base_model, revision=self.base_revision, lexical_dim=lexical_dim, **self.dtype)
+        return fused(self.base_model, revision=self.base_revision, lexical_dim=lexical_dim, **self.dtype_kwargs)
 
     def config(self):
         from transformers import AutoConfig
@@ -165,7 +168,7 @@ class LoadingPaths:
         from transformers import pipeline
 
         # Without a device, a pipeline takes the first GPU.
-        return pipeline(model=self.name, trust_remote_code=True, device="cpu", **self.dtype, **self.hub_kwargs)
+        return pipeline(model=self.name, trust_remote_code=True, device="cpu", **self.dtype_kwargs, **self.hub_kwargs)
 
     def auto_peft(self):
         from peft import AutoPeftModelForSeq2SeqLM
@@ -235,11 +238,11 @@ class LoadingPaths:
 class Reference:
     """Inputs and the trained model's outputs for them; `check` compares what a loading path returned."""
 
-    def __init__(self, file: str):
+    def __init__(self, file: str | Path):
         from safetensors import safe_open
 
         with safe_open(file, "pt") as opened:
-            # Copies, for the reason that `align` gives.
+            # Clone the tensors for the reason that `align` gives.
             self.tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118, no dict
             self.facts = json.loads(opened.metadata()["facts"])
         self.inputs = {
@@ -255,7 +258,7 @@ class Reference:
         Raises:
             ValueError: They do not agree.
         """
-        # By its attributes, because a bundle carries its own classes, and this script does not know them.
+        # Attributes tell what `loaded` is, because a bundle carries its own classes, which this script does not know.
         if isinstance(loaded, Mapping):
             return self._check_call(loaded)
         if isinstance(loaded, torch.nn.Module):
@@ -281,7 +284,7 @@ class Reference:
         return f"makes inputs with a vector of {width} numbers"
 
     def _check_pipeline(self, pipeline) -> str:
-        """Check the pipeline's model, and the texts that it writes. Another CPU may round to another text."""
+        """Check the pipeline's model and, if it agrees to the bit, the texts. Another CPU may write other texts."""
         agreement = self._check_model(align(pipeline.model))
         vectors, texts = self.inputs["lexical_embeds"], self.facts["texts"]
         written = pipeline(texts, lexical_embeds=vectors, max_new_tokens=NEW_TOKENS, batch_size=len(texts))
@@ -295,15 +298,16 @@ class Reference:
             raise ValueError(f"{what}: {value!r}, expected {expected!r}")
         return "equal"
 
+    def kept_logits(self, model) -> torch.Tensor:
+        """Return a model's logits along the reference's text, for those tokens of the vocabulary that it keeps."""
+        return logits_along(model, self.inputs, self.tensors["written"])[..., self.tensors["columns"]].contiguous()
+
     def _check_model(self, model) -> str:
         """Compare the texts and the logits of a model: to the bit, or within a bound on another CPU or torch."""
         written, logits = greedy_outputs(model, self.inputs)
-        same_text = torch.equal(written, self.tensors["written"])
-        if same_text and digest(logits) == self.facts["digest"]:
+        if torch.equal(written, self.tensors["written"]) and digest(logits) == self.facts["digest"]:
             return TO_THE_BIT
-        if not same_text:
-            logits = logits_along(model, self.inputs, self.tensors["written"])
-        distance = float((logits.float()[..., self.tensors["columns"]] - self.tensors["logits"]).abs().max())
+        distance = float((self.kept_logits(model).float() - self.tensors["logits"]).abs().max())
         bound = tolerance(model, float(self.tensors["logits"].abs().max()))
         if not distance <= bound:  # also if it is NaN
             raise ValueError(f"logits lie {distance:.3g} apart, expected at most {bound:.3g}: it is another model")

@@ -13,7 +13,7 @@ from ..processing_t5fusion import T5FusionProcessor
 from .reader_check import align, digest, environment, greedy_outputs
 
 TEXTS = ["app_config", "read_settings of the user", "a"]
-COLUMNS = 64  # The logits of so many tokens of the vocabulary are kept. A digest stands for all logits.
+COLUMNS = 64  # number of tokens of the vocabulary whose logits are kept; a digest covers all logits
 
 
 def write_reference(bundle: Path, model: torch.nn.Module, processor: T5FusionProcessor) -> None:

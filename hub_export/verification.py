@@ -61,8 +61,8 @@ def verify(
     Args:
         name: A folder, or the id of a repository on the Hub.
         revision: Branch, tag or commit of the repository.
-        use_cache: Use this machine's cache of the Hub instead of downloading everything, which would prove that readers
-            can. The cache is always used if HF_HUB_OFFLINE is set.
+        use_cache: Use this machine's cache of the Hub. By default everything is downloaded, which proves that readers
+            can download it. If HF_HUB_OFFLINE is set, the cache is always used.
         fused_model: Repository of an untuned fused model, to try the adapter on it as well.
         dtype: Dtype to load in, such as "bfloat16". The reference must have been made in it.
         trust_code: Run the code that the bundle carries even if it is not this package's own.
@@ -130,7 +130,7 @@ def make_spec(
 
 
 def clean_environment(temporary: Path, use_cache: bool) -> dict[str, str]:
-    """Return the variables of a reader's process: an empty cache, the Hub's address and token, no settings of ours."""
+    """Return a reader's environment: an empty cache, the Hub's address and token, and none of our settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_MODULES", "T5FUSION"))}
     cached = use_cache or constants.is_offline_mode()
     cache = constants.HF_HUB_CACHE if cached else str(temporary / "hub")
@@ -203,7 +203,7 @@ def pipelines_of(config_file: Path) -> list[str]:
 def run_graphs(folder: Path) -> tuple[str, str]:
     """Return a mark and a sentence about the ONNX graphs. Graphs hold no code, so they run in this process."""
     try:
-        return "ok", f"ONNX graphs: {check_graphs(folder, folder / REFERENCE)}"
+        return "ok", f"ONNX graphs: {check_graphs(folder)}"
     except ImportError as error:
         return "--", f"ONNX graphs were not run: {error}"
     except Exception as error:  # A reader would see it, whatever its type.

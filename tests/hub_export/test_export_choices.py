@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoTokenizer
 
 from t5fusion import T5WithFusion
@@ -73,6 +73,20 @@ def test_a_tokenizer_with_another_placeholder_is_refused(plain_folders, tmp_path
     with pytest.raises(ValueError, match="<lexical> is token 136 of the tokenizer and 135 of the model"):
         export(tmp_path / "out", tmp_path / "bundle", "standalone")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_an_adapter_without_weights_is_refused(plain_folders, tmp_path):
+    saved_adapter(T5WithFusion(plain_folders["flan"]), plain_folders["flan"], tmp_path / "out")
+    (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="out holds adapter_config.json and no adapter_model.safetensors. Copy or"):
+        export(tmp_path / "out", tmp_path / "bundle", "standalone")
+
+
+def test_an_adapter_made_of_inputs_is_not_merged(plain_folders, tmp_path):
+    config = PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=2)
+    get_peft_model(T5WithFusion(plain_folders["flan"]), config).save_pretrained(tmp_path / "out")
+    with pytest.raises(ValueError, match="PREFIX_TUNING adapter in .*out is made of inputs, which cannot be merged"):
+        export(tmp_path / "out", tmp_path / "bundle", "merged")
 
 
 def test_the_earlier_name_of_a_kind(plain_folders, tmp_path):
