@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +59,32 @@ def replace_text(file: Path, text: str) -> None:
             new.replace(file)
         finally:
             new.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Yield a new temporary folder, whose name begins with `prefix`, and remove it at the end.
+
+    Raises:
+        OSError: No folder can be made, for example because all disks are full.
+    """
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix=prefix)
+    except OSError as error:
+        raise OSError(
+            f"no temporary folder can be made ({error.strerror}). Free some space, or set TMPDIR to a folder that can "
+            "be written to, and try again."
+        ) from error
+    with temporary as name:
+        yield Path(name)
+
+
+def check_space(folder: Path) -> None:
+    """Check that a full disk is not the cause of an error of another process, which wrote to `folder`.
+
+    Raises:
+        OSError: The disk of `folder` is full.
+    """
+    if shutil.disk_usage(folder).free < FULL_DISK:
+        with writing(folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,7 +1,6 @@
 """Push a bundle to the Hub: verify it, then send it in one commit."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ..common.hub_errors import in_one_sentence
 from ..common.replace_folder import recover
 from ..common.run_files import ADAPTER_CONFIG, read_json
 from ..common.run_folder import RunFolder
+from ..common.writing import temporary_folder, writing
 from .card import CARD, name_repository
 from .manifest import file_digest, json_digest, read_manifest, write_json, write_manifest
 from .verification import verify
@@ -158,8 +158,9 @@ def deliver(api: HfApi, bundle: Path, repo_id: str, options: PushOptions, say: C
     # The card names the tag. PEFT needs it as well: it loads an adapter's base model from main unless the adapter names
     # a revision.
     tag = None if options.create_pr else f"t5fusion-{json_digest(read_manifest(bundle))[:12]}"
-    with tempfile.TemporaryDirectory(prefix="t5fusion-push-") as folder:
-        files = prepare_files(bundle, Path(folder), repo_id, tag)
+    with temporary_folder("t5fusion-push-") as folder:
+        with writing(folder):
+            files = prepare_files(bundle, folder, repo_id, tag)
         pushed = send(api, repo_id, files, options, say)
     if tag is not None:
         set_tag(api, repo_id, tag, pushed.commit, say)

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub import constants, get_token
 from ..common.run_files import ADAPTER_CONFIG, find_folder, read_json
 from ..common.run_folder import RunFolder
 from ..common.saved_files import one_sentence_errors
+from ..common.writing import check_space, temporary_folder, writing
 from ..configuration_t5fusion import T5FusionConfig
 from ..naming_t5fusion import UNPUSHED_BASE
 from . import reader_check
@@ -73,7 +73,7 @@ def verify(
 
     Raises:
         ValueError: `name` is no bundle, or carries code that is not this package's, or weights that are not numbers.
-        OSError: The Hub has no such repository, or cannot be reached.
+        OSError: The Hub has no such repository, or cannot be reached; or the disk of temporary files is full.
     """
     report = Report()
 
@@ -81,8 +81,8 @@ def verify(
         report.add(mark, sentence)
         say(report.lines[-1])
 
-    with tempfile.TemporaryDirectory(prefix="t5fusion-verify-") as temporary:
-        environment = clean_environment(Path(temporary), use_cache)
+    with temporary_folder("t5fusion-verify-") as temporary:
+        environment = clean_environment(temporary, use_cache)
         folder = find_folder(str(name), revision, cache_dir=environment["HF_HUB_CACHE"])
         manifest = read_manifest(folder)
         for mark, sentence in compare_digests(folder, manifest["files"]):
@@ -95,9 +95,12 @@ def verify(
             check_code(folder)
         spec = make_spec(bundle, name, revision, fused_model, dtype)
         if spec["adapter"] and Path(name).is_dir():
-            spec["pushed"] = str(copy_as_pushed(bundle, manifest["files"], Path(temporary) / "pushed"))
-        for result in try_loading_paths(spec, Path(temporary), environment):
+            with writing(temporary):
+                spec["pushed"] = str(copy_as_pushed(bundle, manifest["files"], temporary / "pushed"))
+        for result in try_loading_paths(spec, temporary, environment):
             refused = result.get("refused")
+            if not result["passed"] and not refused:
+                check_space(temporary)
             mark = "ok" if result["passed"] else "--" if refused else "NO"
             add(mark, f"{result['path']}: {refused or result['detail']}")
         if ENCODER in manifest["files"]:
@@ -213,7 +216,8 @@ def run_graphs(folder: Path) -> tuple[str, str]:
 def try_loading_paths(spec: dict[str, Any], temporary: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
     """Run reader_check.py in another process, and yield its result for each loading path."""
     file = temporary / "spec.json"
-    file.write_text(json.dumps(spec))
+    with writing(temporary):
+        file.write_text(json.dumps(spec))
     # -I leaves out PYTHONPATH, the user's site-packages and the current folder.
     command = [sys.executable, "-I", reader_check.__file__, str(file)]
     errors = temporary / "stderr"  # A file, because a pipe that nobody reads meanwhile would fill up.

@@ -9,6 +9,9 @@ import math
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -761,6 +764,46 @@ def test_a_full_disk_leaves_the_replaced_bundle(author, bare, copy, tmp_path, fi
     assert "File too large" in last and last.endswith("). Free some space, or see who may write there, and try again.")
     assert {each.name: each.read_bytes() for each in copy.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def check_full(stderr, folder, cause):
+    """Check that an error is one sentence that names the temporary folder and the cause."""
+    last = stderr.splitlines()[-1]
+    assert "Traceback" not in stderr and re.match(rf"t5fusion: {folder}\w+ cannot be written \({cause}\)\. Free", last)
+
+
+@pytest.mark.parametrize("words", [["verify"], ["push", "me/full", "--use-cache"]], ids=["verify", "push"])
+def test_a_full_temporary_folder(author, hub, copy, words):
+    """As on a full disk, a file cannot grow to its size: the first that verify writes, and the largest copy of push."""
+    command, *more = words
+    most = 500 if command == "verify" else max(file.stat().st_size for file in copy.iterdir()) - 1
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, -1)); "
+    _, stderr = author.python(limit + COMMAND, command, copy, *more, expect=1)
+    check_full(stderr, f"{tempfile.gettempdir()}/t5fusion-{command}-", "File too large")
+
+
+def test_a_temporary_folder_that_the_reader_fills(author, copy, tmp_path):
+    """The process that loads the bundle writes its code there. Needs the right to mount a folder."""
+    tiny = tmp_path / "tiny"
+    tiny.mkdir()
+    mount = [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=64k x "$TMPDIR" && exec "$@"',
+        "sh",
+    ]
+    environment = author.environment | {"TMPDIR": str(tiny)}
+    if subprocess.run([*mount, "true"], env=environment, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a folder")
+    done = subprocess.run(
+        [*mount, sys.executable, "-c", COMMAND, "verify", copy, "--use-cache"],
+        env=environment, cwd=author.home, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "NO" not in done.stdout, done.stdout
+    check_full(done.stderr, f"{tiny}/t5fusion-verify-", "No space left on device")
 
 
 def test_two_simultaneous_exports_into_one_folder(author, bare, copy):
