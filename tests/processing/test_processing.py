@@ -498,6 +498,15 @@ def test_a_call_does_not_change_what_is_saved(processor, tmp_path):
     assert processor.tokenizer("a" * 40, truncation=True, max_length=9)["input_ids"][8] == 1
 
 
+def test_a_tokenizer_in_python_is_saved(tmp_path):
+    """It has no settings of earlier calls to forget."""
+    processor = T5FusionProcessor(ByT5Tokenizer(), lexical_dim=3)
+    batch = processor(TEXTS, lexical_embeds=VECTORS, max_length=6)
+    processor.save_pretrained(tmp_path)
+    reloaded = T5FusionProcessor.from_pretrained(tmp_path)(TEXTS, lexical_embeds=VECTORS, max_length=6)
+    assert torch.equal(reloaded["input_ids"], batch["input_ids"])
+
+
 # --- round trips
 
 RECIPE = dict(
