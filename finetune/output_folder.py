@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -114,6 +114,13 @@ def _take_lock(folder: Path) -> TextIO:
         file.close()
 
 
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove the empty ones of these folders, each before its parents."""
+    for folder in folders:
+        with suppress(OSError):  # It may be missing, or not empty.
+            folder.rmdir()
+
+
 class OutputFolder:
     """The folder that a training saves into.
 
@@ -152,8 +159,13 @@ class OutputFolder:
         new_folders = [
             folder for folder in (path / LOGS, path / CHECKPOINTS, path, *path.parents) if not folder.exists()
         ]
-        path.mkdir(parents=True, exist_ok=True)
-        file = _take_lock(path)
+        try:
+            with writing(self.path):
+                path.mkdir(parents=True, exist_ok=True)
+                file = _take_lock(path)
+        except OSError:
+            _remove_empty(new_folders)
+            raise
         try:
             with writing(self.path):  # A full disk is then noticed before the training, not after its first epoch.
                 file.truncate(0)
@@ -170,9 +182,7 @@ class OutputFolder:
             if not self.has_begun:
                 if self.logs is not None:
                     shutil.rmtree(self.logs, ignore_errors=True)
-                for folder in new_folders:
-                    with suppress(OSError):  # The folder may be missing, or not empty.
-                        folder.rmdir()
+                _remove_empty(new_folders)
 
     def begin(self) -> None:
         """Remove what is to be overwritten, and write the mark and run.yaml.

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from forks import Forks
 from safetensors.torch import load_file, save_file
+from tiny_disk import tiny_disk
 from training_folder import fill_training_folder
 
 from t5fusion.finetune.checkpoints import last_checkpoint
@@ -149,6 +152,42 @@ def test_a_failed_first_step_leaves_the_folder_unchanged(room, forks, trained, t
     code, _, _ = forks.run(folder, code=FIRST_BATCH_FAILS)
     assert code != 0 and content(folder) == before
     assert not (room / "stepped").exists()
+
+
+NO_FILE = """
+from pathlib import Path
+from t5fusion.finetune.output_folder import OutputFolder
+try:
+    with OutputFolder(Path("full/here")).held():
+        print("held")
+except OSError as error:
+    print(error)
+print([*Path("full").iterdir()])
+"""
+
+
+def test_a_disk_without_room_for_a_file_leaves_no_folder(tmp_path):
+    """Its one folder takes the last entry of the disk, so the lock cannot be made."""
+    disk = tiny_disk(tmp_path / "full", "nr_inodes=2")
+    out = subprocess.run([*disk, sys.executable, "-c", NO_FILE], cwd=tmp_path, stdout=subprocess.PIPE, text=True).stdout
+    assert out.startswith("full/here cannot be written (No space left on device). Free some space") and "[]" in out
+
+
+FILLED_LATER = """
+import resource
+from pathlib import Path
+from t5fusion.finetune.output_folder import OutputFolder
+folder = OutputFolder(Path("later"), run="x" * 1000)
+with folder.held():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, -1))
+    folder.begin()
+"""
+
+
+def test_a_disk_that_is_full_at_the_first_save(tmp_path):
+    words = [sys.executable, "-c", FILLED_LATER]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith("OSError: later cannot be written (File too large). Free some space")
 
 
 def test_a_killed_start_leaves_a_folder_that_counts_as_empty(room, forks):

@@ -19,6 +19,7 @@ from author import Author
 from forks import COMMAND
 from hub_server import HubServer, User
 from safetensors.torch import load_file, save_file
+from tiny_disk import tiny_disk
 
 from t5fusion import hub_export
 from t5fusion.hub_export import reader_check
@@ -783,27 +784,14 @@ def test_a_full_temporary_folder(author, hub, copy, words):
 
 
 def test_a_temporary_folder_that_the_reader_fills(author, copy, tmp_path):
-    """The process that loads the bundle writes its code there. Needs the right to mount a folder."""
-    tiny = tmp_path / "tiny"
-    tiny.mkdir()
-    mount = [
-        "unshare",
-        "--map-root-user",
-        "--mount",
-        "sh",
-        "-c",
-        'mount -t tmpfs -o size=64k x "$TMPDIR" && exec "$@"',
-        "sh",
-    ]
-    environment = author.environment | {"TMPDIR": str(tiny)}
-    if subprocess.run([*mount, "true"], env=environment, capture_output=True, check=False).returncode:
-        pytest.skip("no right to mount a folder")
+    """The process that loads the bundle writes its code there."""
+    disk = tiny_disk(tmp_path / "tiny", "size=64k")
     done = subprocess.run(
-        [*mount, sys.executable, "-c", COMMAND, "verify", copy, "--use-cache"],
-        env=environment, cwd=author.home, capture_output=True, text=True, check=False,
+        [*disk, sys.executable, "-c", COMMAND, "verify", copy, "--use-cache"], cwd=author.home,
+        env=author.environment | {"TMPDIR": str(tmp_path / "tiny")}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and "NO" not in done.stdout, done.stdout
-    check_full(done.stderr, f"{tiny}/t5fusion-verify-", "No space left on device")
+    check_full(done.stderr, f"{tmp_path}/tiny/t5fusion-verify-", "No space left on device")
 
 
 def test_two_simultaneous_exports_into_one_folder(author, bare, copy):
