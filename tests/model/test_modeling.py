@@ -240,6 +240,16 @@ def test_resized_table(flan, inputs_for):
     assert_close(flan(**batch).logits[..., :160], before)
 
 
+def test_weights_of_a_model_with_another_table_are_refused(flan, plain_folders):
+    """Only an adapter brings a table of its own."""
+    rows = flan.shared.num_embeddings
+    other = T5WithFusion(plain_folders["flan"])
+    other.resize_token_embeddings(200)
+    with pytest.raises(RuntimeError, match="size mismatch for shared.weight"):
+        flan.load_state_dict(other.state_dict())
+    assert flan.shared.num_embeddings == rows
+
+
 def test_gradients_reach_the_fusion_layer(flan, inputs_for):
     flan.train()(**inputs_for(flan)).loss.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in flan.encoder.fusion.parameters())
