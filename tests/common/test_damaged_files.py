@@ -111,6 +111,10 @@ def test_nan_in_a_base_model_or_a_whole_model_is_refused(copy, base, tmp_path, c
     save_file(plain, spoilt / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="1 of the .* numbers in shared.weight of"):
         export(spoilt, tmp_path / "new", "fused")
+    adapter_config = copy / "run" / "adapter_config.json"
+    adapter_config.write_text(adapter_config.read_text().replace(str(base), str(spoilt)))
+    with pytest.raises(ValueError, match=r"1 of the .* numbers in .*shared\.weight of"):
+        load_trained(copy / "run")
 
 
 def test_dtypes_without_nan_are_checked():
