@@ -752,6 +752,10 @@ def test_a_bundle_is_pushed_after_a_killed_export(author, hub, bare, copy):
     assert not copy.exists()
     author.t5fusion("push", copy, "me/put-back")
     assert {file.name for file in copy.iterdir()} <= set(hub.repo("me/put-back").files())
+    author.python(KILLED, 2, bare, copy, expect=-9)
+    from_python = "import sys; from t5fusion.hub_export import push; push(sys.argv[1], 'not/an/id')"
+    _, stderr = author.python(from_python, copy, expect=1)
+    assert "the Hub does not allow the name 'not/an/id'" in stderr and copy.exists()
 
 
 @pytest.mark.parametrize("file", ["modeling_t5fusion.py", "adapter_model.safetensors"])
