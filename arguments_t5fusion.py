@@ -109,10 +109,10 @@ def read_vectors(lexical_embeds: Any, count: int, width: int) -> list[Vectors]:
         if len(row) and row.shape[1] != width:
             given_width = row.shape[1]
             expected = f"{width}, the processor's `lexical_dim`"
-            arguments = f"(..., lexical_dim={given_width})"
+            argument = f"lexical_dim={given_width}"
             remedy = (
                 "Make them as in training. For vectors of another width, train with "
-                f"`T5WithFusion{arguments}` and `T5FusionProcessor{arguments}`"
+                f"`T5WithFusion(..., {argument})` and `T5FusionProcessor(..., {argument}, lexical_encoder=None)`"
             )
             raise bad_row(index, "lexical_embeds", f"vectors of {given_width} numbers; expected {expected}. {remedy}")
     dtypes = {str(getattr(item, "dtype", None)) for item, row in zip(items, rows, strict=True) if len(row)}

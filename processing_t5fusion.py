@@ -269,7 +269,8 @@ class T5FusionProcessor(ProcessorMixin):
         if width != self.lexical_dim:
             raise ValueError(
                 f"{self.lexical_encoder} makes vectors of {width} numbers; expected {self.lexical_dim}, `lexical_dim`. "
-                f"Set `lexical_dim` of processor and model to {width}, or choose another `lexical_encoder`."
+                "If you pass vectors of your own, make the processor with `lexical_encoder=None`. Otherwise, set "
+                f"`lexical_dim` of processor and model to {width}, or choose another `lexical_encoder`."
             )
         return vectors.to(DTYPES[self.lexical_dtype]).float()
 

@@ -1,6 +1,7 @@
 """The experiment trackers that the Trainer can report to, and the packages that they need."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from ..common.errors import did_you_mean
@@ -39,3 +40,20 @@ def check_reporters(names: Collection[str]) -> None:
         modules, packages = REPORTERS[name]
         if not any(find_spec(module) for module in modules):
             raise ImportError(f"reports to {name} need its package: pip install {packages}")
+
+
+@contextmanager
+def reporting(names: Collection[str]) -> Iterator[None]:
+    """Say in one sentence that one of these trackers failed, such as wandb without a login.
+
+    Raises:
+        RuntimeError: A tracker raised an error of a class of its own.
+    """
+    try:
+        yield
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        for name in names:
+            if package in REPORTERS[name][0]:
+                raise RuntimeError(f"{name} cannot take the losses: {error}") from error
+        raise

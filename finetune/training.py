@@ -28,6 +28,7 @@ from .model import build_model, trainable_share
 from .options import TrainingOptions
 from .output_folder import CHECKPOINTS, OutputFolder
 from .record import named_columns, pin_encoder, resume_conditions, rows_digest, training_record
+from .reporting import reporting
 from .trainer import FindBest, FusionTrainer, ShowProgress, StopEarly, StopOnSignal, training_arguments
 
 Result = TypeVar("Result")
@@ -90,7 +91,8 @@ def train(
         trainer.conditions = conditions | {"commit": start.commit}
         if "tensorboard" in (options.report_to or ()):
             _log_beside_checkpoints(trainer)
-        seconds = _run(trainer, stopper, start)
+        with reporting(options.report_to or ()):
+            seconds = _run(trainer, stopper, start)
         facts = {
             "base_revision": start.commit,
             "data": data,

@@ -94,6 +94,21 @@ def test_reports():
         TrainingOptions(report_to=(absent,))
 
 
+def test_a_tracker_that_fails_is_named():
+    from t5fusion.finetune.reporting import reporting
+
+    class UsageError(Exception):
+        __module__ = "wandb.errors.errors"
+
+    with pytest.raises(RuntimeError, match="wandb cannot take the losses: No API key configured"), reporting(["wandb"]):
+        raise UsageError("No API key configured.")
+    for names in ((), ("tensorboard",)):
+        with pytest.raises(UsageError), reporting(names):
+            raise UsageError("No API key configured.")
+    with pytest.raises(ZeroDivisionError), reporting(["wandb"]):
+        raise ZeroDivisionError
+
+
 def test_the_best_model_needs_a_checkpoint_after_each_evaluation():
     assert TrainingOptions(patience=2, eval_steps=10).keeps_best
     assert TrainingOptions(keep_best=True, eval_steps=10, save_steps=10).keeps_best

@@ -334,7 +334,7 @@ def test_normalize(tmp_path):
 
 
 def test_wrong_width_of_the_encoder():
-    with pytest.raises(ValueError, match="makes vectors of 384 numbers; expected 3"):
+    with pytest.raises(ValueError, match="makes vectors of 384 numbers; expected 3.*`lexical_encoder=None`"):
         T5FusionProcessor(make_tokenizer(), lexical_dim=3).encode(["a"])
 
 
