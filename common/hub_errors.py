@@ -1,5 +1,8 @@
 """Turn errors of the Hub and its client into sentences that say what to do."""
 
+import errno
+
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -11,6 +14,8 @@ from huggingface_hub.errors import (
 )
 
 from .errors import first_line
+
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def in_one_sentence(error: BaseException, repo_id: str) -> str:
@@ -40,4 +45,9 @@ def in_one_sentence(error: BaseException, repo_id: str) -> str:
         message = (getattr(error, "server_message", None) or first_line(error)).rstrip(".")
         advice = " Try again later." if status >= 500 or status == 429 else ""
         return f"the Hub answered {status} for {repo_id}: {message}.{advice}"
+    if isinstance(error, OSError) and error.errno in NOT_WRITTEN:
+        return (
+            f"{repo_id} cannot be saved in the Hub's cache, {HF_HUB_CACHE} ({error.strerror}). Free some space, or set "
+            "HF_HOME to a folder that can be written to."
+        )
     return f"the Hub could not be reached for {repo_id} ({first_line(error)}). Check the network, and try again."

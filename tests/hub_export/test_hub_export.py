@@ -787,6 +787,15 @@ def test_a_full_temporary_folder(author, hub, copy, words):
     check_full(stderr, f"{tempfile.gettempdir()}/t5fusion-{command}-", "File too large")
 
 
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_a_full_cache_of_the_hub(author, hub, bundle, tmp_path, command):
+    (pushed,) = deliver(author, bundle, {"repo_id": "me/large"})
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500, -1)); "
+    _, stderr = author.python(limit + COMMAND, command, "me/large", expect=1, HF_HUB_CACHE=str(tmp_path / "cache"))
+    assert f"me/large cannot be saved in the Hub's cache, {tmp_path}/cache (File too large). Free some space" in stderr
+    assert "network" not in stderr and "Traceback" not in stderr
+
+
 def test_a_temporary_folder_that_the_reader_fills(author, copy, tmp_path):
     """The process that loads the bundle writes its code there."""
     disk = tiny_disk(tmp_path / "tiny", "size=64k")
