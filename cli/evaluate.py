@@ -21,6 +21,7 @@ from .arguments import (
     TrainedTextColumn,
     TrainedVectorColumn,
 )
+from .info import MEASURED_WITH
 from .libraries import load_libraries
 
 
@@ -145,7 +146,7 @@ def _print_measures(
     from rich.console import Console  # It is slow to import, and --json does not need it.
     from rich.table import Table
 
-    table = Table("measure", *(f"vectors: {kind}" for kind in measures))
+    table = Table("measure", *(MEASURED_WITH[kind] for kind in measures))
     for name in next(iter(measures.values())):
         values = [by_name[name] for by_name in measures.values()]
         table.add_row(name, *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
@@ -153,7 +154,7 @@ def _print_measures(
     console.print(table)
     for kind, interval in worth.items():
         low, high = interval["low"], interval["high"]
-        line = f"{kind} instead of the rows' own vectors: {interval['difference']:+.4f} nats per token"
+        line = f"{MEASURED_WITH[kind]} instead of the rows' own vectors: {interval['difference']:+.4f} nats per token"
         console.print(f"{line} (95 % between {low:+.4f} and {high:+.4f})", highlight=False)
     if eval_loss is not None:
         print(f"eval_loss of the training: {eval_loss:.4f}")
