@@ -789,7 +789,7 @@ def test_a_full_temporary_folder(author, hub, copy, words):
 
 @pytest.mark.parametrize("command", ["info", "verify"])
 def test_a_full_cache_of_the_hub(author, hub, bundle, tmp_path, command):
-    (pushed,) = deliver(author, bundle, {"repo_id": "me/large"})
+    deliver(author, bundle, {"repo_id": "me/large"})
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500, -1)); "
     _, stderr = author.python(limit + COMMAND, command, "me/large", expect=1, HF_HUB_CACHE=str(tmp_path / "cache"))
     assert f"me/large cannot be saved in the Hub's cache, {tmp_path}/cache (File too large). Free some space" in stderr
