@@ -112,7 +112,8 @@ def read_vectors(lexical_embeds: Any, count: int, width: int) -> list[Vectors]:
             argument = f"lexical_dim={given_width}"
             remedy = (
                 "Make them as in training. For vectors of another width, train with "
-                f"`T5WithFusion(..., {argument})` and `T5FusionProcessor(..., {argument}, lexical_encoder=None)`"
+                f"`T5WithFusion(..., {argument})` and "
+                f"`T5FusionProcessor(..., {argument}, lexical_encoder=None, lexical_source='given')`"
             )
             raise bad_row(index, "lexical_embeds", f"vectors of {given_width} numbers; expected {expected}. {remedy}")
     dtypes = {str(getattr(item, "dtype", None)) for item, row in zip(items, rows, strict=True) if len(row)}

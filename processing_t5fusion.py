@@ -269,8 +269,8 @@ class T5FusionProcessor(ProcessorMixin):
         if width != self.lexical_dim:
             raise ValueError(
                 f"{self.lexical_encoder} makes vectors of {width} numbers; expected {self.lexical_dim}, `lexical_dim`. "
-                "If you pass vectors of your own, make the processor with `lexical_encoder=None`. Otherwise, set "
-                f"`lexical_dim` of processor and model to {width}, or choose another `lexical_encoder`."
+                "For vectors of your own, make the processor with `lexical_encoder=None, lexical_source='given'`. "
+                f"Otherwise, set `lexical_dim` of processor and model to {width}, or choose another `lexical_encoder`."
             )
         return vectors.to(DTYPES[self.lexical_dtype]).float()
 

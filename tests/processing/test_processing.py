@@ -334,7 +334,8 @@ def test_normalize(tmp_path):
 
 
 def test_wrong_width_of_the_encoder():
-    with pytest.raises(ValueError, match="makes vectors of 384 numbers; expected 3.*`lexical_encoder=None`"):
+    sentence = "makes vectors of 384 numbers; expected 3.*`lexical_encoder=None, lexical_source='given'`"
+    with pytest.raises(ValueError, match=sentence):
         T5FusionProcessor(make_tokenizer(), lexical_dim=3).encode(["a"])
 
 
