@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `BaseTuner.inject_adapter` | a new adapter trains and saves the fusion layer | PEFT |
 | `PeftConfig.from_pretrained` | marks a config that was read, so that nothing is added to a saved adapter | PEFT |
+| `get_base_model_state_dict`, `set_base_model_state_dict` | with prompt learning, they look past the wrapper around the fusion layer | PEFT |
 | `PeftModel.__init__` | an adapter on a fused model gets the class in `adapter_class.py` | PEFT, PUSH |
 | `CallbackHandler.__init__`: adds `FusionCallback` | starts the fusion layer, and reports useless vectors | TRAINER |
 | `CallbackHandler.__init__`: adds `PushCallback` | a pushed adapter loads without this package | PUSH |
@@ -27,7 +28,7 @@ gives it the row of "t5" in each of PEFT's tables of target modules.
 from functools import cache
 
 from .. import modeling_t5fusion, processing_t5fusion  # noqa: F401  register the model type and its processor
-from . import adapter_class, peft_hook, push_hook, trainer_hook
+from . import adapter_class, base_state, peft_hook, push_hook, trainer_hook
 from .switches import PEFT, PUSH, TRAINER, is_on
 
 
@@ -36,6 +37,7 @@ def register() -> None:
     """Install the hooks whose switch is on, once. (The model type is registered as soon as this module is imported.)"""
     if is_on(PEFT):
         peft_hook.register()
+        base_state.register()
     if is_on(TRAINER):
         trainer_hook.register()
     if is_on(PUSH):

@@ -21,9 +21,6 @@ WHY = {  # tests fail while the fusion layer trains
     "test_training_encoder_decoders_gradient_checkpointing": "asserts that no weight outside the adapter gets a "
     "gradient, and the fusion layer gets one",
     "test_training_encoder_decoders_layer_indexing": "asserts the same",
-    "test_get_base_model_state_dict": "fails with prompt learning, because of a defect of PEFT: with any layer in "
-    "`modules_to_save`, PEFT returns the base model's weights under other names, for a plain T5 too "
-    "([base_state_of_prompt_learning.py](upstream/base_state_of_prompt_learning.py))",
 }
 TUNER = re.compile(r"\[(?:\w+-)?(\w+)Config-")
 

@@ -77,6 +77,11 @@ print(json.dumps(sorted(changed)))
 # By switch: what that hook changes. `T5FUSION_PEFT_HOOK` and `T5FUSION_PUSH_HOOK` share `PeftModel.__init__`.
 CHANGED_BY = {
     PEFT: {
+        *(
+            f"{module}.{verb}_base_model_state_dict"
+            for module in ("peft", "peft.utils", "peft.utils.save_and_load")
+            for verb in ("get", "set")
+        ),
         "peft.config.PeftConfigMixin.from_pretrained",
         "peft.peft_model.PeftModel.__init__",
         "peft.tuners.tuners_utils.BaseTuner.inject_adapter",
