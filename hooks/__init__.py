@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | `BaseTuner.inject_adapter` | a new adapter trains and saves the fusion layer | PEFT |
 | `PeftConfig.from_pretrained` | marks a config that was read, so that nothing is added to a saved adapter | PEFT |
-| `get_base_model_state_dict`, `set_base_model_state_dict` | with prompt learning, they look past the wrapper around the fusion layer | PEFT |
+| `get_base_model_state_dict`, `set_...` | with prompt learning, they find the wrapped fusion layer | PEFT |
 | `PeftModel.__init__` | an adapter on a fused model gets the class in `adapter_class.py` | PEFT, PUSH |
 | `CallbackHandler.__init__`: adds `FusionCallback` | starts the fusion layer, and reports useless vectors | TRAINER |
 | `CallbackHandler.__init__`: adds `PushCallback` | a pushed adapter loads without this package | PUSH |
