@@ -78,7 +78,7 @@ vector of another name.</p>
 </dl>
 </article>
 {% endfor -%}
-<p>The model is small, and its sentences show it. Run <code>make demo</code> to make this page again.</p>
+<p>The model is small, and its sentences show it. <code>t5fusion demo</code> makes such a page.</p>
 </body>
 </html>
 """)
