@@ -147,7 +147,7 @@ def test_own_vectors_need_no_encoder(plain_folders, monkeypatch):
     with pytest.raises(
         ValueError,
         match=r"row 0 .*vectors of 4 numbers; expected 3, .*`T5WithFusion\(..., lexical_dim=4\)` and "
-        r"`T5FusionProcessor\(..., lexical_dim=4\)`",
+        r"`T5FusionProcessor\(..., lexical_dim=4, lexical_encoder=None, lexical_source='given'\)`",
     ):
         processor(TEXTS, lexical_embeds=np.ones((3, 4)))
 
