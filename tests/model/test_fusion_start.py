@@ -149,6 +149,16 @@ def test_the_projection_predicts_the_targets(model):
     torch.testing.assert_close(model.encoder.fusion.projection.weight, weight.float())
 
 
+def test_padding_is_no_word(model):
+    """Some rows are padded with <pad>, some with the id that the loss ignores, as collators do."""
+    vectors, labels, _ = rows_of(model, rows=30)
+    padded = [[*ids, *[0] * (row % 3), *[-100] * (row % 2)] for row, ids in enumerate(labels)]
+    embeddings = model.shared.weight.detach()
+    expected, moments = (read_moments(as_rows(vectors, each), DIM, embeddings) for each in (labels, padded))
+    assert torch.equal(moments.input_output_products, expected.input_output_products)
+    assert torch.equal(moments.output_mean, expected.output_mean)
+
+
 def test_rows_are_read_once_and_only_a_block_is_held(model, monkeypatch):
     vectors, labels, _ = rows_of(model, rows=100)
     embeddings = model.shared.weight.detach()
