@@ -9,6 +9,7 @@ on, the model reads a vector as a mixture of the words that the target probably 
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +103,10 @@ class Moments:
 
     def __init__(self, inputs: int, outputs: int):
         # The dtype and the device are explicit, because the process may have other defaults.
-        zeros = torch.zeros(1, dtype=torch.float64, device="cpu")
+        zeros = partial(torch.zeros, dtype=torch.float64, device="cpu")
         self.rows = 0
-        self.input_mean, self.output_mean = zeros.expand(inputs).clone(), zeros.expand(outputs).clone()
-        self.input_products = zeros.expand(inputs, inputs).clone()
-        self.input_output_products = zeros.expand(inputs, outputs).clone()
+        self.input_mean, self.output_mean = zeros(inputs), zeros(outputs)
+        self.input_products, self.input_output_products = zeros(inputs, inputs), zeros(inputs, outputs)
         self.output_squares = 0.0
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
