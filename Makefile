@@ -66,7 +66,7 @@ lint: $(STAMP) build/types ## ruff and mypy
 .PHONY: build/types
 build/types:
 	@rm -rf build/types && mkdir -p build/types/t5fusion
-	@for folder in cli common demo finetune hooks hub_export tiny_t5 tiny_t5_v2 py.typed; do ln -s "../../../$$folder" build/types/t5fusion/; done
+	@for folder in cli common demo engines finetune hooks hub_export tiny_t5 tiny_t5_v2 py.typed; do ln -s "../../../$$folder" build/types/t5fusion/; done
 	@for file in *.py; do ln -s "../../../$$file" build/types/t5fusion/; done
 
 docs: $(STAMP) build/types ## the pages as a site in build/site, with the reference of the Python interface

@@ -202,8 +202,30 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         return self.embed_tokens.weight[token_id]
 
 
+class PlaceholderLogitsMixin:
+    """Lets `generate` apply to logits what depends on the input ids, although a placeholder may have no logit."""
+
+    config: T5FusionConfig
+
+    def _get_logits_processor(self, *args: Any, encoder_input_ids: Any = None, **kwargs: Any) -> Any:
+        """Return what `generate` applies to logits. It reads the input ids with padding in place of placeholders."""
+        # Repetition penalties look up the input ids among the logits. A placeholder past the embedding table has none.
+        if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():
+            is_placeholder = encoder_input_ids == self.config.lexical_token_id
+            encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.pad_token_id or 0)
+        return super()._get_logits_processor(  # type: ignore[misc]
+            *args, encoder_input_ids=encoder_input_ids, **kwargs
+        )
+
+
 class T5WithFusion(
-    FusedLoadingMixin, SavingMixin, FittingMixin, T5InitMixin, T5ForConditionalGeneration, GenerationMixin
+    FusedLoadingMixin,
+    SavingMixin,
+    FittingMixin,
+    T5InitMixin,
+    PlaceholderLogitsMixin,
+    T5ForConditionalGeneration,
+    GenerationMixin,
 ):
     """T5 for conditional generation that reads lexical vectors beside its text.
 
@@ -329,14 +351,6 @@ class T5WithFusion(
         if label_tokens_of_step is not None and labels is not None:
             return _scale_loss(output, (labels != IGNORED).sum() / label_tokens_of_step)
         return output
-
-    def _get_logits_processor(self, *args: Any, encoder_input_ids: Any = None, **kwargs: Any) -> Any:
-        """Return what `generate` applies to logits. It reads the input ids with padding in place of placeholders."""
-        # Repetition penalties look up the input ids among the logits. A placeholder past the embedding table has none.
-        if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():
-            is_placeholder = encoder_input_ids == self.config.lexical_token_id
-            encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.pad_token_id or 0)
-        return super()._get_logits_processor(*args, encoder_input_ids=encoder_input_ids, **kwargs)
 
     def _warn_of_unused_vectors(self, lexical_embeds: torch.Tensor | None) -> None:
         """Warn once if training gives the model no vectors, or leaves the fusion layer frozen."""

@@ -1,10 +1,12 @@
 """Arguments and options that several commands take."""
 
+from enum import Enum
 from typing import Annotated
 
 import typer
 
-from ..common.panels import DATA, HUB, VECTORS
+from ..common.panels import DATA, GENERATION, HUB, VECTORS
+from ..engines.names import ENGINES
 
 Data = Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")]
 TextColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the input text.")]
@@ -55,6 +57,14 @@ Revision = Annotated[
 Split = Annotated[str, typer.Option(rich_help_panel=DATA, help="Split of a data set on the Hub.")]
 Limit = Annotated[
     int | None, typer.Option(rich_help_panel=DATA, help="Use at most this many rows, the first ones.", min=1)
+]
+EngineName = Enum("EngineName", {name: name for name in ENGINES}, type=str)  # type: ignore[misc]
+Engine = Annotated[
+    EngineName,
+    typer.Option(
+        rich_help_panel=GENERATION,
+        help="What generates on a CPU. " + " ".join(f"{name}: {text}" for name, text in ENGINES.items()),
+    ),
 ]
 UseCache = Annotated[
     bool,

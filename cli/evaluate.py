@@ -9,9 +9,12 @@ import typer
 
 from ..common.console import is_first_process, say
 from ..common.panels import OUTPUT, VECTORS
+from ..engines.names import REFERENCE
 from ..finetune.file_names import check_readable
 from .arguments import (
     Encoding,
+    Engine,
+    EngineName,
     Limit,
     Revision,
     Split,
@@ -58,6 +61,7 @@ def evaluate(
     revision: Revision = None,
     limit: Limit = None,
     encoding: Encoding = None,
+    engine: Engine = EngineName[REFERENCE],
     as_json: Annotated[
         bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON instead of a table.")
     ] = False,
@@ -98,6 +102,7 @@ def evaluate(
     evaluation = evaluate_file(
         name, data, columns,
         vectors=vectors.value, seed=seed, split=split, revision=revision, limit=limit, encoding=encoding,
+        engine=engine.value,
     )  # fmt: skip
     if not is_first_process():
         return

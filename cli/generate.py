@@ -11,9 +11,20 @@ import typer
 
 from ..common.console import say
 from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
+from ..engines.names import REFERENCE
 from ..finetune.decoding import Decoding, check_decoding
 from ..finetune.file_names import STREAMED_KINDS, check_ending, check_readable, kind_of
-from .arguments import Encoding, Limit, Revision, Split, Trained, TrainedLexicalColumn, TrainedVectorColumn
+from .arguments import (
+    Encoding,
+    Engine,
+    EngineName,
+    Limit,
+    Revision,
+    Split,
+    Trained,
+    TrainedLexicalColumn,
+    TrainedVectorColumn,
+)
 from .libraries import load_libraries
 from .settings import parse_settings, settings_option
 
@@ -65,6 +76,7 @@ def generate(
     seed: Annotated[
         int, typer.Option(min=0, rich_help_panel=GENERATION, help="Seed of the random numbers, with do_sample=true.")
     ] = Decoding.seed,
+    engine: Engine = EngineName[REFERENCE],
     limit: Limit = None,
     split: Split = "train",
     encoding: Encoding = None,
@@ -93,7 +105,7 @@ def generate(
     if texts and file:
         raise ValueError("texts and --file were both given; give one of them.")
     settings = check_decoding(parse_settings(setting or [], "temperature=0.7"))
-    decoding = Decoding(beams, max_new_tokens, batch_size, settings, seed)
+    decoding = Decoding(beams, max_new_tokens, batch_size, settings, seed, engine.value)
     from ..common.run_files import check_folder  # It imports the Hub's client, which --help does not need.
 
     if file:

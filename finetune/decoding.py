@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common.errors import did_you_mean
+from ..engines.names import REFERENCE, check_engine
 from .setting_values import fit_setting, set_by_option
 
 SETTINGS: dict[str, type] = {  # fields that can be set, and the types of their values
@@ -34,6 +35,7 @@ class Decoding:
         batch_size: Rows in a batch.
         settings: Fields of transformers' GenerationConfig; None for none.
         seed: Seed of the random numbers, if `do_sample` is among the settings.
+        engine: What generates, a name in `t5fusion.engines.ENGINES`.
     """
 
     num_beams: int = 1
@@ -41,13 +43,15 @@ class Decoding:
     batch_size: int = 64
     settings: Mapping[str, Any] | None = None
     seed: int = 42
+    engine: str = REFERENCE
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of `model.generate`.
 
         Raises:
-            ValueError: A setting cannot be used (see `check_decoding`).
+            ValueError: A setting cannot be used (see `check_decoding`), or there is no such engine.
         """
+        check_engine(self.engine)
         beams_and_length = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
         return beams_and_length | check_decoding(self.settings or {})
 

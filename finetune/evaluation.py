@@ -16,6 +16,7 @@ from ..common.losses import Losses, losses_of, paired_bootstrap
 from ..common.progress import Progress
 from ..common.run_files import EVALUATION
 from ..common.writing import replace_text
+from ..engines.names import REFERENCE
 from ..processing_t5fusion import T5FusionProcessor
 from .generation import Advance, generate_texts
 from .inputs import batches
@@ -109,12 +110,13 @@ def _losses_and_texts(
     batch_size: int = 64,
     advance: Advance | None = None,
     seed: int = 0,
+    generator: Any = None,
     **options,
 ) -> tuple[Losses, list[str]]:
     """Return the losses and the generated texts of rows. `generate_texts` gets `advance` and `options`."""
     changed = change_vectors(rows, vectors, seed)
     row_losses = losses(model, changed, processor, batch_size)
-    texts = generate_texts(model, changed, processor, batch_size, advance, **options)
+    texts = generate_texts(generator or model, changed, processor, batch_size, advance, **options)
     return row_losses, texts
 
 
@@ -127,6 +129,7 @@ def evaluate_large(
     progress: Progress | None = None,
     has_vector: np.ndarray | None = None,
     seed: int = 0,
+    generator: Any = None,
 ) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
     """Return the losses and generated texts of a set of any size, with some hundreds of its rows in memory at a time.
 
@@ -143,6 +146,7 @@ def evaluate_large(
         progress: Counts each row once for each of `kinds`; None to show nothing.
         has_vector: bool (rows,), which rows have a vector; None if all have one.
         seed: Seed that shuffles the vectors.
+        generator: What generates the texts, with transformers' `generate`; None for the model.
 
     Returns:
         Losses and texts in the order of the rows, by kind of vectors; and the counts.
@@ -162,7 +166,9 @@ def evaluate_large(
         lacks_vectors = has_vector is not None and has_vector.sum() > 1 and not has_vector[part].any()
         given: dict[Vectors, Vectors] = {kind: "true" if lacks_vectors else kind for kind in kinds}
         return {
-            kind: _losses_and_texts(model, processor, part_inputs, vectors, advance=advance, seed=seed)
+            kind: _losses_and_texts(
+                model, processor, part_inputs, vectors, advance=advance, seed=seed, generator=generator
+            )
             for kind, vectors in given.items()
         }, counts
 
@@ -194,6 +200,7 @@ class Evaluation:
         is_saved: Whether the evaluation was saved in the folder of the model (see `save_evaluation`).
         eval_loss: Loss on the rows that the training held out, as the Trainer measures it: the mean over rows of the
             mean loss of their batch, in nats per token. None for other rows.
+        engine: The engine that generated the texts.
     """
 
     measures: dict[str, dict[str, float]]
@@ -201,6 +208,7 @@ class Evaluation:
     samples: list[dict[str, str]]
     is_saved: bool = False
     eval_loss: float | None = None
+    engine: str = REFERENCE
 
     def record(self, **source: Any) -> dict:
         """Return what evaluation.json holds.
@@ -213,7 +221,8 @@ class Evaluation:
             kind: {name: value for name, value in values.items() if name != "rows"}
             for kind, values in self.measures.items()
         }
-        return evaluation_record(rows, rows, measures, self.worth_of_vectors, self.samples, **source)
+        record = evaluation_record(rows, rows, measures, self.worth_of_vectors, self.samples, **source)
+        return record | {"engine": self.engine}
 
 
 def kinds_of_vectors(vectors: Vectors | Literal["all"]) -> list[Vectors]:

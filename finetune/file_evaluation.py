@@ -13,6 +13,8 @@ from ..common.console import say
 from ..common.progress import Progress
 from ..common.run_files import RunFiles
 from ..common.run_folder import find_trained
+from ..engines.choosing import choose_engine, load_engine
+from ..engines.names import REFERENCE, check_engine
 from ..processing_t5fusion import T5FusionProcessor
 from .data import Columns, check_columns, first_rows, has_vector, hub_data_set, load_split, with_all_texts
 from .evaluation import Evaluation, Vectors, evaluate_large, kinds_of_vectors, save_evaluation, summarize
@@ -35,6 +37,7 @@ def evaluate_file(
     revision: str | None = None,
     limit: int | None = None,
     encoding: str | None = None,
+    engine: str = REFERENCE,
 ) -> Evaluation:
     """Measure loss, ROUGE and chrF of a model on the rows of a file, or on the rows that its training held out.
 
@@ -55,6 +58,8 @@ def evaluate_file(
         revision: Branch, tag or commit of the repository.
         limit: Use at most this many rows, the first ones.
         encoding: Encoding of a CSV file; None for UTF-8.
+        engine: What generates the texts, a name in `t5fusion.engines.ENGINES`. By default, the model itself. The losses
+            are always the model's own.
 
     Returns:
         The measures, in all processes.
@@ -64,6 +69,7 @@ def evaluate_file(
             changed; or a file of the model is damaged.
         OSError: A file, a data set, the model or its base model cannot be read.
     """
+    check_engine(engine)
     kinds = kinds_of_vectors(vectors)
     uses_vectors = kinds != ["none"]
     folder = find_trained(str(name), revision)
@@ -73,6 +79,7 @@ def evaluate_file(
         columns = columns or columns_for(name, revision=revision, vectors=uses_vectors)
         rows = _rows_of_file(str(data), columns, trained_columns(folder), split, limit, encoding)
     model, processor, limits = load_on_device(folder)
+    generator, chosen = load_engine(model, engine), choose_engine(model, engine).name
     eval_loss = None
     if data is None:
         all_inputs = make_inputs(rows, columns, processor, limits, counts=Counter())
@@ -84,11 +91,13 @@ def evaluate_file(
 
     rows_with_vector = has_vector(rows, columns) if columns.vector and uses_vectors else None
     with Progress("Evaluating", len(rows) * len(kinds)) as progress:
-        results, counts = evaluate_large(model, processor, len(rows), inputs, kinds, progress, rows_with_vector, seed)
+        results, counts = evaluate_large(
+            model, processor, len(rows), inputs, kinds, progress, rows_with_vector, seed, generator
+        )
     report_counts(counts, *limits)
     # The scores ignore white space, but the model card shows each sample on one line.
     references = [" ".join(target.split()) for target in rows[columns.target]]
-    evaluation = replace(summarize(results, rows[columns.text], references), eval_loss=eval_loss)
+    evaluation = replace(summarize(results, rows[columns.text], references), eval_loss=eval_loss, engine=chosen)
     if not processes().is_main_process or not Path(name).is_dir():
         return evaluation
     source = {"data": str(data), "split": split} if data is not None and hub_data_set(str(data)) else {}

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from ..common.console import say
 from ..common.progress import Progress
 from ..common.run_folder import find_trained, trained_digest
+from ..engines.choosing import choose_engine, load_engine
 from .data import Columns, check_columns
 from .decoding import Decoding, seed_of_chunk
 from .generation import Output, generate_rows, generate_texts
@@ -54,6 +55,7 @@ def generate_file(
     batch_size: int = Decoding.batch_size,
     settings: Mapping[str, Any] | None = None,
     seed: int = Decoding.seed,
+    engine: str = Decoding.engine,
     limit: int | None = None,
     split: str = "train",
     revision: str | None = None,
@@ -85,6 +87,7 @@ def generate_file(
         settings: Fields of transformers' GenerationConfig, such as {"do_sample": True, "temperature": 0.7}.
         seed: Seed of the random numbers, if `do_sample`. One seed gives the same texts for any number of processes,
             even if the run is interrupted and resumed.
+        engine: What generates, a name in `t5fusion.engines.ENGINES`. By default, the model itself.
         limit: Use at most this many rows, the first ones.
         split: Split of the data set on the Hub.
         revision: Branch, tag or commit of the repository.
@@ -105,7 +108,7 @@ def generate_file(
     def chunks() -> Iterable[Chunk]:
         return first_of(read_chunks(str(data), split, columns_to_read.text, encoding), limit)
 
-    decoding = Decoding(num_beams, max_new_tokens, batch_size, settings, seed)
+    decoding = Decoding(num_beams, max_new_tokens, batch_size, settings, seed, engine)
     return generate_chunks(
         name, chunks(), columns_to_read, output, decoding, chunks, vectors=vectors, revision=revision,
         overwrite=overwrite, total=lambda: count_rows(str(data), split, encoding, limit),
@@ -143,8 +146,9 @@ def generate_chunks(
         check_output_name(path)
     folder = find_trained(str(name), revision)
     model, processor, limits = load_on_device(folder)
+    model, chosen = load_engine(model, decoding.engine), choose_engine(model, decoding.engine).name
     made_with: dict[str, Any] = {"model": trained_digest(folder), "columns": list(columns), "no_vectors": not vectors}
-    made_with |= {"batch_size": decoding.batch_size} | options
+    made_with |= {"batch_size": decoding.batch_size, "engine": chosen} | options
     made_with |= {"seed": decoding.seed} if options.get("do_sample") else {}
     writer: Output | None = None  # Only the first process writes.
     if processes().is_main_process:

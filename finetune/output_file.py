@@ -19,6 +19,7 @@ from datasets import Dataset
 
 from ..common.console import say
 from ..common.run_files import read_json
+from ..engines.names import REFERENCE
 from .data import Columns
 from .earlier_texts import EarlierText, texts_in_output, texts_in_partial
 from .file_names import check_ending, kind_of
@@ -26,6 +27,7 @@ from .output_columns import all_vector_columns, output_column, report_output_col
 from .output_formats import UNFINISHED, can_hold_vectors, json_line, write_whole
 from .streaming import CHUNK, Chunk
 
+NOT_RECORDED = {"engine": REFERENCE}  # what earlier releases did not record, because there was no choice
 PARTIAL = ".partial"  # ends the name of the file with the texts that have been generated so far
 MADE_WITH = ".made-with"  # ends the name of the file that records what the texts of an output depend on
 
@@ -111,15 +113,16 @@ class OutputFile:
                 "another --output, or give --overwrite."
             )
         try:
-            recorded = read_json(self.made_with_file)
+            recorded = NOT_RECORDED | read_json(self.made_with_file)
         except ValueError as error:
             self.close()
             raise ValueError(
                 f"{self.made_with_file} is damaged, and no other file records what the texts of {self._earlier_file} "
                 "were made with. Name another --output, or give --overwrite."
             ) from error
-        names = dict.fromkeys([*self.made_with, *recorded])
-        then_and_now = [(name, recorded.get(name), self.made_with.get(name)) for name in names]
+        made_with = NOT_RECORDED | self.made_with
+        names = dict.fromkeys([*made_with, *recorded])
+        then_and_now = [(name, recorded.get(name), made_with.get(name)) for name in names]
         changes = "; ".join(f"{name} was {then}, now {now}" for name, then, now in then_and_now if then != now)
         if changes:
             self.close()

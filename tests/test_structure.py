@@ -13,7 +13,7 @@ LEVELS = (
     ("demo", "hub_export"),
     ("finetune",),
     ("__init__",),
-    ("hooks",),
+    ("hooks", "engines"),
     ("common",),
     ("modeling_t5fusion",),
     ("fitting_t5fusion", "loading_t5fusion", "pipeline_t5fusion"),

@@ -1,0 +1,88 @@
+"""Choose an engine for a model and this processor, and load it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..common.console import say
+from .features import Features, detect_features
+from .merging import merged_copy
+from .names import check_engine
+from .packed_model import PackedT5
+
+
+class Choice(NamedTuple):
+    """Which engine runs, and why another one than was asked for; "" if it is the one that was asked for."""
+
+    name: str
+    reason: str = ""
+
+
+def choose_engine(model: nn.Module, engine: str, features: Features | None = None) -> Choice:
+    """Return which engine runs if `engine` is asked for.
+
+    Args:
+        model: A fused model, with or without an adapter.
+        engine: A name in `ENGINES`.
+        features: What the processor can do; None to find out.
+
+    Raises:
+        ValueError: There is no such engine, or it cannot run this model.
+    """
+    check_engine(engine)
+    if engine == "torch":
+        return Choice("torch")
+    features = features or detect_features()
+    obstacle = _obstacle(model, engine)
+    if engine == "auto":
+        if obstacle:
+            return Choice("torch", obstacle)
+        return Choice("fp32", "it gives the tokens of torch, and its weights are packed for this processor")
+    if obstacle:
+        raise ValueError(f"the engine {engine} cannot run this model: {obstacle}. Use the engine torch.")
+    if engine == "bf16" and not features.bf16:
+        return Choice("fp32", "this processor does not multiply bfloat16 itself")
+    if engine == "int8" and not features.int8:
+        return Choice("fp32", "this processor does not multiply int8 itself")
+    return Choice(engine)
+
+
+def load_engine(model: Any, engine: str = "auto", features: Features | None = None) -> Any:
+    """Return what generates for a model: an object with transformers' `generate`.
+
+    An engine is a copy: it does not see later changes of the model. The model itself stays as it is. A message on
+    standard error says which engine runs, if it is not the one that was asked for.
+
+    Args:
+        model: A fused model, with or without an adapter, on the CPU and in evaluation mode.
+        engine: "torch" for the model itself, "fp32", "bf16", "int8", or "auto" (see `ENGINES`).
+        features: What the processor can do; None to find out.
+
+    Returns:
+        The model itself with "torch", otherwise a [`PackedT5`].
+
+    Raises:
+        ValueError: There is no such engine, or it cannot run this model.
+    """
+    choice = choose_engine(model, engine, features)
+    if choice.reason:
+        say(f"Engine {engine}: {choice.name} runs, because {choice.reason}.")
+    if choice.name == "torch":
+        return model
+    return PackedT5(merged_copy(model), choice.name, features or detect_features())
+
+
+def _obstacle(model: nn.Module, engine: str) -> str:
+    """Return why the engines other than torch cannot run a model; "" if they can."""
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        return f"it is on the device {device}, and this engine runs on a CPU"
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        return f"its {adapter.peft_type.value} adapter is made of inputs, which cannot be merged into weights"
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if engine in ("fp32", "auto") and dtypes != {torch.float32}:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        return f"its weights are {names}, and this engine gives the same tokens for float32 alone"
+    return ""

@@ -1,0 +1,96 @@
+"""What the decoder reads: keys and values of the encoder's output, and of the tokens so far."""
+
+import torch
+
+MEMORY = "memory"  # the entry of the encoder's output that holds a `Memory`
+FIRST_CAPACITY = 32  # the number of tokens for which a new cache has room
+
+
+class Memory:
+    """Keys and values for cross-attention, computed once per row.
+
+    Args:
+        keys_and_values: float (layers, 2, rows, heads, length, size).
+        padding: float (rows, 1, 1, length), 0 for tokens and the lowest float32 for padding.
+    """
+
+    def __init__(self, keys_and_values: torch.Tensor, padding: torch.Tensor):
+        self.keys_and_values, self.padding = keys_and_values, padding
+
+    def __len__(self) -> int:
+        return len(self.padding)
+
+    def repeat(self, times: int) -> "Memory":
+        """Return the memory of rows that stand `times` times, one after another."""
+        return self if times == 1 else self.keep(torch.arange(len(self)).repeat_interleave(times))
+
+    def keep(self, kept: torch.Tensor) -> "Memory":
+        """Return the memory of some rows, given by their numbers."""
+        return Memory(self.keys_and_values[:, :, kept], self.padding[kept])
+
+
+class Cache:
+    """Keys and values of the tokens so far.
+
+    A row of the memory has one or several beams. The beams of a row share its keys and values: each token adds those
+    of all beams, and a beam reads those of its own ancestors. So a new choice of beams copies nothing.
+    """
+
+    is_compileable = False  # transformers asks each cache.
+
+    def __init__(self) -> None:
+        self.memory: Memory | None = None
+        self.length = 0
+
+    def start(self, memory: Memory, beams: int) -> None:
+        """Prepare for the first token of a batch."""
+        layers, _, rows, heads, _, size = memory.keys_and_values.shape
+        self.memory, self.beams, self.capacity = memory, beams, FIRST_CAPACITY
+        self.own = memory.keys_and_values.new_empty(layers, 2, rows, heads, self.capacity * beams, size)
+        self.padding = memory.padding
+        if beams > 1:  # Products of beams take the scores of a row's heads one after another.
+            self.padding = self.padding.expand(-1, heads, beams, -1).flatten(0, 1)
+            self.own_beams = torch.arange(beams).view(1, beams, 1).expand(rows, beams, 1)
+            self.ancestors = self.own_beams[:, :, :0]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Return the number of tokens. transformers calls it."""
+        return self.length
+
+    def add_token(self, bias: torch.Tensor) -> torch.Tensor:
+        """Make room for one more token, and return what is added to the scores of its attention.
+
+        Args:
+            bias: float (heads, length), T5's bias for the distance to each token. The new one is the last.
+
+        Returns:
+            float (1, heads, 1, length), or with several beams (rows * heads, beams, length * beams).
+        """
+        if self.length == self.capacity:
+            self.own = torch.cat([self.own, torch.empty_like(self.own)], 4)
+            self.capacity *= 2
+        self.length += 1
+        if self.beams == 1:
+            return bias[None, :, None]
+        self.ancestors = torch.cat([self.ancestors, self.own_beams], 2)
+        rows, beams, length = self.ancestors.shape
+        is_other = torch.ones(rows, beams, length, beams, dtype=torch.bool)
+        is_other.scatter_(3, self.ancestors[..., None], False)
+        scores = bias.repeat_interleave(beams, 1)[:, None].expand(rows, -1, beams, -1)
+        return scores.masked_fill(is_other.view(rows, 1, beams, -1), torch.finfo(bias.dtype).min).flatten(0, 1)
+
+    def reorder_cache(self, chosen: torch.Tensor) -> None:
+        """Let each beam go on from some beam of its row. transformers calls it.
+
+        Args:
+            chosen: int (rows * beams,), the beams to go on from, counted over all rows.
+        """
+        if self.beams > 1:
+            chosen = chosen.view(-1, self.beams, 1).long() % self.beams
+            self.ancestors = self.ancestors.gather(1, chosen.expand_as(self.ancestors))
+
+    def keep(self, kept: torch.Tensor) -> None:
+        """Drop all rows but some, given by their numbers. Rows have one beam each."""
+        assert self.memory is not None
+        self.memory = self.memory.keep(kept)
+        self.own, self.padding = self.own[:, :, kept], self.memory.padding

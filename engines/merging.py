@@ -1,0 +1,35 @@
+"""Merge an adapter into a copy of a model."""
+
+import copy
+import warnings
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+
+def merged_copy(model: nn.Module) -> Any:
+    """Return a fused model with its adapter, if it has one, merged into its weights. The model itself is not changed.
+
+    Raises:
+        ValueError: The adapter cannot be merged.
+    """
+    tuned = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    if not tuned and not isinstance(model, PeftModel):
+        return model
+    model = copy.deepcopy(model)
+    try:
+        with warnings.catch_warnings():  # The embeddings of a FLAN-T5 are untied from the start.
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+            if isinstance(model, PeftModel):
+                return model.merge_and_unload()
+            for name in tuned:  # transformers put the adapter into the model.
+                layer: Any = model.get_submodule(name)
+                layer.merge()
+                model.set_submodule(name, layer.get_base_layer())
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the adapter cannot be merged into the model's weights ({error}). Use the engine torch."
+        ) from error
+    return model
