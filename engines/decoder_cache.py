@@ -1,8 +1,10 @@
 """What the decoder reads: keys and values of the encoder's output, and of the tokens so far."""
 
 import torch
+import transformers
 
 MEMORY = "memory"  # the entry of the encoder's output that holds a `Memory`
+LOWEST = torch.finfo(torch.bfloat16).min  # is added to scores that must not count; float32 has it too
 FIRST_CAPACITY = 32  # the number of tokens for which a new cache has room
 
 
@@ -11,7 +13,7 @@ class Memory:
 
     Args:
         keys_and_values: float (layers, 2, rows, heads, length, size).
-        padding: float (rows, 1, 1, length), 0 for tokens and the lowest float32 for padding.
+        padding: float (rows, 1, 1, length), 0 for tokens and `LOWEST` for padding.
     """
 
     def __init__(self, keys_and_values: torch.Tensor, padding: torch.Tensor):
@@ -29,7 +31,7 @@ class Memory:
         return Memory(self.keys_and_values[:, :, kept], self.padding[kept])
 
 
-class Cache:
+class Cache(transformers.Cache):
     """Keys and values of the tokens so far.
 
     A row of the memory has one or several beams. The beams of a row share its keys and values: each token adds those
@@ -39,6 +41,7 @@ class Cache:
     is_compileable = False  # transformers asks each cache.
 
     def __init__(self) -> None:
+        super().__init__(layers=[])  # transformers' layers hold no beams that share keys.
         self.memory: Memory | None = None
         self.length = 0
 
@@ -77,7 +80,7 @@ class Cache:
         is_other = torch.ones(rows, beams, length, beams, dtype=torch.bool)
         is_other.scatter_(3, self.ancestors[..., None], False)
         scores = bias.repeat_interleave(beams, 1)[:, None].expand(rows, -1, beams, -1)
-        return scores.masked_fill(is_other.view(rows, 1, beams, -1), torch.finfo(bias.dtype).min).flatten(0, 1)
+        return scores.masked_fill(is_other.view(rows, 1, beams, -1), LOWEST).flatten(0, 1)
 
     def reorder_cache(self, chosen: torch.Tensor) -> None:
         """Let each beam go on from some beam of its row. transformers calls it.

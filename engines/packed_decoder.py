@@ -1,5 +1,6 @@
 """T5's decoder over packed matrices, one token at a time."""
 
+import copy
 from typing import Any
 
 import torch
@@ -60,24 +61,25 @@ class PackedDecoder:
     Args:
         decoder: The `T5Stack`.
         head: The matrix that gives the logits.
+        embeddings: The embedding table, float32 (vocabulary, width).
         scale: A number that the decoder's outputs are multiplied by before the head.
         packing: Packs the matrices.
     """
 
-    def __init__(self, decoder: Any, head: Any, scale: float, packing: Packing):
-        self.embeddings = decoder.embed_tokens.weight.detach().float()
+    def __init__(self, decoder: Any, head: Any, embeddings: torch.Tensor, scale: float, packing: Packing):
+        self.embeddings = embeddings
         self.blocks = [DecoderBlock(block, packing) for block in decoder.block]
         self.norm = Norm(decoder.final_layer_norm)
         self.head = packing.matrix(head, norm=decoder.final_layer_norm, scale=scale)
-        self.first = decoder.block[0].layer[0].SelfAttention  # It holds the table of the bias.
+        self.first = copy.deepcopy(decoder.block[0].layer[0].SelfAttention)  # It holds the table of the bias.
         self.bias = torch.empty(0, 0)
 
     def bias_to(self, length: int) -> torch.Tensor:
         """Return T5's bias for the last of `length` tokens, float (heads, length)."""
         if self.bias.shape[1] < length:
             most = max(FIRST_CAPACITY, 2 * length)
-            bias = self.first.compute_bias(1, most, past_seen_tokens=most - 1)
-            self.bias = bias[0, :, 0].float().to(self.blocks[0].own.read.dtype).contiguous()
+            bias = self.first.compute_bias(most, most)  # transformers 5.0 cannot compute the last row alone.
+            self.bias = bias[0, :, -1].float().to(self.blocks[0].own.read.dtype).contiguous()
         return self.bias[:, self.bias.shape[1] - length :]
 
     def step(self, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:

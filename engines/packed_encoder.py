@@ -1,11 +1,12 @@
 """T5's encoder over packed matrices."""
 
+import copy
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from .decoder_cache import Memory
+from .decoder_cache import LOWEST, Memory
 from .packed_layers import FeedForward, Norm, Packing
 
 
@@ -41,8 +42,11 @@ class PackedEncoder:
 
     def __init__(self, encoder: Any, decoder: Any, packing: Packing):
         self.blocks = [EncoderBlock(block, packing) for block in encoder.block]
-        self.norm, self.norm_weight = Norm(encoder.final_layer_norm), encoder.final_layer_norm.weight.detach().float()
-        self.first = encoder.block[0].layer[0].SelfAttention  # It holds the table of the bias.
+        self.norm, self.norm_weight = (
+            Norm(encoder.final_layer_norm),
+            encoder.final_layer_norm.weight.detach().float().clone(),
+        )
+        self.first = copy.deepcopy(encoder.block[0].layer[0].SelfAttention)  # It holds the table of the bias.
         crosses = [block.layer[1].EncDecAttention for block in decoder.block]
         matrices = [matrix for cross in crosses for matrix in (cross.k, cross.v)]
         self.cross = packing.matrix(*matrices, norm=encoder.final_layer_norm)
@@ -59,7 +63,7 @@ class PackedEncoder:
         rows, length = hidden.shape[:2]
         padding = torch.zeros(rows, 1, 1, length)
         if mask is not None:
-            padding.masked_fill_(mask[:, None, None] == 0, torch.finfo(torch.float32).min)
+            padding.masked_fill_(mask[:, None, None] == 0, LOWEST)
         bias = (self.first.compute_bias(length, length).float() + padding).to(self.blocks[0].read.dtype)
         for block in self.blocks:
             block.add_to(hidden, bias)

@@ -62,11 +62,12 @@ class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
         config = copy.deepcopy(model.config)
         config._attn_implementation = "eager"  # transformers checks that the class supports what is set here.
         super().__init__(config)
-        self.engine, self.generation_config = numbers, model.generation_config
+        self.engine, self.generation_config = numbers, copy.deepcopy(model.generation_config)
         packing = Packing(numbers, features)
         self.encoder = EncoderWithMemory(model, packing)
         scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
-        self.packed_decoder = PackedDecoder(model.decoder, model.lm_head, scale, packing)
+        embeddings = self.encoder.embedder.embed_tokens.weight.float()  # T5's encoder and decoder share them.
+        self.packed_decoder = PackedDecoder(model.decoder, model.lm_head, embeddings, scale, packing)
         self.eval()
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> "EncoderWithMemory":
@@ -102,6 +103,7 @@ class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
         inputs_embeds: Any = None,
         lexical_embeds: Any = None,
         use_cache: Any = None,
+        cache_position: Any = None,
         return_dict: Any = None,
         output_attentions: Any = None,
         output_hidden_states: Any = None,
@@ -144,10 +146,11 @@ class EncoderWithMemory(nn.Module):
 
     def __init__(self, model: T5WithFusion, packing: Packing):
         super().__init__()
-        # Of the model's encoder, only `embed` with its checks is used. So its blocks need not stay in memory.
-        embedder = copy.copy(model.encoder)
-        embedder._modules = {name: model.encoder._modules[name] for name in ("embed_tokens", "fusion")}
-        self.embedder = embedder
+        # Of the model's encoder, only `embed` with its checks is used. So its blocks are not copied.
+        self.embedder = copy.copy(model.encoder)
+        self.embedder._modules = copy.deepcopy(
+            {name: model.encoder._modules[name] for name in ("embed_tokens", "fusion")}
+        )
         self.packed = PackedEncoder(model.encoder, model.decoder, packing)
 
     def forward(

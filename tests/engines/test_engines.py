@@ -132,6 +132,16 @@ def test_an_adapter_that_transformers_loaded_is_merged_too(flan, inputs_for, tmp
     assert any("lora_" in name for name in loaded.state_dict())
 
 
+def test_an_engine_is_a_copy(flan, inputs_for):
+    batch, options = batch_for(inputs_for, flan), {"max_new_tokens": 8, "eos_token_id": None}
+    engine, expected = load_engine(flan, "fp32"), flan.generate(**batch, **options)
+    for parameter in flan.parameters():
+        torch.nn.init.normal_(parameter)
+    flan.generation_config.num_beams = 3
+    assert not torch.equal(flan.generate(**batch, **options), expected)
+    assert torch.equal(engine.generate(**batch, **options), expected)
+
+
 def test_rows_that_have_ended_leave_the_batch(flan, inputs_for, monkeypatch):
     engine, steps = load_engine(flan, "fp32"), []
     step = engine.packed_decoder.step

@@ -1,0 +1,21 @@
+"""The published shape of google/flan-t5-small, with random weights, for measurements of speed."""
+
+import torch
+
+from t5fusion import T5FusionConfig, T5WithFusion
+
+
+def flan_t5_small(**changes: int) -> T5WithFusion:
+    """Return a fused model of flan-t5-small's shape with random weights, the same at every call.
+
+    Args:
+        **changes: Fields of the config.
+    """
+    sizes = {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6, "vocab_size": 32128}
+    config = T5FusionConfig(
+        **sizes | changes, feed_forward_proj="gated-gelu", decoder_start_token_id=0, tie_word_embeddings=False
+    )
+    config.scale_decoder_outputs = False  # Its head is untied.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return T5WithFusion(config)
