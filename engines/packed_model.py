@@ -85,7 +85,7 @@ class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
             value = kwargs[name] if name in kwargs else getattr(config, name, None)
             if value is not None and value is not False:
                 raise ValueError(f"the engine {self.engine} has no `{name}`. Leave it out, or use the engine torch.")
-        return super().generate(*args, **kwargs | {"past_key_values": Cache(), "use_cache": True})
+        return super().generate(*args, **kwargs | {"past_key_values": Cache()})
 
     def _sample(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Decode greedily or sample. `generate` calls it."""

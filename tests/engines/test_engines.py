@@ -83,6 +83,14 @@ def test_vectors_without_placeholders_raise_the_error_of_the_model(flan, inputs_
     assert str(of_engine.value) == str(of_model.value)
 
 
+def test_small_and_empty_hidden_states_are_normed_as_in_the_model(flan, inputs_for):
+    batch = batch_for(inputs_for, flan, (0, 0), (4, 6)) | {"decoder_input_ids": torch.tensor([[0, 5, 0], [0, 6, 7]])}
+    with torch.no_grad():
+        flan.shared.weight.mul_(1e-3)[0] = 0
+    logits = load_engine(flan, "fp32")(**batch).logits
+    torch.testing.assert_close(logits, flan(**batch).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_padding_does_not_matter(flan, inputs_for):
     batch, engine = batch_for(inputs_for, flan), load_engine(flan, "fp32")
     together = engine.generate(**batch, max_new_tokens=8, eos_token_id=None)
