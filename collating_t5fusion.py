@@ -12,6 +12,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
 from .configuration_t5fusion import LEXICAL_TOKEN
+from .packing_t5fusion import restart_rows, share_sequences
 from .rows_t5fusion import (
     IGNORED,
     NO_TEXT,
@@ -36,6 +37,17 @@ class RowText(NamedTuple):
     ids: Ids  # (length,)
     mask: Ids  # (length,): 0 for ids that the row's own mask hides
     given_length: int  # the length with placeholders and with the padding that the row came with
+
+
+class Inputs(NamedTuple):
+    """What a batch is padded from: one entry for each row, or for each sequence that holds several rows."""
+
+    ids: list[Ids]
+    mask: list[Ids]
+    labels: list[Ids] | None
+    vectors: list[Vectors]
+    row_ids: list[Ids] | None = None  # number of the row of each id, from 1; None if each sequence holds one row
+    target_row_ids: list[Ids] | None = None
 
 
 @dataclass
@@ -65,6 +77,9 @@ class DataCollatorWithFusion:
         max_vectors: With `padding="max_length"`, the number of vectors to which each row is padded with zeros; None
             for 1. If a whole batch may lack vectors, pass the processor as `tokenizer`, or pass `model`, so that the
             collator knows the width of a vector.
+        packing: Put several short rows of a batch into one sequence, so that less is padding. A sequence is at most as
+            long as the longest row, or 64. Loss and gradients stay the same within rounding. This is for training:
+            batches without labels are not packed, and neither are streamed batches that accelerate joins.
 
     Raises:
         ValueError: The settings contradict each other, or tokenizer and model disagree about the placeholder's id.
@@ -78,6 +93,7 @@ class DataCollatorWithFusion:
     max_length: int | None = None
     max_target_length: int | None = None
     max_vectors: int | None = None
+    packing: bool = False
 
     def __post_init__(self) -> None:
         self._check_padding()
@@ -109,6 +125,8 @@ class DataCollatorWithFusion:
                 raise ValueError(f"`{name}` is {size}, which needs `padding='max_length'`. Give both, or neither.")
             if size is not None and size < 1:
                 raise ValueError(f"`{name}` is {size}; expected at least 1.")
+        if self.padding == "max_length" and self.packing:
+            raise ValueError("`packing` needs `padding='longest'`, but it is 'max_length'. Leave one out.")
         if self.padding == "max_length" and self.max_length is None:
             raise ValueError("`padding` is 'max_length'; expected a `max_length` with it, such as `max_length=128`.")
 
@@ -129,6 +147,9 @@ class DataCollatorWithFusion:
               padded with zeros; absent if no row has a vector. With `padding="max_length"`, (batch, max_vectors, dim).
             - `decoder_input_ids`, int64, in the shape of the labels, if there are labels and a `model`. (A model
               makes them itself of labels that it gets.)
+            - `row_ids` and `target_row_ids`, int64, in the shapes of `input_ids` and `labels`, if a sequence holds
+              several rows: the number of the row to which each belongs, from 1, and 0 for padding. The batch then has
+              fewer sequences than rows, and a sequence has the vectors of its rows, one after another.
 
         Raises:
             ValueError: If a row is wrong, the message names its index in the batch and the field.
@@ -140,7 +161,7 @@ class DataCollatorWithFusion:
                   them, and a column of another name holds vectors.
                 - A row is longer, or has more vectors, than `padding="max_length"` allows.
                 - There are no rows; or a further column does not hold a string, a number or an array of one shape in
-                  every row.
+                  every row, or the rows of the batch are packed.
         """
         if len(features) == 0:
             raise ValueError("the batch has no rows; expected one or more.")
@@ -148,20 +169,33 @@ class DataCollatorWithFusion:
             _refuse_vectors_by_another_name(features)
         vectors = [vectors_of_row(index, row.get("lexical_embeds")) for index, row in enumerate(features)]
         texts = [self._read_text(index, row, len(vectors[index])) for index, row in enumerate(features)]
+        has_labels = any(row.get("labels") is not None for row in features)
+        labels = (
+            [self._read_labels(index, row.get("labels")) for index, row in enumerate(features)] if has_labels else None
+        )
+        inputs = Inputs([text.ids for text in texts], [text.mask for text in texts], labels, vectors)
+        _check_widths(vectors)
+        if self.packing and labels is not None and not _is_joined_by_accelerate():
+            inputs = _packed(inputs, _other_columns(features))
         # accelerate joins only batches of one length. So rows that came padded to one length keep it.
         keep_lengths = _is_joined_by_accelerate() and self.padding != "max_length"
         lengths = [text.given_length for text in texts] if keep_lengths else None
         batch = {
-            "input_ids": self._pad("input_ids", [text.ids for text in texts], self.tokenizer.pad_token_id, lengths),
-            "attention_mask": self._pad("input_ids", [text.mask for text in texts], 0, lengths),
+            "input_ids": self._pad("input_ids", inputs.ids, self.tokenizer.pad_token_id, lengths),
+            "attention_mask": self._pad("input_ids", inputs.mask, 0, lengths),
         }
-        if any(row.get("labels") is not None for row in features):
-            labels = [self._read_labels(index, row.get("labels")) for index, row in enumerate(features)]
+        if inputs.labels is not None:
             lengths = [len(row["labels"]) for row in features] if keep_lengths else None
-            batch["labels"] = self._pad("labels", labels, self.label_pad_token_id, lengths)
+            batch["labels"] = self._pad("labels", inputs.labels, self.label_pad_token_id, lengths)
             if self.model is not None:
                 batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-        stacked = self._stack_vectors(vectors)
+        if inputs.row_ids is not None and inputs.target_row_ids is not None:
+            batch["row_ids"] = self._pad("input_ids", inputs.row_ids, 0)
+            batch["target_row_ids"] = self._pad("labels", inputs.target_row_ids, 0)
+            if self.model is not None:
+                start = self.model.config.decoder_start_token_id
+                batch["decoder_input_ids"] = restart_rows(batch["decoder_input_ids"], batch["target_row_ids"], start)
+        stacked = self._stack_vectors(inputs.vectors)
         if stacked is not None:
             batch["lexical_embeds"] = stacked
         for name in _other_columns(features):
@@ -247,13 +281,9 @@ class DataCollatorWithFusion:
         """Return the vectors of all rows, float32 (batch, dim) or (batch, vectors, dim); None if there are none.
 
         Raises:
-            ValueError: The rows' vectors differ in width, or are more than `padding="max_length"` allows.
+            ValueError: A row has more vectors than `padding="max_length"` allows.
         """
         width = next((row.shape[1] for row in rows if len(row)), None)
-        for index, row in enumerate(rows):
-            if len(row) and row.shape[1] != width:
-                expected = f"{width}, as in the rows before. Encode all rows with one encoder"
-                raise bad_row(index, "lexical_embeds", f"vectors of {row.shape[1]} numbers; expected {expected}")
         count = max(len(row) for row in rows)  # Every row is padded to as many vectors.
         if self.padding == "max_length":
             count, width = self.max_vectors or 1, width or self.lexical_dim
@@ -271,6 +301,49 @@ class DataCollatorWithFusion:
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row if len(row) else 0
         return torch.from_numpy(padded)
+
+
+def _check_widths(rows: list[Vectors]) -> None:
+    """Check that all vectors have one width.
+
+    Raises:
+        ValueError: They do not.
+    """
+    width = next((row.shape[1] for row in rows if len(row)), None)
+    for index, row in enumerate(rows):
+        if len(row) and row.shape[1] != width:
+            expected = f"{width}, as in the rows before. Encode all rows with one encoder"
+            raise bad_row(index, "lexical_embeds", f"vectors of {row.shape[1]} numbers; expected {expected}")
+
+
+def _packed(inputs: Inputs, other_columns: list[str]) -> Inputs:
+    """Return the rows of a batch with short ones in shared sequences; unchanged if no two of them fit.
+
+    Args:
+        inputs: The rows, with labels.
+        other_columns: Names of the columns that are not inputs of the model.
+
+    Raises:
+        ValueError: There are such columns. They have a value for each row, and the batch none.
+    """
+    if other_columns:
+        raise ValueError(
+            f"column `{other_columns[0]}` of the batch has a value for each row, but `packing` puts several rows into "
+            "one sequence. Remove the column (`remove_columns`), or leave out `packing`."
+        )
+    assert inputs.labels is not None  # Only training packs rows.
+    shared = share_sequences([(len(ids), len(labels)) for ids, labels in zip(inputs.ids, inputs.labels, strict=True)])
+    if len(shared) == len(inputs.ids):
+        return inputs
+    row_ids, target_row_ids = list(inputs.mask), list(inputs.labels)
+    for rows in shared:
+        for number, row in enumerate(rows, start=1):
+            row_ids[row] = inputs.mask[row] * number  # 0 for ids that the row's own mask hides
+            target_row_ids[row] = np.full_like(inputs.labels[row], number)
+    width = max(1, *(row.shape[1] for row in inputs.vectors))
+    vectors = [row.reshape(-1, width) for row in inputs.vectors]  # A row without vectors gets their width.
+    columns = (inputs.ids, inputs.mask, inputs.labels, vectors, row_ids, target_row_ids)
+    return Inputs(*([np.concatenate([column[row] for row in rows]) for rows in shared] for column in columns))
 
 
 def _span_of_used(is_used: npt.NDArray[np.bool_]) -> slice:

@@ -10,6 +10,7 @@ and `fitting_t5fusion.py` starts the fusion layer.
 
 import os
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,9 +22,11 @@ from transformers.utils import TransformersKwargs, logging
 
 from .checking_t5fusion import check_placeholders, check_token_id, check_vectors
 from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
+from .fast_t5fusion import fast_step, forget_copies, use_training_gelu
 from .fitting_t5fusion import FittingMixin
 from .loading_t5fusion import FusedLoadingMixin, FusedModel, NameOrPath
 from .naming_t5fusion import FusedName, resolve_embedded
+from .packing_t5fusion import PackedMasks, packed_masks, restart_rows
 from .rows_t5fusion import IGNORED
 from .saving_t5fusion import SavingMixin
 
@@ -116,7 +119,16 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         lexical_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the encoder; see `embed` for the inputs. Returns what [`~transformers.models.t5.T5Stack`] returns."""
+        """Run the encoder; see `embed` for the inputs. Returns what [`~transformers.models.t5.T5Stack`] returns.
+
+        Raises:
+            ValueError: The inputs are wrong (see `embed`), or are packed rows for `generate`.
+        """
+        if kwargs.pop("row_ids", None) is not None or kwargs.pop("target_row_ids", None) is not None:
+            raise ValueError(
+                "the batch holds packed rows, from which nothing can be generated. Use a collator without "
+                "`packing=True`."
+            )
         # `T5WithFusion.forward` calls `embed` itself, and passes only the result, as `inputs_embeds`.
         is_embedded = input_ids is None and lexical_embeds is None
         # If both `input_ids` and `inputs_embeds` are given, or neither is, T5 raises its own error.
@@ -248,6 +260,7 @@ class T5WithFusion(
     config_class = T5FusionConfig
     encoder: LexicalEncoder
     fused_name: str | None = None  # the name of the model before its embedding table was resized
+    fast_training: bool = True  # whether training on a CPU takes the faster functions of `fast_t5fusion.py`
     _keep_in_fp32_modules: Any
     _has_trained_on_vectors = False
 
@@ -270,6 +283,7 @@ class T5WithFusion(
             )
         super().__init__(config, *args, **kwargs)
         self.encoder = LexicalEncoder(self.encoder.config)
+        use_training_gelu(self)
         self._choose_fusion_dtype(is_quantised=getattr(config, "quantization_config", None) is not None)
         # The weights of a base model hold no fusion layer, so transformers must not warn that it is missing.
         if config.architectures != [type(self).__name__]:
@@ -305,6 +319,8 @@ class T5WithFusion(
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         lexical_embeds: torch.Tensor | None = None,
+        row_ids: torch.Tensor | None = None,
+        target_row_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Any:
         """Run T5 with lexical vectors.
@@ -313,13 +329,17 @@ class T5WithFusion(
             input_ids: int64 (batch, length), with one `<lexical>` (`config.lexical_token_id`) per vector.
             lexical_embeds: Float (batch, lexical_dim) or (batch, vectors, lexical_dim); see `LexicalEncoder.embed`.
                 Ignored if `encoder_outputs` are given, because those contain the vectors already.
+            row_ids: Number of the row, from 1, to which each token belongs, int64 (batch, length), and 0 for padding.
+                `DataCollatorWithFusion(packing=True)` makes them if a sequence holds several rows.
+            target_row_ids: The same for each label, int64 (batch, labels).
             Others: As in [`~transformers.T5ForConditionalGeneration.forward`].
 
         Returns:
             A [`~transformers.modeling_outputs.Seq2SeqLMOutput`], or a tuple with `return_dict=False`.
 
         Raises:
-            ValueError: Vectors and placeholders do not match (see `LexicalEncoder.embed`), or the decoder has no input.
+            ValueError: Vectors and placeholders do not match (see `LexicalEncoder.embed`), the decoder has no input, or
+                packed rows meet an attention that cannot keep them apart.
         """
         # Every argument is spelled out, because the Trainer drops columns that this signature does not name.
         if all(decoder_input is None for decoder_input in (decoder_input_ids, decoder_inputs_embeds, labels)):
@@ -336,21 +356,63 @@ class T5WithFusion(
         label_tokens_of_step = kwargs.pop("num_items_in_batch", None)  # the Trainer's count for all batches of a step
         if past_key_values is not None:  # transformers 5.24 renames it to `cache` and warns about the old name.
             kwargs["past_key_values"] = past_key_values
-        output = super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            encoder_outputs=encoder_outputs,
-            inputs_embeds=inputs_embeds,
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        with fast_step(self, self.device):
+            if row_ids is not None and target_row_ids is not None:
+                masks = self._masks_of_packed(row_ids, target_row_ids)
+                if encoder_outputs is None:
+                    encoder_outputs = self.encoder(
+                        inputs_embeds=inputs_embeds, attention_mask=masks.encoder, **_requested_outputs(kwargs)
+                    )
+                inputs_embeds, attention_mask, decoder_attention_mask = None, masks.cross, masks.decoder
+                if decoder_input_ids is None and labels is not None:
+                    decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels, target_row_ids)
+            output = super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=decoder_attention_mask,
+                encoder_outputs=encoder_outputs,
+                inputs_embeds=inputs_embeds,
+                decoder_inputs_embeds=decoder_inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                **kwargs,
+            )
         if label_tokens_of_step is not None and labels is not None:
             return _scale_loss(output, (labels != IGNORED).sum() / label_tokens_of_step)
         return output
+
+    def _masks_of_packed(self, row_ids: torch.Tensor, target_row_ids: torch.Tensor) -> PackedMasks:
+        """Return the masks for sequences that hold several rows.
+
+        Raises:
+            ValueError: The model's attention takes no such masks.
+        """
+        if self.config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"the model's attention is {self.config._attn_implementation!r}, which cannot keep packed rows apart; "
+                "expected 'sdpa' or 'eager'. Set `attn_implementation`, or leave out the collator's `packing`."
+            )
+        return packed_masks(row_ids, target_row_ids, self.dtype)
+
+    def prepare_decoder_input_ids_from_labels(
+        self, labels: torch.Tensor, target_row_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the inputs of the decoder: the labels shifted right. Every row begins with the start token.
+
+        Args:
+            labels: int64 (batch, labels).
+            target_row_ids: Number of the row to which each label belongs, int64 (batch, labels), if a sequence holds
+                several rows.
+        """
+        ids: torch.Tensor = self._shift_right(labels)
+        return ids if target_row_ids is None else restart_rows(ids, target_row_ids, self.config.decoder_start_token_id)
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training or evaluation mode. Evaluation frees the copies of weights that fast training keeps."""
+        if not mode:
+            forget_copies()
+        return super().train(mode)
 
     def _warn_of_unused_vectors(self, lexical_embeds: torch.Tensor | None) -> None:
         """Warn once if training gives the model no vectors, or leaves the fusion layer frozen."""
@@ -454,6 +516,11 @@ class T5WithFusion(
                     adapter.base_model_name_or_path = self.name_or_path
                     adapter.revision = fused_name.commit or adapter.revision
         return embeddings
+
+
+def _requested_outputs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords that ask a T5 for further outputs, for a call of its encoder alone."""
+    return {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
 
 
 def _scale_loss(output: Any, share: torch.Tensor) -> Any:

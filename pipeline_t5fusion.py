@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .arguments_t5fusion import read_vectors  # noqa: F401
     from .configuration_t5fusion import T5FusionConfig  # noqa: F401
     from .naming_t5fusion import FusedName  # noqa: F401
+    from .packing_t5fusion import share_sequences  # noqa: F401
     from .rows_t5fusion import Vectors  # noqa: F401
     from .tokenizing_t5fusion import tokenize  # noqa: F401
 

@@ -15,6 +15,7 @@ from .arguments_t5fusion import read_list, read_texts, read_vectors, texts_of_ro
 from .collating_t5fusion import DataCollatorWithFusion
 from .configuration_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, T5FusionConfig
 from .naming_t5fusion import HUB_KEYWORDS, PROJECTION_WEIGHT, FusedName, resolve_embedded
+from .packing_t5fusion import share_sequences  # noqa: F401  for transformers 5.0, which copies only direct imports
 from .rows_t5fusion import NO_TEXT, Vectors, add_lexical_token, bad_row, check_choice, place_lexical
 from .tokenizing_t5fusion import forget_last_call, tokenize
 

@@ -151,6 +151,11 @@ class TrainingOptions:
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "Precision of computation. auto: bf16 on machines where it is fast."
     )
+    packing: bool = option(
+        True,
+        "Put short rows of a batch into one sequence, so that less is padding. The result is the same within rounding.",
+        opposite=("no_packing", "Give each row of a batch a sequence of its own."),
+    )
     seed: int = option(42, "Seed of the random numbers.", SEED)
     gradient_accumulation: int = option(1, "Batches whose gradients are added up for one step of the weights.", COUNT)
     warmup_steps: float = option(

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ class FusionTrainer(Seq2SeqTrainer):
                 state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
             state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled = True
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """Return batches that are not packed: the Trainer weights the loss of a batch by its number of sequences."""
+        collator = self.data_collator
+        self.data_collator = replace(collator, packing=False)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
 
     def create_optimizer(self, model=None):
         if self.accelerator.is_fsdp2:

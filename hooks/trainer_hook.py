@@ -11,7 +11,8 @@ in all of them.
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from itertools import islice
 from typing import Any
@@ -54,7 +55,8 @@ class FusionCallback(TrainerCallback):
             return
         if any(type(parameter) is not torch.nn.Parameter for parameter in fused.parameters()):
             return  # FSDP has split the weights over the processes.
-        own, other = measure_vectors(model, eval_dataloader)
+        with unpacked(eval_dataloader):
+            own, other = measure_vectors(model, eval_dataloader)
         if len(own.sums) < 2:
             return  # There is nothing to compare.
         cost = paired_bootstrap(other, own)
@@ -102,6 +104,21 @@ def start_rows(loader: DataLoader | None) -> list[dict]:
     step = max(1, -(-len(dataset) // MOST_START_ROWS))  # rounded up
     rows = (dataset[index] for index in range(0, len(dataset), step))
     return [row for row in rows if isinstance(row, dict) and row.get("lexical_embeds") is not None and "labels" in row]
+
+
+@contextmanager
+def unpacked(loader: DataLoader) -> Iterator[None]:
+    """Let a loader's `DataCollatorWithFusion` give each row a sequence of its own, in this context."""
+    collator: Any = getattr(loader, "collate_fn", None)
+    collator = getattr(collator, "data_collator", collator)  # The Trainer wraps it to remove columns.
+    packing = getattr(collator, "packing", False)
+    if packing:
+        collator.packing = False
+    try:
+        yield
+    finally:
+        if packing:
+            collator.packing = packing
 
 
 @torch.no_grad()

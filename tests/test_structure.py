@@ -19,7 +19,7 @@ LEVELS = (
     ("fitting_t5fusion", "loading_t5fusion", "pipeline_t5fusion"),
     ("saving_t5fusion", "processing_t5fusion"),
     ("naming_t5fusion", "collating_t5fusion", "arguments_t5fusion"),
-    ("checking_t5fusion", "rows_t5fusion", "tokenizing_t5fusion"),
+    ("checking_t5fusion", "rows_t5fusion", "tokenizing_t5fusion", "fast_t5fusion", "packing_t5fusion"),
     ("configuration_t5fusion",),
     ("tiny_t5", "tiny_t5_v2"),
 )
