@@ -142,7 +142,7 @@ def test_every_option_of_train_can_stand_in_the_file(tmp_path):
     names = {each.name for each in get_command(app).commands["train"].params} - {"config", "setting", "help"}
     (tmp_path / "run.yaml").write_text("".join(f"{name}: 1\n" for name in sorted(names)))
     assert set(read_config(tmp_path / "run.yaml")) == names
-    assert {each.name for each in fields(TrainingOptions)} - names == {"train_fusion", "settings"}
+    assert {each.name for each in fields(TrainingOptions)} - names == {"train_fusion", "packing", "settings"}
 
 
 REFUSED = {
