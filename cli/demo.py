@@ -42,12 +42,14 @@ def demo(
 
     Example: [bold]t5fusion demo --lexical name[/bold]
     """
-    # This imports the Hub's client, which --help does not need.
+    # These import the Hub's client, which --help does not need.
+    from ..common.folder_names import check_base_model
     from ..finetune.output_folder import check_output, is_unused
 
     if not is_unused(output) and not (output / DEMO).exists():
         raise ValueError(f"{output} holds something other than a demo, which is not replaced. Choose another --output.")
     check_output(output, overwrite=True, mark=DEMO)
+    check_base_model(base_model)
     print(f"{base_model} learns to describe Python code. This takes about five minutes on two cores.", flush=True)
     load_libraries()
     from ..demo.demo import demo as run_demo  # It is slow to import, and --help does not need it.

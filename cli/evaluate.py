@@ -82,9 +82,9 @@ def evaluate(
 
     Example: [bold]t5fusion evaluate runs/files test.jsonl --vectors all[/bold]
     """
-    from ..common.run_files import check_folder  # It imports the Hub's client, which --help does not need.
+    from ..common.folder_names import check_reachable  # It imports the Hub's client, which --help does not need.
 
-    check_folder(name, revision)
+    check_reachable(name, revision)
     if data is not None:
         check_readable(data, encoding)
     elif any((text_column, target_column, lexical_column, vector_column, encoding)):

@@ -69,7 +69,11 @@ def export(
 
     Example: [bold]t5fusion export runs/files bundles/describer[/bold]
     """
-    parse_kind(kind)
+    from ..common.folder_names import check_base_model, check_source  # imports the Hub's client: --help does without
+
+    check_source(source, is_base_model=parse_kind(kind) == "fused")
+    if base_model is not None and not Path(base_model).is_dir():
+        check_base_model(base_model.partition("@")[0])
     load_libraries()
     from ..hub_export.bundle import export as write_bundle  # slow to import: --help does without
 

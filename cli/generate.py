@@ -106,13 +106,13 @@ def generate(
         raise ValueError("texts and --file were both given; give one of them.")
     settings = check_decoding(parse_settings(setting or [], "temperature=0.7"))
     decoding = Decoding(beams, max_new_tokens, batch_size, settings, seed, engine.value)
-    from ..common.run_files import check_folder  # It imports the Hub's client, which --help does not need.
+    from ..common.folder_names import check_reachable  # It imports the Hub's client, which --help does not need.
 
     if file:
         check_readable(file, encoding, STREAMED_KINDS)
     if output and not output.exists():  # `generate_file` checks an existing file, because it must be read for that.
         check_ending(output)
-    check_folder(name, revision)
+    check_reachable(name, revision)
     load_libraries()
     # These are slow to import, and --help does not need them.
     from ..finetune import Columns, GenerationStopped, columns_for, generate_file

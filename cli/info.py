@@ -46,8 +46,11 @@ def info(
     from huggingface_hub.utils import disable_progress_bars  # It is slow to import, and --help does not need it.
 
     from ..common.folder_info import folder_info
+    from ..common.folder_names import check_reachable
 
     disable_progress_bars()
+    if name not in EMBEDDED:
+        check_reachable(name, revision)
     facts = folder_info(name, revision)
     if as_json:
         print(facts.to_json())

@@ -38,11 +38,13 @@ def push(
 
     Example: [bold]t5fusion push bundles/describer me/describer[/bold]
     """
+    from ..common.hub_errors import check_can_push
     from ..common.replace_folder import recover
     from ..hub_export.manifest import read_manifest  # imports the Hub's client: --help does without
 
     recover(bundle)
     read_manifest(bundle)
+    check_can_push(repo_id)
     load_libraries()
     from ..hub_export.upload import push as push_bundle  # slow to import: --help does without
 

@@ -8,7 +8,7 @@ import typer
 
 from ..common.console import is_first_process, say
 from ..common.panels import DATA, OUTPUT, TRAINING
-from ..finetune.file_names import check_readable
+from ..finetune.file_names import check_header, check_readable
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
 from ..finetune.run_config import SETTINGS, as_text, read_config
 from .arguments import Data, Encoding, LexicalColumn, Limit, TargetColumn, TextColumn, VectorColumn
@@ -94,6 +94,10 @@ def train(
     output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
     for source in filter(None, (data, validation)):
         check_readable(source, encoding)
+        check_header(source, (text_column, target_column, lexical_column, vector_column), encoding)
+    from ..common.folder_names import check_base_model  # It imports the Hub's client, which --help does not need.
+
+    check_base_model(options.base_model)
     if is_first_process():  # Another process might already see, and refuse, what the first one has written.
         from ..finetune.output_folder import check_output  # It imports the Hub's client, which --help does not need.
 

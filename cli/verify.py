@@ -27,9 +27,11 @@ def verify(
 
     Example: [bold]t5fusion verify me/describer[/bold]
     """
-    from ..common.run_files import check_folder  # imports the Hub's client: --help does without
+    from ..common.folder_names import check_reachable  # imports the Hub's client: --help does without
 
-    check_folder(name, revision)
+    check_reachable(name, revision)
+    if fused_model is not None:
+        check_reachable(fused_model)
     load_libraries()
     from ..hub_export.verification import verify as verify_bundle  # slow to import: --help does without
 

@@ -2,7 +2,8 @@
 
 import errno
 
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub import get_token
+from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -15,7 +16,28 @@ from huggingface_hub.errors import (
 
 from .errors import first_line
 
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def check_can_push(repo_id: str) -> None:
+    """Check, without asking the Hub, that a push to `repo_id` is possible.
+
+    Raises:
+        OSError: HF_HUB_OFFLINE is set, or there is no token.
+    """
+    if HF_HUB_OFFLINE:
+        raise OSError(_offline(repo_id))
+    if get_token() is None:
+        raise OSError(_not_logged_in(repo_id))
+
+
+def _offline(repo_id: str) -> str:
+    return f"HF_HUB_OFFLINE is set, so {repo_id} cannot be reached. Unset it."
+
+
+def _not_logged_in(repo_id: str) -> str:
+    return f"you are not logged in to the Hub, so nothing can be sent to {repo_id}. {LOG_IN}"
 
 
 def in_one_sentence(error: BaseException, repo_id: str) -> str:
@@ -28,11 +50,11 @@ def in_one_sentence(error: BaseException, repo_id: str) -> str:
         )
     if isinstance(error, GatedRepoError):
         return f"{repo_id} is gated: ask for access on its page, then log in with `hf auth login`."
-    if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return (
-            f"the Hub refused access to {repo_id}: it does not exist, this token may not see it, or the token is not "
-            "valid. Log in with `hf auth login`, or set HF_TOKEN."
-        )
+    if isinstance(error, LocalTokenNotFoundError):
+        return _not_logged_in(repo_id)
+    if status == 401:
+        problem = "you are not logged in" if get_token() is None else "this token may not see it, or is not valid"
+        return f"the Hub refused access to {repo_id}: it does not exist, or {problem}. {LOG_IN}"
     if status == 403:
         return f"this token may not write to {repo_id}. Use a token with write access, or another owner."
     if isinstance(error, RepositoryNotFoundError):
@@ -40,7 +62,7 @@ def in_one_sentence(error: BaseException, repo_id: str) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no such revision. Name one of its branches, tags or commits."
     if isinstance(error, OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set, so {repo_id} cannot be reached. Unset it."
+        return _offline(repo_id)
     if isinstance(error, HfHubHTTPError) and status is not None:
         message = (getattr(error, "server_message", None) or first_line(error)).rstrip(".")
         advice = " Try again later." if status >= 500 or status == 429 else ""

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ..naming_t5fusion import EMBEDDED, FIRST_EMBEDDED, FusedName, name_to_record, recorded_base, was_embedded
 from .errors import cannot_be_loaded
+from .folder_names import check_folder
 from .hub_errors import in_one_sentence
-from .replace_folder import recover
 
 RECORD, EVALUATION, MANIFEST = "training.json", "evaluation.json", "t5fusion.json"
 REFERENCE, ADAPTER_SAFETENSORS = "reference.safetensors", "adapter_model.safetensors"
@@ -141,30 +140,6 @@ class RunFiles:
         earlier = was_embedded(named.base_model, self.path)
         name = FIRST_EMBEDDED if earlier else name_to_record(named.base_model)
         return named._replace(base_model=name, commit=None) if name in EMBEDDED else named
-
-
-def check_folder(name: str, revision: str | None = None) -> None:
-    """Check that `name` is a folder, or may be the id of a repository. The Hub is not asked.
-
-    A folder that a killed process left half replaced is put back first.
-
-    Raises:
-        ValueError: A revision is given for a folder.
-        OSError: `name` is no folder, and no valid id.
-    """
-    folder = Path(name)
-    recover(folder)
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"--revision is for a repository on the Hub, and {name} is a folder. Leave it out.")
-        return
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        problem = "is a file" if folder.exists() else "is no folder"
-        raise OSError(
-            f"{name} {problem}; expected a folder, or the id of a repository on the Hub, OWNER/NAME."
-        ) from error
 
 
 def find_folder(name: str, revision: str | None = None, **download: Any) -> Path:

@@ -1,11 +1,16 @@
 """Tell the kind of a file by its name. This module imports nothing slow, because the command line uses it."""
 
+import csv
+import gzip
+import json
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 STREAMED_KINDS = (*FILE_KINDS, ".txt")  # kinds that `generate` reads
 TEXT_KINDS = (".txt", ".csv")  # kinds that may have any encoding; JSON is always UTF-8
+LOOKED_AT = 10_000  # rows of a JSONL file that `check_header` reads at most
 OUTPUT_ENDINGS = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
 
 
@@ -43,6 +48,36 @@ def check_readable(data: str, encoding: str | None = None, kinds: Iterable[str] 
         raise ValueError(f"{data} is empty; expected rows.")
     if encoding and kind not in TEXT_KINDS:
         raise ValueError(f"an encoding was given for {data}; only {' and '.join(TEXT_KINDS)} files have one to choose.")
+
+
+def check_header(data: str, columns: Iterable[str | None], encoding: str | None = None) -> None:
+    """Check that a CSV or JSONL file has these columns; None is no column.
+
+    A file that is long, damaged or of another kind passes, because whoever reads all of it tells more.
+
+    Raises:
+        ValueError: A column is missing. The message lists the columns that exist.
+    """
+    names = _names_in_header(data, encoding)
+    missing = next((column for column in columns if column is not None and column not in names), None)
+    if names and missing is not None:
+        raise ValueError(f"there is no column {missing!r}; the columns are {', '.join(names)}.")
+
+
+def _names_in_header(data: str, encoding: str | None) -> list[str]:
+    """Return the names of a CSV or JSONL file's columns, or none if a short look does not tell them."""
+    kind = kind_of(data)
+    if kind not in (".csv", ".jsonl") or not Path(data).is_file():
+        return []
+    try:
+        with (gzip.open if is_zipped(data) else open)(data, "rt", encoding=encoding or "utf-8-sig", newline="") as file:
+            if kind == ".csv":
+                return next(filter(None, csv.reader(file, strict=True)), [])
+            rows = [json.loads(line) for line in islice(file, LOOKED_AT + 1) if line.strip()]
+        # A row of JSONL may lack a column that others have.
+        return list(dict.fromkeys(name for row in rows for name in row)) if len(rows) <= LOOKED_AT else []
+    except (OSError, ValueError, LookupError, TypeError, EOFError, csv.Error):
+        return []
 
 
 def check_ending(path: Path) -> None:

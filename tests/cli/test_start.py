@@ -1,8 +1,11 @@
 """How the program starts: what it imports before its arguments are known to be good, and Ctrl-C meanwhile."""
 
+import gzip
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,30 @@ REFUSED = {  # words, what the error says, exit code
     "output in use": ([*TRAIN, "--output", "folder"], "folder is not empty. Choose another --output, or give", 1),
     "no demo": (["demo", "--output", "folder"], "folder holds something other than a demo", 1),
     "neither folder nor repository": (["generate", "./nothing", "a text"], "./nothing is no folder; expected a", 1),
+    "no folder in runs": (["generate", "runs/nothing", "a text"], "there is no folder runs/nothing, though runs is", 1),
+    "no folder to evaluate": (["evaluate", "a/b/c", *EVALUATE[2:]], "a/b/c is no folder; expected a folder", 1),
+    "no folder to export": (["export", "nothing", "bundle"], "nothing is no folder; expected a folder that", 1),
+    "no folder to verify": (["verify", "../nothing"], "../nothing is no folder; expected a folder", 1),
+    "no folder to describe": (["info", "/nothing"], "/nothing is no folder; expected a folder", 1),
+    "a file's name": (["info", "model.safetensors"], "model.safetensors is no folder; expected a folder", 1),
+    "no base model": ([*TRAIN, "--base-model", "./base"], "./base cannot be loaded (there is no such folder).", 1),
+    "no base model in runs": ([*TRAIN, "--base-model", "runs/base"], "there is no folder runs/base, though runs", 1),
+    "no base model to fuse": (["export", "./base", "bundle", "--kind", "fused"], "./base is no folder; expected", 1),
+    "no base model for readers": (["export", "folder", "bundle", "--base-model", "./base"], "no such folder", 1),
+    "no base model for the demo": (["demo", "--output", "new", "--base-model", "./base"], "no such folder", 1),
+    "not in the cache": (["generate", "me/model", "a text"], "cache does not hold it, and HF_HUB_OFFLINE is set.", 1),
+    "no base model in the cache": ([*TRAIN, "--base-model", "me/base"], "and HF_HUB_OFFLINE is set.", 1),
+    "no such column": (
+        ["train", "rows.jsonl", "--text-column", "nmae", "--target-column", "text"],
+        "there is no column 'nmae'; the columns are name, text.",
+        1,
+    ),
+    "no such column in a CSV file": (
+        ["train", "rows.csv.gz", *TRAIN[2:], "--vector-column", "vector"],
+        "there is no column 'vector'; the columns are name, text.",
+        1,
+    ),
+    "a push without the Hub": (["push", "bundle", "me/model"], "HF_HUB_OFFLINE is set, so me/model cannot", 1),
     "a revision of a folder": (["evaluate", "folder", *EVALUATE[2:], "--revision", "v1"], "--revision is for a", 1),
     "no kind of bundle": (["export", "folder", "bundle", "--kind", "zip"], "`kind` is 'zip'; expected one of", 1),
     "no bundle": (["push", "folder", "me/describer"], "folder is no bundle: it holds no t5fusion.json.", 1),
@@ -92,6 +119,11 @@ def room(tmp_path_factory):
     room = tmp_path_factory.mktemp("start")
     (room / "rows.jsonl").write_text('{"name": "app", "text": "the app"}\n')
     (room / "rows.docx").write_text("rows")
+    with gzip.open(room / "rows.csv.gz", "wt", encoding="utf-8-sig") as file:
+        file.write("name,text\napp,the app\n")
+    (room / "runs").mkdir()
+    (room / "bundle").mkdir()
+    (room / "bundle" / "t5fusion.json").write_text('{"format": 1, "kind": "adapter", "files": {}}')
     (room / "folder").mkdir()
     (room / "folder" / "mine.txt").write_text("not to be lost")
     return room
@@ -104,6 +136,53 @@ def test_an_argument_is_refused_before_heavy_libraries_are_imported(room, case):
     assert code == expected_code and err.startswith("t5fusion: ") and sentence in err and out == ""
     assert len(err.splitlines()) == 1
     assert not packages & HEAVY
+
+
+@pytest.fixture
+def dead_hub():
+    """A host that closes each connection without an answer. The list counts the connections."""
+    listener, connections = socket.create_server(("127.0.0.1", 0)), []
+
+    def close_each():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # The test has ended.
+                return
+            connections.append(1)
+            connection.close()
+
+    threading.Thread(target=close_each, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", connections
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "me/model", "a text"],
+        ["evaluate", "me/model", *EVALUATE[2:]],
+        ["info", "me/model"],
+        ["verify", "me/model"],
+        ["export", "me/model", "bundle", "--kind", "fused"],
+        [*TRAIN, "--base-model", "me/model"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_unreachable_hub_is_asked_once(room, dead_hub, words):
+    url, connections = dead_hub
+    hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": url, "NO_PROXY": "127.0.0.1", "HF_HOME": str(room / "hf_home")}
+    code, _, err, packages = run("python -m t5fusion", *words, folder=room, **hub)
+    assert code == 1 and "there is no folder me/model, and the Hub could not be reached" in err
+    assert len(connections) == 1 and not packages & HEAVY
+
+
+def test_a_push_without_a_token_is_refused_at_once(room, dead_hub):
+    url, connections = dead_hub
+    hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": url, "HF_HOME": str(room / "hf_home"), "HF_TOKEN": ""}
+    code, _, err, packages = run("python -m t5fusion", "push", "bundle", "me/model", folder=room, **hub)
+    assert code == 1 and "you are not logged in to the Hub" in err and "`hf auth login`" in err
+    assert not connections and not packages & HEAVY
 
 
 COMPLETED = {  # what is on the line, and what TAB offers

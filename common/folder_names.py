@@ -1,0 +1,120 @@
+"""Find out whether a name is a folder, or may be the id of a repository, before anything slow is imported."""
+
+import os
+from pathlib import Path
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import get_session, validate_repo_id
+
+from ..naming_t5fusion import EMBEDDED
+from .errors import first_line
+from .replace_folder import recover
+
+FILE_SUFFIXES = {
+    ".bin", ".ckpt", ".csv", ".gz", ".json", ".jsonl", ".onnx", ".parquet", ".pt", ".pth", ".py", ".safetensors",
+    ".tar", ".txt", ".yaml", ".yml", ".zip",
+}  # fmt: skip
+
+
+def check_folder(name: str, revision: str | None = None) -> None:
+    """Check that `name` is a folder, or may be the id of a repository. The Hub is not asked.
+
+    A folder that a killed process left half replaced is put back first.
+
+    Raises:
+        ValueError: A revision is given for a folder.
+        OSError: `name` is no folder, and no valid id; or it looks like a path; or it is not in the Hub's cache, and
+            HF_HUB_OFFLINE is set.
+    """
+    folder = Path(name)
+    recover(folder)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"--revision is for a repository on the Hub, and {name} is a folder. Leave it out.")
+        return
+    if folder.is_file() or _is_path(name):
+        problem = "is a file" if folder.is_file() else "is no folder"
+        raise OSError(f"{name} {problem}; expected a folder, or the id of a repository on the Hub, OWNER/NAME.")
+    if _is_cached(name):
+        return
+    if os.sep in name and folder.parent.is_dir() and revision is None:
+        raise OSError(
+            f"there is no folder {name}, though {folder.parent} is a folder here. If {name} is a repository on the "
+            f"Hub, download it first: hf download {name}."
+        )
+    if constants.HF_HUB_OFFLINE:
+        raise OSError(
+            f"there is no folder {name}. If it is a repository on the Hub: this machine's cache does not hold it, and "
+            "HF_HUB_OFFLINE is set. Check the path, or unset HF_HUB_OFFLINE."
+        )
+
+
+def check_reachable(name: str, revision: str | None = None) -> None:
+    """Check `name` as `check_folder` does and, unless it is a folder or cached, that the Hub answers: one short try.
+
+    The Hub's client tries again for half a minute if there is no network. What the Hub answers does not matter here.
+
+    Raises:
+        ValueError, OSError: See `check_folder`; or there is no such folder, and the Hub cannot be reached.
+    """
+    check_folder(name, revision)
+    if Path(name).is_dir() or _is_cached(name):
+        return
+    try:
+        get_session().head(f"{constants.ENDPOINT}/api/models/{name}", timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # Its type depends on the release of the Hub's client.
+        raise OSError(
+            f"there is no folder {name}, and the Hub could not be reached for a repository of this name "
+            f"({first_line(error)}). Check the path, or the network."
+        ) from error
+
+
+def check_base_model(base_model: str | None) -> None:
+    """Check a base model as `check_reachable` does: the name of an embedded one, a folder, or a Hub id; None passes.
+
+    Raises:
+        OSError: There is no such base model.
+    """
+    if base_model is None or base_model in EMBEDDED:
+        return
+    try:
+        check_reachable(base_model)
+    except OSError as error:
+        is_path = _is_path(base_model) and not Path(base_model).exists()
+        cause = "there is no such folder" if is_path else first_line(error)
+        raise OSError(
+            f"the base model {base_model} cannot be loaded ({cause}). Name a folder or a Hub id of a T5 with "
+            "--base-model."
+        ) from error
+
+
+def check_source(source: str, is_base_model: bool) -> None:
+    """Check what `export` gets: the name of a base model, or else a folder.
+
+    Raises:
+        OSError: There is no such base model or folder.
+    """
+    recover(Path(source))
+    if is_base_model and source not in EMBEDDED:
+        check_reachable(source)
+    elif not is_base_model and not Path(source).is_dir():
+        problem = "is a file" if Path(source).is_file() else "is no folder"
+        raise OSError(f"{source} {problem}; expected a folder that `t5fusion train` wrote.")
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a name can only be a path, and no id of a repository."""
+    if Path(name).suffix.lower() in FILE_SUFFIXES:
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:  # for "./x", "../x", "/x", "~/x" and "x/y/z", among others
+        return True
+    return False
+
+
+def _is_cached(name: str) -> bool:
+    """Return whether the Hub's cache on this machine holds files of the repository."""
+    snapshots = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+    return snapshots.is_dir() and any(snapshots.iterdir())
