@@ -22,6 +22,7 @@ from .naming_t5fusion import (
     FIRST_EMBEDDED,
     HUB_KEYWORDS,
     FusedName,
+    check_path,
     name_to_record,
     recorded_base,
     resolve_embedded,
@@ -398,11 +399,13 @@ def resolve_checkpoint(
     Raises:
         OSError: A config cannot be read, or the config announces an adapter that cannot be read.
         ValueError: The checkpoint is neither a T5 nor a fused model.
+        OSError: The name is that of a folder, and there is no such folder; or a file cannot be read.
     """
     named = FusedName.parse(name)
     # A folder that is called "tiny_t5_v2" wins over the embedded model, except in a name that an adapter recorded.
     if named.base_model != name or not os.path.isdir(name):
         named = named._replace(base_model=resolve_embedded(named.base_model))
+    check_path(named.base_model)
     hub_kwargs = named.hub_kwargs | {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
     adapter, adapter_hub_kwargs = find_adapter(named.base_model, hub_kwargs, kwargs.pop("adapter_kwargs", None))
     if adapter == named.base_model and (base := base_of_adapter(adapter, adapter_hub_kwargs)) is not None:

@@ -106,6 +106,18 @@ def resolve_embedded(name: Any) -> Any:
     return folder
 
 
+def check_path(name: Any) -> None:
+    """Check that `name` exists if it can only be a path. Any other name may be the id of a repository.
+
+    Raises:
+        OSError: There is no such folder.
+    """
+    text = str(name)
+    is_path = text.startswith((".", "~")) or os.path.isabs(text) or text.count("/") > 1
+    if is_path and not os.path.exists(text):
+        raise OSError(f"there is no folder {text}. Check the path, or name a repository on the Hub, OWNER/NAME.")
+
+
 def name_to_record(name: Any) -> Any:
     """Return the name to record for a base model: that of an embedded one, or else its folder or id unchanged.
 

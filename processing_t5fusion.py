@@ -14,7 +14,7 @@ from transformers.utils import cached_file, logging
 from .arguments_t5fusion import read_list, read_texts, read_vectors, texts_of_row
 from .collating_t5fusion import DataCollatorWithFusion
 from .configuration_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, T5FusionConfig
-from .naming_t5fusion import HUB_KEYWORDS, PROJECTION_WEIGHT, FusedName, resolve_embedded
+from .naming_t5fusion import HUB_KEYWORDS, PROJECTION_WEIGHT, FusedName, check_path, resolve_embedded
 from .packing_t5fusion import share_sequences  # noqa: F401  for transformers 5.0, which copies only direct imports
 from .rows_t5fusion import NO_TEXT, Vectors, add_lexical_token, bad_row, check_choice, place_lexical
 from .tokenizing_t5fusion import forget_last_call, tokenize
@@ -100,7 +100,11 @@ class T5FusionProcessor(ProcessorMixin):
         Args:
             pretrained_model_name_or_path: Hub id or folder of a processor, a base model, a fused model or an adapter.
             **kwargs: Keywords of `from_pretrained`.
+
+        Raises:
+            OSError: The name is that of a folder, and there is no such folder.
         """
+        check_path(pretrained_model_name_or_path)
         hub_kwargs = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
         recipe, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "lexical_encoder" not in recipe:

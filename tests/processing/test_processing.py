@@ -18,7 +18,7 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, ByT5Tokenizer, RobertaTokenizer, T5Tokenizer
 from warm import warm_python
 
-from t5fusion import processing_t5fusion
+from t5fusion import T5WithFusion, processing_t5fusion
 from t5fusion.collating_t5fusion import DataCollatorWithFusion
 from t5fusion.processing_t5fusion import T5FusionProcessor
 from t5fusion.rows_t5fusion import add_lexical_token
@@ -578,3 +578,10 @@ def test_remote_code_without_the_package(processor, tmp_path):
     for module, template, ids in printed:
         assert module.startswith("transformers_modules.")
         assert (template, ids) == ("Filename: {text}", expected)
+
+
+@pytest.mark.parametrize("name", ["./nosuch", "../nosuch", "/nosuch/model", "no/such/model"])
+@pytest.mark.parametrize("loaded", [T5FusionProcessor, T5WithFusion])
+def test_a_folder_that_does_not_exist_is_said_to_be_missing(loaded, name):
+    with pytest.raises(OSError, match=f"^there is no folder {name}. Check the path"):
+        loaded.from_pretrained(name)
