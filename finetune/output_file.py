@@ -77,6 +77,7 @@ class OutputFile:
         self.earlier_rows = self.new_rows = 0  # rows that have their text from earlier runs, and from this one
         self.schemas: list[pa.Schema] = []  # the schemas of the chunks in the output, each once
         self.input_columns: dict[str, None] = {}  # an ordered set of names
+        self.dropped: list[str] = []  # columns that the file cannot hold, until the user is told
         check_output_name(path)
         self.file = _open_locked(self.partial)
         if overwrite:
@@ -174,6 +175,7 @@ class OutputFile:
         Raises:
             OSError: They cannot be written, for example because the disk is full. The file may hold some of them.
         """
+        self._report_dropped()
         texts = rows[self.columns.text]
         lines = b"".join(self._line(*pair) for pair in zip(texts, outputs, strict=True))
         try:
@@ -206,6 +208,7 @@ class OutputFile:
         is_whole = self.path.exists() and not self.is_resumed and not self.new_rows
         if is_whole or not self.rows:
             return
+        self._report_dropped()
         name = output_column(list(self.input_columns))
         report_output_column(name)
         schemas = [*self.schemas, pa.schema([(name, pa.string())])]  # The generated texts become the last column.
@@ -224,15 +227,20 @@ class OutputFile:
         )
 
     def _remember_columns(self, rows: Dataset) -> None:
-        """Remember the columns of rows for `finish`, and report those that the file cannot hold."""
+        """Remember the columns of rows for `finish`."""
         dropped = self._dropped(rows)
         schema = table_without(rows, dropped).schema.remove_metadata()
         if not self.schemas:
-            for column in dropped:
-                say(f"Column {column!r} holds vectors, which a CSV file cannot; it is left out of {self.path}.")
+            self.dropped = dropped
         if schema not in self.schemas:
             self.schemas.append(schema)
         self.input_columns |= dict.fromkeys(rows.column_names)
+
+    def _report_dropped(self) -> None:
+        """Tell the user once which columns the file cannot hold. By then, the rows and their vectors are checked."""
+        for column in self.dropped:
+            say(f"Column {column!r} holds vectors, which a CSV file cannot; it is left out of {self.path}.")
+        self.dropped = []
 
     def _dropped(self, rows: Dataset) -> list[str]:
         """Return the columns that the file cannot hold."""
