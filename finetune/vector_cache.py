@@ -1,14 +1,16 @@
 """A cache on disk for the vectors of texts, so that each text is encoded once, and not again in every run.
 
 Each recipe (the encoder and its settings) has a folder of its own, which holds shards. A shard is a file with the
-vectors of some thousands of texts, and a hash of each text. It is written once and never changed. So a killed run loses
-at most the shard that it was computing, and a run with more texts encodes only the new ones.
+vectors of up to some thousands of texts, and a hash of each text. It is written once and never changed, at least every
+half minute. So a killed run loses at most the last half minute, an interrupted one a second or two, and a run with more
+texts encodes only the new ones.
 """
 
 import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -27,7 +29,8 @@ from ..common.progress import Progress
 from ..processing_t5fusion import T5FusionProcessor
 from ..saving_t5fusion import apply_umask
 
-SHARD = 8192  # texts: about a minute's work with MiniLM on two CPU cores
+PIECE = 256  # texts that are encoded at once: two seconds' work with MiniLM on two CPU cores
+SHARD, SHARD_SECONDS = 8192, 30.0  # A shard is written as soon as it has so many texts, or is so old.
 REPORT_EVERY = 10**9  # bytes: a message says each time that the cache has grown by this much
 FILE_ERRORS = (OSError, SafetensorError, ValueError, KeyError)  # raised for a damaged file or a full disk
 
@@ -47,9 +50,9 @@ def encode_distinct(texts: Sequence[str], processor: T5FusionProcessor) -> torch
 def encode_cached(texts: Sequence[str], processor: T5FusionProcessor, progress: bool = True) -> torch.Tensor:
     """Encode texts as `encode_distinct` does, but read the vectors that the cache holds, and add the others to it.
 
-    Texts that the cache lacks are encoded in shards of `SHARD` texts, in their order. The last bits of a vector depend
+    Texts that the cache lacks are encoded in pieces of `PIECE` texts, in their order. The last bits of a vector depend
     on the texts that are encoded with it. So a vector equals that of `processor.encode` bit for bit if that encodes the
-    same shard, and otherwise up to rounding. Once a vector is in the cache, every run gets that one.
+    same piece, and otherwise up to rounding. Once a vector is in the cache, every run gets that one.
 
     Args:
         texts: The texts.
@@ -76,16 +79,21 @@ def _read_or_encode(texts: Sequence[str], processor: T5FusionProcessor, progress
     with cache.locked():
         vectors = cache.read(texts)
         missing = [text for text in texts if text not in vectors]
-        # One shard has the encoder's own bar, which shows the time left. Several shards have one bar for all.
-        has_own_bar = progress and len(missing) <= SHARD and sys.stderr.isatty()
-        with Progress("Encoding", len(missing), "texts") if len(missing) > SHARD else nullcontext() as bar:
-            for start in range(0, len(missing), SHARD):
-                shard_texts = missing[start : start + SHARD]
-                shard_vectors = processor.encode(shard_texts, show_progress_bar=has_own_bar).numpy()
-                cache.add(shard_texts, shard_vectors)
-                vectors |= zip(shard_texts, shard_vectors, strict=True)
+        size = min(PIECE, SHARD)
+        # One piece has the encoder's own bar, which shows the time left. Several pieces have one bar for all.
+        has_own_bar = progress and len(missing) <= size and sys.stderr.isatty()
+        has_bar = len(missing) > (size if progress else SHARD)
+        with (
+            Progress("Encoding", len(missing), "texts") if has_bar else nullcontext() as bar,
+            _ShardWriter(cache) as writer,
+        ):
+            for start in range(0, len(missing), size):
+                piece = missing[start : start + size]
+                piece_vectors = processor.encode(piece, show_progress_bar=has_own_bar).numpy()
+                writer.add(piece, piece_vectors)
+                vectors |= zip(piece, piece_vectors, strict=True)
                 if bar is not None:
-                    bar.advance(len(shard_texts))
+                    bar.advance(len(piece))
     return torch.from_numpy(np.stack([vectors[text] for text in texts]))
 
 
@@ -210,6 +218,40 @@ class VectorCache:
                 "next one encodes them again."
             )
         self.writable = False
+
+
+class _ShardWriter:
+    """Collects pieces of vectors, and writes them as shards. As a context manager, it writes the last one at the end.
+
+    That is also so if encoding is interrupted.
+
+    Args:
+        cache: The cache to write to.
+    """
+
+    def __init__(self, cache: VectorCache):
+        self.cache = cache
+        self.texts: list[str] = []
+        self.vectors: list[np.ndarray] = []
+        self.written = time.monotonic()
+
+    def __enter__(self) -> "_ShardWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write()
+
+    def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+        """Take the vectors of some texts, and write a shard if it is large or old enough."""
+        self.texts += texts
+        self.vectors.append(vectors)
+        if len(self.texts) >= SHARD or time.monotonic() - self.written >= SHARD_SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        if self.texts:
+            self.cache.add(self.texts, np.concatenate(self.vectors))
+        self.texts, self.vectors, self.written = [], [], time.monotonic()
 
 
 @lru_cache(maxsize=8)

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from t5fusion import T5FusionProcessor
+from t5fusion.common.progress import Progress
 from t5fusion.finetune import vector_cache
 from t5fusion.finetune.vector_cache import cache_folder, encode_cached, encode_distinct
 
@@ -178,6 +180,31 @@ def test_a_full_disk_is_reported_once_and_leaves_no_partial_shard(processor, cap
     assert capsys.readouterr().err.count("Vectors cannot be cached in ") == 1
     assert [file.suffix for file in cache_folder().rglob("*") if file.is_file()] in ([], [".lock"])
     assert torch.equal(encode_cached(TEXTS, processor), vectors) and len(shards()) == 3
+
+
+def test_an_interrupted_run_has_cached_what_it_encoded_and_shows_how_far_it_is(processor, monkeypatch, capsys):
+    """The pieces are small, so that a line appears soon, and a shard is whole before it is full."""
+    monkeypatch.setattr(vector_cache, "PIECE", 2)
+    monkeypatch.setattr(vector_cache, "Progress", partial(Progress, every=0.0))
+    encode = T5FusionProcessor.encode
+
+    def stop_at_the_last_text(self, texts, **options):
+        if TEXTS[6] in texts:
+            raise KeyboardInterrupt
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(T5FusionProcessor, "encode", stop_at_the_last_text)
+    with pytest.raises(KeyboardInterrupt):
+        encode_cached(TEXTS[:8], processor)
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"Encoding: {done} of 8 texts ({done / 8:.0%})" for done in (2, 4, 6)
+    ]
+    monkeypatch.setattr(T5FusionProcessor, "encode", encode)
+    processor = counting(processor, monkeypatch)
+    forget()
+    monkeypatch.setattr(vector_cache, "SHARD_SECONDS", 0.0)
+    encode_cached(TEXTS[:12], processor)
+    assert processor.asked == [TEXTS[6:8], TEXTS[8:10], TEXTS[10:12]] and len(shards()) == 4
 
 
 SLOWLY = """
