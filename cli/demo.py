@@ -13,6 +13,8 @@ from ..naming_t5fusion import NEWEST_EMBEDDED
 from .arguments import Limit
 from .libraries import load_libraries
 
+DURATION = "This takes about 3 minutes on two quiet cores, and several times longer on a busy machine."
+
 
 class Lexical(str, Enum):
     """The text that a vector is made from: the code of a definition, or its name."""
@@ -50,7 +52,7 @@ def demo(
         raise ValueError(f"{output} holds something other than a demo, which is not replaced. Choose another --output.")
     check_output(output, overwrite=True, mark=DEMO)
     check_base_model(base_model)
-    print(f"{base_model} learns to describe Python code. This takes about five minutes on two cores.", flush=True)
+    print(f"{base_model} learns to describe Python code. {DURATION}", flush=True)
     load_libraries()
     from ..demo.demo import demo as run_demo  # It is slow to import, and --help does not need it.
     from ..finetune import Interrupted

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..common.console import is_first_process, say
+from ..common.measures import SCORE_NAMES
 from ..common.panels import OUTPUT, VECTORS
 from ..engines.names import REFERENCE
 from ..finetune.file_names import check_readable
@@ -147,19 +148,27 @@ def _update_card(name: str, is_saved: bool) -> None:
 def _print_measures(
     measures: dict[str, dict[str, float]], worth: dict[str, dict[str, float]], eval_loss: float | None
 ) -> None:
-    """Print a column for each kind of vectors, what the rows' own vectors are worth, and the loss as in training."""
+    """Print a column for each kind of vectors, and below it what the rows' own vectors are worth.
+
+    Args:
+        measures: By the kind of vectors, and by name.
+        worth: What the rows' own vectors are worth, by the kind that they are compared with.
+        eval_loss: The loss as the training measured it, which is with the rows' own vectors; None for other rows.
+    """
     from rich.console import Console  # It is slow to import, and --json does not need it.
     from rich.table import Table
 
-    table = Table("measure", *(MEASURED_WITH[kind] for kind in measures))
-    for name in next(iter(measures.values())):
-        values = [by_name[name] for by_name in measures.values()]
-        table.add_row(name, *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+    columns = {kind: dict(values) for kind, values in measures.items()}
+    if eval_loss is not None:
+        columns.setdefault("true", {})["eval_loss"] = eval_loss
+    table = Table("measure", *(MEASURED_WITH[kind] for kind in columns))
+    for name in dict.fromkeys(name for values in columns.values() for name in values):
+        cells = (values.get(name, "") for values in columns.values())
+        texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        table.add_row(SCORE_NAMES.get(name, name), *texts)
     console = Console()
     console.print(table)
     for kind, interval in worth.items():
         low, high = interval["low"], interval["high"]
         line = f"{MEASURED_WITH[kind]} instead of the rows' own vectors: {interval['difference']:+.4f} nats per token"
         console.print(f"{line} (95 % between {low:+.4f} and {high:+.4f})", highlight=False)
-    if eval_loss is not None:
-        print(f"eval_loss of the training: {eval_loss:.4f}")

@@ -1,7 +1,6 @@
 """`t5fusion info`."""
 
 import json
-import shlex
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..common.console import say
+from ..common.measures import SCORE_NAMES
 from ..common.panels import OUTPUT
 from ..naming_t5fusion import EMBEDDED
 from .arguments import Revision
@@ -30,7 +30,7 @@ MEASURED_WITH = {
     "none": "no vectors",
     "untuned": "untuned model",
 }
-SCORE_NAMES = {"loss": "loss", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
+SHOWN = ("loss", "rouge1", "rougeL", "chrf")  # The lines have no room for more.
 SOURCES = {"text": "made from the text", "given": "given with each text", "none": "not used"}
 
 
@@ -47,6 +47,7 @@ def info(
 
     from ..common.folder_info import folder_info
     from ..common.folder_names import check_reachable
+    from ..common.next_commands import after_info
 
     disable_progress_bars()
     if name not in EMBEDDED:
@@ -56,7 +57,7 @@ def info(
         print(facts.to_json())
         return
     print("\n".join(_report_lines(facts)))
-    say(f"Next: {_next_command(facts)}")
+    say(f"Next: {after_info(facts)}")
 
 
 def _report_lines(facts: "FolderInfo") -> list[str]:
@@ -155,7 +156,7 @@ def _training(facts: "FolderInfo") -> str:
 def _measures(facts: "FolderInfo") -> list[str]:
     if not facts.measures:
         return []
-    columns = [name for name in SCORE_NAMES if any(name in values for values in facts.measures.values())]
+    columns = [name for name in SHOWN if any(name in values for values in facts.measures.values())]
     rows = f"on {facts.measured_rows:,} rows" if facts.measured_rows else "held out"
     lines = [f"|{rows:22}" + "".join(f"{SCORE_NAMES[name]:>9}" for name in columns)]
     for kind, values in facts.measures.items():
@@ -175,17 +176,3 @@ def _size(facts: "FolderInfo") -> str:
         return "not known: the Hub cannot be asked"
     size = f"{facts.size / 1e6:,.1f} MB" if facts.size >= 1e5 else f"{facts.size / 1e3:,.1f} kB"
     return f"{size} in {facts.files} file{'' if facts.files == 1 else 's'}"
-
-
-def _next_command(facts: "FolderInfo") -> str:
-    """Return the command that a user of this folder most likely needs next."""
-    name = shlex.quote(facts.name.rstrip("/"))
-    if facts.what == "T5" or facts.kind == "fused":
-        return f"t5fusion train DATA --text-column NAME --target-column NAME --base-model {name}"
-    if facts.commit is not None or facts.what == "fused model":
-        return f't5fusion generate {name} "a text"'
-    if facts.what == "bundle":
-        return f"t5fusion verify {name}"
-    from ..common.run_files import RunFiles  # It is slow to import, and --help does not need it.
-
-    return RunFiles(facts.name).export_command

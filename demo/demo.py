@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..common.base_models import make_processor
 from ..common.losses import paired_bootstrap
+from ..common.measures import SCORE_NAMES
+from ..common.next_commands import command
 from ..finetune.data import HELD_OUT_ONE_IN, is_held_out
 from ..finetune.evaluation import (
     SAMPLES,
@@ -29,7 +31,7 @@ from ..finetune.evaluation import (
 )
 from ..finetune.inputs import prepare
 from ..finetune.metrics import text_scores
-from ..finetune.model import build_model, trainable_share
+from ..finetune.model import build_model
 from ..finetune.options import TrainingOptions
 from ..finetune.training import train
 from ..finetune.vector_cache import encode_cached
@@ -127,7 +129,7 @@ def demo(
         examples,
         rows=len(training),
         held_out_rows=len(held_out),
-        weights=f"{trainable_share(untuned)[1] / 1e6:.1f} M",
+        parameters=_parameters_of_base(untuned),
         source={"body": "the code beneath that name", "name": "the name itself"}[lexical],
     )
     _check_reload(output, model, test[:TABLE_EXAMPLES], processor)
@@ -140,6 +142,12 @@ def demo(
     (output / DEMO).write_text(json.dumps(results, indent=1) + "\n")
     _show_next_commands(console, output, results["seconds"])
     return results
+
+
+def _parameters_of_base(fused_model: torch.nn.Module) -> str:
+    """Return the number of parameters of the T5 in a fused model, such as "6.5 M"."""
+    sizes = (each.numel() for name, each in fused_model.named_parameters() if ".fusion." not in name)
+    return f"{sum(sizes) / 1e6:.1f} M"
 
 
 def _read_rows(limit: int | None, console: Console) -> tuple[list[DocumentedName], list[DocumentedName]]:
@@ -175,11 +183,12 @@ def _training_options(base_model: str, epochs: float, seed: int) -> TrainingOpti
 def _show_next_commands(console: Console, output: Path, seconds: float) -> None:
     """Print how long the demo took, and the commands to type next."""
     console.print(f"{seconds / 60:.1f} minutes. Next, to share it, or to train on a file of your own:")
-    for command in (
-        f"t5fusion export {output} bundles/demo --kind standalone",
-        "t5fusion train my.jsonl --text-column name --target-column description --output runs/mine",
+    columns = ("--text-column", "name", "--target-column", "description")
+    for line in (
+        command("export", output, "bundles/demo", "--kind", "standalone"),
+        command("train", "my.jsonl", *columns, "--output", "runs/mine"),
     ):
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
 def _compare(
@@ -271,7 +280,8 @@ def _generate(untuned, model, rows: list[dict], processor) -> dict[str, list[str
 
 def _show_scores(console: Console, untuned_loss: float, measured: dict, scores: dict) -> None:
     """Print a table of losses, in nats per token, and scores."""
-    table = Table("held-out rows", "loss", "ROUGE-1", "ROUGE-L", "chrF")
+    keys = ("rouge1", "rougeL", "chrf")
+    table = Table("held-out rows", "loss", *(SCORE_NAMES[key] for key in keys))
     rows = [
         ("untuned", untuned_loss, "untuned"),
         ("tuned", measured["true"].mean, "true"),
@@ -279,17 +289,20 @@ def _show_scores(console: Console, untuned_loss: float, measured: dict, scores: 
         ("tuned, no vectors", measured["none"].mean, "none"),
     ]
     for label, loss, name in rows:
-        score = [f"{scores[name][key]:.3f}" for key in ("rouge1", "rougeL", "chrf")] if name else [""] * 3
+        score = [f"{scores[name][key]:.3f}" for key in keys] if name else [""] * 3
         table.add_row(label, f"{loss:.3f}", *score)
     console.print(table)
 
 
 def _show_examples(console: Console, names: list[str], references: list[str], texts: dict[str, list[str]]) -> None:
-    """Print a table of names with their docstrings and the texts of the models."""
-    table = Table("name", "its docstring", "untuned", "tuned", "tuned, no vector", show_lines=True)
+    """Print names with their docstrings and the texts of the models. A wide table would cut them in a terminal."""
+    table = Table(Column("held-out name", no_wrap=True), Column("", overflow="fold"))
+    labels = {"untuned": "untuned", "true": "tuned", "none": "tuned, no vector"}
     for index, name in enumerate(names):
-        outputs = [texts[kind][index] for kind in ("untuned", "true", "none")]
-        table.add_row(name, references[index], *outputs)
+        table.add_row("name", name)
+        table.add_row("its docstring", references[index])
+        for kind, label in labels.items():
+            table.add_row(label, texts[kind][index], end_section=kind == "none")
     console.print(table)
 
 

@@ -58,8 +58,8 @@ TEMPLATE = Environment(autoescape=True).from_string("""\
 </head>
 <body>
 <h1>What the vectors add</h1>
-<p>A T5 with {{ weights }} weights learned to describe Python code, on {{ "{:,}".format(rows) }} names of the standard
-library. The text of a row is a name. Its vector is an embedding of {{ source }}. The model was measured on
+<p>A T5 of {{ parameters }} parameters learned to describe Python code, on {{ "{:,}".format(rows) }} names of the
+standard library. The text of a row is a name. Its vector is an embedding of {{ source }}. The model was measured on
 {{ "{:,}".format(held_out_rows) }} names that it had not seen.</p>
 <img src="data:image/svg+xml;base64,{{ picture }}" alt="{{ summary }}">
 <h2>Another row&rsquo;s vector costs {{ "%+.3f"|format(worth.difference) }} nats per token</h2>
@@ -92,7 +92,7 @@ def save_page(
     *,
     rows: int,
     held_out_rows: int,
-    weights: str,
+    parameters: str,
     source: str,
 ) -> Path:
     """Write demo.svg and demo.html into a folder, and return the path of the page.
@@ -105,7 +105,7 @@ def save_page(
         examples: The rows to show.
         rows: Number of rows to train on.
         held_out_rows: Number of rows held out.
-        weights: Number of weights of the model, in words, such as "6.5 M".
+        parameters: Number of parameters of the T5 without the fusion layer, such as "6.5 M".
         source: What a vector is an embedding of, such as "the name itself".
     """
     picture = loss_chart(losses, held_out_rows)
@@ -119,7 +119,7 @@ def save_page(
         dark=DARK,
         rows=rows,
         held_out_rows=held_out_rows,
-        weights=weights,
+        parameters=parameters,
         source=source,
     )
     (folder / PAGE).write_text(page, encoding="utf-8")

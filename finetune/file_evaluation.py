@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 
 from ..common.console import say
+from ..common.next_commands import command
 from ..common.progress import Progress
 from ..common.run_files import RunFiles
 from ..common.run_folder import find_trained
@@ -134,7 +135,8 @@ def held_out_rows(folder: str | Path) -> Dataset:
     source = record.get("source")
     if not source or columns is None:
         raise ValueError(
-            f"{folder} does not record which rows its training held out. Name a file: t5fusion evaluate {folder} FILE."
+            f"{folder} does not record which rows its training held out. Name a file: "
+            f"{command('evaluate', folder, 'FILE')}."
         )
     # An encoder is named only so that unread columns of vectors are allowed, as they were in training.
     _, rows = load_split(source["data"], columns, source["validation"], encoder="any", encoding=source["encoding"])
@@ -165,7 +167,7 @@ def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProc
     last_loss = next((entry["eval_loss"] for entry in reversed(record["history"]) if "eval_loss" in entry), None)
     loss_in_training = (record.get("best") or {}).get("eval_loss", last_loss)
     if loss == loss_in_training:
-        say(f"eval_loss is {loss:.4f}, exactly as in training.")
+        say("eval_loss is exactly as in training.")
     else:
         say(
             f"eval_loss is {loss!r}, and was {loss_in_training!r} in training. The last digits depend on the machine, "

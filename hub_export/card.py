@@ -16,6 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import RepoCard
 from huggingface_hub.utils import validate_repo_id
 
+from ..common.measures import SCORE_NAMES
 from ..common.run_folder import RunFolder
 from ..finetune.file_names import FILE_KINDS
 from .kinds import Kind
@@ -29,7 +30,6 @@ PLACEHOLDER, REVISION = "REPO_ID", "COMMIT"  # `name_repository` replaces them b
 MARKER = re.compile(r"<!--\s*(/?)t5fusion:([a-z]+)\s*-->")
 DIGEST = re.compile(r"([\w-]+)=([0-9a-f]{8})\b")
 TASK = "text-generation"  # The Hub once had the task text2text-generation, and has moved its models here.
-SCORES = {"loss": "loss", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "chrf": "chrF"}
 
 
 def make_card(
@@ -254,7 +254,7 @@ def make_metadata(facts: dict[str, Any]) -> ModelCardData:
             metric_name=label,
             metric_value=round(measures[name], 4),
         )
-        for name, label in SCORES.items()
+        for name, label in SCORE_NAMES.items()
         if name in measures and facts["evaluated_on"]
     ]
     kinds = [*([peft_type.lower()] if peft_type else []), *(["onnx"] if facts["has_graphs"] else [])]

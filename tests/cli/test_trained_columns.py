@@ -83,7 +83,7 @@ def test_the_rows_held_out_have_the_loss_of_the_training_to_the_bit(trained, run
     measures = json.loads(out)
     assert measures["eval_loss"] == last_loss(trained) and measures["rows"] == record_of(trained)["held_out_rows"]
     assert measures["loss"] == pytest.approx(measures["eval_loss"], rel=0.05)
-    assert f"eval_loss is {last_loss(trained):.4f}, exactly as in training.\n" in err
+    assert "eval_loss is exactly as in training.\n" in err
     next_command = f"t5fusion export {trained.name} bundles/{trained.name} --kind standalone"  # its base is a folder
     assert err.endswith(f"for the model card. Next: {next_command}\n")
 

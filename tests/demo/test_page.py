@@ -11,7 +11,7 @@ from t5fusion.demo.page import Example, save_page
 LOSSES = {"untuned": 4.302, "true": 3.73, "shuffled": 4.031, "none": 3.879}
 WORTH = {"difference": 0.302, "low": 0.281, "high": 0.322}
 EXAMPLES = [Example("clear", "Remove <all> items & more.", "a city", "Remove it.", "Add it.", "append")] * 5
-FACTS = {"rows": 7164, "held_out_rows": 775, "weights": "6.6 M", "source": "the code beneath that name"}
+FACTS = {"rows": 7164, "held_out_rows": 775, "parameters": "6.5 M", "source": "the code beneath that name"}
 
 
 class Page(HTMLParser):
@@ -48,7 +48,7 @@ def test_a_page_needs_no_network(saved):
 def test_what_the_page_says(saved):
     words = " ".join(Page(saved[0]).words)
     for sentence in (
-        "A T5 with 6.6 M weights learned to describe Python code, on 7,164 names of the standard library.",
+        "A T5 of 6.5 M parameters learned to describe Python code, on 7,164 names of the standard library.",
         "Its vector is an embedding of the code beneath that name. The model was measured on 775 names",
         "vector costs +0.302 nats per token",
         "The 95 % confidence interval is +0.281 to +0.322: the model reads its vectors.",
