@@ -75,6 +75,7 @@ def export(
     if base_model is not None and not Path(base_model).is_dir():
         check_base_model(base_model.partition("@")[0])
     load_libraries()
+    from ..common.next_commands import command
     from ..hub_export.bundle import export as write_bundle  # slow to import: --help does without
 
     given = {"template": template, "lexical_encoder": encoder, "lexical_source": lexical_source}
@@ -85,4 +86,4 @@ def export(
     size = sum(file.stat().st_size for file in folder.iterdir())
     content = f"{kind} and ONNX graphs" if format == FormatOption.onnx else kind
     print(f"{bundle}: {content}, {size / 1e6:.1f} MB")
-    say(f"Next: t5fusion verify {bundle}")
+    say(f"Next: {command('verify', bundle)}")

@@ -1,6 +1,5 @@
 """`t5fusion generate`."""
 
-import shlex
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -115,6 +114,7 @@ def generate(
     check_reachable(name, revision)
     load_libraries()
     # These are slow to import, and --help does not need them.
+    from ..common.next_commands import after_generate
     from ..finetune import Columns, GenerationStopped, columns_for, generate_file
     from ..finetune.file_generation import generate_chunks
 
@@ -138,22 +138,7 @@ def generate(
         raise typer.Exit(130) from None
     if output:
         _say_how_many(generated, output)
-    say(f"Next: {_next_command(name)}")
-
-
-def _next_command(name: str) -> str:
-    """Return the command that a user who has seen texts of this model most likely needs next."""
-    from ..common.run_files import EVALUATION, MANIFEST, RunFiles  # It is slow to import, and --help does not need it.
-
-    folder, quoted = Path(name), shlex.quote(name)
-    if not folder.is_dir():
-        return f"t5fusion evaluate {quoted} DATA --text-column NAME --target-column NAME"
-    if (folder / MANIFEST).exists():
-        return f"t5fusion verify {quoted}"
-    files = RunFiles(folder)
-    if files.record.get("source") and not (folder / EVALUATION).exists():
-        return f"t5fusion evaluate {quoted}"  # It reads the rows that training held out.
-    return files.export_command
+    say(f"Next: {after_generate(name)}")
 
 
 def _say_how_many(generated: "Generated", output: Path) -> None:

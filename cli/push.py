@@ -38,11 +38,13 @@ def push(
 
     Example: [bold]t5fusion push bundles/describer me/describer[/bold]
     """
+    from ..common.folder_names import check_ended
     from ..common.hub_errors import check_can_push
     from ..common.replace_folder import recover
     from ..hub_export.manifest import read_manifest  # imports the Hub's client: --help does without
 
     recover(bundle)
+    check_ended(bundle)
     read_manifest(bundle)
     check_can_push(repo_id)
     load_libraries()
@@ -60,11 +62,29 @@ def push(
         trust_code=trust_code,
         say=say,
     )
-    pin = f', revision="{revision}"' if revision else ""
     reader = "Once the pull request is merged, a reader" if create_pr else "A reader"
-    print(
-        f"{pushed.url} ({pushed.size / 1e6:.1f} MB). {reader} types:\n"
-        f"  from transformers import AutoModelForSeq2SeqLM, AutoProcessor\n"
-        f'  processor = AutoProcessor.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)\n'
-        f'  model = AutoModelForSeq2SeqLM.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)'
-    )
+    lines = "\n  ".join(reader_lines(bundle, repo_id, revision))
+    print(f"{pushed.url} ({pushed.size / 1e6:.1f} MB). {reader} types:\n  {lines}")
+
+
+def reader_lines(bundle: Path, repo_id: str, revision: str | None = None) -> list[str]:
+    """Return the lines of Python with which a reader of a pushed bundle loads it and generates a text."""
+    from ..common.folder_info import folder_info  # imports the Hub's client: --help does without
+
+    pin = f', revision="{revision}"' if revision else ""
+    facts = folder_info(str(bundle))
+    given = ""
+    lines = ["from transformers import AutoModelForSeq2SeqLM, AutoProcessor"]
+    if facts.recipe.get("lexical_source") == "given" and facts.recipe.get("lexical_encoder"):
+        given = ', lexical_texts=["the text that the vector is made from"]'
+    elif facts.recipe.get("lexical_source") == "given":
+        width = facts.vectors[0].width
+        lines = ["import torch", *lines, f"vectors = torch.randn(1, {width})  # your vectors, one for each text"]
+        given = ", lexical_embeds=vectors"
+    return [
+        *lines,
+        f'processor = AutoProcessor.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)',
+        f'model = AutoModelForSeq2SeqLM.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)',
+        f'outputs = model.generate(**processor(["a text"]{given}))',
+        "print(processor.batch_decode(outputs, skip_special_tokens=True))",
+    ]

@@ -33,10 +33,11 @@ def verify(
     if fused_model is not None:
         check_reachable(fused_model)
     load_libraries()
+    from ..common.next_commands import command
     from ..hub_export.verification import verify as verify_bundle  # slow to import: --help does without
 
     report = verify_bundle(name, revision, use_cache, fused_model=fused_model, trust_code=trust_code, say=print)
     if not report.ok:
         raise ValueError(f"{name} does not verify: {len(report.failures)} of {len(report.lines)} checks failed.")
     if Path(name).is_dir():
-        say(f"Next: t5fusion push {name} OWNER/{Path(name).resolve().name}")
+        say(f"Next: {command('push', name, f'OWNER/{Path(name).resolve().name}')}")

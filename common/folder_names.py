@@ -1,6 +1,7 @@
 """Find out whether a name is a folder, or may be the id of a repository, before anything slow is imported."""
 
 import os
+import shlex
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -11,6 +12,8 @@ from ..naming_t5fusion import EMBEDDED
 from .errors import first_line
 from .replace_folder import recover
 
+RUN = "run.yaml"  # the options of a run, as `t5fusion train --config` reads them
+CHECKPOINTS = "checkpoints"
 FILE_SUFFIXES = {
     ".bin", ".ckpt", ".csv", ".gz", ".json", ".jsonl", ".onnx", ".parquet", ".pt", ".pth", ".py", ".safetensors",
     ".tar", ".txt", ".yaml", ".yml", ".zip",
@@ -24,14 +27,15 @@ def check_folder(name: str, revision: str | None = None) -> None:
 
     Raises:
         ValueError: A revision is given for a folder.
-        OSError: `name` is no folder, and no valid id; or it looks like a path; or it is not in the Hub's cache, and
-            HF_HUB_OFFLINE is set.
+        OSError: The folder is that of an interrupted training; or `name` is no folder, and no valid id; or it looks
+            like a path; or it is not in the Hub's cache, and HF_HUB_OFFLINE is set.
     """
     folder = Path(name)
     recover(folder)
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"--revision is for a repository on the Hub, and {name} is a folder. Leave it out.")
+        check_ended(folder)
         return
     if folder.is_file() or _is_path(name):
         problem = "is a file" if folder.is_file() else "is no folder"
@@ -89,6 +93,18 @@ def check_base_model(base_model: str | None) -> None:
         ) from error
 
 
+def check_ended(folder: Path) -> None:
+    """Raise OSError if a folder holds checkpoints of a training and nothing of its end. It names the next command."""
+    has_ended = any((folder / name).exists() for name in ("adapter_config.json", "config.json", "training.json"))
+    if has_ended or not any((folder / CHECKPOINTS).glob("checkpoint-*")):
+        return
+    go_on = "give its command again, with --resume."
+    if (folder / RUN).exists():
+        words = ["t5fusion", "train", "--config", str(folder / RUN), "--output", str(folder), "--resume"]
+        go_on = f"type: {shlex.join(words)}"
+    raise OSError(f"the training in {folder} was interrupted, and has not saved a model yet. To go on, {go_on}")
+
+
 def check_source(source: str, is_base_model: bool) -> None:
     """Check what `export` gets: the name of a base model, or else a folder.
 
@@ -101,6 +117,8 @@ def check_source(source: str, is_base_model: bool) -> None:
     elif not is_base_model and not Path(source).is_dir():
         problem = "is a file" if Path(source).is_file() else "is no folder"
         raise OSError(f"{source} {problem}; expected a folder that `t5fusion train` wrote.")
+    if not is_base_model:
+        check_ended(Path(source))
 
 
 def _is_path(name: str) -> bool:

@@ -1,6 +1,5 @@
 """Train on the rows of a file, as `t5fusion train` does."""
 
-import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from datasets import Dataset
 
 from ..common.base_models import make_processor
 from ..common.console import is_first_process, say
+from ..common.next_commands import command
 from ..processing_t5fusion import T5FusionProcessor
 from .data import Columns, first_rows, hub_data_set, load_split, vector_width
 from .inputs import make_inputs, report_counts
@@ -115,7 +115,7 @@ def _next_command(data: str, columns: Columns, output: Path, rows: Dataset) -> s
     else:
         text = rows[0][columns.text]
         words = [text if len(text) < 80 and text.isprintable() else "TEXT"]
-    return shlex.join(["t5fusion", "generate", str(output), *words])
+    return command("generate", output, *words)
 
 
 def _absolute(data: str | Path | None) -> str | None:

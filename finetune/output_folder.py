@@ -12,13 +12,13 @@ from typing import TextIO
 
 import portalocker
 
+from ..common import folder_names
 from ..common.console import say
 from ..common.run_files import RECORD
 from ..common.writing import writing
 
 CONDITIONS = "options.json"  # in each checkpoint: the conditions that a resumed training must meet
-CHECKPOINTS = "checkpoints"
-RUN = "run.yaml"  # the options of the run, as `t5fusion train --config` reads them
+CHECKPOINTS, RUN = folder_names.CHECKPOINTS, folder_names.RUN
 LOGS = "logs"  # the folder of TensorBoard's files
 LOCK = ".training.lock"  # A killed training leaves this file, but no longer locks it.
 

@@ -302,7 +302,10 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_resume_continues(room, trained):
     assert "Stopped; a checkpoint is in stopped. To go on, give the same command with --resume." in err
     assert "Traceback" not in err and not (room / "stopped" / "training.json").exists()
     assert list(checkpoints.glob("checkpoint-*"))
-    code, _, err = run(room, *train_words("stopped", "--resume"))
+    _, _, err = run(room, "generate", "stopped", "app")
+    resume = "train --config stopped/run.yaml --output stopped --resume"
+    assert err.endswith(f"To go on, type: t5fusion {resume}\n")
+    code, _, err = run(room, *resume.split())
     assert code == 0, err
     whole, resumed = (load_file(folder / "adapter_model.safetensors") for folder in (trained[0], room / "stopped"))
     assert whole.keys() == resumed.keys()

@@ -11,8 +11,8 @@ from forks import Forks
 from warm import warm_python
 
 from t5fusion import T5WithFusion
-from t5fusion.cli.generate import _next_command
 from t5fusion.common.base_models import make_processor
+from t5fusion.common.next_commands import after_generate
 from t5fusion.finetune.decoding import seed_of_chunk
 from t5fusion.finetune.streaming import CHUNK
 
@@ -40,7 +40,7 @@ def commands(room):
     commands.close()
 
 
-def test_generate_ends_with_the_next_command(room, commands):
+def test_generate_ends_with_theafter_generate(room, commands):
     words = [*GENERATE[2:], "--max-new-tokens", "2", "app"]
     shutil.copytree(room / "model", room / "a run")
     (room / "a run" / "training.json").write_text(json.dumps({"source": {"data": "rows.jsonl"}}))
@@ -52,7 +52,7 @@ def test_generate_ends_with_the_next_command(room, commands):
     assert code == 0 and err == f"1 row is in next.jsonl.\nNext: {export}\n"
     (room / "a run" / "t5fusion.json").write_text("{}")
     assert commands.run("generate", "a run", *words)[2] == "Next: t5fusion verify 'a run'\n"
-    assert _next_command("me/it") == "t5fusion evaluate me/it DATA --text-column NAME --target-column NAME"
+    assert after_generate("me/it") == "t5fusion evaluate me/it DATA --text-column NAME --target-column NAME"
 
 
 def outputs(printed):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from t5fusion.cli.demo import DURATION
+from t5fusion.hub_export.manifest import write_manifest
+
 HEAVY = {
     "accelerate", "datasets", "numpy", "pandas", "peft", "pyarrow", "scipy", "sentence_transformers", "sklearn",
     "torch", "transformers",
@@ -107,6 +110,22 @@ REFUSED = {  # words, what the error says, exit code
         "there is no column 'vector'; the columns are name, text.",
         1,
     ),
+    **{
+        f"an interrupted training, {words[0]}": (
+            words,
+            "the training in a run was interrupted, and has not saved a model yet. To go on, type: "
+            "t5fusion train --config 'a run/run.yaml' --output 'a run' --resume",
+            1,
+        )
+        for words in (
+            ["generate", "a run", "a text"],
+            ["evaluate", "a run"],
+            ["info", "a run"],
+            ["export", "a run", "new"],
+            ["verify", "a run"],
+            ["push", "a run", "me/model"],
+        )
+    },
     "a push without the Hub": (["push", "bundle", "me/model"], "HF_HUB_OFFLINE is set, so me/model cannot", 1),
     "a revision of a folder": (["evaluate", "folder", *EVALUATE[2:], "--revision", "v1"], "--revision is for a", 1),
     "no kind of bundle": (["export", "folder", "bundle", "--kind", "zip"], "`kind` is 'zip'; expected one of", 1),
@@ -123,7 +142,9 @@ def room(tmp_path_factory):
         file.write("name,text\napp,the app\n")
     (room / "runs").mkdir()
     (room / "bundle").mkdir()
-    (room / "bundle" / "t5fusion.json").write_text('{"format": 1, "kind": "adapter", "files": {}}')
+    write_manifest(room / "bundle", "adapter")
+    (room / "a run" / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    (room / "a run" / "run.yaml").touch()
     (room / "folder").mkdir()
     (room / "folder" / "mine.txt").write_text("not to be lost")
     return room
@@ -239,6 +260,6 @@ def test_the_demonstration_says_first_what_it_does(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, text=True, **pipes)
     lines = done.stdout.splitlines()
-    first = lines.index("tiny_t5_v2 learns to describe Python code. This takes about five minutes on two cores.")
+    first = lines.index(f"tiny_t5_v2 learns to describe Python code. {DURATION}")
     torch = next(number for number, line in enumerate(lines) if line.split("|")[-1].strip() == "torch")
     assert first < torch and "Give a --limit of 100 or more." in done.stdout

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from author import Author
 from hub_server import HubServer
 
 from t5fusion import tiny_t5
-from t5fusion.cli.info import _next_command, _report_lines
+from t5fusion.cli.info import _report_lines
 from t5fusion.common.folder_info import VectorKind, folder_info
+from t5fusion.common.next_commands import after_info
 from t5fusion.common.run_files import RunFiles
 
 TESTS = Path(__file__).parents[1]
@@ -93,7 +96,26 @@ def test_run_folder(write):
 def test_the_next_command_exports_with_the_weights_that_readers_cannot_get(write, base, kind):
     config = RUN["adapter_config"] | {"base_model_name_or_path": f"T5WithFusion({base})"}
     folder = write(adapter_config=config, processor_config=RUN["processor_config"])
-    assert _next_command(folder_info(folder)) == f"t5fusion export {folder} bundles/{Path(folder).name}{kind}"
+    assert after_info(folder_info(folder)) == f"t5fusion export {folder} bundles/{Path(folder).name}{kind}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"lexical_source": "text", "lexical_encoder": "me/encoder"}, "'a text'"),
+        (
+            {"lexical_source": "given", "lexical_encoder": "me/encoder"},
+            "--file FILE --text-column COLUMN --lexical-column COLUMN",
+        ),
+        (
+            {"lexical_source": "given", "lexical_encoder": None},
+            "--file FILE --text-column COLUMN --vector-column COLUMN",
+        ),
+    ],
+)
+def test_the_next_command_for_a_repository_gives_the_vectors_that_the_recipe_needs(write, recipe, words):
+    facts = folder_info(write(**{**RUN, "processor_config": RUN["processor_config"] | recipe}))
+    assert after_info(replace(facts, commit="a" * 40, name="me/it")) == f"t5fusion generate me/it {words}"
 
 
 def test_without_an_adapter_the_next_command_exports_all_weights(write):
@@ -248,7 +270,13 @@ def test_repository(tmp_path):
         loaded = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
         assert loaded and all(name.endswith(".json") for name in loaded), loaded
         out, err = author.t5fusion("info", "me/describer", "--revision", facts["commit"])
-        assert facts["commit"] in out and err.splitlines()[-1] == 'Next: t5fusion generate me/describer "a text"'
+        assert facts["commit"] in out
+        _, name, *words = shlex.split(err.splitlines()[-1].removeprefix("Next: t5fusion "))
+        assert words == ["--file", "FILE", "--text-column", "COLUMN", "--vector-column", "COLUMN"]
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"name": "app", "vector": [0.5] * 8}) + "\n")
+        words = ["--file", tmp_path / "rows.jsonl", "--text-column", "name", "--vector-column", "vector"]
+        out, _ = author.t5fusion("generate", name, *words)
+        assert json.loads(out)["name"] == "app"
         assert "nothing" in author.refused("info", "me/nothing")
         out, err = author.t5fusion("info", "me/describer", HF_HUB_OFFLINE="1")
         assert "size        not known" in out

@@ -150,7 +150,7 @@ def test_export_and_push_from_python(author, hub, bare, tmp_path):
 
 
 def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
-    """A reader's three lines load the author's model to the bit, also offline from the cache."""
+    """The lines that a reader types load the author's model to the bit, and generate; also offline from the cache."""
     bare, repo_id = tmp_path / "bare", "me/of-an-author"
     author.python(TRAIN, BACKBONE, bare, "no")
     assert {file.name for file in bare.iterdir()} == {
@@ -162,7 +162,8 @@ def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
     stdout, stderr = author.t5fusion("push", tmp_path / "bundle", repo_id)
     assert "AutoModelForSeq2SeqLM: to the bit" in stderr and "\nNO" not in stderr  # push verifies first
     lines = [line.strip() for line in stdout.splitlines()[1:]]
-    assert len(lines) == 3 and all(repo_id in line for line in lines[1:])
+    assert sum(f'from_pretrained("{repo_id}"' in line for line in lines) == 2
+    assert lines[-2] == 'outputs = model.generate(**processor(["a text"], lexical_embeds=vectors))'
 
     reader = Author(hub, tmp_path / "reader", token=None)
     reader.python(READ, "\n".join(lines), f"{bare}.expected.pt")
