@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
+from t5fusion import T5WithFusion
 from t5fusion.cli.evaluate import _print_measures
 from t5fusion.demo.demo import _parameters_of_base, _show_examples
-from t5fusion.finetune.model import build_model
-from t5fusion.finetune.options import TrainingOptions
 
 MEASURES = {"rows": 4, "loss": 1.25, "rouge1": 0.5, "rougeL": 0.25, "chrf": 0.125}
 
@@ -43,6 +42,4 @@ def test_the_demo_shows_whole_names_in_80_columns():
 
 
 def test_the_demo_counts_the_parameters_that_the_readme_counts():
-    options = TrainingOptions(base_model="tiny_t5_v2", fusion_start="random", full=True)
-    model = build_model(options, SimpleNamespace(lexical_dim=384, lexical_token_id=1), [])
-    assert _parameters_of_base(model) == "6.5 M"
+    assert _parameters_of_base(T5WithFusion("tiny_t5_v2")) == "6.5 M"

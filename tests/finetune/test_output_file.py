@@ -132,7 +132,7 @@ def test_json_lines_keep_the_values_and_csv_all_but_the_vectors(tmp_path, rows, 
     values = {"id": 0, "vector": [0.5, 1.0], "when": "2026-01-01T00:00:00", "share": None, "tags": ["x", "y"]}
     assert first == values | {"name": "a", "bytes": "/w==", "output": "a ü 0"} and second["share"] == 0.1
     output = OutputFile(tmp_path / "refused.csv", COLUMNS, {})
-    output.count_written(rows)
+    output.count_written(Dataset(rows))
     output.close()  # as if the vectors were refused
     assert capsys.readouterr().err == ""
     write(tmp_path / "made.csv", rows)

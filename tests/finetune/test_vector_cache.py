@@ -196,9 +196,8 @@ def test_an_interrupted_run_has_cached_what_it_encoded_and_shows_how_far_it_is(p
     monkeypatch.setattr(T5FusionProcessor, "encode", stop_at_the_last_text)
     with pytest.raises(KeyboardInterrupt):
         encode_cached(TEXTS[:8], processor)
-    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
-        f"Encoding: {done} of 8 texts ({done / 8:.0%})" for done in (2, 4, 6)
-    ]
+    lines = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("Encoding")]
+    assert lines == [f"Encoding: {done} of 8 texts ({done / 8:.0%})" for done in (2, 4, 6)]
     monkeypatch.setattr(T5FusionProcessor, "encode", encode)
     processor = counting(processor, monkeypatch)
     forget()
