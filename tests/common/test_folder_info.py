@@ -262,21 +262,31 @@ def test_repository(tmp_path):
         hub.add_folder("me/describer", BUNDLES / "adapter")
         commit = hub.repo("me/describer").commits[-1]
         author = Author(hub, tmp_path / "author")
-        out, err = author.t5fusion("info", "me/describer", "--json")
+        out, _ = author.t5fusion("info", "me/describer", "--json")
         facts = json.loads(out)
         assert (facts["what"], facts["kind"], facts["name"]) == ("bundle", "adapter", "me/describer")
         assert facts["size"] == sum(map(len, commit.files.values())) and facts["files"] == len(commit.files)
         assert len(facts["commit"]) == 40 and facts["vectors"] == [{"placeholder": "<lexical>", "width": 8}]
         loaded = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
         assert loaded and all(name.endswith(".json") for name in loaded), loaded
-        out, err = author.t5fusion("info", "me/describer", "--revision", facts["commit"])
+        out, _ = author.t5fusion("info", "me/describer", "--revision", facts["commit"])
         assert facts["commit"] in out
-        _, name, *words = shlex.split(err.splitlines()[-1].removeprefix("Next: t5fusion "))
-        assert words == ["--file", "FILE", "--text-column", "COLUMN", "--vector-column", "COLUMN"]
-        (tmp_path / "rows.jsonl").write_text(json.dumps({"name": "app", "vector": [0.5] * 8}) + "\n")
-        words = ["--file", tmp_path / "rows.jsonl", "--text-column", "name", "--vector-column", "vector"]
-        out, _ = author.t5fusion("generate", name, *words)
-        assert json.loads(out)["name"] == "app"
         assert "nothing" in author.refused("info", "me/nothing")
-        out, err = author.t5fusion("info", "me/describer", HF_HUB_OFFLINE="1")
+        out, _ = author.t5fusion("info", "me/describer", HF_HUB_OFFLINE="1")
         assert "size        not known" in out
+
+
+def test_the_next_command_for_a_repository_runs(tmp_path):
+    """The vectors of this one are given, so a text alone is not enough."""
+    with HubServer(tokens={"hf_owner": "me"}) as hub:
+        files = {file.name: file.read_bytes() for part in ("merged", "shared") for file in (BUNDLES / part).iterdir()}
+        hub.add_repo("me/describer", files)
+        author = Author(hub, tmp_path / "author")
+        _, err = author.t5fusion("info", "me/describer")
+        program, *words = shlex.split(err.splitlines()[-1].removeprefix("Next: "))
+        assert program == "t5fusion" and words.count("COLUMN") == 2 and words.count("FILE") == 1
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text(json.dumps({"name": "app", "vector": [0.5] * 8}) + "\n")
+        values = {"FILE": [str(rows)], "COLUMN": ["name", "vector"]}
+        out, _ = author.t5fusion(*(values[word].pop(0) if word in values else word for word in words))
+        assert json.loads(out)["name"] == "app"
