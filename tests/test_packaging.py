@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (".", "cli", "common", "demo", "finetune", "hooks", "hub_export", "tiny_t5", "tiny_t5_v2")
+FOLDERS = (".", "cli", "common", "demo", "engines", "finetune", "hooks", "hub_export", "tiny_t5", "tiny_t5_v2")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 GPU = ("cuda-", "nvidia-", "triton")  # dependencies of torch's build for GPUs, which are not pinned
 
