@@ -14,6 +14,7 @@ from . import tiny_t5, tiny_t5_v2
 if TYPE_CHECKING:
     from .collating_t5fusion import DataCollatorWithFusion
     from .configuration_t5fusion import T5FusionConfig
+    from .kinds_t5fusion import VectorKind
     from .modeling_t5fusion import T5WithFusion
     from .pipeline_t5fusion import T5FusionPipeline
     from .processing_t5fusion import T5FusionProcessor
@@ -25,6 +26,7 @@ __all__ = [
     "T5FusionPipeline",
     "T5FusionProcessor",
     "T5WithFusion",
+    "VectorKind",
     "tiny_t5",
     "tiny_t5_v2",
 ]
@@ -35,6 +37,7 @@ _MODULES = {
     "T5FusionPipeline": "pipeline_t5fusion",
     "T5FusionProcessor": "processing_t5fusion",
     "T5WithFusion": "modeling_t5fusion",
+    "VectorKind": "kinds_t5fusion",
 }
 
 

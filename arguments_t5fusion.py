@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .rows_t5fusion import Vectors, bad_row, vectors_of_row
+from .kinds_t5fusion import DEFAULT_KIND, VectorKind
+from .rows_t5fusion import RowVectors, Vectors, bad_row, check_kinds, field_of, vectors_of_row
 
 
 def read_texts(name: str, values: Any, count: int | None = None) -> list[str]:
@@ -88,35 +89,67 @@ def read_list(name: str, values: Any, count: int | None = None) -> list[Any]:
     return items
 
 
-def read_vectors(lexical_embeds: Any, count: int, width: int) -> list[Vectors]:
-    """Return the vectors of each of `count` rows, (vectors, width), from the argument `lexical_embeds`.
+def read_vectors(lexical_embeds: Any, count: int, kinds: Mapping[str, VectorKind]) -> list[RowVectors]:
+    """Return the vectors of each of `count` rows by kind, (vectors, dim) each, from the argument `lexical_embeds`.
 
     Args:
         lexical_embeds: Numbers, as `T5FusionProcessor.__call__` describes them.
         count: Number of rows.
-        width: The processor's `lexical_dim`.
+        kinds: The processor's kinds by name.
 
     Returns:
-        Arrays of float32, or of float16 if all vectors were given as float16 arrays or tensors.
+        Arrays of float32, or of float16 if all vectors of a kind were given as float16 arrays or tensors. A kind of
+        which a mapping says nothing is missing.
 
     Raises:
-        ValueError: There are not `count` items; or the vectors of a row are not `width` wide, not finite, or of a norm
-            outside 1e-6 to 1e18.
+        ValueError: There are not `count` items; a kind is unknown; or the vectors of a row are not as wide as their
+            kind, not finite, or of a norm outside 1e-6 to 1e18.
     """
-    items = read_list("lexical_embeds", lexical_embeds, count)
-    rows = [vectors_of_row(index, item) for index, item in enumerate(items)]
+    columns = lexical_embeds if isinstance(lexical_embeds, Mapping) else _columns_of(lexical_embeds, count, kinds)
+    check_kinds(0, columns, kinds)
+    by_kind = {name: _read_kind(values, count, name, kinds[name].dim) for name, values in columns.items()}
+    return [{name: rows[index] for name, rows in by_kind.items()} for index in range(count)]
+
+
+def _columns_of(lexical_embeds: Any, count: int, kinds: Mapping[str, VectorKind]) -> dict[str, list[Any]]:
+    """Return vectors that are given row by row as a list per kind.
+
+    Raises:
+        ValueError: There are not `count` rows, or the vectors of several kinds are not given by kind.
+    """
+    rows = read_list("lexical_embeds", lexical_embeds, count)
+    if not any(isinstance(row, Mapping) for row in rows) and len(kinds) == 1:
+        return dict.fromkeys(kinds, rows)
+    for index, row in enumerate(rows):
+        if row is not None and not isinstance(row, Mapping):
+            expected = f"a dict of vectors by kind: {', '.join(map(repr, kinds))}"
+            raise bad_row(index, "lexical_embeds", f"of type {type(row).__name__}; expected {expected}")
+        check_kinds(index, row or {}, kinds)
+    named = {name for row in rows for name in row or {}}
+    return {name: [(row or {}).get(name) for row in rows] for name in kinds if name in named}
+
+
+def _read_kind(values: Any, count: int, kind: str, width: int) -> list[Vectors]:
+    """Return one kind's vectors of each of `count` rows, (vectors, width). The errors are those of `read_vectors`."""
+    field = field_of(kind)
+    items = read_list(field, values, count)
+    rows = [vectors_of_row(index, item, field) for index, item in enumerate(items)]
     for index, row in enumerate(rows):
         if len(row) and row.shape[1] != width:
-            given_width = row.shape[1]
-            expected = f"{width}, the processor's `lexical_dim`"
-            argument = f"lexical_dim={given_width}"
-            remedy = (
-                "Make them as in training. For vectors of another width, train with "
-                f"`T5WithFusion(..., {argument})` and "
-                f"`T5FusionProcessor(..., {argument}, lexical_encoder=None, lexical_source='given')`"
-            )
-            raise bad_row(index, "lexical_embeds", f"vectors of {given_width} numbers; expected {expected}. {remedy}")
+            raise bad_row(index, field, _wrong_width(kind, row.shape[1], width))
     dtypes = {str(getattr(item, "dtype", None)) for item, row in zip(items, rows, strict=True) if len(row)}
     are_half = bool(dtypes) and dtypes <= {"float16", "torch.float16"}
     dtype: type[np.floating[Any]] = np.float16 if are_half else np.float32
     return [row.astype(dtype) if len(row) else np.zeros((0, width), dtype) for row in rows]
+
+
+def _wrong_width(kind: str, given: int, expected: int) -> str:
+    """Return what is wrong with vectors of `given` numbers where the kind has `expected`, and what to do."""
+    if kind != DEFAULT_KIND:
+        return f"vectors of {given} numbers; expected {expected}, the width of this kind in the processor's `vectors`"
+    argument = f"lexical_dim={given}"
+    return (
+        f"vectors of {given} numbers; expected {expected}, the processor's `lexical_dim`. Make them as in training. "
+        f"For vectors of another width, train with `T5WithFusion(..., {argument})` and "
+        f"`T5FusionProcessor(..., {argument}, lexical_encoder=None, lexical_source='given')`"
+    )

@@ -1,8 +1,49 @@
 """Checks of a batch: its vectors, its placeholders, and whether they belong together."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 
-from .configuration_t5fusion import LEXICAL_TOKEN, PLACED_TOKEN_IDS
+from .configuration_t5fusion import PLACED_TOKEN_IDS
+from .kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, token_of
+
+LexicalEmbeds = torch.Tensor | Mapping[str, torch.Tensor]  # the vectors of one kind, or of several by name
+
+
+class Placeholder(NamedTuple):
+    """The token whose place a vector takes, for messages."""
+
+    token: str
+    token_id: int
+
+
+def vectors_by_kind(lexical_embeds: LexicalEmbeds | None, kinds: Mapping[str, VectorKind]) -> dict[str, torch.Tensor]:
+    """Return the vectors of each kind that has some.
+
+    Args:
+        lexical_embeds: A tensor, if there is one kind; or tensors by kind, where None stands for no vectors.
+        kinds: The model's kinds by name.
+
+    Raises:
+        ValueError: A tensor was given to a model with several kinds, or the model has no kind of that name.
+    """
+    if lexical_embeds is None:
+        return {}
+    names = ", ".join(map(repr, kinds))
+    if not isinstance(lexical_embeds, Mapping):
+        if len(kinds) > 1:
+            raise ValueError(
+                f"`lexical_embeds` is one tensor, and the model reads several kinds of vectors: {names}. Pass a dict "
+                "of tensors by kind."
+            )
+        return dict.fromkeys(kinds, lexical_embeds)
+    unknown = [name for name in lexical_embeds if name not in kinds]
+    if unknown:
+        raise ValueError(
+            f"`lexical_embeds` has the kind {unknown[0]!r}; expected {names}, the model's `config.vectors`."
+        )
+    return {name: vectors for name, vectors in lexical_embeds.items() if vectors is not None}
 
 
 def check_token_id(
@@ -44,51 +85,83 @@ def check_token_id(
             )
 
 
-def check_vectors(lexical_embeds: torch.Tensor, is_placeholder: torch.Tensor, width: int) -> torch.Tensor:
-    """Return `lexical_embeds` as (batch, vectors, width).
+def check_batch(
+    vectors: Mapping[str, torch.Tensor],
+    places: Mapping[str, torch.Tensor],
+    kinds: Mapping[str, VectorKind],
+    first_id: int,
+) -> dict[str, torch.Tensor]:
+    """Return the vectors of each kind as (batch, vectors, dim), after checking that they fit their placeholders.
+
+    Args:
+        vectors: The vectors of each kind that has some, as `vectors_by_kind` returns them.
+        places: A mask of each kind's placeholders, bool (batch, length).
+        kinds: The model's kinds by name.
+        first_id: Id of the first kind's placeholder.
+
+    Raises:
+        ValueError, RuntimeError: See `check_vectors` and `check_placeholders`.
+    """
+    vectors = {name: check_vectors(given, places[name], kinds[name], name) for name, given in vectors.items()}
+    for position, (name, kind) in enumerate(kinds.items()):
+        placeholder = Placeholder(token_of(name, position), first_id + position)
+        check_placeholders(places[name], vectors.get(name), kind.tokens, placeholder)
+    return vectors
+
+
+def check_vectors(
+    lexical_embeds: torch.Tensor, is_placeholder: torch.Tensor, kind: VectorKind, name: str
+) -> torch.Tensor:
+    """Return vectors of one kind as (batch, vectors, width).
 
     Args:
         lexical_embeds: Vectors, which should be float (batch, width) or (batch, vectors, width).
         is_placeholder: Bool (batch, length), on the device of the input.
-        width: The model's `config.lexical_dim`.
+        kind: The kind of the vectors.
+        name: Name of the kind, for the message.
 
     Raises:
         ValueError: The vectors have another dtype, device or shape.
     """
-    batch = is_placeholder.shape[0]
+    batch, width = is_placeholder.shape[0], kind.dim
+    given = "`lexical_embeds`" if name == DEFAULT_KIND else f"`lexical_embeds[{name!r}]`"
     if not lexical_embeds.is_floating_point():
-        raise ValueError(
-            f"`lexical_embeds` are {lexical_embeds.dtype}; expected floating point numbers. Use `.float()`."
-        )
+        raise ValueError(f"{given} are {lexical_embeds.dtype}; expected floating point numbers. Use `.float()`.")
     if lexical_embeds.device != is_placeholder.device:
         raise ValueError(
-            f"`lexical_embeds` are on {lexical_embeds.device}; expected {is_placeholder.device}, where the input is. "
+            f"{given} are on {lexical_embeds.device}; expected {is_placeholder.device}, where the input is. "
             f"Use `.to({str(is_placeholder.device)!r})`."
         )
     if lexical_embeds.dim() not in (2, 3) or lexical_embeds.shape[0] != batch:
         raise ValueError(
-            f"`lexical_embeds` have the shape {tuple(lexical_embeds.shape)}; expected ({batch}, {width}) or ({batch}, "
+            f"{given} have the shape {tuple(lexical_embeds.shape)}; expected ({batch}, {width}) or ({batch}, "
             f"vectors, {width}): one entry for each row of the batch."
         )
     if lexical_embeds.shape[-1] != width:
+        found = lexical_embeds.shape[-1]
+        field, built_with = "config.lexical_dim", f"lexical_dim={found}"
+        if name != DEFAULT_KIND:
+            field, built_with = "config.vectors", f"vectors={{{name!r}: {found}, ...}}"
         raise ValueError(
-            f"`lexical_embeds` are {lexical_embeds.shape[-1]} numbers wide; expected {width} (`config.lexical_dim`). "
-            "Use the encoder that made the training vectors, or build the model with "
-            f"`lexical_dim={lexical_embeds.shape[-1]}`."
+            f"{given} are {found} numbers wide; expected {width} (`{field}`). Use the encoder that made the training "
+            f"vectors, or build the model with `{built_with}`."
         )
     return lexical_embeds if lexical_embeds.dim() == 3 else lexical_embeds.unsqueeze(1)
 
 
-def check_placeholders(is_placeholder: torch.Tensor, lexical_embeds: torch.Tensor | None, token_id: int) -> None:
-    """Check that each vector has a placeholder and each placeholder a vector.
+def check_placeholders(
+    is_placeholder: torch.Tensor, vectors: torch.Tensor | None, tokens: int, placeholder: Placeholder
+) -> None:
+    """Check that each vector of a kind has its placeholders, and each placeholder a vector.
 
     Reading the numbers back from a GPU would make the program wait, and a compiled graph cannot raise errors. There, an
     assertion on the device replaces the error.
 
     Args:
         is_placeholder: Bool (batch, length).
-        lexical_embeds: Float (batch, vectors, lexical_dim), or None.
-        token_id: The placeholder's id, for the message.
+        vectors: Float (batch, vectors, dim), or None.
+        tokens: Number of placeholders per vector.
+        placeholder: The kind's placeholder, for the message.
 
     Raises:
         ValueError: They do not match. The message names the row and both numbers.
@@ -96,46 +169,54 @@ def check_placeholders(is_placeholder: torch.Tensor, lexical_embeds: torch.Tenso
     """
     placeholder_counts = is_placeholder.sum(1)
     vector_counts = torch.zeros_like(placeholder_counts)  # without padding
-    padded_count = 0 if lexical_embeds is None else lexical_embeds.shape[1]
-    if lexical_embeds is not None and padded_count > 0:
+    padded_count = 0 if vectors is None else vectors.shape[1]
+    if vectors is not None and padded_count > 0:
         # The vectors of zeros behind a row's last other vector are padding.
-        position = torch.arange(1, padded_count + 1, device=lexical_embeds.device)
-        vector_counts = ((lexical_embeds != 0).any(-1) * position).amax(1)
-    mismatch = (placeholder_counts < vector_counts) | (placeholder_counts > padded_count)
+        position = torch.arange(1, padded_count + 1, device=vectors.device)
+        vector_counts = ((vectors != 0).any(-1) * position).amax(1)
+    mismatch = (placeholder_counts < vector_counts * tokens) | (placeholder_counts > padded_count * tokens)
+    mismatch = mismatch | (placeholder_counts % tokens != 0)
     if is_placeholder.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(~mismatch.any(), f"{LEXICAL_TOKEN} placeholders and lexical vectors do not agree in number")
+        torch._assert_async(
+            ~mismatch.any(), f"{placeholder.token} placeholders and lexical vectors do not agree in number"
+        )
     elif mismatch.any():
         row = int(mismatch.nonzero()[0])
-        raise ValueError(_mismatch_message(placeholder_counts, vector_counts, row, padded_count, token_id))
+        vector_count = int(vector_counts[row])
+        if int(placeholder_counts[row]) >= vector_count * tokens:
+            vector_count = padded_count
+        any_placeholder = bool(placeholder_counts.any())
+        counts = RowCounts(row, int(placeholder_counts[row]), vector_count, padded_count, tokens, any_placeholder)
+        raise ValueError(_mismatch_message(counts, placeholder))
 
 
-def _mismatch_message(
-    placeholder_counts: torch.Tensor, vector_counts: torch.Tensor, row: int, padded_count: int, token_id: int
-) -> str:
-    """Return what is wrong with the number of placeholders of `row`, and what to do.
+class RowCounts(NamedTuple):
+    """The numbers of a row whose vectors and placeholders do not match."""
 
-    Args:
-        placeholder_counts: Number of placeholders of each row, int64 (batch,).
-        vector_counts: Number of vectors of each row, without padding, int64 (batch,).
-        row: Index of the row.
-        padded_count: Number of vectors of every row, with padding.
-        token_id: The placeholder's id.
-    """
-    placeholders = int(placeholder_counts[row])
-    if padded_count == 0:
+    row: int
+    placeholders: int
+    vectors: int
+    padded_count: int  # number of vectors of every row, with padding
+    tokens: int  # number of placeholders per vector
+    any_placeholder: bool  # whether any row of the batch has a placeholder
+
+
+def _mismatch_message(counts: RowCounts, placeholder: Placeholder) -> str:
+    """Return what is wrong with a row's number of placeholders, and what to do."""
+    token, token_id = placeholder
+    if counts.padded_count == 0:
         return (
-            f"row {row} holds {placeholders} placeholders {LEXICAL_TOKEN} (id {token_id}), but no vectors were given. "
-            "Pass them as `lexical_embeds`, or leave the placeholders out."
+            f"row {counts.row} holds {counts.placeholders} placeholders {token} (id {token_id}), but no vectors were "
+            "given. Pass them as `lexical_embeds`, or leave the placeholders out."
         )
-    if not placeholder_counts.any():
+    if not counts.any_placeholder:
         return (
-            f"`lexical_embeds` were given, but no row holds a placeholder {LEXICAL_TOKEN} (id {token_id}). Use "
+            f"`lexical_embeds` were given, but no row holds a placeholder {token} (id {token_id}). Use "
             "DataCollatorWithFusion or T5FusionProcessor, which place it."
         )
-    vectors = int(vector_counts[row])
-    count = vectors if placeholders < vectors else padded_count
+    expected = "one placeholder" if counts.tokens == 1 else f"{counts.tokens} placeholders"
     return (
-        f"row {row} holds {placeholders} placeholders {LEXICAL_TOKEN} (id {token_id}) for {count} vectors; expected "
-        "one placeholder per vector. Use DataCollatorWithFusion or T5FusionProcessor, which place them; a row with "
-        "fewer vectors than others is padded with zeros."
+        f"row {counts.row} holds {counts.placeholders} placeholders {token} (id {token_id}) for {counts.vectors} "
+        f"vectors; expected {expected} per vector. Use DataCollatorWithFusion or T5FusionProcessor, which place them; "
+        "a row with fewer vectors than others is padded with zeros."
     )

@@ -11,19 +11,21 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
-from .configuration_t5fusion import LEXICAL_TOKEN
+from .kinds_t5fusion import DEFAULT_DIM, DEFAULT_KIND, LEXICAL_TOKEN, VectorKind
 from .packing_t5fusion import restart_rows, share_sequences
 from .rows_t5fusion import (
     IGNORED,
     NO_TEXT,
     Ids,
+    RowVectors,
     Vectors,
-    add_lexical_token,
+    add_placeholders,
     as_array,
     bad_row,
     check_choice,
-    place_lexical,
-    vectors_of_row,
+    field_of,
+    place_vectors,
+    vectors_of_kinds,
 )
 
 logger = logging.get_logger(__name__)
@@ -45,28 +47,31 @@ class Inputs(NamedTuple):
     ids: list[Ids]
     mask: list[Ids]
     labels: list[Ids] | None
-    vectors: list[Vectors]
+    vectors: dict[str, list[Vectors]]  # by kind
     row_ids: list[Ids] | None = None  # number of the row of each id, from 1; None if each sequence holds one row
     target_row_ids: list[Ids] | None = None
 
 
 @dataclass
 class DataCollatorWithFusion:
-    """Data collator that puts a placeholder for each vector in front of a row's ids, and pads rows to one length.
+    """Data collator that puts placeholders for each vector in front of a row's ids, and pads rows to one length.
 
     A row has `input_ids`. It may also have `attention_mask` (by default, everything but padding), `labels` and
     `lexical_embeds`: numbers, (dim,) for one vector or (vectors, dim) for several; missing, None or empty for a row
-    without vectors. Lists, arrays and tensors are accepted. Ids may come with padding, left or right, to any length,
-    which is replaced by padding on the right. They hold either no placeholder or one per vector. Other columns are
-    passed on: strings as lists, numbers and arrays of one shape as tensors.
+    without vectors. For a model with several kinds of vectors, it is a dict of these by the name of the kind. Lists,
+    arrays and tensors are accepted. Ids may come with padding, left or right, to any length, which is replaced by
+    padding on the right. Of each kind, they hold either no placeholder, or one per vector, or all of them. Other
+    columns are passed on: strings as lists, numbers and arrays of one shape as tensors.
 
     Args:
-        tokenizer: The base model's tokenizer, or a `T5FusionProcessor`. `<lexical>` is added to it, in place, if it is
-            missing.
+        tokenizer: The base model's tokenizer, or a `T5FusionProcessor`. The placeholders are added to it, in place, if
+            they are missing. A tokenizer alone does not know the kinds of vectors: without `model`, rows then have one
+            kind, and each vector becomes one token.
         pad_to_multiple_of: Rounds the padded length of ids and labels up to a multiple of this.
         label_pad_token_id: Id with which labels are padded.
-        model: The model, if batches need `decoder_input_ids`. With label smoothing they do, because the Trainer takes
-            the labels out of the batch.
+        model: The model, if batches need `decoder_input_ids`, or if it reads other vectors than one kind of one token
+            and `tokenizer` is no processor. With label smoothing, batches need `decoder_input_ids`, because the Trainer
+            takes the labels out of the batch.
         padding: "longest" (or True) pads each batch to its longest row. "max_length" pads every batch to the three
             sizes that follow. An `IterableDataset` with several processes needs "max_length", because accelerate joins
             the batches of all processes, and they must have one size. ("longest" works too if each row has one vector
@@ -74,9 +79,9 @@ class DataCollatorWithFusion:
         max_length: With `padding="max_length"`, the length of `input_ids`. It must hold the longest row with its
             placeholders: the `max_length` of the tokenizer's call, plus one per vector.
         max_target_length: With `padding="max_length"`, the length of `labels`; None for `max_length`.
-        max_vectors: With `padding="max_length"`, the number of vectors to which each row is padded with zeros; None
-            for 1. If a whole batch may lack vectors, pass the processor as `tokenizer`, or pass `model`, so that the
-            collator knows the width of a vector.
+        max_vectors: With `padding="max_length"`, the number of vectors (of each kind) to which each row is padded with
+            zeros; None for 1. If a whole batch may lack vectors, pass the processor as `tokenizer`, or pass `model`, so
+            that the collator knows the width of a vector.
         packing: Put several short rows of a batch into one sequence, so that less is padding. A sequence is at most as
             long as the longest row, or 64. Loss and gradients stay the same within rounding. This is for training:
             batches without labels are not packed, and neither are streamed batches that accelerate joins.
@@ -97,13 +102,18 @@ class DataCollatorWithFusion:
 
     def __post_init__(self) -> None:
         self._check_padding()
-        width_source = getattr(self.model, "config", self.tokenizer)  # A processor has a `lexical_dim` too.
-        self.lexical_dim = getattr(width_source, "lexical_dim", None)
+        source = getattr(self.model, "config", self.tokenizer)  # A processor has kinds too.
+        # Without either, the width of a vector is unknown.
+        self.knows_width = hasattr(source, "kinds")
+        self.kinds: dict[str, VectorKind] = (
+            source.kinds if self.knows_width else {DEFAULT_KIND: VectorKind(DEFAULT_DIM)}
+        )
         if isinstance(self.tokenizer, ProcessorMixin):
             self.tokenizer = self.tokenizer.tokenizer
         if self.tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token; expected one. Set `tokenizer.pad_token` first.")
-        self.lexical_token_id = add_lexical_token(self.tokenizer)
+        self.places = add_placeholders(self.tokenizer, self.kinds)
+        self.lexical_token_id = next(iter(self.places.values())).token_id
         expected = getattr(getattr(self.model, "config", None), "lexical_token_id", self.lexical_token_id)
         if expected != self.lexical_token_id:
             raise ValueError(
@@ -145,6 +155,7 @@ class DataCollatorWithFusion:
             - `labels`, int64 (batch, longest labels), if the rows have labels.
             - `lexical_embeds`, float32: (batch, dim) if each row has one vector; otherwise (batch, most vectors, dim),
               padded with zeros; absent if no row has a vector. With `padding="max_length"`, (batch, max_vectors, dim).
+              With several kinds, a dict of these by kind.
             - `decoder_input_ids`, int64, in the shape of the labels, if there are labels and a `model`. (A model
               makes them itself of labels that it gets.)
             - `row_ids` and `target_row_ids`, int64, in the shapes of `input_ids` and `labels`, if a sequence holds
@@ -167,14 +178,16 @@ class DataCollatorWithFusion:
             raise ValueError("the batch has no rows; expected one or more.")
         if not any("lexical_embeds" in row for row in features):
             _refuse_vectors_by_another_name(features)
-        vectors = [vectors_of_row(index, row.get("lexical_embeds")) for index, row in enumerate(features)]
-        texts = [self._read_text(index, row, len(vectors[index])) for index, row in enumerate(features)]
+        vectors = [vectors_of_kinds(index, row.get("lexical_embeds"), self.kinds) for index, row in enumerate(features)]
+        texts = [self._read_text(index, row, vectors[index]) for index, row in enumerate(features)]
         has_labels = any(row.get("labels") is not None for row in features)
         labels = (
             [self._read_labels(index, row.get("labels")) for index, row in enumerate(features)] if has_labels else None
         )
-        inputs = Inputs([text.ids for text in texts], [text.mask for text in texts], labels, vectors)
-        _check_widths(vectors)
+        by_kind = {name: [row[name] for row in vectors] for name in self.kinds}
+        for name, of_kind in by_kind.items():
+            _check_widths(of_kind, field_of(name), self.kinds[name].dim if len(self.kinds) > 1 else None)
+        inputs = Inputs([text.ids for text in texts], [text.mask for text in texts], labels, by_kind)
         if self.packing and labels is not None and not _is_joined_by_accelerate():
             inputs = _packed(inputs, _other_columns(features))
         # accelerate joins only batches of one length. So rows that came padded to one length keep it.
@@ -195,21 +208,22 @@ class DataCollatorWithFusion:
             if self.model is not None:
                 start = self.model.config.decoder_start_token_id
                 batch["decoder_input_ids"] = restart_rows(batch["decoder_input_ids"], batch["target_row_ids"], start)
-        stacked = self._stack_vectors(inputs.vectors)
-        if stacked is not None:
-            batch["lexical_embeds"] = stacked
+        tensors = {name: self._stack_vectors(name, of_kind) for name, of_kind in inputs.vectors.items()}
+        stacked = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        if stacked:
+            batch["lexical_embeds"] = stacked if len(self.kinds) > 1 else next(iter(stacked.values()))
         for name in _other_columns(features):
             batch[name] = _stack_column(name, [row.get(name) for row in features])
-        batch_feature: Any = BatchFeature(batch)
+        batch_feature: Any = FusionBatch(batch)
         return batch_feature
 
-    def _read_text(self, index: int, row: Row, count: int) -> RowText:
-        """Return a row's text without its padding and with `count` placeholders in front.
+    def _read_text(self, index: int, row: Row, vectors: RowVectors) -> RowText:
+        """Return a row's text without its padding and with the placeholders of its vectors.
 
         Args:
             index: Index of the row, for the message.
             row: The row.
-            count: Number of the row's vectors.
+            vectors: The row's vectors by kind.
 
         Raises:
             ValueError: The ids are not integers, hold no text or another number of placeholders; or the mask has
@@ -224,13 +238,13 @@ class DataCollatorWithFusion:
             if mask.shape != ids.shape:
                 expected = f"{ids.shape}, that of its `input_ids`. Leave it out to mask the padding"
                 raise bad_row(index, "attention_mask", f"shape {mask.shape}; expected {expected}")
-        if np.isin(ids[mask], (pad, self.lexical_token_id, self.tokenizer.eos_token_id)).all():
+        not_text = (pad, self.tokenizer.eos_token_id, *(place.token_id for place in self.places.values()))
+        if np.isin(ids[mask], not_text).all():
             raise bad_row(index, "input_ids", NO_TEXT)
         text = _span_of_used(mask)
-        placed_ids = place_lexical(ids[text], count, self.lexical_token_id, index)
-        added_mask = np.ones(len(placed_ids) - len(ids[text]), dtype=np.int64)
-        placed_mask = np.concatenate([added_mask, mask[text]])
-        return RowText(placed_ids, placed_mask, len(ids) + len(added_mask))
+        counts = {name: len(row_vectors) for name, row_vectors in vectors.items()}
+        placed_ids, placed_mask = place_vectors(ids[text], mask[text].astype(np.int64), counts, self.places, index)
+        return RowText(placed_ids, placed_mask, len(ids) + len(placed_ids) - len(ids[text]))
 
     def _read_labels(self, index: int, value: Any) -> Ids:
         """Return the labels of a row without their padding, int64 (length,).
@@ -277,20 +291,20 @@ class DataCollatorWithFusion:
             padded[index, : len(row)] = row
         return torch.from_numpy(padded)
 
-    def _stack_vectors(self, rows: list[Vectors]) -> torch.Tensor | None:
-        """Return the vectors of all rows, float32 (batch, dim) or (batch, vectors, dim); None if there are none.
+    def _stack_vectors(self, kind: str, rows: list[Vectors]) -> torch.Tensor | None:
+        """Return a kind's vectors of all rows, float32 (batch, dim) or (batch, vectors, dim); None if there are none.
 
         Raises:
             ValueError: A row has more vectors than `padding="max_length"` allows.
         """
-        width = next((row.shape[1] for row in rows if len(row)), None)
+        width = self.kinds[kind].dim if len(self.kinds) > 1 else next((row.shape[1] for row in rows if len(row)), None)
         count = max(len(row) for row in rows)  # Every row is padded to as many vectors.
         if self.padding == "max_length":
-            count, width = self.max_vectors or 1, width or self.lexical_dim
+            count, width = self.max_vectors or 1, width or (self.kinds[kind].dim if self.knows_width else None)
             for index, row in enumerate(rows):
                 if len(row) > count:
                     expected = f"at most {count}. Give the collator `max_vectors={len(row)}` or more"
-                    raise bad_row(index, "lexical_embeds", f"{len(row)} vectors; expected {expected}")
+                    raise bad_row(index, field_of(kind), f"{len(row)} vectors; expected {expected}")
         elif count and all(len(row) == 1 for row in rows):
             return torch.from_numpy(np.concatenate(rows))
         elif count and _is_joined_by_accelerate():
@@ -303,17 +317,36 @@ class DataCollatorWithFusion:
         return torch.from_numpy(padded)
 
 
-def _check_widths(rows: list[Vectors]) -> None:
-    """Check that all vectors have one width.
+class FusionBatch(BatchFeature):
+    """A batch whose `.to(device)` also moves the vectors of several kinds, which transformers leaves where they are."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "FusionBatch":
+        """Move the batch, in place; see [`~transformers.BatchFeature.to`]."""
+        super().to(*args, **kwargs)
+        vectors = self.data.get("lexical_embeds")
+        if isinstance(vectors, dict):
+            self.data["lexical_embeds"] = {name: value.to(*args, **kwargs) for name, value in vectors.items()}
+        return self
+
+
+def _check_widths(rows: list[Vectors], field: str, kind_width: int | None) -> None:
+    """Check that all vectors of a kind have one width.
+
+    Args:
+        rows: The vectors of each row.
+        field: How the message calls them.
+        kind_width: The width of the kind; None for that of the first row that has a vector.
 
     Raises:
         ValueError: They do not.
     """
-    width = next((row.shape[1] for row in rows if len(row)), None)
+    width = kind_width or next((row.shape[1] for row in rows if len(row)), None)
     for index, row in enumerate(rows):
         if len(row) and row.shape[1] != width:
             expected = f"{width}, as in the rows before. Encode all rows with one encoder"
-            raise bad_row(index, "lexical_embeds", f"vectors of {row.shape[1]} numbers; expected {expected}")
+            if kind_width is not None:
+                expected = f"{width}, the width of this kind"
+            raise bad_row(index, field, f"vectors of {row.shape[1]} numbers; expected {expected}")
 
 
 def _packed(inputs: Inputs, other_columns: list[str]) -> Inputs:
@@ -340,10 +373,16 @@ def _packed(inputs: Inputs, other_columns: list[str]) -> Inputs:
         for number, row in enumerate(rows, start=1):
             row_ids[row] = inputs.mask[row] * number  # 0 for ids that the row's own mask hides
             target_row_ids[row] = np.full_like(inputs.labels[row], number)
-    width = max(1, *(row.shape[1] for row in inputs.vectors))
-    vectors = [row.reshape(-1, width) for row in inputs.vectors]  # A row without vectors gets their width.
-    columns = (inputs.ids, inputs.mask, inputs.labels, vectors, row_ids, target_row_ids)
-    return Inputs(*([np.concatenate([column[row] for row in rows]) for rows in shared] for column in columns))
+
+    def joined(column: list[Any]) -> list[Any]:
+        return [np.concatenate([column[row] for row in rows]) for rows in shared]
+
+    vectors = {}
+    for name, of_kind in inputs.vectors.items():
+        width = max(1, *(row.shape[1] for row in of_kind))
+        vectors[name] = joined([row.reshape(-1, width) for row in of_kind])  # A row without vectors gets their width.
+    texts = (joined(column) for column in (inputs.ids, inputs.mask, inputs.labels))
+    return Inputs(*texts, vectors, joined(row_ids), joined(target_row_ids))
 
 
 def _span_of_used(is_used: npt.NDArray[np.bool_]) -> slice:

@@ -5,8 +5,8 @@ from typing import Any
 from transformers import T5Config
 from transformers.models.auto import modeling_auto
 
-LEXICAL_TOKEN = "<lexical>"
-DEFAULT_DIM = 384  # the width of the vectors that all-MiniLM-L6-v2 makes
+from .kinds_t5fusion import DEFAULT_DIM, DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, check_positive, list_kinds, read_kinds
+
 T5_TOKENS = 32100  # Every T5, T5 v1.1 and FLAN-T5 has this many tokens, and 32,128 rows in its embedding table.
 # The ids that tokenizers of this process gave to `<lexical>`. The model reads them only to report a mismatch.
 PLACED_TOKEN_IDS: set[int] = set()
@@ -16,9 +16,14 @@ class T5FusionConfig(T5Config):
     """Configuration of a T5 that reads lexical vectors beside its text.
 
     Args:
-        lexical_dim: Width of a lexical vector. The default, 384, is that of all-MiniLM-L6-v2.
+        lexical_dim: Width of a lexical vector. The default, 384, is that of all-MiniLM-L6-v2. With `vectors`, it is the
+            width of the first kind, and need not be given.
         lexical_token_id: Id of the placeholder `<lexical>` in `input_ids`. It needs no row in the embedding table. The
-            default is the first id that T5's tokenizer leaves free, or `vocab_size` if that is smaller.
+            default is the first id that T5's tokenizer leaves free, or `vocab_size` if that is smaller. Further kinds
+            of vectors take the ids after it.
+        vectors: The kinds of vectors, in the order in which they stand before the text: a name for each, with a width
+            or a [`VectorKind`], such as `{"item": 64, "image": VectorKind(512, tokens=8, projector="mlp")}`. None
+            means one kind, "lexical", of width `lexical_dim`, that becomes one token.
         backbone: Hub id or folder of the base model that this model was built from; None for a model built from
             scratch.
         backbone_revision: Commit of the base model, if it came from the Hub.
@@ -28,19 +33,22 @@ class T5FusionConfig(T5Config):
         **kwargs: All arguments of [`~transformers.T5Config`].
 
     Raises:
-        ValueError: `lexical_dim` or `lexical_token_id` is not a positive integer.
+        ValueError: `lexical_dim` or `lexical_token_id` is not a positive integer, `vectors` does not describe kinds of
+            vectors, or its first width is not `lexical_dim`.
     """
 
     model_type = "t5_fusion"
+    vectors: list[dict[str, Any]] | None = None
 
     def __init__(
         self,
-        lexical_dim: int = DEFAULT_DIM,
+        lexical_dim: int | None = None,
         lexical_token_id: int | None = None,
         backbone: str | None = None,
         backbone_revision: str | None = None,
         weights_from_backbone: bool = False,
         adapter_beside: bool = False,
+        vectors: Any = None,
         **kwargs: Any,
     ) -> None:
         # The config.json of a base model says "t5", which would hide the class attribute.
@@ -52,14 +60,44 @@ class T5FusionConfig(T5Config):
         scales_outputs = kwargs.get("scale_decoder_outputs", kwargs.get("tie_word_embeddings") is not False)
         super().__init__(**kwargs)
         self.scale_decoder_outputs = scales_outputs
-        self.lexical_dim = _check_positive("lexical_dim", lexical_dim)
+        self._set_kinds(lexical_dim, vectors)
         if lexical_token_id is None:
             lexical_token_id = min(T5_TOKENS, self.vocab_size)
-        self.lexical_token_id = _check_positive("lexical_token_id", lexical_token_id)
+        self.lexical_token_id = _check_field("lexical_token_id", lexical_token_id)
         self.backbone = backbone
         self.backbone_revision = backbone_revision
         self.weights_from_backbone = weights_from_backbone
         self.adapter_beside = adapter_beside
+
+    def _set_kinds(self, lexical_dim: int | None, vectors: Any) -> None:
+        """Set `lexical_dim` and `vectors`. One plain kind called "lexical" is the same as no `vectors`.
+
+        Raises:
+            ValueError: A value is wrong, or the two contradict each other.
+        """
+        if vectors is None:
+            self.lexical_dim = _check_field("lexical_dim", DEFAULT_DIM if lexical_dim is None else lexical_dim)
+            return
+        kinds = read_kinds(vectors)
+        first_name, first = next(iter(kinds.items()))
+        if lexical_dim not in (None, first.dim):
+            raise ValueError(
+                f"T5FusionConfig: `lexical_dim` is {lexical_dim!r}, but the first kind in `vectors`, {first_name!r}, "
+                f"is {first.dim} wide. Leave `lexical_dim` out."
+            )
+        self.lexical_dim = first.dim
+        if kinds != {DEFAULT_KIND: VectorKind(first.dim)}:
+            self.vectors = list_kinds(kinds)
+
+    @property
+    def kinds(self) -> dict[str, VectorKind]:
+        """The kinds of vectors by name, in the order in which they stand before the text."""
+        return {DEFAULT_KIND: VectorKind(self.lexical_dim)} if self.vectors is None else read_kinds(self.vectors)
+
+    @property
+    def placeholder_ids(self) -> dict[str, int]:
+        """The id of the placeholder of each kind: `lexical_token_id` and the ids after it."""
+        return {name: self.lexical_token_id + position for position, name in enumerate(self.kinds)}
 
     def validate(self) -> None:
         """Check the fields as transformers does at each save, without its warning about the placeholder's id.
@@ -74,15 +112,16 @@ class T5FusionConfig(T5Config):
                 self.lexical_token_id = lexical_token_id
 
 
-def _check_positive(name: str, value: Any) -> int:
+def _check_field(name: str, value: Any) -> int:
     """Return the value of a field, which must be a positive integer.
 
     Raises:
         ValueError: It is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"T5FusionConfig: `{name}` is {value!r}; expected a positive integer.")
-    return value
+    try:
+        return check_positive(name, value)
+    except ValueError as error:
+        raise ValueError(f"T5FusionConfig: {error}") from None
 
 
 # `transformers serve` loads only the model types that this table lists.

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from .rows_t5fusion import Ids, Vectors, as_array, vectors_of_row
+from .kinds_t5fusion import DEFAULT_KIND, VectorKind
+from .rows_t5fusion import Ids, RowVectors, as_array, vectors_of_kinds
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
     from transformers import PreTrainedModel as Model
@@ -44,33 +45,35 @@ class FittingMixin(Model):
 
         Args:
             rows: Rows as `DataCollatorWithFusion` takes them: a list, a `datasets.Dataset` or any iterable, read once.
-                Each row needs `labels`, token ids with or without padding, and `lexical_embeds`, float (lexical_dim,)
-                or (vectors, lexical_dim). Several vectors of a row count as their mean. Rows without a vector are
-                skipped. Memory does not grow with the number of rows: after 100,000 of them, only sums are kept, and
-                the frequencies of tokens are those in the first 100,000.
+                Each row needs `labels`, token ids with or without padding, and `lexical_embeds`, float (dim,) or
+                (vectors, dim), or a dict of these by kind. Several vectors of a row count as their mean. Rows without a
+                vector of a kind are skipped for that kind. Memory does not grow with the number of rows: after 100,000
+                of them, only sums are kept, and the frequencies of tokens are those in the first 100,000.
 
         Returns:
             The share of the variance of the targets' mean embeddings that the vectors explain on held-out rows, by
-            generalised cross-validation. At zero or below, a linear map of the vectors says nothing about the targets,
-            or there are too few rows to tell. The fusion layer then stays as it is.
+            generalised cross-validation; with several kinds of vectors, the largest of their shares. At zero or below,
+            a linear map of the vectors says nothing about the targets, or there are too few rows to tell. That kind's
+            part of the fusion layer then stays as it is.
 
         Raises:
-            ValueError: No row has both labels and a vector; a vector has another width than `config.lexical_dim`; or
-                the active adapter does not hold the fusion layer, so that the result would not be saved.
+            ValueError: No row has both labels and a vector; a vector has another width than its kind; or the active
+                adapter does not hold the fusion layer, so that the result would not be saved.
         """
         fusion = self.fusion_to_fit()
-        moments = read_moments(rows, self.config.lexical_dim, self.get_input_embeddings().weight.float().cpu())
-        weight, explained = ridge(moments)
-        if explained > 0:
-            fusion.projection.weight.copy_(weight)
-            fusion.projection.bias.copy_(-weight @ moments.input_mean)
-        if os.environ.get("RANK", "0") == "0":
-            share = f"{explained:.1%} of" if explained > 0 else "nothing of"
-            consequence = "" if explained > 0 else " The fusion layer stays as it was."
-            row_count = "1 row" if moments.rows == 1 else f"{moments.rows:,} rows"
-            sentence = f"the vectors of {row_count} explain {share} their targets' words.{consequence}"
-            print(f"fit_fusion: {sentence}", file=sys.stderr)
-        return explained
+        projectors = {name: fusion.projector(name) for name in self.config.kinds}
+        embeddings = self.get_input_embeddings().weight.float().cpu()
+        shares = []
+        for name, moments in read_moments(rows, self.config.kinds, projectors, embeddings).items():
+            weight, explained = ridge(moments)
+            if explained > 0:
+                last_layer = projectors[name].last_layer
+                last_layer.weight.copy_(weight)
+                last_layer.bias.copy_(-weight @ moments.input_mean)
+            shares.append(explained)
+            if os.environ.get("RANK", "0") == "0":
+                _report("" if name == DEFAULT_KIND else f"{name} ", moments.rows, explained)
+        return max(shares)
 
     def fusion_to_fit(self) -> Any:
         """Return the fusion layer that training changes: the active adapter's copy, or the model's own.
@@ -125,53 +128,101 @@ class Moments:
         self.rows = rows
 
 
-def read_moments(rows: Iterable[Mapping[str, Any]], width: int, embeddings: Tensor) -> Moments:
-    """Return the moments of the rows' mean vectors and of the mean embeddings of their targets.
+def _report(kind: str, rows: int, explained: float) -> None:
+    """Print on standard error how much the vectors of a kind explain. (`kind` ends in a space, or is empty.)"""
+    share = f"{explained:.1%} of" if explained > 0 else "nothing of"
+    consequence = "" if explained > 0 else " The fusion layer stays as it was."
+    row_count = "1 row" if rows == 1 else f"{rows:,} rows"
+    print(
+        f"fit_fusion: the {kind}vectors of {row_count} explain {share} their targets' words.{consequence}",
+        file=sys.stderr,
+    )
+
+
+def read_moments(
+    rows: Iterable[Mapping[str, Any]],
+    kinds: Mapping[str, VectorKind],
+    projectors: Mapping[str, Any],
+    embeddings: Tensor,
+) -> dict[str, Moments]:
+    """Return, for each kind that some rows have, the moments of its inputs and of the embeddings that it predicts.
+
+    The inputs are what the last linear layer of the kind's projector reads of a row's mean vector: the vector itself,
+    or the hidden layer of an MLP. The outputs are the mean embeddings of the target's words. If a vector becomes k
+    tokens, the target is split into k parts, and each token predicts the words of one part.
 
     Args:
         rows: See `FittingMixin.fit_fusion`.
-        width: Numbers per vector.
+        kinds: The model's kinds of vectors by name.
+        projectors: The `VectorProjector` of each kind.
         embeddings: The embedding table, float (tokens, d_model), on the CPU.
 
     Raises:
         ValueError: A vector has another width, or no row has both a vector and labels.
     """
-    moments = Moments(width, embeddings.shape[1])
+    moments: dict[str, Moments] = {}
     # Token weights are those of the first block, so that memory does not grow with the number of rows.
-    pairs, weights = read_rows(rows, width), None
+    pairs, weights = read_rows(rows, kinds), None
     while block := list(islice(pairs, FREQUENCY_ROWS)):
-        weights = token_weights([words for _, words in block], len(embeddings)) if weights is None else weights
+        if weights is None:
+            weights = token_weights([np.unique(target) for _, target in block], len(embeddings))
         for start in range(0, len(block), CHUNK_ROWS):
-            vectors, words = zip(*block[start : start + CHUNK_ROWS], strict=True)
-            moments.add(torch.from_numpy(np.stack(vectors)), mean_embeddings(words, embeddings, weights))
-    if moments.rows == 0:
+            chunk = block[start : start + CHUNK_ROWS]
+            for name, kind in kinds.items():
+                of_kind = [(vectors[name], target) for vectors, target in chunk if name in vectors]
+                if not of_kind:
+                    continue
+                inputs = projectors[name].last_inputs(torch.from_numpy(np.stack([vector for vector, _ in of_kind])))
+                parts = [target_parts(target, kind.tokens) for _, target in of_kind]
+                outputs = [mean_embeddings(words, embeddings, weights) for words in zip(*parts, strict=True)]
+                if name not in moments:
+                    moments[name] = Moments(inputs.shape[1], kind.tokens * embeddings.shape[1])
+                moments[name].add(inputs, torch.cat(outputs, dim=1))
+    if not moments:
         raise ValueError("no row has both `lexical_embeds` and `labels`; expected one or more that do.")
     return moments
 
 
-def read_rows(rows: Iterable[Mapping[str, Any]], width: int) -> Iterator[tuple[Vectors, Ids]]:
-    """Yield the mean vector of each row, float32 (width,), and the distinct tokens of its target, int64 (tokens,).
+def read_rows(rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, VectorKind]) -> Iterator[tuple[RowVectors, Ids]]:
+    """Yield the mean vector of each kind of a row, float32 (dim,), and its target's words, int64 (tokens,), in order.
 
-    Rows without a vector or without labels are skipped.
+    Rows without a vector or without labels are skipped, and so are a row's kinds without a vector.
 
     Args:
         rows: See `FittingMixin.fit_fusion`.
-        width: The model's `config.lexical_dim`.
+        kinds: The model's kinds of vectors by name.
 
     Raises:
         ValueError: A vector has another width.
     """
     for index, row in enumerate(rows):
-        vector = vectors_of_row(index, row.get("lexical_embeds"))
-        if len(vector) == 0 or row.get("labels") is None:
+        vectors = vectors_of_kinds(index, row.get("lexical_embeds"), kinds)
+        vectors = {name: of_kind for name, of_kind in vectors.items() if len(of_kind)}
+        if not vectors or row.get("labels") is None:
             continue
-        if vector.shape[1] != width:
-            raise ValueError(
-                f"row {index} has a vector of {vector.shape[1]} numbers; expected {width} (`config.lexical_dim`). Use "
-                f"the encoder of the training, or build the model with `lexical_dim={vector.shape[1]}`."
-            )
-        words = {token for token in as_array(row["labels"]).ravel().tolist() if token >= FIRST_WORD_ID}
-        yield vector.mean(0), np.array(sorted(words), dtype=np.int64)
+        for name, of_kind in vectors.items():
+            if of_kind.shape[1] != kinds[name].dim:
+                raise ValueError(_width_message(index, name, of_kind.shape[1], kinds[name].dim))
+        target = as_array(row["labels"]).ravel()
+        yield {name: of_kind.mean(0) for name, of_kind in vectors.items()}, target[target >= FIRST_WORD_ID]
+
+
+def _width_message(row: int, kind: str, found: int, expected: int) -> str:
+    """Return what is wrong with a row whose vector of a kind has `found` numbers, and what to do."""
+    if kind != DEFAULT_KIND:
+        return f"row {row} has a {kind} vector of {found} numbers; expected {expected}, as `config.vectors` says."
+    return (
+        f"row {row} has a vector of {found} numbers; expected {expected} (`config.lexical_dim`). Use the encoder of "
+        f"the training, or build the model with `lexical_dim={found}`."
+    )
+
+
+def target_parts(target: Ids, count: int) -> list[Ids]:
+    """Return the distinct words of `count` consecutive parts of a target, int64 (words,) each.
+
+    A part of a short target may be empty. It then has the words of the whole target.
+    """
+    return [np.unique(part if len(part) else target) for part in np.array_split(target, count)]
 
 
 def token_weights(words: Sequence[Ids], tokens: int) -> Tensor:

@@ -17,7 +17,8 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
-from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
+from .configuration_t5fusion import T5FusionConfig
+from .kinds_t5fusion import LEXICAL_TOKEN
 from .naming_t5fusion import (
     FIRST_EMBEDDED,
     HUB_KEYWORDS,
@@ -43,7 +44,7 @@ NOTHING_LOADED: dict[str, Any] = {
     "missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": [],
 }  # fmt: skip
 BASE_MODEL_TYPES = ("t5", "mt5")  # An mT5 is a T5 with an unscaled head.
-FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id")
+FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id", "vectors")
 # Config fields that say where a model is from or how it is loaded, and so do not change what it computes.
 NOT_CHOICES = {
     "_name_or_path", "adapter_beside", "architectures", "auto_map", "backbone", "backbone_revision", "custom_pipelines",

@@ -1,7 +1,8 @@
 """T5 that reads lexical vectors, which are dense vectors beside the text of a row.
 
-A row's token ids hold one placeholder, `<lexical>`, per vector. Each vector is projected to a token embedding, which
-takes the place of the placeholder's embedding in the encoder's input.
+A row's token ids hold placeholders, `<lexical>`, for its vectors. Each vector is projected to one or more token
+embeddings, which take the places of the placeholders' embeddings in the encoder's input. A model may read vectors of
+several kinds, each with a width and a placeholder of its own.
 
 `LexicalFusion` projects the vectors, `LexicalEncoder` puts them in place, and `T5WithFusion` is the whole model.
 `checking_t5fusion.py` checks the model's inputs, `loading_t5fusion.py` loads the model, `saving_t5fusion.py` saves it,
@@ -20,10 +21,11 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 
-from .checking_t5fusion import check_placeholders, check_token_id, check_vectors
-from .configuration_t5fusion import LEXICAL_TOKEN, T5FusionConfig
+from .checking_t5fusion import LexicalEmbeds, check_batch, check_token_id, vectors_by_kind
+from .configuration_t5fusion import T5FusionConfig
 from .fast_t5fusion import fast_step, forget_copies, use_training_gelu
 from .fitting_t5fusion import FittingMixin
+from .kinds_t5fusion import VectorKind, token_of
 from .loading_t5fusion import FusedLoadingMixin, FusedModel, NameOrPath
 from .naming_t5fusion import FusedName, resolve_embedded
 from .packing_t5fusion import PackedMasks, packed_masks, restart_rows
@@ -49,23 +51,43 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-class LexicalFusion(nn.Module):
-    """The fusion layer: projects lexical vectors, float (..., lexical_dim), to token embeddings, (..., d_model).
+class VectorProjector(nn.Module):
+    """Projects vectors of one kind, float (..., vectors, dim), to token embeddings, (..., vectors * tokens, d_model).
 
     T5's token embeddings are large (root mean square of 1 and above), while the projection of a unit vector is small
     (about 0.05). So the projection is normalised to the size of the base model's embeddings: `norm.weight` starts from
     their root mean square.
     """
 
-    def __init__(self, config: T5FusionConfig) -> None:
+    def __init__(self, kind: VectorKind, config: T5FusionConfig) -> None:
         super().__init__()
-        self.projection = nn.Linear(config.lexical_dim, config.d_model)
+        width = kind.tokens * config.d_model
+        if kind.projector == "mlp":
+            hidden = kind.hidden or config.d_model
+            layers = nn.Linear(kind.dim, hidden), nn.GELU(), nn.Dropout(kind.dropout), nn.Linear(hidden, width)
+            self.projection: Any = nn.Sequential(*layers)
+        else:
+            self.projection = nn.Linear(kind.dim, width)
         self.norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
-    def forward(self, lexical_embeds: torch.Tensor) -> torch.Tensor:
-        """Return vectors, float (..., lexical_dim), as embeddings (..., d_model) in the dtype of the norm's weight."""
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return vectors as token embeddings in the dtype of the norm's weight."""
         # The projection's own dtype cannot be used: a quantised projection has an integer dtype.
-        return self.norm(self.projection(lexical_embeds.to(self.norm.weight.dtype)))
+        projected = self.projection(vectors.to(self.norm.weight.dtype))
+        return self.norm(projected.reshape(*vectors.shape[:-2], -1, self.norm.weight.shape[0]))
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The linear layer whose outputs are token embeddings."""
+        last: Any = self.projection[-1] if isinstance(self.projection, nn.Sequential) else self.projection
+        return last
+
+    def last_inputs(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return what the last layer reads of vectors, float (..., dim), without dropout: float (..., inputs)."""
+        if not isinstance(self.projection, nn.Sequential):
+            return vectors
+        first_layer, activation = self.projection[0], self.projection[1]
+        return activation(first_layer(vectors.to(first_layer.weight)))
 
     @torch.no_grad()
     def reset_parameters(self, token_embeddings: torch.Tensor) -> None:
@@ -74,16 +96,56 @@ class LexicalFusion(nn.Module):
         Args:
             token_embeddings: The base model's embedding table, float (rows, d_model).
         """
-        self.projection.weight.copy_(initial_projection(self.projection.weight.shape))
-        self.projection.bias.zero_()
+        for layer in self.projection.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.copy_(initial_projection(layer.weight.shape))
+                layer.bias.zero_()
         # Keep three digits, because the last bits of a sum over millions of numbers differ between machines.
         self.norm.weight.fill_(float(f"{token_embeddings.double().square().mean().sqrt().item():.3g}"))
 
 
-def initial_projection(shape: torch.Size) -> torch.Tensor:
-    """Return the projection's initial weight, float32 of `shape`, which is (d_model, lexical_dim).
+class LexicalFusion(VectorProjector):
+    """The fusion layer: a projector for each kind of vectors.
 
-    A projected vector then has about the root mean square of the vector itself.
+    The first kind's projector is the layer itself, so that its weights have the same names for any number of kinds.
+    """
+
+    def __init__(self, config: T5FusionConfig) -> None:
+        (first_name, first), *others = config.kinds.items()
+        super().__init__(first, config)
+        self.first_kind = first_name
+        self.others: Any = nn.ModuleDict({f"kind_{name}": VectorProjector(kind, config) for name, kind in others})
+
+    def forward(self, lexical_embeds: torch.Tensor, kind: str | None = None) -> torch.Tensor:
+        """Return vectors as token embeddings in the dtype of the norm's weight.
+
+        Args:
+            lexical_embeds: Vectors of one kind, float (..., vectors, dim).
+            kind: Name of the kind; None for the first.
+
+        Returns:
+            Float (..., vectors * tokens, d_model).
+        """
+        if kind in (None, self.first_kind):
+            return super().forward(lexical_embeds)
+        return self.others[f"kind_{kind}"](lexical_embeds)
+
+    def projector(self, kind: str) -> VectorProjector:
+        """Return the projector of a kind."""
+        projector: Any = self if kind == self.first_kind else self.others[f"kind_{kind}"]
+        return projector
+
+    def reset_parameters(self, token_embeddings: torch.Tensor) -> None:
+        """Set the initial weights of each kind's projector; see `VectorProjector.reset_parameters`."""
+        super().reset_parameters(token_embeddings)
+        for kind in self.others:
+            self.others[kind].reset_parameters(token_embeddings)
+
+
+def initial_projection(shape: torch.Size) -> torch.Tensor:
+    """Return the initial weight of a projection's linear layer, float32 of `shape`, which is (outputs, inputs).
+
+    The output for a vector then has about the root mean square of the vector itself.
     """
     # Normal random numbers, and all random numbers of a GPU, differ between machines. Uniform random numbers of a CPU
     # generator do not. The dtype and the device are explicit, because the process may have other defaults.
@@ -110,13 +172,14 @@ class LexicalEncoder(T5InitMixin, T5Stack):
     def __init__(self, config: T5FusionConfig) -> None:
         super().__init__(config)
         self.fusion = LexicalFusion(config)
+        self.kinds = config.kinds
 
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        lexical_embeds: torch.Tensor | None = None,
+        lexical_embeds: LexicalEmbeds | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the encoder; see `embed` for the inputs. Returns what [`~transformers.models.t5.T5Stack`] returns.
@@ -143,7 +206,7 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         self,
         input_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        lexical_embeds: torch.Tensor | None = None,
+        lexical_embeds: LexicalEmbeds | None = None,
     ) -> torch.Tensor:
         """Return token embeddings, float (batch, length, d_model), with lexical vectors in place of placeholders.
 
@@ -152,66 +215,83 @@ class LexicalEncoder(T5InitMixin, T5Stack):
 
         Args:
             input_ids: int64 (batch, length). Pass either these or `inputs_embeds`.
-            inputs_embeds: Float (batch, length, d_model). Positions that equal the embedding of `<lexical>` are
-                placeholders.
-            lexical_embeds: Float (batch, lexical_dim) or (batch, vectors, lexical_dim). A row with fewer placeholders
-                than vectors uses its first vectors; the others must be zero, that is, padding.
+            inputs_embeds: Float (batch, length, d_model). Positions that equal the embedding of a kind's placeholder
+                are placeholders.
+            lexical_embeds: Float (batch, dim) or (batch, vectors, dim); with several kinds, a dict of these by the name
+                of the kind. A row with fewer placeholders than vectors uses its first vectors; the others must be zero,
+                that is, padding.
 
         Raises:
             ValueError: Vectors and placeholders do not match, or the vectors have another dtype, device or width. The
                 message says what to do.
         """
-        is_placeholder, inputs_embeds = self._find_placeholders(input_ids, inputs_embeds, lexical_embeds)
-        if lexical_embeds is not None:
-            lexical_embeds = check_vectors(lexical_embeds, is_placeholder, self.config.lexical_dim)
-        check_placeholders(is_placeholder, lexical_embeds, self.config.lexical_token_id)
-        if lexical_embeds is None or lexical_embeds.shape[1] == 0:
-            if not torch.is_grad_enabled():
-                return inputs_embeds
-            lexical_embeds = inputs_embeds.new_zeros(inputs_embeds.shape[0], 1, self.config.lexical_dim)
-        # The fusion layer may have another dtype, and be on another device, than the token embeddings.
-        projected = self.fusion(lexical_embeds).to(inputs_embeds)
-        # The nth placeholder of a row gets the row's nth vector. Other positions get any vector, which `torch.where`
-        # leaves out.
-        vector_index = (is_placeholder.cumsum(1) - 1).clamp(0, projected.shape[1] - 1)
-        # `take_along_dim` would make torch.export fix the sizes to those of its example.
-        vector_by_position = projected.gather(1, vector_index.unsqueeze(-1).expand(-1, -1, projected.shape[-1]))
-        return torch.where(is_placeholder.unsqueeze(-1), vector_by_position, inputs_embeds)
+        vectors = vectors_by_kind(lexical_embeds, self.kinds)
+        places, inputs_embeds = self._find_placeholders(input_ids, inputs_embeds, vectors)
+        vectors = check_batch(vectors, places, self.kinds, self.config.lexical_token_id)
+        for name, kind in self.kinds.items():
+            given = vectors.get(name)
+            if given is None or given.shape[1] == 0:
+                if not torch.is_grad_enabled():
+                    continue
+                given = inputs_embeds.new_zeros(inputs_embeds.shape[0], 1, kind.dim)
+            # The fusion layer may have another dtype, and be on another device, than the token embeddings.
+            projected = self.fusion(given, name).to(inputs_embeds)
+            inputs_embeds = put_in_place(inputs_embeds, places[name], projected)
+        return inputs_embeds
 
     def _find_placeholders(
-        self, input_ids: torch.Tensor | None, inputs_embeds: Any, lexical_embeds: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a mask of the placeholders, bool (batch, length), and token embeddings (batch, length, d_model).
+        self, input_ids: torch.Tensor | None, inputs_embeds: Any, vectors: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Return masks of each kind's placeholders, bool (batch, length), and embeddings (batch, length, d_model).
 
         Raises:
             ValueError: The rows come from a tokenizer with another placeholder, or the embeddings cannot show it.
         """
-        token_id = self.config.lexical_token_id
+        first_id = self.config.lexical_token_id
         if input_ids is not None:
-            check_token_id(input_ids, lexical_embeds, token_id, self.config.pad_token_id)
-            is_placeholder = input_ids == token_id
-            # The placeholder's id may lie past the embedding table. So token 0 is looked up in its place.
-            return is_placeholder, self.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
-        if lexical_embeds is None:
-            is_placeholder = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
-        else:
-            is_placeholder = (inputs_embeds == self._placeholder_embedding(token_id)).all(-1)
-        return is_placeholder, inputs_embeds
+            check_token_id(input_ids, vectors.get(self.fusion.first_kind), first_id, self.config.pad_token_id)
+            places = {name: input_ids == first_id + position for position, name in enumerate(self.kinds)}
+            # A placeholder's id may lie past the embedding table. So token 0 is looked up in its place.
+            is_placeholder = (input_ids >= first_id) & (input_ids < first_id + len(places))
+            return places, self.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
+        places = {}
+        for position, name in enumerate(self.kinds):
+            if name in vectors:
+                places[name] = (inputs_embeds == self._placeholder_embedding(name, position)).all(-1)
+            else:
+                places[name] = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+        return places, inputs_embeds
 
-    def _placeholder_embedding(self, token_id: int) -> torch.Tensor:
-        """Return the embedding of `<lexical>`, float (d_model,).
+    def _placeholder_embedding(self, kind: str, position: int) -> torch.Tensor:
+        """Return the embedding of a kind's placeholder, float (d_model,).
 
         Raises:
             ValueError: Its id lies past the embedding table.
         """
+        token, token_id = token_of(kind, position), self.config.lexical_token_id + position
         rows = self.embed_tokens.weight.shape[0]
         if token_id >= rows:
             raise ValueError(
-                f"`inputs_embeds` cannot show where {LEXICAL_TOKEN} stands, because its id, {token_id}, lies past the "
+                f"`inputs_embeds` cannot show where {token} stands, because its id, {token_id}, lies past the "
                 f"embedding table of {rows} rows. Pass `input_ids`; or pass the result of "
                 "`model.encoder.embed(input_ids, lexical_embeds=...)` as `inputs_embeds`, without `lexical_embeds`."
             )
         return self.embed_tokens.weight[token_id]
+
+
+def put_in_place(inputs_embeds: torch.Tensor, is_placeholder: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
+    """Return token embeddings with a row's nth placeholder replaced by its nth projected embedding.
+
+    Args:
+        inputs_embeds: Float (batch, length, d_model).
+        is_placeholder: Bool (batch, length).
+        projected: Float (batch, places, d_model), at least as many places as a row has placeholders.
+    """
+    # Other positions than placeholders get any embedding, which `torch.where` leaves out.
+    index = (is_placeholder.cumsum(1) - 1).clamp(0, projected.shape[1] - 1)
+    # `take_along_dim` would make torch.export fix the sizes to those of its example.
+    by_position = projected.gather(1, index.unsqueeze(-1).expand(-1, -1, projected.shape[-1]))
+    return torch.where(is_placeholder.unsqueeze(-1), by_position, inputs_embeds)
 
 
 class PlaceholderLogitsMixin:
@@ -223,7 +303,8 @@ class PlaceholderLogitsMixin:
         """Return what `generate` applies to logits. It reads the input ids with padding in place of placeholders."""
         # Repetition penalties look up the input ids among the logits. A placeholder past the embedding table has none.
         if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():
-            is_placeholder = encoder_input_ids == self.config.lexical_token_id
+            first_id = self.config.lexical_token_id
+            is_placeholder = (encoder_input_ids >= first_id) & (encoder_input_ids < first_id + len(self.config.kinds))
             encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.pad_token_id or 0)
         return super()._get_logits_processor(  # type: ignore[misc]
             *args, encoder_input_ids=encoder_input_ids, **kwargs
@@ -318,7 +399,7 @@ class T5WithFusion(
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        lexical_embeds: torch.Tensor | None = None,
+        lexical_embeds: LexicalEmbeds | None = None,
         row_ids: torch.Tensor | None = None,
         target_row_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -414,7 +495,7 @@ class T5WithFusion(
             forget_copies()
         return super().train(mode)
 
-    def _warn_of_unused_vectors(self, lexical_embeds: torch.Tensor | None) -> None:
+    def _warn_of_unused_vectors(self, lexical_embeds: LexicalEmbeds | None) -> None:
         """Warn once if training gives the model no vectors, or leaves the fusion layer frozen."""
         if lexical_embeds is None:
             if not self._has_trained_on_vectors:

@@ -61,7 +61,8 @@ class T5FusionPipeline(Pipeline):
         if processor is None and tokenizer is None:
             raise ValueError("the pipeline has no processor. Pass `processor=`, a T5FusionProcessor, or `tokenizer=`.")
         if processor is None:
-            recipe: dict[str, Any] = GIVEN_VECTORS | {"lexical_dim": model.config.lexical_dim}
+            kinds = {"lexical_dim": model.config.lexical_dim, "vectors": model.config.vectors}
+            recipe: dict[str, Any] = GIVEN_VECTORS | kinds
             processor = T5FusionProcessor(tokenizer, **recipe)
         super().__init__(model=model.eval(), tokenizer=processor.tokenizer, processor=processor, **options)
         self._collate = DataCollatorWithFusion(processor)
@@ -93,6 +94,8 @@ class T5FusionPipeline(Pipeline):
             inputs = list(_rows_of_columns(inputs))
         given = {"lexical_texts": lexical_texts, "lexical_embeds": lexical_embeds}
         given = {name: value for name, value in given.items() if value is not None}
+        if isinstance(inputs, (list, tuple)) and isinstance(lexical_embeds, Mapping):
+            given["lexical_embeds"] = _rows_by_kind(lexical_embeds, len(inputs))
         holds_several = hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")
         if isinstance(inputs, (str, Mapping)) or not holds_several:
             return super().__call__(_read_row(inputs, given), **options)
@@ -227,6 +230,20 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"the columns differ in length ({counts}); expected one item per text in each.")
     for index in range(len(texts)):
         yield {name: values[index] for name, values in columns.items()}
+
+
+def _rows_by_kind(lexical_embeds: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return the vectors of `count` rows, which are given by kind, as a dict by kind for each row.
+
+    Raises:
+        ValueError: A kind has another number of items.
+    """
+    for name, values in lexical_embeds.items():
+        if len(values) != count:
+            raise ValueError(
+                f"`lexical_embeds[{name!r}]` has {len(values)} items for {count} texts; expected one per text."
+            )
+    return [{name: values[index] for name, values in lexical_embeds.items()} for index in range(count)]
 
 
 def _rows_of_list(inputs: Any, given: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -13,10 +13,11 @@ from transformers.utils import cached_file, logging
 
 from .arguments_t5fusion import read_list, read_texts, read_vectors, texts_of_row
 from .collating_t5fusion import DataCollatorWithFusion
-from .configuration_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, T5FusionConfig
+from .configuration_t5fusion import T5FusionConfig
+from .kinds_t5fusion import DEFAULT_DIM, DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, list_kinds, read_kinds
 from .naming_t5fusion import HUB_KEYWORDS, PROJECTION_WEIGHT, FusedName, check_path, resolve_embedded
 from .packing_t5fusion import share_sequences  # noqa: F401  for transformers 5.0, which copies only direct imports
-from .rows_t5fusion import NO_TEXT, Vectors, add_lexical_token, bad_row, check_choice, place_lexical
+from .rows_t5fusion import NO_TEXT, Places, RowVectors, Vectors, add_placeholders, bad_row, check_choice, place_vectors
 from .tokenizing_t5fusion import forget_last_call, tokenize
 
 logger = logging.get_logger(__name__)
@@ -40,14 +41,16 @@ class T5FusionProcessor(ProcessorMixin):
         lexical_encoder: Hub id or folder of a sentence-transformers model; None if vectors are always given. The id is
             saved, not the model, so name a folder only if the processor stays on this machine.
         lexical_encoder_revision: Branch, tag or commit of the encoder.
-        lexical_dim: Width of a vector.
+        lexical_dim: Width of a vector; with `vectors`, of the first kind, and need not be given.
         normalize: Whether `encode` scales vectors to unit length.
         lexical_dtype: "float32", "float16" or "bfloat16": the precision to which `encode` rounds vectors, for data sets
             that keep them in half precision. The vectors are returned as float32 in any case.
         lexical_max_tokens: Number of tokens of a text that the encoder reads; None for the encoder's own limit.
         template: The prompt, with `{text}` for the text. The vector is made from the text alone.
         lexical_source: Where vectors come from. "text": they are made from the row's own text. "given": each call must
-            pass `lexical_texts` or `lexical_embeds`. "none": there are no vectors, unless a call passes some.
+            pass `lexical_texts` or `lexical_embeds`. "none": there are no vectors, unless a call passes some. With
+            several kinds, this holds for the first; the vectors of the others are always given.
+        vectors: The kinds of vectors, as the model's config has them (`T5FusionConfig`); None for one kind.
 
     Raises:
         ValueError: `template` has no `{text}`, or `lexical_source` or `lexical_dtype` has another value.
@@ -55,6 +58,7 @@ class T5FusionProcessor(ProcessorMixin):
     """
 
     __slots__ = NOT_SAVED
+    vectors: list[dict[str, Any]] | None = None  # set, and saved, only if the processor was made with `vectors`
 
     # No argument is keyword-only, because `from_pretrained` would drop it.
     def __init__(
@@ -62,12 +66,13 @@ class T5FusionProcessor(ProcessorMixin):
         tokenizer: Any,
         lexical_encoder: str | None = MINILM,
         lexical_encoder_revision: str | None = None,
-        lexical_dim: int = DEFAULT_DIM,
+        lexical_dim: int | None = None,
         normalize: bool = True,
         lexical_dtype: str = "float32",
         lexical_max_tokens: int | None = None,
         template: str = "{text}",
         lexical_source: str = "text",
+        vectors: Any = None,
     ) -> None:
         if "{text}" not in template:
             raise ValueError(f"`template` is {template!r}; expected '{{text}}' in it, such as 'Filename: {{text}}'.")
@@ -79,13 +84,18 @@ class T5FusionProcessor(ProcessorMixin):
         # Earlier code exported "none" for no encoder.
         self.lexical_encoder = None if lexical_encoder in (None, "none") else str(lexical_encoder)
         self.lexical_encoder_revision = lexical_encoder_revision
-        self.lexical_dim = lexical_dim
+        if vectors is not None:
+            self.vectors = list_kinds(read_kinds(vectors))
+        first_dim = DEFAULT_DIM if vectors is None else next(iter(self.kinds.values())).dim
+        self.lexical_dim = first_dim if lexical_dim is None else lexical_dim
+        if vectors is not None and self.lexical_dim != first_dim:
+            raise ValueError(f"`lexical_dim` is {lexical_dim}, but the first kind in `vectors` is {first_dim} wide.")
         self.normalize = normalize
         self.lexical_dtype = lexical_dtype
         self.lexical_max_tokens = lexical_max_tokens
         self.template = template
         self.lexical_source = lexical_source
-        add_lexical_token(tokenizer)
+        self._places()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()
@@ -110,6 +120,15 @@ class T5FusionProcessor(ProcessorMixin):
         if "lexical_encoder" not in recipe:
             recipe = _recipe_of_bare_model(pretrained_model_name_or_path, hub_kwargs) | recipe
         return recipe, kwargs
+
+    @property
+    def kinds(self) -> dict[str, VectorKind]:
+        """The kinds of vectors by name, in the order in which they stand before the text."""
+        return {DEFAULT_KIND: VectorKind(self.lexical_dim)} if self.vectors is None else read_kinds(self.vectors)
+
+    def _places(self) -> dict[str, Places]:
+        """Return the placeholders by kind, after adding those that the tokenizer lacks to it."""
+        return add_placeholders(self.tokenizer, self.kinds)
 
     @property
     def lexical_token_id(self) -> int:
@@ -141,8 +160,9 @@ class T5FusionProcessor(ProcessorMixin):
             lexical_texts: Texts to make vectors from, instead of `text`: one string per row, or, for a row with several
                 vectors, a list of strings (empty for no vector).
             lexical_embeds: The vectors themselves, as numbers: (batch, dim), (batch, vectors, dim), or a list with one
-                array per row, (dim,) or (vectors, dim), or None for a row without vectors. `False` means no vectors
-                and no placeholders; the ids are then those of the tokenizer.
+                array per row, (dim,) or (vectors, dim), or None for a row without vectors. With several kinds, a dict
+                of these by kind, or a list with a dict per row. `False` means no vectors and no placeholders; the ids
+                are then those of the tokenizer.
             text_target: Target texts, one per row.
             return_tensors: "pt" for a padded batch. None for rows without padding, as `Dataset.map` and
                 `DataCollatorWithFusion` take them; a single string then gives a single row.
@@ -156,7 +176,7 @@ class T5FusionProcessor(ProcessorMixin):
 
             - `input_ids` and `attention_mask`, int64 (batch, length).
             - `lexical_embeds`, float32: (batch, dim) if each row has one vector; otherwise (batch, most vectors, dim),
-              padded with zeros; absent if no row has a vector.
+              padded with zeros; absent if no row has a vector. With several kinds, a dict of these by kind.
             - `labels`, int64 (batch, target length), padded with -100, if there are targets.
 
             With `return_tensors=None`, the same without padding: ids in lists, and the vectors of each row in a NumPy
@@ -176,13 +196,13 @@ class T5FusionProcessor(ProcessorMixin):
             text = [text]
             lexical_texts, text_target = (None if item is None else [item] for item in (lexical_texts, text_target))
             if lexical_embeds is not None and lexical_embeds is not False:
-                lexical_embeds = [lexical_embeds]
+                lexical_embeds = [lexical_embeds]  # a dict by kind as well: the vectors of the one row
         texts = read_texts("text", text)
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
-        counts = [len(row_vectors) for row_vectors in vectors]
+        counts = [{name: len(given) for name, given in row.items()} for row in vectors]
         rows = self._make_rows(texts, counts, vectors, text_target, max_length, max_target_length)
         if return_tensors == "pt":
-            batch: Any = DataCollatorWithFusion(self.tokenizer, pad_to_multiple_of)(rows)
+            batch: Any = DataCollatorWithFusion(self, pad_to_multiple_of)(rows)
             return batch
         return BatchFeature(rows[0] if is_single else {name: [row[name] for row in rows] for name in rows[0]})
 
@@ -212,7 +232,8 @@ class T5FusionProcessor(ProcessorMixin):
 
         Returns:
             A dict per text: `input_ids`, `attention_mask` and, with targets, `labels`, lists of int. If any row has a
-            vector, also `lexical_embeds`, an array (dim,) if each row has one vector, otherwise (vectors, dim).
+            vector, also `lexical_embeds`, an array (dim,) if each row has one vector, otherwise (vectors, dim); with
+            several kinds, a dict of these by kind.
 
         Raises:
             ValueError, ImportError, OSError: As in a call of the processor.
@@ -221,9 +242,10 @@ class T5FusionProcessor(ProcessorMixin):
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
         # The collator adds placeholders, so rows need none. But a text keeps placeholders of its own, and then needs
         # one per vector.
+        places = self._places()
         counts = [
-            len(row_vectors) if LEXICAL_TOKEN in self._prompt(row_text) else 0
-            for row_text, row_vectors in zip(texts, vectors, strict=True)
+            {name: len(given) for name, given in row.items() if places[name].token in self._prompt(row_text)}
+            for row_text, row in zip(texts, vectors, strict=True)
         ]
         return self._make_rows(texts, counts, vectors, text_target, max_length, max_target_length)
 
@@ -281,25 +303,24 @@ class T5FusionProcessor(ProcessorMixin):
 
     def _vectors(
         self, texts: list[str], lexical_texts: Any, lexical_embeds: Any, batch_size: int, show_progress_bar: bool
-    ) -> list[Vectors]:
-        """Return the vectors of each row, (vectors, lexical_dim): given, made from texts, or none.
+    ) -> list[RowVectors]:
+        """Return the vectors of each row by kind, (vectors, dim) each: given, made from texts, or none.
 
         The arguments, the dtype and the errors are those of `__call__`.
         """
-        if lexical_texts is not None and lexical_embeds is not None:
-            raise ValueError("`lexical_texts` and `lexical_embeds` were both given; give one of them.")
+        first = next(iter(self.kinds))
+        given: list[RowVectors] = [{} for _ in texts]
         if lexical_embeds is not None and lexical_embeds is not False:
-            return read_vectors(lexical_embeds, len(texts), self.lexical_dim)
+            given = read_vectors(lexical_embeds, len(texts), self.kinds)
+            if first in given[0]:
+                if lexical_texts is not None:
+                    raise ValueError("`lexical_texts` and `lexical_embeds` were both given; give one of them.")
+                return given
         if lexical_embeds is False or (lexical_texts is None and self.lexical_source == "none"):
-            return [np.zeros((0, self.lexical_dim), dtype=np.float32)] * len(texts)
+            return given
         if lexical_texts is None and self.lexical_source == "given":
-            if self.lexical_encoder is None:
-                raise self._no_encoder_error()
-            raise ValueError(
-                "this processor does not make vectors from the text itself (`lexical_source` is 'given'). Pass what "
-                "training used, `lexical_texts=[...]` or `lexical_embeds=...`. For no vectors, pass "
-                "`lexical_embeds=False`."
-            )
+            self._check_vectors_needed(lexical_embeds)
+            return given
         if lexical_texts is not None and self.lexical_source == "text":
             logger.warning_once(
                 "`lexical_texts` were given, but the processor's `lexical_source` is 'text', so a call without them "
@@ -308,7 +329,24 @@ class T5FusionProcessor(ProcessorMixin):
             )
         items = texts if lexical_texts is None else read_list("lexical_texts", lexical_texts, len(texts))
         texts_by_row = [texts_of_row(row, item) for row, item in enumerate(items)]
-        return self._encode_rows(texts_by_row, batch_size, show_progress_bar)
+        encoded = self._encode_rows(texts_by_row, batch_size, show_progress_bar)
+        return [{first: made} | others for made, others in zip(encoded, given, strict=True)]
+
+    def _check_vectors_needed(self, lexical_embeds: Any) -> None:
+        """Check a call without vectors of the first kind, if the recipe says that vectors are given.
+
+        Raises:
+            ValueError: The call has no vectors of another kind either.
+        """
+        if lexical_embeds is not None:
+            return
+        if self.lexical_encoder is None:
+            raise self._no_encoder_error()
+        raise ValueError(
+            "this processor does not make vectors from the text itself (`lexical_source` is 'given'). Pass what "
+            "training used, `lexical_texts=[...]` or `lexical_embeds=...`. For no vectors, pass "
+            "`lexical_embeds=False`."
+        )
 
     def _encode_rows(self, texts_by_row: list[list[str]], batch_size: int, show_progress_bar: bool) -> list[Vectors]:
         """Return the vectors of each row, (vectors, lexical_dim), one per text.
@@ -339,8 +377,8 @@ class T5FusionProcessor(ProcessorMixin):
     def _make_rows(
         self,
         texts: list[str],
-        counts: list[int],
-        vectors: list[Vectors],
+        counts: list[dict[str, int]],
+        vectors: list[RowVectors],
         text_target: Any,
         max_length: int | None,
         max_target_length: int | None,
@@ -349,51 +387,63 @@ class T5FusionProcessor(ProcessorMixin):
 
         Args:
             texts: The text of each row.
-            counts: Number of placeholders of each row.
-            vectors: The vectors of each row, (vectors, lexical_dim).
+            counts: For each row, the number of vectors of each kind that get placeholders.
+            vectors: The vectors of each row by kind.
             text_target, max_length, max_target_length: As in `__call__`.
         """
         rows: list[dict[str, Any]] = [
             {"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in self._ids(texts, counts, max_length)
         ]
-        if any(map(len, vectors)):
-            one_each = all(len(row_vectors) == 1 for row_vectors in vectors)
-            for row, row_vectors in zip(rows, vectors, strict=True):
-                row["lexical_embeds"] = row_vectors[0] if one_each else row_vectors
+        for name in self.kinds:
+            of_kind = [row.get(name, ()) for row in vectors]
+            if not any(map(len, of_kind)):
+                continue
+            one_each = all(len(row_vectors) == 1 for row_vectors in of_kind)
+            for row, row_vectors in zip(rows, of_kind, strict=True):
+                value = row_vectors[0] if one_each else row_vectors
+                if len(self.kinds) == 1:
+                    row["lexical_embeds"] = value
+                else:
+                    row.setdefault("lexical_embeds", {})[name] = value
         if text_target is not None:
             for row, labels in zip(rows, self._labels(text_target, len(rows), max_target_length), strict=True):
                 row["labels"] = labels
         return rows
 
-    def _ids(self, texts: list[str], counts: list[int], max_length: int | None) -> list[list[int]]:
-        """Return the ids of each text in the template, with placeholders in front.
+    def _ids(self, texts: list[str], counts: list[dict[str, int]], max_length: int | None) -> list[list[int]]:
+        """Return the ids of each text in the template, with placeholders.
 
         Args:
             texts: The text of each row.
-            counts: Number of placeholders of each row.
+            counts: For each row, the number of vectors of each kind that get placeholders.
             max_length: Largest number of ids per row, placeholders included; None for no limit.
 
         Raises:
             ValueError: A row has no token of text, no room for text, or placeholders of its own in another number.
         """
         prompts = [self._prompt(text) for text in texts]
+        places = self._places()
+        totals = [sum(count * places[name].tokens for name, count in row.items()) for row in counts]
+        not_text = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *(p.token_id for p in places.values()))
         rows: list[list[int]] = [[] for _ in texts]
-        for count in set(counts):  # Rows with the same count share one call of the tokenizer.
-            limit = None if max_length is None else max_length - count
-            indices = [index for index, row_count in enumerate(counts) if row_count == count]
+        for total in set(totals):  # Rows with as many placeholders share one call of the tokenizer.
+            limit = None if max_length is None else max_length - total
+            indices = [index for index, row_total in enumerate(totals) if row_total == total]
             if limit is not None and limit < 2:
-                problem = f"no room for text and </s> beside {count} placeholders in `max_length`={max_length}"
-                raise bad_row(indices[0], "text", f"{problem}; expected a `max_length` of at least {count + 2}")
-            prompts_of_count = [prompts[index] for index in indices]
-            for index, row_ids in zip(indices, tokenize(self.tokenizer, prompts_of_count, limit), strict=True):
+                problem = f"no room for text and </s> beside {total} placeholders in `max_length`={max_length}"
+                raise bad_row(indices[0], "text", f"{problem}; expected a `max_length` of at least {total + 2}")
+            prompts_of_total = [prompts[index] for index in indices]
+            for index, row_ids in zip(indices, tokenize(self.tokenizer, prompts_of_total, limit), strict=True):
                 ids = np.asarray(row_ids, dtype=np.int64)
-                if np.count_nonzero(ids == self.lexical_token_id) < prompts[index].count(LEXICAL_TOKEN):
-                    problem = f"the text's own {LEXICAL_TOKEN} lies past `max_length`={max_length}, where text is cut"
-                    raise bad_row(index, "text", f"{problem}; expected it before. Raise `max_length`, or take it out")
-                special_ids = (self.tokenizer.pad_token_id, self.lexical_token_id, self.tokenizer.eos_token_id)
-                if np.isin(ids, special_ids).all():
+                for place in places.values():
+                    if np.count_nonzero(ids == place.token_id) < prompts[index].count(place.token):
+                        problem = f"the text's own {place.token} lies past `max_length`={max_length}, where text is cut"
+                        remedy = "Raise `max_length`, or take it out"
+                        raise bad_row(index, "text", f"{problem}; expected it before. {remedy}")
+                if np.isin(ids, not_text).all():
                     raise bad_row(index, "text", NO_TEXT)
-                rows[index] = place_lexical(ids, count, self.lexical_token_id, index, "text").tolist()
+                placed, _ = place_vectors(ids, np.ones_like(ids), counts[index], places, index, "text")
+                rows[index] = placed.tolist()
         return rows
 
     def _labels(self, text_target: Any, count: int, max_target_length: int | None) -> list[list[int]]:
@@ -420,13 +470,14 @@ def _recipe_of_bare_model(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, An
     config = _read_json(name, "config.json", hub_kwargs)
     adapter_config = _read_json(name, "adapter_config.json", hub_kwargs)
     if config.get("model_type") == T5FusionConfig.model_type:
-        width = config.get("lexical_dim", DEFAULT_DIM)
+        kinds = {name: config[name] for name in ("lexical_dim", "vectors") if name in config}
     elif adapter_config:
         named = FusedName.parse(adapter_config["base_model_name_or_path"])
-        width = named.choices.get("lexical_dim") or _width_of_adapter(name, hub_kwargs)
+        kinds = {key: named.choices[key] for key in ("lexical_dim", "vectors") if key in named.choices}
+        kinds = kinds or {"lexical_dim": _width_of_adapter(name, hub_kwargs)}
     else:
         return {}
-    return GIVEN_VECTORS | {"lexical_dim": width}
+    return GIVEN_VECTORS | kinds
 
 
 def _width_of_adapter(name: Any, hub_kwargs: dict[str, Any]) -> int:

@@ -1,9 +1,11 @@
 """One row's vectors and placeholders: what the processor, the collator and `fit_fusion` share to read and check them.
 
-The placeholders of a row's vectors stand *before* its text: `<lexical> ... <lexical> tokens of the text </s>`.
+The placeholders of a row's vectors stand *before* its text, `<lexical> ... <lexical> tokens of the text </s>`, in the
+order of the kinds, unless the text itself holds them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ import numpy.typing as npt
 import torch
 from transformers import AddedToken
 
-from .configuration_t5fusion import LEXICAL_TOKEN, PLACED_TOKEN_IDS
+from .configuration_t5fusion import PLACED_TOKEN_IDS
+from .kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, token_of
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.floating[Any]]
+RowVectors = dict[str, Vectors]  # the vectors of one row by kind, (vectors, dim) each
 
 IGNORED = -100  # the label id that losses ignore
 # The fusion layer adds 1e-6 to the mean square of a projected vector, so a smaller vector would become zero. A larger
@@ -23,54 +27,139 @@ SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e18
 NO_TEXT = "no token of text; expected at least one. Remove the row, or give it text"
 
 
-def add_lexical_token(tokenizer: Any) -> int:
-    """Add the special token `<lexical>` to the tokenizer, in place, if it is missing, and return its id.
+@dataclass(frozen=True)
+class Places:
+    """The placeholders of one kind of vectors."""
+
+    token: str
+    token_id: int
+    tokens: int  # placeholders per vector
+
+
+def add_placeholders(tokenizer: Any, kinds: Mapping[str, VectorKind]) -> dict[str, Places]:
+    """Add the special token of each kind to the tokenizer, in place, if it is missing, and return the placeholders.
 
     A `<lexical>` that the tokenizer has as an ordinary token becomes a special one and keeps its id.
+
+    Raises:
+        ValueError: The ids of the kinds' tokens do not follow each other, as they do in the model.
     """
-    token_id = tokenizer.get_added_vocab().get(LEXICAL_TOKEN)
+    places = {}
+    for position, (name, kind) in enumerate(kinds.items()):
+        token = token_of(name, position)
+        token_id = _add_special_token(tokenizer, token)
+        places[name] = Places(token, token_id, kind.tokens)
+        expected = next(iter(places.values())).token_id + position
+        if token_id != expected:
+            raise ValueError(
+                f"{token} is token {token_id} of the tokenizer; expected {expected}, because the placeholders of all "
+                f"kinds follow {LEXICAL_TOKEN}. Put DataCollatorWithFusion or T5FusionProcessor, with all kinds, on "
+                "the base model's tokenizer before adding tokens to it."
+            )
+    PLACED_TOKEN_IDS.add(next(iter(places.values())).token_id)  # so that the model can report another id
+    return places
+
+
+def _add_special_token(tokenizer: Any, token: str) -> int:
+    """Add a special token to the tokenizer, in place, if it is missing, and return its id."""
+    token_id = tokenizer.get_added_vocab().get(token)
     if token_id is None or not tokenizer.added_tokens_decoder[token_id].special:
         # `add_special_tokens` would replace T5's additional special tokens, <extra_id_*>, and the name of its argument
         # differs between releases of transformers.
-        tokenizer.add_tokens([AddedToken(LEXICAL_TOKEN, special=True, normalized=False)], special_tokens=True)
-    token_id = int(tokenizer.convert_tokens_to_ids(LEXICAL_TOKEN))
-    PLACED_TOKEN_IDS.add(token_id)  # so that the model can report another id
-    return token_id
+        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
+    return int(tokenizer.convert_tokens_to_ids(token))
 
 
-def place_lexical(ids: Ids, count: int, lexical_id: int, row: int = 0, field: str = "input_ids") -> Ids:
-    """Return `ids`, int64 (length,), with `count` placeholders in front, or unchanged if they hold `count` already.
+def place_vectors(
+    ids: Ids, mask: Ids, counts: Mapping[str, int], places: Mapping[str, Places], row: int = 0, field: str = "input_ids"
+) -> tuple[Ids, Ids]:
+    """Return `ids` and `mask`, int64 (length,), with all placeholders of the row's vectors.
+
+    Placeholders that `ids` hold stay where they are; one per vector becomes as many as a vector has tokens. The
+    placeholders of a kind of which `ids` hold none come in front.
 
     Args:
         ids: Token ids of the row.
-        count: Number of vectors of the row.
-        lexical_id: The placeholder's id.
+        mask: The attention mask of the ids.
+        counts: Number of the row's vectors, by kind.
+        places: The placeholders by kind.
         row: Index of the row, for the message.
         field: Name of the row's field, for the message.
 
     Raises:
-        ValueError: `ids` hold some placeholders, but not `count`.
+        ValueError: `ids` hold some placeholders of a kind, but neither one per vector nor one per token.
     """
-    present = int(np.count_nonzero(ids == lexical_id))
-    if present == count:
-        return ids
-    if present:
-        remedy = f"Give as many vectors, or leave {LEXICAL_TOKEN} out: it is added for you"
-        raise bad_row(row, field, f"{present} placeholders {LEXICAL_TOKEN}; expected {count}, one per vector. {remedy}")
-    return np.concatenate([np.full(count, lexical_id, dtype=np.int64), ids])
+    in_front = []
+    for name, place in places.items():
+        count = counts.get(name, 0)
+        present = int(np.count_nonzero(ids == place.token_id))
+        if present == 0:
+            in_front += [place.token_id] * (count * place.tokens)
+        elif present == count:
+            repeats = np.where(ids == place.token_id, place.tokens, 1)
+            ids, mask = np.repeat(ids, repeats), np.repeat(mask, repeats)
+        elif present != count * place.tokens:
+            remedy = f"Give as many vectors, or leave {place.token} out: it is added for you"
+            raise bad_row(
+                row, field, f"{present} placeholders {place.token}; expected {count}, one per vector. {remedy}"
+            )
+    front = np.array(in_front, dtype=np.int64)
+    return np.concatenate([front, ids]), np.concatenate([np.ones_like(front), mask])
 
 
-def vectors_of_row(index: int, value: Any) -> Vectors:
+def vectors_of_kinds(index: int, value: Any, kinds: Mapping[str, VectorKind]) -> RowVectors:
+    """Return the vectors of one row by kind, float32 (vectors, dim) each, or (0, 0) for a kind without vectors.
+
+    Args:
+        index: Index of the row, for the message.
+        value: The vectors as `vectors_of_row` takes them, if there is one kind; or a mapping of these by kind; or None.
+        kinds: The kinds by name.
+
+    Raises:
+        ValueError: The vectors of several kinds are not given by kind, a kind is unknown, or `vectors_of_row` refuses
+            the vectors of a kind.
+    """
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        if len(kinds) > 1:
+            expected = f"a dict of vectors by kind: {', '.join(map(repr, kinds))}"
+            raise bad_row(index, "lexical_embeds", f"of type {type(value).__name__}; expected {expected}")
+        value = dict.fromkeys(kinds, value)
+    check_kinds(index, value, kinds)
+    return {name: vectors_of_row(index, value.get(name), field_of(name)) for name in kinds}
+
+
+def check_kinds(index: int, by_kind: Mapping[str, Any], kinds: Mapping[str, VectorKind]) -> None:
+    """Check that a mapping by kind names only kinds that there are.
+
+    Raises:
+        ValueError: It names another.
+    """
+    for name in by_kind:
+        if name not in kinds:
+            problem = f"names the kind {name!r}; expected {', '.join(map(repr, kinds))}"
+            if tuple(kinds) == (DEFAULT_KIND,):
+                problem += ". Give `vectors=` to the model and the processor, and the processor to the collator"
+            raise bad_row(index, "lexical_embeds", problem)
+
+
+def field_of(kind: str) -> str:
+    """Return how messages call the vectors of a kind: the argument, with the kind's name if it has one of its own."""
+    return "lexical_embeds" if kind == DEFAULT_KIND else f"lexical_embeds[{kind!r}]"
+
+
+def vectors_of_row(index: int, value: Any, field: str = "lexical_embeds") -> Vectors:
     """Return the vectors of one row, float32 (vectors, dim), or (0, 0) if it has no vectors.
 
     Args:
         index: Index of the row, for the message.
         value: Numbers, (dim,) for one vector or (vectors, dim) for several, as list, array or tensor; or None.
+        field: How the message calls the vectors.
 
     Raises:
         ValueError: The numbers have another shape, are not finite, or a vector's norm is outside 1e-6 to 1e18.
     """
-    field = "lexical_embeds"
     try:
         array = np.zeros((0, 0)) if value is None else as_array(value)
     except ValueError:

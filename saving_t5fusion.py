@@ -8,11 +8,14 @@ another model, without a message.
 import copy
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from .kinds_t5fusion import VectorKind
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
     from transformers import PreTrainedModel as Model
@@ -55,7 +58,7 @@ class SavingMixin(Model):
             ValueError: The fusion layer differs from what the config describes; or weights that the adapter does not
                 hold have changed since they were loaded.
         """
-        _check_layout(_saved_fusion(self.encoder.fusion, adapter), self.config.lexical_dim, self.config.d_model)
+        _check_layout(_saved_fusion(self.encoder.fusion, adapter), self.config.kinds, self.config.d_model)
         if adapter is None:
             return
         changed = self.changed_weights(adapter, config or self.peft_config[adapter])
@@ -190,27 +193,44 @@ def _saved_fusion(fusion: Any, adapter: str | None) -> Any:
     return copies[adapter] if adapter in copies else fusion.original_module  # noqa: SIM401
 
 
-def _check_layout(fusion: nn.Module, lexical_dim: int, d_model: int) -> None:
+def _check_layout(fusion: nn.Module, kinds: Mapping[str, VectorKind], d_model: int) -> None:
     """Check that a reload can rebuild the fusion layer.
 
     Args:
         fusion: The layer.
-        lexical_dim: The config's width of a vector.
+        kinds: The config's kinds of vectors by name.
         d_model: The config's width of a token embedding.
 
     Raises:
         ValueError: The layer has other weights, or weights of other shapes, than the config describes.
     """
-    expected = {"projection.weight": (d_model, lexical_dim), "projection.bias": (d_model,), "norm.weight": (d_model,)}
+    expected = _described_shapes(kinds, d_model)
     shapes = {name: tuple(value.shape) for name, value in fusion.named_parameters()}
     sharded = any(value.numel() == 0 or type(value) is not nn.Parameter for value in fusion.parameters())
     if shapes != expected and not sharded and not any("base_layer" in name for name in shapes):
         differing = sorted(dict(shapes.items() ^ expected.items()))
+        widths = " and ".join(str(kind.dim) for kind in kinds.values())
         raise ValueError(
             f"the fusion layer holds {', '.join(shapes)}; expected {', '.join(expected)} with a projection from "
-            f"{lexical_dim} to {d_model} numbers, which is all that a reload can rebuild ({', '.join(differing)} "
-            "differ). Put the original layer back, or save the model's class with its own code."
+            f"{widths} to {d_model} numbers, which is all that a reload can rebuild ({', '.join(differing)} differ). "
+            "Put the original layer back, or save the model's class with its own code."
         )
+
+
+def _described_shapes(kinds: Mapping[str, VectorKind], d_model: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the fusion layer's weights by name, as the config's kinds describe them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for position, (name, kind) in enumerate(kinds.items()):
+        projector = "" if position == 0 else f"others.kind_{name}."
+        width = kind.tokens * d_model
+        layers = [("projection", kind.dim, width)]
+        if kind.projector == "mlp":
+            hidden = kind.hidden or d_model
+            layers = [("projection.0", kind.dim, hidden), ("projection.3", hidden, width)]
+        for layer, inputs, outputs in layers:
+            shapes |= {f"{projector}{layer}.weight": (outputs, inputs), f"{projector}{layer}.bias": (outputs,)}
+        shapes[f"{projector}norm.weight"] = (d_model,)
+    return shapes
 
 
 def _sample(name: str, value: Tensor) -> Tensor | None:

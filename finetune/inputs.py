@@ -10,7 +10,7 @@ from transformers import BatchFeature
 from ..collating_t5fusion import DataCollatorWithFusion
 from ..common.console import say
 from ..common.limits import MAX_SOURCE, MAX_TARGET
-from ..configuration_t5fusion import LEXICAL_TOKEN
+from ..kinds_t5fusion import LEXICAL_TOKEN
 from ..processing_t5fusion import T5FusionProcessor
 from .data import Columns, given_vectors
 from .vector_cache import encode_cached, encode_distinct

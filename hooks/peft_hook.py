@@ -26,7 +26,11 @@ from .switches import PEFT, is_on
 
 FUSION = "fusion"
 READ_MARK = "t5fusion_read_from_a_saved_adapter"  # attribute of a PeftConfig; PEFT never saves it
-FIXED_BY_TRAINING = ("lexical_dim", "lexical_token_id")  # An adapter works only with the values of its training.
+FIXED_BY_TRAINING = (
+    "lexical_dim",
+    "lexical_token_id",
+    "vectors",
+)  # An adapter works only with the values of its training.
 
 
 def has_fusion(model: nn.Module) -> bool:

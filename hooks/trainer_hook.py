@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
 from ..common.losses import Losses, losses_of, paired_bootstrap
-from ..modeling_t5fusion import T5WithFusion, initial_projection
+from ..modeling_t5fusion import T5WithFusion, VectorProjector, initial_projection
 from .switches import TRAINER, is_on
 
 MOST_START_ROWS = 20_000  # the most rows that the start reads; more take long and change little
@@ -87,7 +87,12 @@ def has_initial_fusion(model: T5WithFusion) -> bool:
         fusion = model.fusion_to_fit()
     except ValueError:  # The adapter does not hold the layer.
         return False
-    weight = getattr(fusion.projection, "weight", None)
+    return all(_has_initial_weight(fusion.projector(kind)) for kind in model.config.kinds)
+
+
+def _has_initial_weight(projector: VectorProjector) -> bool:
+    """Return whether the last layer of a projector will train, and still has its initial weight."""
+    weight = getattr(projector.last_layer, "weight", None)
     if type(weight) is not torch.nn.Parameter or not weight.requires_grad or weight.numel() == 0:
         return False
     return torch.equal(weight.detach().float().cpu(), initial_projection(weight.shape).to(weight.dtype).float())
@@ -135,20 +140,25 @@ def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
         vectors = batch.get("lexical_embeds") if hasattr(batch, "get") else None
         if vectors is None or batch.get("labels") is None:
             continue
-        rows = int(min(len(vectors), rows_left_at(batches, number)))
+        rows = int(min(len(batch["labels"]), rows_left_at(batches, number)))
         if rows < 2:
             continue
+        by_kind = vectors if isinstance(vectors, dict) else {None: vectors}
+        by_kind = {name: of_kind[:rows].to(device) for name, of_kind in by_kind.items()}
+        if not all(has_one_each(of_kind) for of_kind in by_kind.values()):
+            continue  # Another row's vectors would not fit the placeholders.
+        shifted = {name: of_kind.roll(1, 0) for name, of_kind in by_kind.items()}
         tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
         batch = {name: value[:rows].to(device) for name, value in tensors.items()}
-        vectors = batch["lexical_embeds"]
-        has_vector = (vectors != 0).flatten(1).any(1)
-        one_each = vectors.dim() == 2 or vectors.shape[1] == 1
-        if not one_each or not bool(has_vector.all()):
-            continue  # Another row's vectors would not fit the placeholders.
-        own.append(losses_of(model, batch))
-        other.append(losses_of(model, batch | {"lexical_embeds": vectors.roll(1, 0)}))
+        own.append(losses_of(model, batch | {"lexical_embeds": by_kind.get(None, by_kind)}))
+        other.append(losses_of(model, batch | {"lexical_embeds": shifted.get(None, shifted)}))
     model.train(was_training)
     return Losses.of_batches(own), Losses.of_batches(other)
+
+
+def has_one_each(vectors: torch.Tensor) -> bool:
+    """Return whether each row has exactly one vector: float (rows, dim) or (rows, vectors, dim), without padding."""
+    return (vectors.dim() == 2 or vectors.shape[1] == 1) and bool((vectors != 0).flatten(1).any(1).all())
 
 
 def rows_left_at(batches: DataLoader, number: int) -> float:

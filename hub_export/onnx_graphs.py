@@ -5,7 +5,8 @@ There are two graphs. All weights are fp32, with an adapter merged. The sizes `b
 
 - encoder_model.onnx: `input_ids` and `attention_mask`, int64 (batch, length), and `lexical_embeds`, float32 (batch,
   vectors, lexical_dim) -> `last_hidden_state` (batch, length, d_model), and the keys and values that the decoder's
-  layers attend to, `present.N.encoder.key` and `.value`, each (batch, heads, length, d_kv).
+  layers attend to, `present.N.encoder.key` and `.value`, each (batch, heads, length, d_kv). With several kinds of
+  vectors, `lexical_embeds` is for the first, and `lexical_embeds.KIND` for each other.
 - decoder_with_past_model.onnx: `input_ids`, int64 (batch, new), `encoder_attention_mask` (batch, length), the encoder's
   keys and values as `past_key_values.N.encoder.*`, and those of the earlier tokens as `past_key_values.N.decoder.*`,
   each (batch, heads, past, d_kv) -> `logits` (batch, new, vocabulary) and `present.N.decoder.*`, `past + new` long.
@@ -30,6 +31,8 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..configuration_t5fusion import T5FusionConfig
+from ..kinds_t5fusion import VectorKind
 from ..modeling_t5fusion import T5WithFusion
 from .reader_check import Reference
 from .reference import REFERENCE, one_thread
@@ -64,7 +67,7 @@ class EncoderGraph(nn.Module):
         self.encoder = model.encoder
         self.attentions = nn.ModuleList(block.layer[1].EncDecAttention for block in model.decoder.block)
 
-    def forward(self, input_ids, attention_mask, lexical_embeds):
+    def forward(self, input_ids, attention_mask, lexical_embeds: list):
         embeds = self.embed(input_ids, lexical_embeds)
         hidden = self.encoder(inputs_embeds=embeds, attention_mask=attention_mask).last_hidden_state
         keys_and_values = [
@@ -74,22 +77,39 @@ class EncoderGraph(nn.Module):
         ]
         return hidden, *keys_and_values
 
-    def embed(self, input_ids, lexical_embeds):
-        """Compute `LexicalEncoder.embed` by indices alone, because a graph cannot branch on numbers."""
-        is_placeholder = input_ids == self.encoder.config.lexical_token_id
-        tokens = self.encoder.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
+    def embed(self, input_ids, lexical_embeds: list):
+        """Compute `LexicalEncoder.embed` by indices alone, because a graph cannot branch on numbers.
+
+        Args:
+            input_ids: int64 (batch, length).
+            lexical_embeds: The vectors of each kind, float (batch, vectors, dim), in the order of the config.
+        """
+        first_id, kinds = self.encoder.config.lexical_token_id, self.encoder.kinds
+        is_placeholder = input_ids == first_id
+        for position in range(1, len(kinds)):
+            is_placeholder = is_placeholder | (input_ids == first_id + position)
+        embeds = self.encoder.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
+        for position, (name, kind) in enumerate(kinds.items()):
+            embeds = self.put_in_place(embeds, input_ids == first_id + position, lexical_embeds[position], name, kind)
+        return embeds
+
+    def put_in_place(self, embeds, is_placeholder, vectors, name: str, kind: VectorKind):
+        """Return embeddings (batch, length, d_model) with the vectors of one kind in place of its placeholders."""
         # Vector 0 stands for tokens before the first placeholder. A row's own vectors begin at 1.
-        lexical_embeds = nn.functional.pad(lexical_embeds, (0, 0, 1, 0))
-        order = is_placeholder.cumsum(1)
-        # `used` is a row's number of vectors, without its padding of zeros. With fewer placeholders than that, vectors
-        # would be left out, so all indices of the row are made invalid. With more placeholders than the batch has
-        # vectors, an index is invalid already.
-        used = ((lexical_embeds != 0).any(-1) * torch.arange(lexical_embeds.shape[1])).amax(1, keepdim=True)
-        order = order.masked_fill(used > order[:, -1:], OUT_OF_BOUNDS)
-        vectors = self.encoder.fusion(lexical_embeds)
+        vectors = nn.functional.pad(vectors, (0, 0, 1, 0))
+        count = is_placeholder.cumsum(1)
+        # `used` is a row's number of vectors, without its padding of zeros. With fewer placeholders than these vectors
+        # need, vectors would be left out, so all indices of the row are made invalid. With more placeholders than the
+        # batch has vectors, an index is invalid already.
+        used = ((vectors != 0).any(-1) * torch.arange(vectors.shape[1])).amax(1, keepdim=True)
+        is_invalid = used * kind.tokens > count[:, -1:]
+        if kind.tokens > 1:
+            is_invalid = is_invalid | (count[:, -1:] % kind.tokens != 0)
+        index = (count + (kind.tokens - 1)).masked_fill(is_invalid, OUT_OF_BOUNDS)
+        projected = self.encoder.fusion(vectors, name)
         # With take_along_dim, torch.export would fix the sizes of the example.
-        in_place = vectors.gather(1, order.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))
-        return torch.where(is_placeholder.unsqueeze(-1), in_place, tokens)
+        in_place = projected.gather(1, index.unsqueeze(-1).expand(-1, -1, projected.shape[-1]))
+        return torch.where(is_placeholder.unsqueeze(-1), in_place, embeds)
 
 
 class DecoderGraph(nn.Module):
@@ -111,6 +131,11 @@ class DecoderGraph(nn.Module):
             use_cache=True,
         )
         return output.logits, *(part for layer in cache.self_attention_cache for part in layer[:2])
+
+
+def input_name(config: T5FusionConfig, kind: str) -> str:
+    """Return the name of the input for a kind's vectors: `lexical_embeds` for the first, `lexical_embeds.KIND` then."""
+    return "lexical_embeds" if kind == next(iter(config.kinds)) else f"lexical_embeds.{kind}"
 
 
 def past_names(layers: int, kinds=("decoder", "encoder"), stem: str = "past_key_values") -> list[str]:
@@ -171,10 +196,11 @@ def trace_encoder(model: T5WithFusion):
     """Return encoder_model.onnx as an `onnx_ir.Model`."""
     ids, mask = (torch.ones(2, 7, dtype=torch.int64) for _ in range(2))
     rows = {0: "batch", 1: "length"}
+    vectors = {input_name(model.config, name): torch.zeros(2, 3, kind.dim) for name, kind in model.config.kinds.items()}
     return trace(
         EncoderGraph(model),
-        {"input_ids": ids, "attention_mask": mask, "lexical_embeds": torch.zeros(2, 3, model.config.lexical_dim)},
-        [rows, rows, {0: "batch", 1: "vectors"}],
+        {"input_ids": ids, "attention_mask": mask, "lexical_embeds": vectors},
+        [rows, rows, [{0: "batch", 1: f"vectors{position or ''}"} for position in range(len(vectors))]],
         ["last_hidden_state", *past_names(model.config.num_decoder_layers, ["encoder"], "present")],
     )
 

@@ -9,9 +9,9 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.utils import cached_file
 
-from ..checking_t5fusion import check_placeholders, check_vectors
+from ..checking_t5fusion import check_batch, vectors_by_kind
 from ..configuration_t5fusion import T5FusionConfig
-from .onnx_graphs import DATA, DECODER, ENCODER, LOGITS, as_cache, check_installed, past_names
+from .onnx_graphs import DATA, DECODER, ENCODER, LOGITS, as_cache, check_installed, input_name, past_names
 from .reader_check import Reference
 from .reference import REFERENCE
 
@@ -135,12 +135,13 @@ class OnnxEncoder(nn.Module):
             raise ValueError("the graphs have no output for attentions or hidden states. Ask the model itself.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        is_placeholder = input_ids == self.config.lexical_token_id
-        if lexical_embeds is None:
-            lexical_embeds = torch.zeros(len(input_ids), 0, self.config.lexical_dim)
-        lexical_embeds = check_vectors(lexical_embeds, is_placeholder, self.config.lexical_dim).float()
-        check_placeholders(is_placeholder, lexical_embeds, self.config.lexical_token_id)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "lexical_embeds": lexical_embeds}
+        kinds, ids = self.config.kinds, self.config.placeholder_ids
+        places = {name: input_ids == ids[name] for name in kinds}
+        vectors = check_batch(vectors_by_kind(lexical_embeds, kinds), places, kinds, self.config.lexical_token_id)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        for name, kind in kinds.items():
+            none = torch.zeros(len(input_ids), 0, kind.dim)
+            inputs[input_name(self.config, name)] = vectors.get(name, none).float()
         hidden, *keys_and_values = run_graph(self.session, inputs)
         outputs = BaseModelOutput(last_hidden_state=hidden)
         names = past_names(len(keys_and_values) // 2, ["encoder"], "present")

@@ -119,8 +119,11 @@ class LoadingPaths:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
         fused = get_class_from_dynamic_module("modeling_t5fusion.T5WithFusion", self.name, **self.hub_kwargs)
-        lexical_dim = self.config().lexical_dim
-        return fused(self.base_model, revision=self.base_revision, lexical_dim=lexical_dim, **self.dtype_kwargs)
+        config = self.config()
+        # A bundle of earlier code has one kind of vectors, and its code does not know `vectors`.
+        several = getattr(config, "vectors", None)
+        kinds = {"vectors": several} if several else {"lexical_dim": config.lexical_dim}
+        return fused(self.base_model, revision=self.base_revision, **kinds, **self.dtype_kwargs)
 
     def config(self):
         from transformers import AutoConfig
@@ -143,6 +146,8 @@ class LoadingPaths:
         vectors = {}
         if processor.lexical_source != "none" and not processor.lexical_encoder:
             vectors = {"lexical_embeds": torch.randn(1, processor.lexical_dim)}
+            if len(getattr(processor, "kinds", ())) > 1:
+                vectors["lexical_embeds"] = {name: torch.randn(1, kind.dim) for name, kind in processor.kinds.items()}
         elif processor.lexical_source == "given":
             vectors = {"lexical_texts": ["what the vector is made of"]}
         try:
@@ -235,6 +240,27 @@ class LoadingPaths:
         return paths
 
 
+def flat_inputs(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return a model's inputs as tensors by name: `lexical_embeds.KIND` for the vectors of one of several kinds."""
+    flat: dict[str, torch.Tensor] = {}
+    for name, value in inputs.items():
+        flat |= {f"{name}.{kind}": value[kind] for kind in value} if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def read_inputs(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the model's inputs among the tensors of a reference: the reverse of `flat_inputs`."""
+    inputs: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        prefix, _, rest = name.partition(".")
+        argument, _, kind = rest.partition(".")
+        if prefix == "inputs" and kind:
+            inputs.setdefault(argument, {})[kind] = tensor
+        elif prefix == "inputs":
+            inputs[argument] = tensor
+    return inputs
+
+
 class Reference:
     """Inputs and the trained model's outputs for them; `check` compares what a loading path returned."""
 
@@ -245,9 +271,7 @@ class Reference:
             # Clone the tensors for the reason that `align` gives.
             self.tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118, no dict
             self.facts = json.loads(opened.metadata()["facts"])
-        self.inputs = {
-            name.removeprefix("inputs."): tensor for name, tensor in self.tensors.items() if name.startswith("inputs.")
-        }
+        self.inputs = read_inputs(self.tensors)
 
     def check(self, loaded) -> str:
         """Compare what a loading path returned with the reference, and return how they agree.
@@ -268,8 +292,8 @@ class Reference:
         if hasattr(loaded, "lexical_token_id") and hasattr(loaded, "model_type"):
             return self._check_equal("model_type", loaded.model_type, "t5_fusion")
         if hasattr(loaded, "tokenizer"):
-            inputs = loaded(self.facts["texts"], lexical_embeds=self.inputs["lexical_embeds"])
-            wrong = [name for name, value in self.inputs.items() if not torch.equal(inputs[name], value)]
+            inputs = flat_inputs(loaded(self.facts["texts"], lexical_embeds=self.inputs["lexical_embeds"]))
+            wrong = [name for name, value in flat_inputs(self.inputs).items() if not torch.equal(inputs[name], value)]
             return self._check_equal("inputs that differ", wrong, [])
         texts = loaded.batch_decode(self.tensors["written"], skip_special_tokens=True)
         return self._check_equal("texts", texts, self.facts["written"])
@@ -278,10 +302,13 @@ class Reference:
         """Check that the vectors that a call made have the right shape, and are numbers."""
         if "lexical_embeds" not in inputs:
             return "no vectors, as its `lexical_source` says"
-        vectors, width = inputs["lexical_embeds"], self.inputs["lexical_embeds"].shape[-1]
-        self._check_equal("shape of the vectors", tuple(vectors.shape), (1, width))
-        self._check_equal("vectors that are not numbers", int((~torch.isfinite(vectors)).sum()), 0)
-        return f"makes inputs with a vector of {width} numbers"
+        made, expected = (flat_inputs({"lexical_embeds": given["lexical_embeds"]}) for given in (inputs, self.inputs))
+        widths = {name: vectors.shape[-1] for name, vectors in expected.items()}
+        shapes = {name: tuple(vectors.shape) for name, vectors in made.items()}
+        self._check_equal("shape of the vectors", shapes, {name: (1, width) for name, width in widths.items()})
+        wrong = sum(int((~torch.isfinite(vectors)).sum()) for vectors in made.values())
+        self._check_equal("vectors that are not numbers", wrong, 0)
+        return f"makes inputs with a vector of {' and one of '.join(map(str, widths.values()))} numbers"
 
     def _check_pipeline(self, pipeline) -> str:
         """Check the pipeline's model and, if it agrees to the bit, the texts. Another CPU may write other texts."""

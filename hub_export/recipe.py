@@ -9,6 +9,8 @@ from transformers import AutoTokenizer
 from ..common.run_files import PROCESSOR_CONFIG
 from ..common.run_folder import RunFolder
 from ..common.saved_files import one_sentence_errors
+from ..configuration_t5fusion import T5FusionConfig
+from ..kinds_t5fusion import list_kinds
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .base_choice import BaseModel
@@ -39,13 +41,19 @@ def choose_processor(
     """
     processor = run.processor
     if processor is None:
-        processor = new_processor(run, trained_on, fused_model.config.lexical_dim, recipe, say)
+        processor = new_processor(run, trained_on, fused_model.config, recipe, say)
     elif recipe:
         folder = run.folder_with(PROCESSOR_CONFIG)
         raise ValueError(f"{folder} holds a processor with a recipe of its own. Leave out {', '.join(recipe)}.")
     for name in ("is_local", "local_files_only"):  # They say how it was loaded here, and would differ by machine.
         processor.tokenizer.init_kwargs.pop(name, None)
     check_encoder(processor, say)
+    several = processor.vectors or fused_model.config.vectors
+    if several and processor.kinds != fused_model.config.kinds:
+        raise ValueError(
+            f"the processor has the vectors {list_kinds(processor.kinds)}, and the model "
+            f"{list_kinds(fused_model.config.kinds)}. Save the processor that was used in training."
+        )
     token_id = fused_model.config.lexical_token_id
     if token_id != processor.lexical_token_id:
         raise ValueError(
@@ -56,7 +64,7 @@ def choose_processor(
 
 
 def new_processor(
-    run: RunFolder, trained_on: BaseModel, lexical_dim: int, recipe: dict[str, Any], say: Callable[[str], None]
+    run: RunFolder, trained_on: BaseModel, config: T5FusionConfig, recipe: dict[str, Any], say: Callable[[str], None]
 ) -> T5FusionProcessor:
     """Return a processor with the user's recipe, and with the tokenizer of the run folder or of the base model.
 
@@ -69,7 +77,8 @@ def new_processor(
         say(f"{run} holds no tokenizer. Used instead: the tokenizer of {trained_on}.")
     with one_sentence_errors(f"the tokenizer of {name}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    processor = T5FusionProcessor(tokenizer, lexical_dim=lexical_dim, **complete_recipe(recipe))
+    kinds = {"lexical_dim": config.lexical_dim, "vectors": config.vectors}
+    processor = T5FusionProcessor(tokenizer, **kinds, **complete_recipe(recipe))
     say(
         f"{run} does not say how its vectors were made. Assumed: {recipe_in_words(processor)}. If that is wrong, give "
         "--encoder, --template, --lexical-source."
@@ -96,7 +105,8 @@ def recipe_in_words(processor: T5FusionProcessor) -> str:
         "given": "given with each call" + (f" or made of its `lexical_texts` by {encoder}" if encoder else ""),
         "none": "not used",
     }
-    vectors = f"vectors of {processor.lexical_dim} numbers, {sources[processor.lexical_source]}"
+    widths = " and ".join(str(kind.dim) for kind in processor.kinds.values())
+    vectors = f"vectors of {widths} numbers, {sources[processor.lexical_source]}"
     return f"{vectors}; prompt {processor.template!r}"
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ..common.run_files import REFERENCE
 from ..processing_t5fusion import T5FusionProcessor
-from .reader_check import align, digest, environment, greedy_outputs
+from .reader_check import align, digest, environment, flat_inputs, greedy_outputs
 
 TEXTS = ["app_config", "read_settings of the user", "a"]
 COLUMNS = 64  # number of tokens of the vocabulary whose logits are kept; a digest covers all logits
@@ -20,8 +20,11 @@ def write_reference(bundle: Path, model: torch.nn.Module, processor: T5FusionPro
     """Write inputs, and the outputs that the model gives for them on one thread. `verify` uses one thread too."""
     with one_thread():
         generator = torch.Generator().manual_seed(0)
-        vectors = torch.randn(len(TEXTS), processor.lexical_dim, generator=generator)
-        inputs = processor(TEXTS, lexical_embeds=torch.nn.functional.normalize(vectors, dim=-1))
+        vectors = {
+            name: torch.nn.functional.normalize(torch.randn(len(TEXTS), kind.dim, generator=generator), dim=-1)
+            for name, kind in processor.kinds.items()
+        }
+        inputs = processor(TEXTS, lexical_embeds=vectors)
         written, logits = greedy_outputs(align(model), dict(inputs))
         columns = torch.linspace(0, logits.shape[-1] - 1, min(COLUMNS, logits.shape[-1])).long()
         facts = {
@@ -30,7 +33,7 @@ def write_reference(bundle: Path, model: torch.nn.Module, processor: T5FusionPro
             "digest": digest(logits),
             "environment": environment(),
         }
-    tensors = {f"inputs.{name}": value for name, value in inputs.items()}
+    tensors = {f"inputs.{name}": value for name, value in flat_inputs(inputs).items()}
     tensors |= {"written": written, "columns": columns, "logits": logits.float()[..., columns].contiguous()}
     save_file(tensors, bundle / REFERENCE, metadata={"facts": json.dumps(facts, sort_keys=True)})
 

@@ -1,0 +1,126 @@
+"""The kinds of vectors that a model reads: for each kind its width, its number of tokens and its projector."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+LEXICAL_TOKEN = "<lexical>"
+DEFAULT_KIND = "lexical"  # the name of the one kind of a model that was built without `vectors`
+DEFAULT_DIM = 384  # the width of the vectors that all-MiniLM-L6-v2 makes
+PROJECTORS = ("linear", "mlp")
+NAME_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class VectorKind:
+    """One kind of vectors: `VectorKind(dim=512, tokens=8, projector="mlp")`.
+
+    Args:
+        dim: Width of a vector.
+        tokens: Number of token embeddings that a vector becomes.
+        projector: "linear" is one linear layer. "mlp" is linear, GELU, linear, as in LLaVA-1.5 and vec2text.
+        hidden: Width between the two layers of an "mlp"; None for the width of a token embedding.
+        dropout: Dropout rate between the two layers of an "mlp".
+
+    Raises:
+        ValueError: A field has another type or range.
+    """
+
+    dim: int
+    tokens: int = 1
+    projector: str = "linear"
+    hidden: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive("dim", self.dim)
+        check_positive("tokens", self.tokens)
+        if self.projector not in PROJECTORS:
+            raise ValueError(f"`projector` is {self.projector!r}; expected {' or '.join(map(repr, PROJECTORS))}.")
+        if self.hidden is not None:
+            check_positive("hidden", self.hidden)
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` is {self.dropout!r}; expected a number from 0 to below 1.")
+        if self.projector == "linear" and (self.hidden is not None or self.dropout):
+            raise ValueError("`hidden` and `dropout` were given for a linear projector; they need `projector='mlp'`.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that differ from their defaults, and `dim`."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+def read_kinds(vectors: Any) -> dict[str, VectorKind]:
+    """Return kinds by name from the argument `vectors` of a config, a model or a processor.
+
+    Args:
+        vectors: Mapping from names to widths, `VectorKind`s or dicts of their fields, in the order in which the kinds
+            stand before the text; or what `list_kinds` returns.
+
+    Raises:
+        ValueError: It is something else, it is empty, or a name or a field is wrong.
+    """
+    if isinstance(vectors, list) and all(isinstance(fields, dict) and "name" in fields for fields in vectors):
+        vectors = {fields["name"]: {key: fields[key] for key in fields if key != "name"} for fields in vectors}
+    if not isinstance(vectors, Mapping) or not vectors:
+        raise ValueError(
+            f"`vectors` is {vectors!r}; expected a width for each kind, such as {{'item': 64, 'user': 128}}."
+        )
+    return {check_name(name): _read_kind(name, given) for name, given in vectors.items()}
+
+
+def list_kinds(kinds: Mapping[str, VectorKind]) -> list[dict[str, Any]]:
+    """Return kinds as a list for a JSON file: for each its name, its width and the fields that differ from defaults.
+
+    (A dict would lose its order, because transformers sorts the keys of what it saves.)
+    """
+    return [{"name": name} | kind.to_dict() for name, kind in kinds.items()]
+
+
+def _read_kind(name: str, given: Any) -> VectorKind:
+    """Return one kind from a width, a `VectorKind` or a dict of its fields.
+
+    Raises:
+        ValueError: It is something else, or a field is wrong. The message names the kind.
+    """
+    if isinstance(given, VectorKind):
+        return given
+    try:
+        return VectorKind(**given) if isinstance(given, Mapping) else VectorKind(given)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(f"`{field.name}`" for field in fields(VectorKind))
+        cause: Any = error
+        if isinstance(error, TypeError):
+            cause = f"it has the fields {', '.join(map(repr, given))}; expected {known}."
+        raise ValueError(f"kind {name!r} in `vectors`: {cause}") from None
+
+
+def check_name(name: Any) -> str:
+    """Return the name of a kind.
+
+    Raises:
+        ValueError: It is not made of letters, digits, `_` and `-`, which a weight's name and a token can hold.
+    """
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+        raise ValueError(f"`vectors` names a kind {name!r}; expected letters, digits, `_` and `-`, not a digit first.")
+    return name
+
+
+def token_of(name: str, position: int) -> str:
+    """Return the placeholder of a kind: `<lexical>` for the first kind, `<lexical:NAME>` for the others."""
+    return LEXICAL_TOKEN if position == 0 else f"{LEXICAL_TOKEN[:-1]}:{name}>"
+
+
+def check_positive(name: str, value: Any) -> int:
+    """Return the value of a field, which must be a positive integer.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` is {value!r}; expected a positive integer.")
+    return value
+
+
+__all__ = ["DEFAULT_DIM", "DEFAULT_KIND", "LEXICAL_TOKEN", "VectorKind"]

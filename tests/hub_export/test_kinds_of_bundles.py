@@ -1,0 +1,77 @@
+"""Bundles of a model that reads several kinds of vectors: exported, verified, pushed, and read without t5fusion."""
+
+import re
+
+import pytest
+from author import Author
+from hub_server import HubServer
+
+BACKBONE = "google/flan-tiny"
+MAKE = """
+import sys
+import torch
+from peft import get_peft_model
+from t5fusion import T5FusionProcessor, T5WithFusion, VectorKind
+
+base, folder = sys.argv[1:]
+torch.manual_seed(0)
+vectors = {"user": 5, "image": VectorKind(7, tokens=4, projector="mlp"), "item": {"dim": 3, "tokens": 2}}
+processor = T5FusionProcessor(base, vectors=vectors, lexical_encoder=None, lexical_source="given")
+model = T5WithFusion(base, vectors=vectors)
+peft_model = get_peft_model(model, model.lora_config(r=4))
+with torch.no_grad():
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_()
+    for parameter in peft_model.base_model.encoder.fusion.modules_to_save.default.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+peft_model.save_pretrained(folder), processor.save_pretrained(folder)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(plain_folders):
+    with HubServer(tokens={"hf_owner": "me"}) as hub:
+        hub.add_folder(BACKBONE, plain_folders["flan"])
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def author(hub, tmp_path_factory):
+    author = Author(hub, tmp_path_factory.mktemp("author"), busy=True)
+    author.python(MAKE, BACKBONE, author.home / "run")
+    yield author
+    author.close()
+
+
+@pytest.mark.parametrize(("kind", "options"), [("adapter", ()), ("standalone", ("--format", "onnx")), ("merged", ())])
+def test_every_loading_path_gives_the_trained_model(author, kind, options):
+    author.t5fusion("export", "run", kind, "--kind", kind, *options)
+    report, _ = author.t5fusion("verify", kind)
+    assert "ok pipeline(model=...), called with texts and vectors: to the bit" in report
+    assert "ok AutoModelForSeq2SeqLM: to the bit" in report
+    assert "with a vector of 7 and one of 3 and one of 5 numbers" in report
+    assert ("ok ONNX graphs" in report) == bool(options)
+    assert ("ok T5WithFusion(base model).load_adapter: to the bit" in report) == (kind == "adapter")
+
+
+def test_the_card_of_a_pushed_bundle_lists_the_kinds_and_runs(author, hub, tmp_path):
+    author.t5fusion("export", "run", "pushed")
+    author.t5fusion("push", "pushed", "me/kinds")
+    card = hub.repo("me/kinds").files()["README.md"].decode()
+    assert "| `image` | 7 | 4 | mlp |" in card and "| `user` | 5 | 1 | linear |" in card
+    reader = Author(hub, tmp_path / "reader", token=None)
+    for example in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[:2]:
+        assert '"image": torch.randn(1, 7)' in example
+        written, _ = reader.python(f"import torch; torch.manual_seed(0)\n{example}")
+        assert written.strip()
+
+
+def test_a_processor_of_other_kinds_is_refused(author):
+    code = MAKE.replace('"item": {"dim": 3, "tokens": 2}}', '"item": 3}', 1)
+    code = code.replace(
+        "model = T5WithFusion(base, vectors=vectors)", 'model = T5WithFusion(base, vectors=vectors | {"item": 4})'
+    )
+    author.python(code, BACKBONE, author.home / "other")
+    _, error = author.t5fusion("export", "other", "refused", expect=1)
+    assert "the processor has the vectors [{'name': 'user'" in error and "Save the processor that was used" in error
