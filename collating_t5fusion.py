@@ -193,7 +193,7 @@ class DataCollatorWithFusion:
         # accelerate joins only batches of one length. So rows that came padded to one length keep it.
         keep_lengths = _is_joined_by_accelerate() and self.padding != "max_length"
         lengths = [text.given_length for text in texts] if keep_lengths else None
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": self._pad("input_ids", inputs.ids, self.tokenizer.pad_token_id, lengths),
             "attention_mask": self._pad("input_ids", inputs.mask, 0, lengths),
         }

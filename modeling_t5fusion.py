@@ -86,7 +86,8 @@ class VectorProjector(nn.Module):
         """Return what the last layer reads of vectors, float (..., dim), without dropout: float (..., inputs)."""
         if not isinstance(self.projection, nn.Sequential):
             return vectors
-        first_layer, activation = self.projection[0], self.projection[1]
+        first_layer: Any = self.projection[0]
+        activation: Any = self.projection[1]
         return activation(first_layer(vectors.to(first_layer.weight)))
 
     @torch.no_grad()

@@ -395,7 +395,7 @@ class T5FusionProcessor(ProcessorMixin):
             {"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in self._ids(texts, counts, max_length)
         ]
         for name in self.kinds:
-            of_kind = [row.get(name, ()) for row in vectors]
+            of_kind = [row.get(name, np.zeros((0, 0))) for row in vectors]
             if not any(map(len, of_kind)):
                 continue
             one_each = all(len(row_vectors) == 1 for row_vectors in of_kind)

@@ -14,7 +14,7 @@ from ..naming_t5fusion import EMBEDDED
 from .arguments import Revision
 
 if TYPE_CHECKING:
-    from ..common.folder_info import FolderInfo, VectorKind
+    from ..common.folder_info import FolderInfo, VectorFacts
 
 WIDTH, INDENT = 80, 14
 FOLDER_TYPES = {  # by `FolderInfo.what`
@@ -115,9 +115,11 @@ def _adapter(facts: "FolderInfo") -> list[str]:
     return lines
 
 
-def _vectors(kind: "VectorKind") -> str:
+def _vectors(kind: "VectorFacts") -> str:
     width = f"{kind.width} numbers each" if kind.width else "of a width that no file here records"
-    return f"{width}, in the place of {kind.placeholder}"
+    tokens = "" if kind.tokens == 1 else f"{kind.tokens} "
+    projector = "" if kind.projector == "linear" else f", by an {kind.projector.upper()}"
+    return f"{width}, in the place of {tokens}{kind.placeholder}{projector}"
 
 
 def _weights(facts: "FolderInfo") -> str | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from ..kinds_t5fusion import LEXICAL_TOKEN, read_kinds, token_of
 from ..naming_t5fusion import EMBEDDED, NOT_PUSHED, PROJECTION_WEIGHT, embedded_folder
 from .errors import cannot_be_loaded
 from .run_files import (
@@ -26,19 +27,20 @@ from .run_files import (
 from .weight_shapes import count_model_weights, count_numbers, shapes_in
 
 FolderType = Literal["bundle", "run folder", "checkpoint", "adapter", "fused model", "T5"]
-# These two are written out here, because configuration_t5fusion.py, which defines them, imports torch.
-FUSED_MODEL_TYPE, LEXICAL_TOKEN = "t5_fusion", "<lexical>"
+FUSED_MODEL_TYPE = "t5_fusion"  # written out here, because configuration_t5fusion.py, which defines it, imports torch
 T5_MODEL_TYPES = ("t5", "mt5", "umt5")
 SMALL_FILES = [ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG, RECORD, EVALUATION, MANIFEST, "*.index.json"]
 METHODS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "LOHA": "LoHa", "LOKR": "LoKr", "PREFIX_TUNING": "prefix tuning"}
 
 
 @dataclass(frozen=True)
-class VectorKind:
-    """A kind of vectors that the model reads beside the text."""
+class VectorFacts:
+    """What the files say about a kind of vectors that the model reads beside the text."""
 
     placeholder: str  # the token whose place such a vector takes
     width: int | None  # numbers in a vector
+    tokens: int = 1  # placeholders per vector
+    projector: str = "linear"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class FolderInfo:
     kind: str | None  # of a bundle: "adapter", "standalone", "merged" or "fused"
     base_model: str | None
     base_commit: str | None  # of the base model on the Hub
-    vectors: list[VectorKind]  # the kinds of vectors: one, or none for a plain T5
+    vectors: list[VectorFacts]  # the kinds of vectors: one, or none for a plain T5
     adapter: Adapter | None
     trained_weights: int | None
     weights: int | None  # of the whole model, with the base model's
@@ -134,7 +136,7 @@ def _collect_facts(name: str, files: RunFiles, sizes: Mapping[str, int], is_remo
         kind="fused" if manifest.get("kind") == "base" else manifest.get("kind"),  # earlier exports wrote "base"
         base_model=base.base_model if base and is_base_named else None,
         base_commit=base.commit if base else None,
-        vectors=[] if folder_type == "T5" else [VectorKind(LEXICAL_TOKEN, _vector_width(files))],
+        vectors=[] if folder_type == "T5" else _vectors(files),
         adapter=_adapter(files),
         trained_weights=trained,
         weights=weights,
@@ -237,11 +239,18 @@ def _versions(files: RunFiles, manifest: Mapping[str, Any]) -> dict[str, str]:
     return {name: version for name, version in (versions | recorded).items() if version}
 
 
-def _vector_width(files: RunFiles) -> int | None:
-    """Return the width of the vectors, by the first file that records it."""
+def _vectors(files: RunFiles) -> list[VectorFacts]:
+    """Return the kinds of vectors, by the first file that records them."""
     choices = files.adapter_base.choices if files.has_adapter else {}
-    recorded = (facts.get("lexical_dim") for facts in (_recipe(files), files.model_config, choices))
-    return next(filter(None, recorded), None) or _fusion_width(files)
+    sources = (_recipe(files), files.model_config, choices)
+    several = next(filter(None, (facts.get("vectors") for facts in sources)), None)
+    if several:
+        return [
+            VectorFacts(token_of(name, position), kind.dim, kind.tokens, kind.projector)
+            for position, (name, kind) in enumerate(read_kinds(several).items())
+        ]
+    width = next(filter(None, (facts.get("lexical_dim") for facts in sources)), None)
+    return [VectorFacts(LEXICAL_TOKEN, width or _fusion_width(files))]
 
 
 def _fusion_width(files: RunFiles) -> int | None:

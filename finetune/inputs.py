@@ -43,8 +43,14 @@ def make_inputs(
         progress: Whether to show how far the encoder has come.
 
     Raises:
-        ValueError: The vectors are missing, or their width is not the processor's.
+        ValueError: The vectors are missing, or their width is not the processor's; or the model reads several kinds of
+            vectors, which a file cannot give yet.
     """
+    if vectors and len(processor.kinds) > 1:
+        raise ValueError(
+            f"this model reads several kinds of vectors ({', '.join(processor.kinds)}), and the command line reads one. "
+            "Call the model from Python, with `lexical_embeds={KIND: VECTORS, ...}`; or give --no-vectors."
+        )
     row_vectors = _vectors_of(rows, columns, processor, keep, numbers, progress) if vectors else None
     targets = rows[columns.target] if columns.target else None
     return prepare(rows[columns.text], targets, row_vectors, processor, *limits, counts)
@@ -171,7 +177,7 @@ def batches(
         batch_size: Rows in a batch.
         length: The field whose length sorts the rows, such as "labels".
     """
-    collate = DataCollatorWithFusion(processor.tokenizer)
+    collate = DataCollatorWithFusion(processor)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][length]))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]

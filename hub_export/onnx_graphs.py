@@ -65,7 +65,7 @@ class EncoderGraph(nn.Module):
     def __init__(self, model: T5WithFusion):
         super().__init__()
         self.encoder = model.encoder
-        self.attentions = nn.ModuleList(block.layer[1].EncDecAttention for block in model.decoder.block)
+        self.attentions: Any = nn.ModuleList(block.layer[1].EncDecAttention for block in model.decoder.block)
 
     def forward(self, input_ids, attention_mask, lexical_embeds: list):
         embeds = self.embed(input_ids, lexical_embeds)

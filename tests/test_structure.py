@@ -21,6 +21,7 @@ LEVELS = (
     ("naming_t5fusion", "collating_t5fusion", "arguments_t5fusion"),
     ("checking_t5fusion", "rows_t5fusion", "tokenizing_t5fusion", "fast_t5fusion", "packing_t5fusion"),
     ("configuration_t5fusion",),
+    ("kinds_t5fusion",),
     ("tiny_t5", "tiny_t5_v2"),
 )
 HEIGHT = {name: -level for level, names in enumerate(LEVELS) for name in names}

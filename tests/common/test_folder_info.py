@@ -15,7 +15,7 @@ from hub_server import HubServer
 
 from t5fusion import tiny_t5
 from t5fusion.cli.info import _report_lines
-from t5fusion.common.folder_info import VectorKind, folder_info
+from t5fusion.common.folder_info import VectorFacts, folder_info
 from t5fusion.common.next_commands import after_info
 from t5fusion.common.run_files import RunFiles
 
@@ -74,7 +74,7 @@ def write(tmp_path):
 def test_run_folder(write):
     facts = folder_info(write(**RUN, evaluation=EVALUATION))
     assert (facts.what, facts.kind, facts.base_model, facts.base_commit) == ("run folder", None, "tiny_t5", None)
-    assert facts.vectors == [VectorKind("<lexical>", 384)]
+    assert facts.vectors == [VectorFacts("<lexical>", 384)]
     adapter = facts.adapter
     assert (adapter.method, adapter.rank, adapter.alpha) == ("LoRA", 32, 64)
     assert (adapter.target_modules, adapter.modules_to_save) == (["q", "v"], ["fusion"])
@@ -266,7 +266,7 @@ def test_repository(tmp_path):
         facts = json.loads(out)
         assert (facts["what"], facts["kind"], facts["name"]) == ("bundle", "adapter", "me/describer")
         assert facts["size"] == sum(map(len, commit.files.values())) and facts["files"] == len(commit.files)
-        assert len(facts["commit"]) == 40 and facts["vectors"] == [{"placeholder": "<lexical>", "width": 8}]
+        assert len(facts["commit"]) == 40 and facts["vectors"] == [{"placeholder": "<lexical>", "width": 8, "tokens": 1, "projector": "linear"}]
         loaded = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
         assert loaded and all(name.endswith(".json") for name in loaded), loaded
         out, _ = author.t5fusion("info", "me/describer", "--revision", facts["commit"])
@@ -290,3 +290,12 @@ def test_the_next_command_for_a_repository_runs(tmp_path):
         values = {"FILE": [str(rows)], "COLUMN": ["name", "vector"]}
         out, _ = author.t5fusion(*(values[word].pop(0) if word in values else word for word in words))
         assert json.loads(out)["name"] == "app"
+
+
+def test_an_adapter_of_several_kinds_lists_them(tmp_path):
+    kinds = [{"name": "item", "dim": 64}, {"name": "image", "dim": 512, "tokens": 8, "projector": "mlp"}]
+    name = f"T5WithFusion(google/flan-t5-small, {json.dumps({'lexical_dim': 64, 'vectors': kinds})})"
+    config = {"base_model_name_or_path": name, "peft_type": "LORA", "r": 4}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    expected = [VectorFacts("<lexical>", 64), VectorFacts("<lexical:image>", 512, 8, "mlp")]
+    assert folder_info(str(tmp_path)).vectors == expected

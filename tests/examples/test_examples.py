@@ -55,6 +55,14 @@ def test_own_vectors(tmp_path):
 
 
 @pytest.mark.slow
+def test_kinds_of_vectors(tmp_path):
+    """Both kinds count: without the shape, few of the rows can be right."""
+    out = run("kinds_of_vectors.py", folder=tmp_path)
+    assert number(r"With colour and shape: (\d+) of 50", out) > 40
+    assert number(r"With colour: (\d+) of 50", out) < 30
+
+
+@pytest.mark.slow
 def test_several_vectors(tmp_path):
     out = run("several_vectors.py", folder=tmp_path)
     assert "(50, 2, 3)" in out

@@ -159,14 +159,14 @@ def test_generation_reads_all_kinds(model, batch):
         assert beams[row, : alone.shape[1]].tolist() == alone[0].tolist()
 
 
-@pytest.mark.parametrize("penalty", ["encoder_repetition_penalty", "encoder_no_repeat_ngram_size"])
-def test_penalties_on_the_input_leave_placeholders_out(plain_folders, penalty):
+@pytest.mark.parametrize("option", [{"encoder_repetition_penalty": 2.0}, {"encoder_no_repeat_ngram_size": 2}])
+def test_penalties_on_the_input_leave_placeholders_out(plain_folders, option):
     """Placeholders of all kinds lie past the table here, so they have no logit to look up."""
     rows = T5WithFusion(str(plain_folders["flan"])).config.vocab_size
     model = T5WithFusion(str(plain_folders["flan"]), vectors=VECTORS, lexical_token_id=rows).eval()
     ids = torch.tensor([[rows, rows + 1, rows + 1, 5, 1]])
     vectors = {name: of_kind for name, of_kind in vectors_of(model.config.kinds, rows=1).items() if name != "image"}
-    written = model.generate(input_ids=ids, lexical_embeds=vectors, max_new_tokens=3, **{penalty: 2})
+    written = model.generate(input_ids=ids, lexical_embeds=vectors, max_new_tokens=3, **option)
     assert written.shape[1] <= 4
 
 
