@@ -48,8 +48,8 @@ def make_inputs(
     """
     if vectors and len(processor.kinds) > 1:
         raise ValueError(
-            f"this model reads several kinds of vectors ({', '.join(processor.kinds)}), and the command line reads one. "
-            "Call the model from Python, with `lexical_embeds={KIND: VECTORS, ...}`; or give --no-vectors."
+            f"this model reads several kinds of vectors ({', '.join(processor.kinds)}), and the command line reads one "
+            "kind. Call the model from Python, with `lexical_embeds={KIND: VECTORS, ...}`; or give --no-vectors."
         )
     row_vectors = _vectors_of(rows, columns, processor, keep, numbers, progress) if vectors else None
     targets = rows[columns.target] if columns.target else None

@@ -39,8 +39,8 @@ plain T5 only if the plain T5 gives another result.
 
 - *works*: the result is as expected.
 - *refused*: the check raised an error. A number leads to the error below the table.
-- *wrong*: the check raised no error, but the result is not as expected. If both models are wrong, a library has a
-  defect: the last table lists these defects.
+- *wrong*: the check raised no error, but the result is not as expected. If both models are wrong, the cause is in a
+  library. The last table lists the defects that a script shows.
 
 """
 

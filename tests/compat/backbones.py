@@ -318,8 +318,8 @@ def opens(model_name: str, row: str) -> None:
 def make() -> Table:
     table = Table(
         "Base models",
-        "Each base model has random weights and small sizes. The other fields of its config, its tokenizer and its "
-        "files follow the checkpoint on the Hub; they are written here and not downloaded. *Trains*: with vectors, the "
+        "Each base model has random weights and small sizes. The check writes its config, tokenizer and files in "
+        "the form of the checkpoint on the Hub, and downloads nothing. *Trains*: with vectors, the "
         "loss falls and the fusion layer has gradients. *Reloads*: in another process, the adapter on its base model "
         "and the whole model with the adapter merged. *Processor*: saved and reloaded, it produces the ids that the "
         "model expects, and decodes them to the text.",

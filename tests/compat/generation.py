@@ -77,14 +77,18 @@ def one_by_one(model_name: str, options: dict) -> None:
     for row in range(len(LENGTHS)):
         alone = write(model, one_row(batch, row), **options)
         alone = torch.nn.functional.pad(alone, (0, together.shape[1] - alone.shape[1]))
-        assert torch.equal(alone, together[row * each : (row + 1) * each]), f"row {row} is another by itself"
+        assert torch.equal(alone, together[row * each : (row + 1) * each]), (
+            f"row {row} gives other tokens alone than in the batch"
+        )
 
 
 def as_drawn(model_name: str, options: dict) -> str:
     """The same random numbers give the same text twice, and other vectors give another."""
     model, batch = load(model_name), batch_for(model_name, VECTORS, LENGTHS)
     assert torch.equal(write(model, batch, **options), write(model, batch, **options)), "another by the same numbers"
-    return "drawn twice by the same numbers, in place of one by one"
+    return (
+        "the batch was sampled twice with the same seed, because a row that is sampled alone draws other random numbers"
+    )
 
 
 def vectors_count(model_name: str, options: dict) -> None:
@@ -154,7 +158,7 @@ OTHERS = {
     "`encoder_outputs` given": given_encoder_outputs,
     "`inputs_embeds` given": given_embeddings,
     "`decoder_input_ids` given": beginning,
-    "encoder repetition penalty, `<lexical>` past the table": past_the_table,
+    "encoder repetition penalty, `<lexical>` past the embedding table": past_the_table,
 }
 
 

@@ -19,8 +19,8 @@ SHAPE = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers":
 TRAINING = "failed while the fusion layer trains"
 WHY = {  # tests fail while the fusion layer trains
     "test_training_encoder_decoders_gradient_checkpointing": "asserts that no weight outside the adapter gets a "
-    "gradient, and the fusion layer gets one",
-    "test_training_encoder_decoders_layer_indexing": "asserts the same",
+    "gradient. It fails because the fusion layer gets one",
+    "test_training_encoder_decoders_layer_indexing": "asserts the same, and fails for the same reason",
 }
 TUNER = re.compile(r"\[(?:\w+-)?(\w+)Config-")
 

@@ -269,7 +269,9 @@ def disabled(model_name: str, tuner: Tuner) -> None:
     peft_model, batch = trained(model_name, tuner)
     with peft_model.disable_adapter():
         without_adapter = logits(peft_model, batch)
-    assert torch.equal(without_adapter, logits_of(load(model_name), batch)), "it is not the base"
+    assert torch.equal(without_adapter, logits_of(load(model_name), batch)), (
+        "with the adapter disabled, the outputs differ from those of the base model"
+    )
 
 
 def alone(tuner: Tuner) -> dict:
@@ -300,7 +302,9 @@ def switches(model_name: str, tuner: Tuner) -> None:
     peft_model, batch, first, second = two_adapters(model_name, tuner)
     for name, expected in (("default", first), ("other", second)):
         peft_model.set_adapter(name)
-        assert torch.equal(logits(peft_model, batch), expected), f"{name} is another after switching"
+        assert torch.equal(logits(peft_model, batch), expected), (
+            f"the adapter `{name}` gives other outputs after switching"
+        )
 
 
 def mixed_batch(model_name: str, tuner: Tuner) -> None:
@@ -368,7 +372,8 @@ def make() -> Table:
         "after switching. *Fusion layer too*: the layer trains and is saved although the config does not name it, and "
         "reloads to the bit; on the plain T5, the config names the output head instead. *`adapter_names`*, "
         "*`add_weighted_adapter`* and *`hotswap_adapter`* are tried with `modules_to_save=[]`, because PEFT refuses "
-        "all three if two adapters fully train the same layer.",
+        "all three if two adapters fully train the same layer. (On fused models, t5fusion combines the fusion layers "
+        "in `add_weighted_adapter` itself.)",
         list(CHECKS),
     )
     for row, tuner in tuners():

@@ -207,9 +207,10 @@ def make() -> Table:
         "*Loads*: the fusion layer stays in fp32 with the same weights, and the logits differ from those in fp32 by at "
         "most "
         + " or ".join(f"{bound:.0%} (with {bits} bits)" for bits, bound in BOUNDS.items())
-        + " of their norm. *Trains LoRA*: after PEFT's `prepare_model_for_kbit_training`, on five matrices of a block "
-        "and the fusion layer, which changes. Reloading takes place in another process. *Exports*: a reader gets the "
-        "adapter on the base model in full precision, within the same bound of the quantised model that was trained. "
+        + " of their norm. *Trains LoRA*: after PEFT's `prepare_model_for_kbit_training`, LoRA trains on five "
+        "matrices of a block, and the fusion layer trains too and changes. Reloading takes place in another process. "
+        "*Exports*: a reader loads the adapter on the base model in full precision, and the logits differ from those "
+        "of the trained quantised model by at most the same bound. "
         "With the same `quantization_config` and preparation, the reader gets that model to the bit.",
         [*CHECKS, "exports"],
     )

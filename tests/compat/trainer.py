@@ -481,8 +481,9 @@ def make() -> Table:
     table = Table(
         "Trainer",
         "`Seq2SeqTrainer` with `DataCollatorWithFusion(tokenizer)` on rows with vectors; for the plain T5, with "
-        "`DataCollatorForSeq2Seq`. In every row, the loss falls and the fusion layer changes. A process that cannot "
-        "import this package loads what was pushed, in one line and to the bit; in the last row, it can import it.",
+        "`DataCollatorForSeq2Seq`. *works* means, among other things, that the loss falls and the fusion layer "
+        "changes. In the rows that push, a process without this package then loads the result in one line, equal to "
+        "the bit; in the last row, that process has this package.",
         ["all weights", "LoRA on top"],
     )
     for row, check in CHECKS.items():

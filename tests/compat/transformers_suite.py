@@ -29,7 +29,8 @@ def make() -> Table:
     return Table(
         "transformers' common tests",
         f"These are the tests of `ModelTesterMixin` of the installed transformers{whose_left_out()}. *refused*: the "
-        f"test skips itself, or gives the reason why it does not apply to this model. Tests that passed: {passed}.",
+        "test skips itself, or gives the reason why it does not apply to this model. Number of tests that passed: "
+        f"{passed}.",
         ["with vectors", "without vectors"],
         cells=cells,
     )
