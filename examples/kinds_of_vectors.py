@@ -22,8 +22,8 @@ CENTRES = np.random.default_rng(0).normal(size=(len(SHAPES), 8))
 def draw_rows(count, seed):
     """Return vectors by kind, float32 (count, dim) each, and the targets."""
     colours, names = draw(count, seed)
-    shapes = np.random.default_rng(seed).integers(0, len(SHAPES), count)
-    noise = np.random.default_rng(seed + 1).normal(0, 0.1, (count, 8))
+    random = np.random.default_rng((seed, 1))  # not the numbers that the colours are drawn with
+    shapes, noise = random.integers(0, len(SHAPES), count), random.normal(0, 0.1, (count, 8))
     targets = [f"{name} {SHAPES[shape]}" for name, shape in zip(names, shapes, strict=True)]
     return {"colour": standardise(colours), "shape": (CENTRES[shapes] + noise).astype("float32")}, targets
 
