@@ -381,8 +381,8 @@ def _packed(inputs: Inputs, other_columns: list[str]) -> Inputs:
     for name, of_kind in inputs.vectors.items():
         width = max(1, *(row.shape[1] for row in of_kind))
         vectors[name] = joined([row.reshape(-1, width) for row in of_kind])  # A row without vectors gets their width.
-    texts = (joined(column) for column in (inputs.ids, inputs.mask, inputs.labels))
-    return Inputs(*texts, vectors, joined(row_ids), joined(target_row_ids))
+    ids, mask, labels = joined(inputs.ids), joined(inputs.mask), joined(inputs.labels)
+    return Inputs(ids, mask, labels, vectors, joined(row_ids), joined(target_row_ids))
 
 
 def _span_of_used(is_used: npt.NDArray[np.bool_]) -> slice:

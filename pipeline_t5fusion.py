@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     # here. These imports never run.
     from .arguments_t5fusion import read_vectors  # noqa: F401
     from .configuration_t5fusion import T5FusionConfig  # noqa: F401
+    from .kinds_t5fusion import VectorKind  # noqa: F401
     from .naming_t5fusion import FusedName  # noqa: F401
     from .packing_t5fusion import share_sequences  # noqa: F401
     from .rows_t5fusion import Vectors  # noqa: F401

@@ -229,7 +229,7 @@ def _make_trainer(
         args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,
-        data_collator=DataCollatorWithFusion(processor.tokenizer, packing=options.packing),
+        data_collator=DataCollatorWithFusion(processor, packing=options.packing),
         callbacks=[stopper],
     )
     if options.keeps_best:

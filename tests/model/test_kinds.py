@@ -411,6 +411,24 @@ def test_rows_from_a_dataset_give_the_batch_of_the_processor(processor):
         assert torch.equal(batch["lexical_embeds"][name], of_kind)
 
 
+def test_packed_rows_of_several_kinds_train_as_they_do_alone(model, processor):
+    """Rows that share a sequence keep their own vectors, also if some of them lack a kind."""
+    vectors = vectors_of(processor.kinds)
+    given = [{"user": vectors["user"][:2]}, {}, {"item": vectors["item"][0], "image": vectors["image"][:1]}, {
+        name: of_kind[3] for name, of_kind in vectors.items()
+    }]  # fmt: skip
+    rows = processor.rows(TEXTS, TEXTS, lexical_embeds=given)
+    packed, padded = DataCollatorWithFusion(processor, packing=True)(rows), DataCollatorWithFusion(processor)(rows)
+    assert len(packed["input_ids"]) < len(padded["input_ids"])
+    losses = []
+    for batch in (packed, padded):
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        losses.append((loss.detach(), [parameter.grad.clone() for parameter in model.encoder.fusion.parameters()]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
+
+
 def test_placeholders_stand_where_the_text_writes_them(processor):
     ids = processor.tokenizer.convert_tokens_to_ids(["<lexical>", "<lexical:user>", "<lexical:image>"])
     text = "a <lexical:image> b <lexical:user> c"
