@@ -1,4 +1,4 @@
-# make demo | check | test | docs | matrix | compat | lint | clean. Everything happens in .venv, which the first of them makes.
+# make demo | check | test | docs | matrix | compat | bench | lint | clean. Everything happens in .venv, which the first of them makes.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,9 @@ SHELL := /bin/bash
 COMPAT := build/compat/venv
 EXTRAS := encoder,onnx,search,docs,dev
 COMPAT_EXTRAS := encoder,dev,compat
-.PHONY: help venv demo check test docs matrix compat lint clean
+BENCH := build/bench/venv
+BENCH_EXTRAS := encoder,dev,bench
+.PHONY: help venv demo check test docs matrix compat bench lint clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -58,6 +60,13 @@ compat: $(COMPAT)/.installed ## docs/compatibility.md: what of peft, transformer
 
 # mypy and mkdocstrings take the root, which is the package, for a package named after the folder: give them a folder of
 # links by our name, build/types
+# the peers that it measures beside us are in a venv of their own
+$(BENCH)/.installed: pyproject.toml constraints.txt
+	$(call install,$(BENCH),$(BENCH_EXTRAS))
+
+bench: $(BENCH)/.installed ## benchmarks/RESULTS.md: speed beside other ways to do the same (SUBJECTS="loading generation" for some of it)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BENCH)/bin/python -m benchmarks.speed $(SUBJECTS)
+
 lint: $(STAMP) build/types ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
