@@ -42,7 +42,7 @@ class T5FusionConfig(T5Config):
 
     def __init__(
         self,
-        lexical_dim: int | None = None,
+        lexical_dim: int = DEFAULT_DIM,
         lexical_token_id: int | None = None,
         backbone: str | None = None,
         backbone_revision: str | None = None,
@@ -69,18 +69,18 @@ class T5FusionConfig(T5Config):
         self.weights_from_backbone = weights_from_backbone
         self.adapter_beside = adapter_beside
 
-    def _set_kinds(self, lexical_dim: int | None, vectors: Any) -> None:
+    def _set_kinds(self, lexical_dim: int, vectors: Any) -> None:
         """Set `lexical_dim` and `vectors`. One plain kind called "lexical" is the same as no `vectors`.
 
         Raises:
             ValueError: A value is wrong, or the two contradict each other.
         """
         if vectors is None:
-            self.lexical_dim = _check_field("lexical_dim", DEFAULT_DIM if lexical_dim is None else lexical_dim)
+            self.lexical_dim = _check_field("lexical_dim", lexical_dim)
             return
         kinds = read_kinds(vectors)
         first_name, first = next(iter(kinds.items()))
-        if lexical_dim not in (None, first.dim):
+        if lexical_dim not in (DEFAULT_DIM, first.dim):  # The default may just have been left in.
             raise ValueError(
                 f"T5FusionConfig: `lexical_dim` is {lexical_dim!r}, but the first kind in `vectors`, {first_name!r}, "
                 f"is {first.dim} wide. Leave `lexical_dim` out."

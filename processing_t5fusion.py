@@ -66,7 +66,7 @@ class T5FusionProcessor(ProcessorMixin):
         tokenizer: Any,
         lexical_encoder: str | None = MINILM,
         lexical_encoder_revision: str | None = None,
-        lexical_dim: int | None = None,
+        lexical_dim: int = DEFAULT_DIM,
         normalize: bool = True,
         lexical_dtype: str = "float32",
         lexical_max_tokens: int | None = None,
@@ -86,10 +86,14 @@ class T5FusionProcessor(ProcessorMixin):
         self.lexical_encoder_revision = lexical_encoder_revision
         if vectors is not None:
             self.vectors = list_kinds(read_kinds(vectors))
-        first_dim = DEFAULT_DIM if vectors is None else next(iter(self.kinds.values())).dim
-        self.lexical_dim = first_dim if lexical_dim is None else lexical_dim
-        if vectors is not None and self.lexical_dim != first_dim:
-            raise ValueError(f"`lexical_dim` is {lexical_dim}, but the first kind in `vectors` is {first_dim} wide.")
+            first_dim = next(iter(self.kinds.values())).dim
+            if lexical_dim not in (DEFAULT_DIM, first_dim):  # The default may just have been left in.
+                raise ValueError(
+                    f"`lexical_dim` is {lexical_dim}, but the first kind in `vectors` is {first_dim} wide. Leave "
+                    "`lexical_dim` out."
+                )
+            lexical_dim = first_dim
+        self.lexical_dim = lexical_dim
         self.normalize = normalize
         self.lexical_dtype = lexical_dtype
         self.lexical_max_tokens = lexical_max_tokens

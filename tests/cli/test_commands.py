@@ -243,7 +243,7 @@ def test_the_options_of_train_are_made_from_the_dataclasses(room):
         name, help = field.metadata.get("opposite", (field.name, field.metadata["help"]))
         option = options.pop(name)
         assert option.help == help and option.opts == [f"--{name.replace('_', '-')}"] and not option.secondary_opts
-        assert option.default == (False if name == "freeze_fusion" else field.default)
+        assert option.default == (False if "opposite" in field.metadata else field.default)
     written_out = {"data", "text_column", "target_column", "lexical_column", "vector_column", "output", "validation"}
     assert set(options) == written_out | {"limit", "encoding", "resume", "overwrite", "config"}
 

@@ -147,6 +147,7 @@ def test_an_output_begun_by_earlier_code_is_resumed(room, commands, whole):
     old = [json.dumps({"name": line["name"], "output": line["output"]}, ensure_ascii=False) for line in lines]
     (room / "old.jsonl").write_text("\n".join(old[:700]) + "\n" + old[700][:9])
     made_with = json.loads((room / "whole.jsonl.made-with").read_text())
+    assert made_with.pop("engine") == "torch"  # Earlier code had no other.
     assert made_with.keys() == {"model", "columns", "no_vectors", "batch_size", "num_beams", "max_new_tokens"}
     (room / "old.jsonl.made-with").write_text(json.dumps(made_with))
     code, _, err = commands.run(*GENERATE, "--output", "old.jsonl")

@@ -9,6 +9,7 @@ import torch
 
 from t5fusion import T5WithFusion, fitting_t5fusion
 from t5fusion.fitting_t5fusion import STRENGTHS, Moments, mean_embeddings, read_moments, ridge, token_weights
+from t5fusion.kinds_t5fusion import DEFAULT_KIND
 
 DIM = 8
 
@@ -149,12 +150,17 @@ def test_the_projection_predicts_the_targets(model):
     torch.testing.assert_close(model.encoder.fusion.projection.weight, weight.float())
 
 
+def moments_from(rows, model):
+    """The moments of rows with one kind of vectors."""
+    projectors = {DEFAULT_KIND: model.encoder.fusion}
+    return read_moments(rows, model.config.kinds, projectors, model.shared.weight.detach())[DEFAULT_KIND]
+
+
 def test_padding_is_no_word(model):
     """Some rows are padded with <pad>, some with the id that the loss ignores, as collators do."""
     vectors, labels, _ = rows_of(model, rows=30)
     padded = [[*ids, *[0] * (row % 3), *[-100] * (row % 2)] for row, ids in enumerate(labels)]
-    embeddings = model.shared.weight.detach()
-    expected, moments = (read_moments(as_rows(vectors, each), DIM, embeddings) for each in (labels, padded))
+    expected, moments = (moments_from(as_rows(vectors, each), model) for each in (labels, padded))
     assert torch.equal(moments.input_output_products, expected.input_output_products)
     assert torch.equal(moments.output_mean, expected.output_mean)
 
@@ -162,9 +168,9 @@ def test_padding_is_no_word(model):
 def test_rows_are_read_once_and_only_a_block_is_held(model, monkeypatch):
     vectors, labels, _ = rows_of(model, rows=100)
     embeddings = model.shared.weight.detach()
-    whole = read_moments(as_rows(vectors, labels), DIM, embeddings)
+    whole = moments_from(as_rows(vectors, labels), model)
     monkeypatch.setattr(fitting_t5fusion, "CHUNK_ROWS", 7)
-    in_chunks = read_moments(iter(as_rows(vectors, labels)), DIM, embeddings)
+    in_chunks = moments_from(iter(as_rows(vectors, labels)), model)
     torch.testing.assert_close(in_chunks.input_output_products, whole.input_output_products)
     monkeypatch.setattr(fitting_t5fusion, "FREQUENCY_ROWS", 10)
     alive = []
@@ -177,7 +183,7 @@ def test_rows_are_read_once_and_only_a_block_is_held(model, monkeypatch):
             del row
             assert sum(each() is not None for each in alive) < 15
 
-    in_blocks = read_moments(rows_that_count(), DIM, embeddings)
+    in_blocks = moments_from(rows_that_count(), model)
     assert in_blocks.rows == 100 and len(alive) == 100
     # The tokens' frequencies are those of the first block.
     words = [np.unique([token for token in row if token > 1]) for row in labels]

@@ -20,8 +20,9 @@ from warm import warm_python
 
 from t5fusion import T5WithFusion, processing_t5fusion
 from t5fusion.collating_t5fusion import DataCollatorWithFusion
+from t5fusion.kinds_t5fusion import DEFAULT_KIND, VectorKind
 from t5fusion.processing_t5fusion import T5FusionProcessor
-from t5fusion.rows_t5fusion import add_lexical_token
+from t5fusion.rows_t5fusion import add_placeholders
 from t5fusion.tokenizing_t5fusion import tokenize
 
 TEXTS = ["app_config", "a", "settings:b_d"]
@@ -380,6 +381,11 @@ def test_the_encoder_is_neither_saved_nor_pickled(encoding, tmp_path):
 
 
 # --- the tokenizer
+
+
+def add_lexical_token(tokenizer):
+    """Add the placeholder of a model with one kind of vectors to a tokenizer, and return its id."""
+    return add_placeholders(tokenizer, {DEFAULT_KIND: VectorKind(3)})[DEFAULT_KIND].token_id
 
 
 def test_the_placeholder_in_a_vocabulary_of_the_size_of_t5(tmp_path):
