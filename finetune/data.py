@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
@@ -17,6 +18,8 @@ from ..rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, has_readable_norm
 from .files import load_rows
 
 HELD_OUT_ONE_IN = 10  # One row in so many is held out.
+BLOCK = 8192  # rows of a large set that are in memory at a time
+VECTOR_BLOCK = 512  # the same for rows with their vectors
 TEXT_DTYPES = ("string", "large_string", "string_view", "null")
 
 
@@ -70,15 +73,31 @@ def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
             raise ValueError(f"column {column!r} holds values of type {dtype}; expected text.")
 
 
+def blocks(rows: Dataset, columns: Sequence[str], size: int = BLOCK) -> Iterator[pa.Table]:
+    """Yield columns of the rows as Arrow tables of at most `size` rows, in the order of `columns`."""
+    for table in rows.select_columns(list(columns)).with_format("arrow").iter(batch_size=size):
+        yield table.select(list(columns))
+
+
+def texts_of(rows: Dataset, column: str) -> Iterator[str]:
+    """Yield the texts in a column, with only some thousands of them in memory at a time."""
+    return (text for table in blocks(rows, [column]) for text in table.column(0).to_pylist())
+
+
 def rows_with_text(rows: Dataset, columns: Sequence[str]) -> list[int]:
     """Return the numbers of the rows that have text in each of `columns`. White space alone is no text.
 
     Raises:
         ValueError: A column holds anything but text.
     """
+    return [int(row) for row in np.flatnonzero(_have_text(rows, columns))]
+
+
+def _have_text(rows: Dataset, columns: Sequence[str]) -> np.ndarray:
+    """Return which rows have text in each of `columns`, bool (rows,); ValueError if a column holds anything else."""
     check_texts(rows, columns)
-    texts_by_row = zip(*(rows[column] for column in columns), strict=True)
-    return [row for row, texts in enumerate(texts_by_row) if all(text and text.strip() for text in texts)]
+    texts_by_row = zip(*(texts_of(rows, column) for column in columns), strict=True)
+    return np.fromiter((all(text and text.strip() for text in texts) for texts in texts_by_row), dtype=bool)
 
 
 def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
@@ -87,8 +106,8 @@ def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
     Raises:
         ValueError: A column holds anything but text.
     """
-    kept = rows_with_text(rows, columns)
-    return rows.select(kept), len(rows) - len(kept)
+    kept = _have_text(rows, columns)
+    return (rows if kept.all() else rows.select(np.flatnonzero(kept))), int((~kept).sum())
 
 
 def with_all_texts(rows: Dataset, columns: Columns) -> Dataset:
@@ -167,36 +186,59 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     Raises:
         ValueError: There are too few different texts or pairs, or a vector is invalid (see `given_vectors`).
     """
-    texts = [str(text).strip() for text in rows[columns.text]]
-    keys, key_name = texts, "text"
+    text_keys = _hashes(_stripped(rows, columns.text))
+    keys, key_name, texts = text_keys, "text", _count_distinct(text_keys)
     # Reading all vectors takes time, so it is left out where the number of rows already excludes that many pairs.
-    if (columns.lexical or columns.vector) and (len(rows) > 2 * _count_distinct(texts) or _count_distinct(texts) == 1):
-        others = _vector_keys(rows, columns.vector) if columns.vector else rows[columns.lexical]
-        pairs = [f"{text}\n{other}" for text, other in zip(texts, others, strict=True)]
-        if _count_distinct(pairs) > 2 * _count_distinct(texts) or _count_distinct(pairs) == 1:
-            keys, key_name = pairs, f"text and {repr(columns.lexical) if columns.lexical else 'vector'}"
-    sides = {key: is_held_out(key, HELD_OUT_ONE_IN) for key in keys}
-    if len(set(sides.values())) < 2 or _count_distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
+    if (columns.lexical or columns.vector) and (len(rows) > 2 * texts or texts == 1):
+        others = _vector_keys(rows, columns.vector) if columns.vector else texts_of(rows, str(columns.lexical))
+        pairs = zip(_stripped(rows, columns.text), others, strict=True)
+        pair_keys = _hashes(f"{text}\n{other}" for text, other in pairs)
+        if _count_distinct(pair_keys) > 2 * texts or _count_distinct(pair_keys) == 1:
+            keys, key_name = pair_keys, f"text and {repr(columns.lexical) if columns.lexical else 'vector'}"
+    held_out = _held_out(keys)
+    if held_out.all() or not held_out.any() or _count_distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
         raise ValueError(f"{_why_not_split(keys, key_name)}. Name a file with --validation.")
-    if keys is not texts:
-        number, word = _count_distinct(texts), "text" if _count_distinct(texts) == 1 else "texts"
-        say(f"{len(rows)} rows have {number} different {word}; those to validate with are chosen by {key_name}.")
-    held_out = np.array([sides[key] for key in keys], dtype=bool)
+    if keys is not text_keys:
+        word = "text" if texts == 1 else "texts"
+        say(f"{len(rows)} rows have {texts} different {word}; those to validate with are chosen by {key_name}.")
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
 
-def _vector_keys(rows: Dataset, column: str) -> list[str]:
-    """Return a string for each row. Rows with equal vectors get equal strings."""
-    vectors = read_vectors(rows, column)
-    return ["" if vector is None else hashlib.md5(vector.numpy().tobytes()).hexdigest() for vector in vectors]
+def _stripped(rows: Dataset, column: str) -> Iterator[str]:
+    """Yield the texts in a column without the white space around them."""
+    return (str(text).strip() for text in texts_of(rows, column))
 
 
-def _count_distinct(keys: Sequence[str]) -> int:
-    """Return how many keys differ, without regard to case, which `is_held_out` ignores as well."""
-    return len({key.lower() for key in keys})
+def _vector_keys(rows: Dataset, column: str) -> Iterator[str]:
+    """Yield a string for each row. Rows with equal vectors get equal strings."""
+    for vector in read_vectors(rows, column):
+        yield "" if vector is None else hashlib.md5(vector.numpy().tobytes()).hexdigest()
 
 
-def _why_not_split(keys: Sequence[str], key_name: str) -> str:
+def _hashes(names: Iterator[str]) -> np.ndarray:
+    """Return the hash of each name, which ignores its case, as two numbers: uint64 (names, 2), high bits first.
+
+    A large set has room for its hashes in memory, but not for its texts.
+    """
+    return np.frombuffer(b"".join(map(_hash, names)), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.md5(name.lower().encode()).digest()
+
+
+def _count_distinct(keys: np.ndarray) -> int:
+    """Return how many of the hashes of `_hashes` differ."""
+    return len(np.unique(keys.view([("high", np.uint64), ("low", np.uint64)])))
+
+
+def _held_out(keys: np.ndarray) -> np.ndarray:
+    """Return `is_held_out` of the names of these hashes with one in `HELD_OUT_ONE_IN`, bool (names,)."""
+    high, low = (keys % np.uint64(HELD_OUT_ONE_IN)).T
+    return (high * np.uint64(2**64 % HELD_OUT_ONE_IN) + low) % np.uint64(HELD_OUT_ONE_IN) == 0
+
+
+def _why_not_split(keys: np.ndarray, key_name: str) -> str:
     """Return why no rows can be held out: there are too few rows, texts or pairs."""
     if (number := _count_distinct(keys)) == len(keys):
         return f"{number} rows are too few to hold some out for validation"
@@ -226,9 +268,49 @@ def read_vectors(
     rows: Dataset, column: str, name_row: Callable[[int], str] = "row {}".format
 ) -> Iterator[torch.Tensor | None]:
     """Yield what `given_vectors` returns, with only some hundreds of rows in memory at a time."""
-    width = None
-    values = (value for part in rows.select_columns([column]).iter(batch_size=512) for value in part[column])
-    for index, value in enumerate(values):
+    width, first, column_rows = None, 0, rows.select_columns([column])
+    for table in blocks(rows, [column], VECTOR_BLOCK):
+        vectors = _vectors_of_block(table.column(0), width)
+        if vectors is None:  # Something is unusual, and maybe wrong: each value is looked at.
+            values = column_rows[first : first + len(table)][column]
+            vectors = list(_check_each(values, column, width, first, name_row))
+        width = width or next((len(vector) for vector in vectors if vector is not None), None)
+        first += len(table)
+        yield from vectors
+
+
+def _vectors_of_block(values: pa.ChunkedArray, width: int | None) -> list[torch.Tensor | None] | None:
+    """Return what `read_vectors` yields for consecutive values of a column; None unless they are plainly valid.
+
+    Args:
+        values: The values.
+        width: The width of earlier vectors; None if there are none.
+    """
+    kind = values.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return None
+    if not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        return None
+    lists = values.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    numbers = lists.flatten()
+    widths = set(lengths[lengths > 0].tolist()) | ({width} if width else set())
+    if len(widths) != 1 or numbers.null_count:
+        return None
+    given = numbers.to_numpy(zero_copy_only=False).reshape(-1, widths.pop())
+    exact = given.astype(np.float64)
+    norms = np.linalg.norm(exact, axis=1)
+    if not ((norms >= SMALLEST_NORM) & (norms <= LARGEST_NORM) | ~exact.any(axis=1)).all():
+        return None
+    vectors = iter(torch.from_numpy(given.astype(np.float32)))
+    return [next(vectors) if length else None for length in lengths]
+
+
+def _check_each(
+    values: Sequence, column: str, width: int | None, first: int, name_row: Callable[[int], str]
+) -> Iterator[torch.Tensor | None]:
+    """Yield what `read_vectors` yields for values one by one, of which `first` is the index of the first."""
+    for index, value in enumerate(values, first):
         vector = _vector(value)
         if vector is None and value is not None and value != []:
             raise _vector_error(name_row(index), column, value, width)

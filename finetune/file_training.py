@@ -11,9 +11,10 @@ from ..common.console import is_first_process, say
 from ..common.next_commands import command
 from ..processing_t5fusion import T5FusionProcessor
 from .data import Columns, first_rows, hub_data_set, load_split, vector_width
-from .inputs import make_inputs, report_counts
+from .inputs import input_parts, report_counts
 from .options import Recipe, TrainingOptions
 from .output_folder import CHECKPOINTS, check_output
+from .prepared_rows import keep_rows, rows_folder
 from .run_config import run_yaml
 from .trainer import check_launch, training_arguments
 from .training import train
@@ -71,17 +72,19 @@ def train_file(
     processor = _new_processor(rows, columns, options.base_model, recipe)
     limits = (options.max_source, options.max_target)
     counts: Counter = Counter()
-    inputs = make_inputs(rows, columns, processor, limits, counts=counts)
-    held_out_inputs = make_inputs(held_out, columns, processor, limits, counts=counts)
-    report_counts(counts, *limits)
     run = run_yaml(
         columns, options, recipe, data=data, validation=validation, limit=limit, encoding=encoding, output=output
     )  # fmt: skip
-    model = train(
-        inputs, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
-        source={"data": _absolute(data), "validation": _absolute(validation), "limit": limit, "encoding": encoding},
-        run=run,
-    )  # fmt: skip
+    with rows_folder() as folder:
+        inputs = keep_rows(folder / "rows.arrow", input_parts(rows, columns, processor, limits, counts))
+        held_out_parts = input_parts(held_out, columns, processor, limits, counts)
+        held_out_inputs = keep_rows(folder / "held_out.arrow", held_out_parts)
+        report_counts(counts, *limits)
+        model = train(
+            inputs, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
+            source={"data": _absolute(data), "validation": _absolute(validation), "limit": limit, "encoding": encoding},
+            run=run,
+        )  # fmt: skip
     say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
     return model
 

@@ -1,7 +1,8 @@
 """Make the model's inputs from rows: token ids, labels and vectors."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from datasets import Dataset
@@ -12,7 +13,7 @@ from ..common.console import say
 from ..common.limits import MAX_SOURCE, MAX_TARGET
 from ..kinds_t5fusion import LEXICAL_TOKEN
 from ..processing_t5fusion import T5FusionProcessor
-from .data import Columns, given_vectors
+from .data import BLOCK, Columns, read_vectors, texts_of
 from .vector_cache import encode_cached, encode_distinct
 
 RowVectors = torch.Tensor | Sequence[torch.Tensor | None]
@@ -46,14 +47,48 @@ def make_inputs(
         ValueError: The vectors are missing, or their width is not the processor's; or the model reads several kinds of
             vectors, which a file cannot give yet.
     """
+    updated = Counter() if counts is None else counts
+    parts = input_parts(rows, columns, processor, limits, updated, vectors, keep, numbers, progress)
+    inputs = [row for part in parts for row in part]
+    if counts is None:
+        report_counts(updated, *limits)
+    return inputs
+
+
+def input_parts(
+    rows: Dataset,
+    columns: Columns,
+    processor: T5FusionProcessor,
+    limits: tuple[int, int],
+    counts: Counter,
+    vectors: bool = True,
+    keep: bool = True,
+    numbers: Sequence[int] | None = None,
+    progress: bool = True,
+) -> Iterator[list[dict]]:
+    """Yield what `make_inputs` returns, at most `BLOCK` rows at a time, so that a large set is never whole in memory.
+
+    Args, Raises:
+        As for `make_inputs`.
+    """
     if vectors and len(processor.kinds) > 1:
         raise ValueError(
             f"this model reads several kinds of vectors ({', '.join(processor.kinds)}), and the command line reads one "
             "kind. Call the model from Python, with `lexical_embeds={KIND: VECTORS, ...}`; or give --no-vectors."
         )
     row_vectors = _vectors_of(rows, columns, processor, keep, numbers, progress) if vectors else None
-    targets = rows[columns.target] if columns.target else None
-    return prepare(rows[columns.text], targets, row_vectors, processor, *limits, counts)
+    vector_of_row = None if row_vectors is None else iter(row_vectors)
+    texts, targets = texts_of(rows, columns.text), texts_of(rows, columns.target) if columns.target else None
+    placed = vector_of_row is not None and _has_placeholders(processor, texts_of(rows, columns.text))
+    while part := list(islice(texts, BLOCK)):
+        part_targets = None if targets is None else list(islice(targets, len(part)))
+        part_vectors = None if vector_of_row is None else list(islice(vector_of_row, len(part)))
+        yield prepare(part, part_targets, part_vectors, processor, *limits, counts, placed)
+
+
+def _has_placeholders(processor: T5FusionProcessor, texts: Iterable[str]) -> bool:
+    """Return whether a text contains placeholders of its own. The processor then adds all placeholders of the set."""
+    return any(LEXICAL_TOKEN in processor.template.replace("{text}", text) for text in texts)
 
 
 def _vectors_of(
@@ -63,7 +98,7 @@ def _vectors_of(
     keep: bool,
     numbers: Sequence[int] | None,
     progress: bool,
-) -> RowVectors | None:
+) -> Iterable[torch.Tensor | None] | None:
     """Return the vectors of rows, as the columns and the recipe say; None if the recipe has none."""
 
     def encode(texts: Sequence[str]) -> torch.Tensor:
@@ -72,9 +107,9 @@ def _vectors_of(
     if columns.vector:
         return _vectors_in_column(rows, columns, processor.lexical_dim, numbers)
     if columns.lexical:
-        return encode(rows[columns.lexical])
+        return encode(rows[columns.lexical][:])
     if processor.lexical_source == "text":
-        return encode(rows[columns.text])
+        return encode(rows[columns.text][:])
     if processor.lexical_source == "given":
         raise ValueError(
             "this model's vectors are not made from the text itself. Give rows of a file with --lexical-column or "
@@ -85,19 +120,19 @@ def _vectors_of(
 
 def _vectors_in_column(
     rows: Dataset, columns: Columns, lexical_dim: int, numbers: Sequence[int] | None
-) -> list[torch.Tensor | None]:
-    """Return the vectors in the vector column; raise ValueError if their width is not `lexical_dim`."""
+) -> Iterator[torch.Tensor | None]:
+    """Yield the vectors in the vector column; raise ValueError if their width is not `lexical_dim`."""
 
     def name_row(index: int) -> str:
         return f"row {numbers[index]}" if numbers is not None else f"the row of {rows[index][columns.text]!r}"
 
-    vectors = given_vectors(rows, str(columns.vector), name_row)
-    width = next((len(vector) for vector in vectors if vector is not None), lexical_dim)
-    if width != lexical_dim:
-        raise ValueError(
-            f"column {columns.vector!r} holds vectors of {width} numbers; expected {lexical_dim}, as in training."
-        )
-    return vectors
+    for vector in read_vectors(rows, str(columns.vector), name_row):
+        if vector is not None and len(vector) != lexical_dim:
+            raise ValueError(
+                f"column {columns.vector!r} holds vectors of {len(vector)} numbers; expected {lexical_dim}, as in "
+                "training."
+            )
+        yield vector
 
 
 def prepare(
@@ -108,6 +143,7 @@ def prepare(
     max_source: int = MAX_SOURCE,
     max_target: int = MAX_TARGET,
     counts: Counter | None = None,
+    has_placeholders: bool | None = None,
 ) -> list[dict]:
     """Return the model's inputs for texts, as `DataCollatorWithFusion` reads them. The collator inserts `<lexical>`.
 
@@ -123,6 +159,8 @@ def prepare(
         max_source, max_target: Longest text (with its template) and longest target, in tokens.
         counts: A counter that gets the numbers for `report_counts`, so that they can be reported once for a set that is
             prepared in parts. If None, they are reported here.
+        has_placeholders: Whether a text of the set contains a placeholder of its own, if these texts are a part of the
+            set; None if they are all of it.
 
     Returns:
         A dict per row: `input_ids`, `attention_mask` and `labels`, lists of int; and `lexical_embeds`, a tensor, in the
@@ -130,7 +168,8 @@ def prepare(
     """
     prompts = [processor.template.replace("{text}", text) for text in texts]
     # The collator adds the placeholders. But if a text contains some of its own, the processor adds all of them.
-    has_placeholders = vectors is not None and any(LEXICAL_TOKEN in prompt for prompt in prompts)
+    if has_placeholders is None:
+        has_placeholders = vectors is not None and _has_placeholders(processor, texts)
     encoded = processor(
         texts, lexical_embeds=vectors if has_placeholders else False, text_target=targets, return_tensors=None,
         max_length=max_source, max_target_length=max_target,

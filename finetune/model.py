@@ -1,5 +1,6 @@
 """Build the model to train: the fused model with an initialized fusion layer, and LoRA on top."""
 
+from collections.abc import Sequence
 from pickle import UnpicklingError
 
 import torch
@@ -17,7 +18,7 @@ DAMAGED_FILE_ERRORS = (SafetensorError, UnpicklingError, EOFError)  # raised for
 
 
 def build_model(
-    options: TrainingOptions, processor: T5FusionProcessor, rows: list[dict], commit: str | None = None
+    options: TrainingOptions, processor: T5FusionProcessor, rows: Sequence[dict], commit: str | None = None
 ) -> nn.Module:
     """Return the fused model with an initialized fusion layer, and with LoRA on top unless `options.full`.
 
@@ -33,9 +34,9 @@ def build_model(
         OSError: The base model cannot be loaded.
     """
     model = _load_base_model(options, processor, commit)
-    with_vectors = [row for row in rows if row.get("lexical_embeds") is not None]
+    with_vectors = any(row.get("lexical_embeds") is not None for row in rows)
     if options.fusion_start == "targets" and options.train_fusion and with_vectors:
-        model.fit_fusion(with_vectors)
+        model.fit_fusion(rows)
     if options.full:
         model.encoder.fusion.requires_grad_(options.train_fusion)
         return model

@@ -33,8 +33,8 @@ def saved_options(options: TrainingOptions) -> dict[str, Any]:
 
 
 def resume_conditions(
-    rows: list[dict],
-    held_out: list[dict],
+    rows: Sequence[dict],
+    held_out: Sequence[dict],
     processor: T5FusionProcessor,
     options: TrainingOptions,
     columns: Sequence[str | None],
@@ -63,13 +63,17 @@ def resume_conditions(
     return conditions
 
 
-def rows_digest(rows: list[dict]) -> str:
+def rows_digest(rows: Sequence[dict]) -> str:
     """Return a hash of the token ids of texts and targets, in 12 hexadecimal digits. It is the same on every machine.
 
     The vectors are left out, because their last bits differ between machines.
     """
-    ids = [[list(map(int, row[name])) for name in ("input_ids", "labels")] for row in rows]
-    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(b"[")
+    for index, row in enumerate(rows):
+        ids = [list(map(int, row[name])) for name in ("input_ids", "labels")]
+        digest.update(((", " if index else "") + json.dumps(ids)).encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:12]
 
 
 def named_columns(columns: Sequence[str | None]) -> dict[str, str | None] | None:

@@ -35,8 +35,8 @@ Result = TypeVar("Result")
 
 
 def train(
-    rows: list[dict],
-    held_out: list[dict],
+    rows: Sequence[dict],
+    held_out: Sequence[dict],
     processor: T5FusionProcessor,
     options: TrainingOptions,
     output: str | Path,
@@ -185,7 +185,7 @@ def _seconds_before(record: Path) -> float:
 
 
 def held_out_loss(
-    model: nn.Module, held_out: list[dict], processor: T5FusionProcessor, options: TrainingOptions
+    model: nn.Module, held_out: Sequence[dict], processor: T5FusionProcessor, options: TrainingOptions
 ) -> float:
     """Return the loss of a trained model as the Trainer measures it in training; on the same machine, bit for bit.
 
@@ -216,8 +216,8 @@ def _print_trainable_share(model: nn.Module, options: TrainingOptions) -> tuple[
 
 def _make_trainer(
     model: nn.Module,
-    rows: list[dict],
-    held_out: list[dict],
+    rows: Sequence[dict],
+    held_out: Sequence[dict],
     processor: T5FusionProcessor,
     options: TrainingOptions,
     arguments: Seq2SeqTrainingArguments,

@@ -1,0 +1,162 @@
+"""The model's inputs of a large set: an Arrow file on disk, of which memory holds only what is read.
+
+The file lies in a folder of its own in the cache, and is removed when the training ends. The folder of a killed process
+is removed by the next training.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import portalocker
+import pyarrow as pa
+
+from ..common.writing import temporary_folder, writing
+from .vector_cache import cache_folder
+
+IN_USE = "in_use"  # the file that a process locks as long as it uses its folder
+NEW = 60.0  # seconds: a folder without that file may still be in the making
+FIELDS = {
+    "input_ids": pa.list_(pa.int32()),
+    "attention_mask": pa.list_(pa.int8()),
+    "labels": pa.list_(pa.int32()),
+    "lexical_embeds": pa.list_(pa.float32()),
+}
+
+
+class PreparedRows(Sequence[dict[str, Any]]):
+    """Rows of `inputs.prepare` in an Arrow file, memory-mapped.
+
+    A row is a dict of NumPy arrays: `input_ids` and `labels`, int32 (length,); `attention_mask`, int8 (length,); and
+    `lexical_embeds`, float32 (dim,), in the rows that have a vector.
+
+    Args:
+        file: A file of `keep_rows`.
+    """
+
+    def __init__(self, file: Path):
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        self.ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
+        self.parts = [{name: _Lists(batch.column(name)) for name in batch.schema.names} for batch in batches]
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        index = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no row {index}; the set has {len(self)} rows.")
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self._row(part, index - (int(self.ends[part - 1]) if part else 0))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        starts = [0, *self.ends.tolist()]
+        for part, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+            yield from (self._row(part, index) for index in range(end - start))
+
+    def _row(self, part: int, index: int) -> dict[str, Any]:
+        fields = {name: lists.at(index) for name, lists in self.parts[part].items()}
+        return {name: values for name, values in fields.items() if values is not None}
+
+
+class _Lists:
+    """A column of lists of numbers, each of which is read as a NumPy array that shares the column's memory."""
+
+    def __init__(self, column: pa.ListArray):
+        self.offsets, self.values = column.offsets.to_numpy(), column.values.to_numpy()
+        self.is_null = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+
+    def at(self, index: int) -> np.ndarray | None:
+        """Return the list of a row; None if it has none."""
+        if self.is_null is not None and self.is_null[index]:
+            return None
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+def keep_rows(file: Path, parts: Iterable[list[dict]]) -> PreparedRows:
+    """Write rows into an Arrow file, and return them as they are read from there.
+
+    Args:
+        file: The file to write.
+        parts: The rows of `inputs.prepare`, in parts that fit in memory.
+
+    Raises:
+        OSError: The file cannot be written, for example because the disk is full.
+    """
+    schema = pa.schema(FIELDS)
+    with ExitStack() as stack:
+        with writing(file):
+            sink = stack.enter_context(pa.OSFile(str(file), "wb"))
+            writer = stack.enter_context(pa.ipc.new_file(sink, schema))
+        for rows in parts:
+            with writing(file):
+                writer.write_batch(_batch(rows, schema))
+        with writing(file):
+            stack.close()
+    return PreparedRows(file)
+
+
+def _batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:
+    """Return rows of `inputs.prepare` as an Arrow batch."""
+    columns = [_column([row.get(field.name) for row in rows], field.type) for field in schema]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _column(lists: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Return lists, arrays or tensors of numbers as one Arrow array; None becomes null."""
+    lengths = [0 if values is None else len(values) for values in lists]
+    given = [np.asarray(values) for values in lists if values is not None]
+    offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
+    numbers = np.concatenate(given) if given else np.zeros(0)
+    is_null = pa.array([values is None for values in lists])
+    values = pa.array(numbers.astype(kind.value_type.to_pandas_dtype()))
+    return pa.ListArray.from_arrays(offsets, values, type=kind, mask=is_null)
+
+
+@contextmanager
+def rows_folder() -> Iterator[Path]:
+    """Yield a new folder for the files of `keep_rows`, in the cache, and remove it at the end.
+
+    Folders of processes that were killed are removed. If nothing can be written in the cache, the folder is a temporary
+    one.
+
+    Raises:
+        OSError: No folder can be made anywhere.
+    """
+    parent = cache_folder().parent / "rows"
+    with ExitStack() as stack:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(parent)
+            folder = Path(tempfile.mkdtemp(dir=parent))
+        except OSError:
+            folder = stack.enter_context(temporary_folder("t5fusion-rows-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        lock = stack.enter_context((folder / IN_USE).open("w"))
+        portalocker.lock(lock, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        yield folder
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the folders in `parent` whose process has ended."""
+    for folder in parent.iterdir():
+        lock = folder / IN_USE
+        try:
+            if not lock.exists():
+                is_abandoned = time.time() - folder.stat().st_mtime > NEW
+            else:
+                with lock.open("r+") as file:
+                    portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+                is_abandoned = True
+        except (OSError, portalocker.LockException):  # It is in use, belongs to another user, or was just removed.
+            continue
+        if is_abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
