@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class PreparedRows(Sequence[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         starts = [0, *self.ends.tolist()]
-        for part, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        for part, (start, end) in enumerate(pairwise(starts)):
             yield from (self._row(part, index) for index in range(end - start))
 
     def _row(self, part: int, index: int) -> dict[str, Any]:
