@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,14 @@ def keep_rows(file: Path, parts: Iterable[list[dict]]) -> PreparedRows:
         with writing(file):
             sink = stack.enter_context(pa.OSFile(str(file), "wb"))
             writer = stack.enter_context(pa.ipc.new_file(sink, schema))
-        for rows in parts:
-            with writing(file):
-                writer.write_batch(_batch(rows, schema))
+        try:
+            for rows in parts:
+                with writing(file):
+                    writer.write_batch(_batch(rows, schema))
+        except BaseException:
+            with suppress(OSError):  # After a full disk, closing fails as well, and that error would hide the first.
+                stack.close()
+            raise
         with writing(file):
             stack.close()
     return PreparedRows(file)

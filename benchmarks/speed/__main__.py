@@ -20,6 +20,7 @@ SUBJECTS = {
     "encoding": "Vectors of texts",
     "fusion_cost": "What fusion costs",
     "loading": "Loading and memory",
+    "scale": "Scale",
 }
 FOLDER = Path(__file__).parents[1]
 CHILD = """

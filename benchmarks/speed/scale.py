@@ -126,7 +126,7 @@ def save_small_model(folder: Path) -> None:
 
 def in_child(work: str, *arguments: Path) -> dict[str, float]:
     """Return what a function of `WORK` measures in a process of its own."""
-    command = [sys.executable, "-c", f"from {__name__} import child; child()", work, *map(str, arguments)]
+    command = [sys.executable, "-c", f"from {__package__}.scale import child; child()", work, *map(str, arguments)]
     out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     numbers: dict[str, float] = json.loads(out.rpartition(ANSWER)[2])
     return numbers
