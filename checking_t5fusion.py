@@ -154,8 +154,8 @@ def check_placeholders(
 ) -> None:
     """Check that each vector of a kind has its placeholders, and each placeholder a vector.
 
-    Reading the numbers back from a GPU would make the program wait, and a compiled graph cannot raise errors. There, an
-    assertion on the device replaces the error.
+    To read the numbers back from a GPU, the program would have to wait, and a compiled graph cannot raise this error.
+    In both cases, torch asserts on the device that the numbers match.
 
     Args:
         is_placeholder: Bool (batch, length).
@@ -165,7 +165,7 @@ def check_placeholders(
 
     Raises:
         ValueError: They do not match. The message names the row and both numbers.
-        RuntimeError: The same, in a compiled graph. (On a GPU, the error comes with a later call.)
+        RuntimeError: They do not match, on a GPU or in a compiled graph. On a GPU, a later call raises it.
     """
     placeholder_counts = is_placeholder.sum(1)
     vector_counts = torch.zeros_like(placeholder_counts)  # without padding

@@ -77,7 +77,8 @@ class DataCollatorWithFusion:
             the batches of all processes, and they must have one size. ("longest" works too if each row has one vector
             and all rows come padded to one length, labels included. The collator then keeps that length.)
         max_length: With `padding="max_length"`, the length of `input_ids`. It must hold the longest row with its
-            placeholders: the `max_length` of the tokenizer's call, plus one per vector.
+            placeholders. That is the `max_length` of the tokenizer's call, plus the `tokens` of each vector's kind, by
+            default one.
         max_target_length: With `padding="max_length"`, the length of `labels`; None for `max_length`.
         max_vectors: With `padding="max_length"`, the number of vectors (of each kind) to which each row is padded with
             zeros; None for 1. If a whole batch may lack vectors, pass the processor as `tokenizer`, or pass `model`, so

@@ -398,9 +398,9 @@ def resolve_checkpoint(
             is taken out.
 
     Raises:
-        OSError: A config cannot be read, or the config announces an adapter that cannot be read.
+        OSError: The name is that of a folder, and there is no such folder; a config or another file cannot be read; or
+            the config announces an adapter that cannot be read.
         ValueError: The checkpoint is neither a T5 nor a fused model.
-        OSError: The name is that of a folder, and there is no such folder; or a file cannot be read.
     """
     named = FusedName.parse(name)
     # A folder that is called "tiny_t5_v2" wins over the embedded model, except in a name that an adapter recorded.

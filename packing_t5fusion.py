@@ -54,7 +54,8 @@ def packed_masks(row_ids: torch.Tensor, target_row_ids: torch.Tensor, dtype: tor
     length = target_row_ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=target_row_ids.device).tril()
     own_text = target_row_ids.unsqueeze(2) == row_ids.unsqueeze(1)
-    # Padding attends to padding, or to anything: a position that may attend to nothing would give NaN.
+    # In self-attention, padding attends to padding. In cross-attention, padding of the labels attends to the whole
+    # text, because the text may have no padding. So every position has something to attend to. No loss reads padding.
     is_padding = (target_row_ids == 0).unsqueeze(2)
     return PackedMasks(
         encoder=_added(row_ids.unsqueeze(2) == row_ids.unsqueeze(1), dtype),

@@ -67,7 +67,7 @@ class FolderInfo:
     kind: str | None  # of a bundle: "adapter", "standalone", "merged" or "fused"
     base_model: str | None
     base_commit: str | None  # of the base model on the Hub
-    vectors: list[VectorFacts]  # the kinds of vectors: one, or none for a plain T5
+    vectors: list[VectorFacts]  # one for each kind of vectors; empty for a plain T5
     adapter: Adapter | None
     trained_weights: int | None
     weights: int | None  # of the whole model, with the base model's

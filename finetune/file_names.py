@@ -41,7 +41,8 @@ def check_readable(data: str, encoding: str | None = None, kinds: Iterable[str] 
     path, kind = Path(data), kind_of(data)
     is_file = path.is_file()
     if is_file and (kind not in kinds or (kind == ".parquet" and is_zipped(data))):
-        raise ValueError(f"{data} is a {path.suffix or 'nameless'} file; expected one of {', '.join(kinds)}.")
+        problem = f"is a {path.suffix} file" if path.suffix else "has no ending"
+        raise ValueError(f"{data} {problem}; expected one of {', '.join(kinds)}.")
     if not is_file and kind in kinds:
         raise OSError(f"there is no file {data}.")
     if is_file and path.stat().st_size == 0:

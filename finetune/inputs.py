@@ -41,7 +41,7 @@ def make_inputs(
         keep: Whether to keep on disk the vectors that the encoder makes.
         numbers: Number of each row in its file, for errors; if None, errors quote the row's text.
         counts: As for `prepare`.
-        progress: Whether to show how far the encoder has come.
+        progress: Whether to show how far the encoder has come; see `encode_cached`.
 
     Raises:
         ValueError: The vectors are missing, or their width is not the processor's; or the model reads several kinds of

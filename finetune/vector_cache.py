@@ -57,7 +57,8 @@ def encode_cached(texts: Sequence[str], processor: T5FusionProcessor, progress: 
     Args:
         texts: The texts.
         processor: The encoder and its settings.
-        progress: Whether to show a bar in a terminal.
+        progress: Whether to show how far encoding has come. If the cache lacks more than `SHARD` texts, it is shown in
+            any case.
 
     Returns:
         float32 (texts, lexical_dim).

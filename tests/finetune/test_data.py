@@ -90,7 +90,7 @@ def test_a_rewritten_file_is_read_again(tmp_path):
     [
         ("none.jsonl", None, OSError, "there is no file .*none.jsonl"),
         ("rows.txt", b"a", ValueError, "is a .txt file; expected one of .jsonl, .json, .csv, .parquet"),
-        ("rows", b"a", ValueError, "is a nameless file; expected one of"),
+        ("rows", b"a", ValueError, "has no ending; expected one of"),
         ("rows.jsonl", b'{"a": 1}\n{"a": \n', ValueError, "rows.jsonl cannot be read as json: "),
         ("rows.jsonl", b"", ValueError, "rows.jsonl is empty; expected rows."),
         ("rows.parquet", b"PAR0 nothing of the kind", ValueError, "rows.parquet cannot be read as parquet: "),
