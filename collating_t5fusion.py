@@ -24,7 +24,7 @@ from .rows_t5fusion import (
     bad_row,
     check_choice,
     field_of,
-    place_vectors,
+    insert_placeholders,
     vectors_of_kinds,
 )
 
@@ -113,8 +113,8 @@ class DataCollatorWithFusion:
             self.tokenizer = self.tokenizer.tokenizer
         if self.tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token; expected one. Set `tokenizer.pad_token` first.")
-        self.places = add_placeholders(self.tokenizer, self.kinds)
-        self.lexical_token_id = next(iter(self.places.values())).token_id
+        self.placeholders = add_placeholders(self.tokenizer, self.kinds)
+        self.lexical_token_id = next(iter(self.placeholders.values())).token_id
         expected = getattr(getattr(self.model, "config", None), "lexical_token_id", self.lexical_token_id)
         if expected != self.lexical_token_id:
             raise ValueError(
@@ -239,12 +239,14 @@ class DataCollatorWithFusion:
             if mask.shape != ids.shape:
                 expected = f"{ids.shape}, that of its `input_ids`. Leave it out to mask the padding"
                 raise bad_row(index, "attention_mask", f"shape {mask.shape}; expected {expected}")
-        not_text = (pad, self.tokenizer.eos_token_id, *(place.token_id for place in self.places.values()))
+        placeholder_ids = [placeholder.token_id for placeholder in self.placeholders.values()]
+        not_text = (pad, self.tokenizer.eos_token_id, *placeholder_ids)
         if np.isin(ids[mask], not_text).all():
             raise bad_row(index, "input_ids", NO_TEXT)
         text = _span_of_used(mask)
         counts = {name: len(row_vectors) for name, row_vectors in vectors.items()}
-        placed_ids, placed_mask = place_vectors(ids[text], mask[text].astype(np.int64), counts, self.places, index)
+        text_mask = mask[text].astype(np.int64)
+        placed_ids, placed_mask = insert_placeholders(ids[text], text_mask, counts, self.placeholders, index)
         return RowText(placed_ids, placed_mask, len(ids) + len(placed_ids) - len(ids[text]))
 
     def _read_labels(self, index: int, value: Any) -> Ids:

@@ -17,7 +17,16 @@ from .configuration_t5fusion import T5FusionConfig
 from .kinds_t5fusion import DEFAULT_DIM, DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, list_kinds, read_kinds
 from .naming_t5fusion import HUB_KEYWORDS, PROJECTION_WEIGHT, FusedName, check_path, resolve_embedded
 from .packing_t5fusion import share_sequences  # noqa: F401  for transformers 5.0, which copies only direct imports
-from .rows_t5fusion import NO_TEXT, Places, RowVectors, Vectors, add_placeholders, bad_row, check_choice, place_vectors
+from .rows_t5fusion import (
+    NO_TEXT,
+    KindPlaceholder,
+    RowVectors,
+    Vectors,
+    add_placeholders,
+    bad_row,
+    check_choice,
+    insert_placeholders,
+)
 from .tokenizing_t5fusion import forget_last_call, tokenize
 
 logger = logging.get_logger(__name__)
@@ -99,7 +108,7 @@ class T5FusionProcessor(ProcessorMixin):
         self.lexical_max_tokens = lexical_max_tokens
         self.template = template
         self.lexical_source = lexical_source
-        self._places()
+        self._add_placeholders()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()
@@ -130,8 +139,8 @@ class T5FusionProcessor(ProcessorMixin):
         """The kinds of vectors by name, in the order in which they stand before the text."""
         return {DEFAULT_KIND: VectorKind(self.lexical_dim)} if self.vectors is None else read_kinds(self.vectors)
 
-    def _places(self) -> dict[str, Places]:
-        """Return the placeholders by kind, after adding those that the tokenizer lacks to it."""
+    def _add_placeholders(self) -> dict[str, KindPlaceholder]:
+        """Add the placeholders that the tokenizer lacks to it, and return all placeholders by kind."""
         return add_placeholders(self.tokenizer, self.kinds)
 
     @property
@@ -246,9 +255,9 @@ class T5FusionProcessor(ProcessorMixin):
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
         # The collator adds placeholders, so rows need none. But a text keeps placeholders of its own, and then needs
         # one per vector.
-        places = self._places()
+        placeholders = self._add_placeholders()
         counts = [
-            {name: len(given) for name, given in row.items() if places[name].token in self._prompt(row_text)}
+            {name: len(given) for name, given in row.items() if placeholders[name].token in self._prompt(row_text)}
             for row_text, row in zip(texts, vectors, strict=True)
         ]
         return self._make_rows(texts, counts, vectors, text_target, max_length, max_target_length)
@@ -426,9 +435,10 @@ class T5FusionProcessor(ProcessorMixin):
             ValueError: A row has no token of text, no room for text, or placeholders of its own in another number.
         """
         prompts = [self._prompt(text) for text in texts]
-        places = self._places()
-        totals = [sum(count * places[name].tokens for name, count in row.items()) for row in counts]
-        not_text = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *(p.token_id for p in places.values()))
+        placeholders = self._add_placeholders()
+        totals = [sum(count * placeholders[name].tokens for name, count in row.items()) for row in counts]
+        placeholder_ids = [placeholder.token_id for placeholder in placeholders.values()]
+        not_text = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *placeholder_ids)
         rows: list[list[int]] = [[] for _ in texts]
         for total in set(totals):  # Rows with as many placeholders share one call of the tokenizer.
             limit = None if max_length is None else max_length - total
@@ -439,14 +449,15 @@ class T5FusionProcessor(ProcessorMixin):
             prompts_of_total = [prompts[index] for index in indices]
             for index, row_ids in zip(indices, tokenize(self.tokenizer, prompts_of_total, limit), strict=True):
                 ids = np.asarray(row_ids, dtype=np.int64)
-                for place in places.values():
-                    if np.count_nonzero(ids == place.token_id) < prompts[index].count(place.token):
-                        problem = f"the text's own {place.token} lies past `max_length`={max_length}, where text is cut"
+                for placeholder in placeholders.values():
+                    token = placeholder.token
+                    if np.count_nonzero(ids == placeholder.token_id) < prompts[index].count(token):
+                        problem = f"the text's own {token} lies past `max_length`={max_length}, where text is cut"
                         remedy = "Raise `max_length`, or take it out"
                         raise bad_row(index, "text", f"{problem}; expected it before. {remedy}")
                 if np.isin(ids, not_text).all():
                     raise bad_row(index, "text", NO_TEXT)
-                placed, _ = place_vectors(ids, np.ones_like(ids), counts[index], places, index, "text")
+                placed, _ = insert_placeholders(ids, np.ones_like(ids), counts[index], placeholders, index, "text")
                 rows[index] = placed.tolist()
         return rows
 

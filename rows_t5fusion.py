@@ -28,36 +28,37 @@ NO_TEXT = "no token of text; expected at least one. Remove the row, or give it t
 
 
 @dataclass(frozen=True)
-class Places:
-    """The placeholders of one kind of vectors."""
+class KindPlaceholder:
+    """The placeholder of one kind of vectors, and how often it stands for one vector."""
 
     token: str
     token_id: int
     tokens: int  # placeholders per vector
 
 
-def add_placeholders(tokenizer: Any, kinds: Mapping[str, VectorKind]) -> dict[str, Places]:
-    """Add the special token of each kind to the tokenizer, in place, if it is missing, and return the placeholders.
+def add_placeholders(tokenizer: Any, kinds: Mapping[str, VectorKind]) -> dict[str, KindPlaceholder]:
+    """Add each kind's placeholder to the tokenizer, in place, if it is missing. Return the placeholders by kind.
 
     A `<lexical>` that the tokenizer has as an ordinary token becomes a special one and keeps its id.
 
     Raises:
         ValueError: The ids of the kinds' tokens do not follow each other, as they do in the model.
     """
-    places = {}
+    placeholders: dict[str, KindPlaceholder] = {}
     for position, (name, kind) in enumerate(kinds.items()):
         token = token_of(name, position)
         token_id = _add_special_token(tokenizer, token)
-        places[name] = Places(token, token_id, kind.tokens)
-        expected = next(iter(places.values())).token_id + position
+        placeholders[name] = KindPlaceholder(token, token_id, kind.tokens)
+        expected = next(iter(placeholders.values())).token_id + position
         if token_id != expected:
             raise ValueError(
                 f"{token} is token {token_id} of the tokenizer; expected {expected}, because the placeholders of all "
                 f"kinds follow {LEXICAL_TOKEN}. Put DataCollatorWithFusion or T5FusionProcessor, with all kinds, on "
                 "the base model's tokenizer before adding tokens to it."
             )
-    PLACED_TOKEN_IDS.add(next(iter(places.values())).token_id)  # so that the model can report another id
-    return places
+    # With these ids, the model recognises rows whose tokenizer gives `<lexical>` another id than the model does.
+    PLACED_TOKEN_IDS.add(next(iter(placeholders.values())).token_id)
+    return placeholders
 
 
 def _add_special_token(tokenizer: Any, token: str) -> int:
@@ -70,19 +71,24 @@ def _add_special_token(tokenizer: Any, token: str) -> int:
     return int(tokenizer.convert_tokens_to_ids(token))
 
 
-def place_vectors(
-    ids: Ids, mask: Ids, counts: Mapping[str, int], places: Mapping[str, Places], row: int = 0, field: str = "input_ids"
+def insert_placeholders(
+    ids: Ids,
+    mask: Ids,
+    counts: Mapping[str, int],
+    placeholders: Mapping[str, KindPlaceholder],
+    row: int = 0,
+    field: str = "input_ids",
 ) -> tuple[Ids, Ids]:
     """Return `ids` and `mask`, int64 (length,), with all placeholders of the row's vectors.
 
-    Placeholders that `ids` hold stay where they are; one per vector becomes as many as a vector has tokens. The
-    placeholders of a kind of which `ids` hold none come in front.
+    If `ids` hold no placeholder of a kind, all placeholders of that kind come in front. If they hold one per vector,
+    each is repeated where it stands, as often as its kind has tokens.
 
     Args:
         ids: Token ids of the row.
         mask: The attention mask of the ids.
         counts: Number of the row's vectors, by kind.
-        places: The placeholders by kind.
+        placeholders: The placeholders by kind.
         row: Index of the row, for the message.
         field: Name of the row's field, for the message.
 
@@ -90,18 +96,18 @@ def place_vectors(
         ValueError: `ids` hold some placeholders of a kind, but neither one per vector nor one per token.
     """
     in_front = []
-    for name, place in places.items():
+    for name, placeholder in placeholders.items():
         count = counts.get(name, 0)
-        present = int(np.count_nonzero(ids == place.token_id))
+        present = int(np.count_nonzero(ids == placeholder.token_id))
         if present == 0:
-            in_front += [place.token_id] * (count * place.tokens)
+            in_front += [placeholder.token_id] * (count * placeholder.tokens)
         elif present == count:
-            repeats = np.where(ids == place.token_id, place.tokens, 1)
+            repeats = np.where(ids == placeholder.token_id, placeholder.tokens, 1)
             ids, mask = np.repeat(ids, repeats), np.repeat(mask, repeats)
-        elif present != count * place.tokens:
-            remedy = f"Give as many vectors, or leave {place.token} out: it is added for you"
+        elif present != count * placeholder.tokens:
+            remedy = f"Give as many vectors, or leave {placeholder.token} out: it is added for you"
             raise bad_row(
-                row, field, f"{present} placeholders {place.token}; expected {count}, one per vector. {remedy}"
+                row, field, f"{present} placeholders {placeholder.token}; expected {count}, one per vector. {remedy}"
             )
     front = np.array(in_front, dtype=np.int64)
     return np.concatenate([front, ids]), np.concatenate([np.ones_like(front), mask])
