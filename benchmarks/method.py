@@ -71,9 +71,9 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> None:
             )
             model = train(inputs, test, processor, options, Path(output))
     result = {"variant": variant, "seed": seed, "seconds": time.monotonic() - start}
-    for kind in ("true",) if variant == "none" else ("true", "shuffled"):
-        measured = losses(model, change_vectors(test, kind), processor)
-        result[kind] = {"sums": measured.sums.tolist(), "tokens": measured.tokens.tolist()}
+    for condition in ("true",) if variant == "none" else ("true", "shuffled"):
+        measured = losses(model, change_vectors(test, condition), processor)
+        result[condition] = {"sums": measured.sums.tolist(), "tokens": measured.tokens.tolist()}
     args.folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result))
 
@@ -103,10 +103,13 @@ def six_steps(variant: str, rows: list[dict], tokenizer, seed: int, args: argpar
     return peft_model
 
 
-def pooled(runs: list[dict], kind: str) -> Losses:
-    """Return each row's losses with one kind of vectors, summed over the seeds: the bootstrap draws whole rows."""
-    sums = np.sum([run[kind]["sums"] for run in runs], axis=0)
-    return Losses(sums, np.sum([run[kind]["tokens"] for run in runs], axis=0))
+def pooled(runs: list[dict], condition: str) -> Losses:
+    """Return each row's losses in one condition ("true" or "shuffled" vectors), summed over the seeds.
+
+    The bootstrap then draws whole rows.
+    """
+    sums = np.sum([run[condition]["sums"] for run in runs], axis=0)
+    return Losses(sums, np.sum([run[condition]["tokens"] for run in runs], axis=0))
 
 
 def report(folder: Path) -> None:

@@ -73,8 +73,9 @@ def evaluate(
 ):
     """Measure loss, ROUGE and chrF on rows that have a target.
 
-    The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows or more kinds
-    of vectors. If FOLDER is a bundle, its card is updated too. If it is the id of a repository, nothing is saved.
+    The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows, or more of
+    true, shuffled and none. If FOLDER is a bundle, its card is updated too. If it is the id of a repository, nothing
+    is saved.
 
     Without DATA, the rows that the training held out are read again. They must be unchanged. On the same machine, their
     eval_loss equals that of the training's last evaluation, bit for bit.
@@ -148,27 +149,27 @@ def _update_card(name: str, is_saved: bool) -> None:
 def _print_measures(
     measures: dict[str, dict[str, float]], worth: dict[str, dict[str, float]], eval_loss: float | None
 ) -> None:
-    """Print a column for each kind of vectors, and below it what the rows' own vectors are worth.
+    """Print a column for each condition of the vectors, and below it what the rows' own vectors are worth.
 
     Args:
-        measures: By the kind of vectors, and by name.
-        worth: What the rows' own vectors are worth, by the kind that they are compared with.
+        measures: The measures by condition, and by name.
+        worth: What the rows' own vectors are worth, by the condition that they are compared with.
         eval_loss: The loss as the training measured it, which is with the rows' own vectors; None for other rows.
     """
     from rich.console import Console  # It is slow to import, and --json does not need it.
     from rich.table import Table
 
-    columns = {kind: dict(values) for kind, values in measures.items()}
+    columns = {condition: dict(values) for condition, values in measures.items()}
     if eval_loss is not None:
         columns.setdefault("true", {})["eval_loss"] = eval_loss
-    table = Table("measure", *(MEASURED_WITH[kind] for kind in columns))
+    table = Table("measure", *(MEASURED_WITH[condition] for condition in columns))
     for name in dict.fromkeys(name for values in columns.values() for name in values):
         cells = (values.get(name, "") for values in columns.values())
         texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
         table.add_row(SCORE_NAMES.get(name, name), *texts)
     console = Console()
     console.print(table)
-    for kind, interval in worth.items():
+    for condition, interval in worth.items():
         low, high = interval["low"], interval["high"]
-        line = f"{MEASURED_WITH[kind]} instead of the rows' own vectors: {interval['difference']:+.4f} nats per token"
+        line = f"{MEASURED_WITH[condition]} instead of the rows' own vectors: {interval['difference']:+.4f} nats per token"
         console.print(f"{line} (95 % between {low:+.4f} and {high:+.4f})", highlight=False)

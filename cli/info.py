@@ -161,9 +161,9 @@ def _measures(facts: "FolderInfo") -> list[str]:
     columns = [name for name in SHOWN if any(name in values for values in facts.measures.values())]
     rows = f"on {facts.measured_rows:,} rows" if facts.measured_rows else "held out"
     lines = [f"|{rows:22}" + "".join(f"{SCORE_NAMES[name]:>9}" for name in columns)]
-    for kind, values in facts.measures.items():
+    for condition, values in facts.measures.items():
         cells = (f"{values[name]:9.3f}" if name in values else " " * 9 for name in columns)
-        lines.append(f"|{MEASURED_WITH.get(kind, kind):22}" + "".join(cells))
+        lines.append(f"|{MEASURED_WITH.get(condition, condition):22}" + "".join(cells))
     worth = facts.worth_of_vectors.get("shuffled")
     if worth:
         lines.append(

@@ -22,7 +22,7 @@ from ..common.next_commands import command
 from ..finetune.data import HELD_OUT_ONE_IN, is_held_out
 from ..finetune.evaluation import (
     SAMPLES,
-    Vectors,
+    VectorCondition,
     change_vectors,
     evaluation_record,
     generate_texts,
@@ -206,14 +206,14 @@ def _compare(
         The measurements for demo.json, and the same as a record for the model card.
     """
     untuned_loss = losses(untuned, test, processor).mean
-    kinds: tuple[Vectors, ...] = ("true", "shuffled", "none")
-    measured = {kind: losses(model, change_vectors(test, kind), processor) for kind in kinds}
-    costs = {kind: paired_bootstrap(measured[kind], measured["true"]) for kind in ("shuffled", "none")}
+    conditions: tuple[VectorCondition, ...] = ("true", "shuffled", "none")
+    measured = {condition: losses(model, change_vectors(test, condition), processor) for condition in conditions}
+    costs = {condition: paired_bootstrap(measured[condition], measured["true"]) for condition in ("shuffled", "none")}
     chosen = range(0, len(test), max(1, len(test) // SCORED_ROWS))  # These rows are spread over all modules.
     names = [held_out[index].name for index in chosen]
     references = [held_out[index].description for index in chosen]
     texts = _generate(untuned, model, [test[index] for index in chosen], processor)
-    scores = {kind: text_scores(outputs, references) for kind, outputs in texts.items()}
+    scores = {condition: text_scores(outputs, references) for condition, outputs in texts.items()}
     _show_scores(console, untuned_loss, measured, scores)
     worth = costs["shuffled"]
     console.print(
@@ -221,13 +221,13 @@ def _compare(
         f"(95 % between {worth.low:+.3f} and {worth.high:+.3f})."
     )
     _show_examples(console, names[:TABLE_EXAMPLES], references, texts)
-    tuned_losses: dict[str, float] = {kind: row_losses.mean for kind, row_losses in measured.items()}
+    tuned_losses: dict[str, float] = {condition: row_losses.mean for condition, row_losses in measured.items()}
     all_losses = {"untuned": untuned_loss} | tuned_losses
     record = evaluation_record(
         rows=len(test),
         scored_rows=len(chosen),
-        measures={kind: {"loss": loss, **scores.get(kind, {})} for kind, loss in all_losses.items()},
-        worth={kind: cost._asdict() for kind, cost in costs.items()},
+        measures={condition: {"loss": loss, **scores.get(condition, {})} for condition, loss in all_losses.items()},
+        worth={condition: cost._asdict() for condition, cost in costs.items()},
         samples=[
             {"text": name, "reference": reference, "output": text}
             for name, reference, text in list(zip(names, references, texts["true"], strict=True))[:SAMPLES]

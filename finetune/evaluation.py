@@ -24,16 +24,16 @@ from .metrics import measures_of
 from .parallel import shared
 from .streaming import spread
 
-Vectors = Literal["true", "shuffled", "none"]
+VectorCondition = Literal["true", "shuffled", "none"]  # which vectors the rows have while they are evaluated
 SAMPLES = 3  # number of generated texts that an evaluation keeps as samples
 
 
-def change_vectors(rows: list[dict], vectors: Vectors, seed: int = 0) -> list[dict]:
+def change_vectors(rows: list[dict], vectors: VectorCondition, seed: int = 0) -> list[dict]:
     """Return rows with their own vectors ("true"), with other rows' vectors ("shuffled"), or without vectors ("none").
 
     Args:
         rows: Rows of `inputs.prepare`. They are not changed.
-        vectors: The vectors that the result has.
+        vectors: The condition.
         seed: Seed that shuffles the vectors.
 
     Raises:
@@ -76,7 +76,7 @@ def evaluate(
     processor: T5FusionProcessor,
     rows: list[dict],
     references: Sequence[str],
-    vectors: Vectors = "true",
+    vectors: VectorCondition = "true",
     batch_size: int = 64,
     **options,
 ) -> tuple[dict[str, float], Losses]:
@@ -87,7 +87,7 @@ def evaluate(
         processor: The processor of the rows.
         rows: Rows of `inputs.prepare`, with labels.
         references: The targets as texts, uncut, one per row.
-        vectors: The vectors to evaluate with (see `change_vectors`).
+        vectors: The condition to evaluate in (see `change_vectors`).
         batch_size: Rows in a batch.
         **options: Arguments of `model.generate`.
 
@@ -106,7 +106,7 @@ def _losses_and_texts(
     model,
     processor,
     rows: list[dict],
-    vectors: Vectors,
+    vectors: VectorCondition,
     batch_size: int = 64,
     advance: Advance | None = None,
     seed: int = 0,
@@ -125,12 +125,12 @@ def evaluate_large(
     processor: T5FusionProcessor,
     rows: int,
     inputs: Callable[[np.ndarray, Counter], list[dict]],
-    kinds: Sequence[Vectors],
+    conditions: Sequence[VectorCondition],
     progress: Progress | None = None,
     has_vector: np.ndarray | None = None,
     seed: int = 0,
     generator: Any = None,
-) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
+) -> tuple[dict[VectorCondition, tuple[Losses, list[str]]], Counter[str]]:
     """Return the losses and generated texts of a set of any size, with some hundreds of its rows in memory at a time.
 
     All processes must call it. They share the work, and each gets all results. The set is divided into parts, each
@@ -142,14 +142,14 @@ def evaluate_large(
         rows: Number of rows in the set.
         inputs: Takes row numbers and a counter. Returns the inputs of these rows, with labels, and updates the counter
             as `inputs.prepare` does.
-        kinds: The vectors to evaluate with.
-        progress: Counts each row once for each of `kinds`; None to show nothing.
+        conditions: The conditions to evaluate in.
+        progress: Counts each row once for each of `conditions`; None to show nothing.
         has_vector: bool (rows,), which rows have a vector; None if all have one.
         seed: Seed that shuffles the vectors.
         generator: What generates the texts, with transformers' `generate`; None for the model.
 
     Returns:
-        Losses and texts in the order of the rows, by kind of vectors; and the counts.
+        Losses and texts in the order of the rows, by condition; and the counts.
     """
     progress = progress or Progress("Evaluating", None)
     shown = 0  # number of rows of the current part that `progress` has counted
@@ -159,27 +159,27 @@ def evaluate_large(
         shown += count
         progress.advance(count)
 
-    def work(part: np.ndarray) -> tuple[dict[Vectors, tuple[Losses, list[str]]], Counter[str]]:
+    def work(part: np.ndarray) -> tuple[dict[VectorCondition, tuple[Losses, list[str]]], Counter[str]]:
         counts: Counter[str] = Counter()
         part_inputs = inputs(part, counts)
         # A part without vectors has nothing to shuffle. (If the whole set has too few, `change_vectors` raises.)
         lacks_vectors = has_vector is not None and has_vector.sum() > 1 and not has_vector[part].any()
-        given: dict[Vectors, Vectors] = {kind: "true" if lacks_vectors else kind for kind in kinds}
         return {
-            kind: _losses_and_texts(
-                model, processor, part_inputs, vectors, advance=advance, seed=seed, generator=generator
+            condition: _losses_and_texts(
+                model, processor, part_inputs, "true" if lacks_vectors else condition,
+                advance=advance, seed=seed, generator=generator,
             )
-            for kind, vectors in given.items()
-        }, counts
+            for condition in conditions
+        }, counts  # fmt: skip
 
     total_counts: Counter[str] = Counter()
-    results = {kind: (Losses(np.zeros(rows), np.zeros(rows)), [""] * rows) for kind in kinds}
+    results = {condition: (Losses(np.zeros(rows), np.zeros(rows)), [""] * rows) for condition in conditions}
     for part, (part_results, counts) in shared(spread(rows, has_vector), work):
         total_counts.update(counts)
-        progress.advance(len(part) * len(kinds) - shown)
+        progress.advance(len(part) * len(conditions) - shown)
         shown = 0
-        for kind, (part_losses, part_texts) in part_results.items():
-            all_losses, all_texts = results[kind]
+        for condition, (part_losses, part_texts) in part_results.items():
+            all_losses, all_texts = results[condition]
             all_losses.sums[part], all_losses.tokens[part] = part_losses
             for row, text in zip(part, part_texts, strict=True):
                 all_texts[row] = text
@@ -191,11 +191,11 @@ class Evaluation:
     """The result of an evaluation.
 
     Args:
-        measures: `rows`, `loss` (nats per token), `rouge1`, `rouge2`, `rougeL` and `chrf` (from 0 to 1), by the kind of
-            vectors.
+        measures: `rows`, `loss` (nats per token), `rouge1`, `rouge2`, `rougeL` and `chrf` (from 0 to 1), by condition:
+            "true" for the rows' own vectors, "shuffled" for other rows' vectors, "none" for no vectors.
         worth_of_vectors: How much larger the loss is with "shuffled" vectors and with "none" than with "true" ones:
             `difference`, and the bounds `low` and `high` of its 95 % confidence interval, in nats per token. Empty
-            unless all kinds of vectors were evaluated.
+            unless the rows were evaluated in all conditions.
         samples: `text`, `reference` and `output` of the first rows, with the true vectors.
         is_saved: Whether the evaluation was saved in the folder of the model (see `save_evaluation`).
         eval_loss: Loss on the rows that the training held out, as the Trainer measures it: the mean over rows of the
@@ -218,38 +218,38 @@ class Evaluation:
         """
         rows = int(next(iter(self.measures.values()))["rows"])
         measures = {
-            kind: {name: value for name, value in values.items() if name != "rows"}
-            for kind, values in self.measures.items()
+            condition: {name: value for name, value in values.items() if name != "rows"}
+            for condition, values in self.measures.items()
         }
         record = evaluation_record(rows, rows, measures, self.worth_of_vectors, self.samples, **source)
         return record | {"engine": self.engine}
 
 
-def kinds_of_vectors(vectors: Vectors | Literal["all"]) -> list[Vectors]:
-    """Return the kinds of vectors to evaluate with; ValueError for any other word."""
-    if vectors not in (*get_args(Vectors), "all"):
-        raise ValueError(f"`vectors` is {vectors!r}; expected one of {', '.join(get_args(Vectors))}, all.")
-    return [kind for kind in get_args(Vectors) if vectors in (kind, "all")]
+def vector_conditions(vectors: VectorCondition | Literal["all"]) -> list[VectorCondition]:
+    """Return the conditions that an argument `vectors` names: one, or "all"; ValueError for any other word."""
+    if vectors not in (*get_args(VectorCondition), "all"):
+        raise ValueError(f"`vectors` is {vectors!r}; expected one of {', '.join(get_args(VectorCondition))}, all.")
+    return [condition for condition in get_args(VectorCondition) if vectors in (condition, "all")]
 
 
 def summarize(
-    results: dict[Vectors, tuple[Losses, list[str]]], texts: Sequence[str], references: Sequence[str]
+    results: dict[VectorCondition, tuple[Losses, list[str]]], texts: Sequence[str], references: Sequence[str]
 ) -> Evaluation:
     """Return the evaluation that the losses and texts of `evaluate_large` give.
 
     Args:
-        results: Losses and generated texts of all rows, by kind of vectors.
+        results: Losses and generated texts of all rows, by condition.
         texts, references: The input and the target of each row.
     """
     worth: dict[str, dict[str, float]] = {
-        kind: paired_bootstrap(row_losses, results["true"][0])._asdict()
-        for kind, (row_losses, _) in results.items()
-        if len(results) > 1 and kind != "true"
+        condition: paired_bootstrap(row_losses, results["true"][0])._asdict()
+        for condition, (row_losses, _) in results.items()
+        if len(results) > 1 and condition != "true"
     }
     outputs = results["true"][1][:SAMPLES] if "true" in results else []
     triples = zip(texts, references, outputs, strict=False)  # Only the first rows have an output here.
     return Evaluation(
-        measures={kind: measures_of(*result, references) for kind, result in results.items()},
+        measures={condition: measures_of(*result, references) for condition, result in results.items()},
         worth_of_vectors=worth,
         samples=[dict(zip(("text", "reference", "output"), triple, strict=True)) for triple in triples],
     )
@@ -268,8 +268,8 @@ def evaluation_record(
     Args:
         rows: Number of rows whose losses were measured.
         scored_rows: Number of rows for which texts were generated and scored.
-        measures: `loss`, and `rouge1`, `rouge2`, `rougeL` and `chrf` if they were measured: by the kind of vectors
-            ("true", "shuffled" or "none"), and as "untuned" for the untuned model.
+        measures: `loss`, and `rouge1`, `rouge2`, `rougeL` and `chrf` if they were measured: by condition ("true",
+            "shuffled" or "none"), and as "untuned" for the untuned model.
         worth: See `Evaluation.worth_of_vectors`.
         samples: See `Evaluation.samples`.
         **source: `data` and `split`, if the rows are a data set on the Hub.
@@ -280,7 +280,7 @@ def evaluation_record(
 
 
 def save_evaluation(folder: Path, record: dict) -> bool:
-    """Write `record` to evaluation.json in a folder, unless that file covers more rows or more kinds of vectors.
+    """Write `record` to evaluation.json in a folder, unless that file covers more rows or more conditions.
 
     A damaged file is replaced, because the new result may have taken hours. For the same reason, a full disk is no
     error.
@@ -292,7 +292,7 @@ def save_evaluation(folder: Path, record: dict) -> bool:
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
         if earlier["rows"] > record["rows"] or len(earlier["measures"]) > len(record["measures"]):
-            say(f"Not saved: {file} covers more rows or kinds of vectors. To replace it, delete it first.")
+            say(f"Not saved: {file} covers more rows, or more of true, shuffled and none. To replace it, delete it first.")
             return False
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         pass

@@ -18,7 +18,7 @@ from ..engines.choosing import choose_engine, load_engine
 from ..engines.names import REFERENCE, check_engine
 from ..processing_t5fusion import T5FusionProcessor
 from .data import Columns, check_columns, first_rows, has_vector, hub_data_set, load_split, with_all_texts
-from .evaluation import Evaluation, Vectors, evaluate_large, kinds_of_vectors, save_evaluation, summarize
+from .evaluation import Evaluation, VectorCondition, evaluate_large, save_evaluation, summarize, vector_conditions
 from .files import load_rows
 from .inputs import make_inputs, report_counts
 from .parallel import processes
@@ -32,7 +32,7 @@ def evaluate_file(
     data: str | Path | None = None,
     columns: Columns | None = None,
     *,
-    vectors: Vectors | Literal["all"] = "true",
+    vectors: VectorCondition | Literal["all"] = "true",
     seed: int = 0,
     split: str = "validation",
     revision: str | None = None,
@@ -43,7 +43,7 @@ def evaluate_file(
     """Measure loss, ROUGE and chrF of a model on the rows of a file, or on the rows that its training held out.
 
     If `name` is a folder, the result is saved there in evaluation.json, for the model card, unless that file covers
-    more rows or more kinds of vectors.
+    more rows or more conditions ("true", "shuffled", "none").
 
     Without `data`, the rows that the training held out (or took from its validation file) are read again. They must be
     the same. `Evaluation.eval_loss` is then measured too, as the Trainer measures it. On the same machine, with the
@@ -71,8 +71,8 @@ def evaluate_file(
         OSError: A file, a data set, the model or its base model cannot be read.
     """
     check_engine(engine)
-    kinds = kinds_of_vectors(vectors)
-    uses_vectors = kinds != ["none"]
+    conditions = vector_conditions(vectors)
+    uses_vectors = conditions != ["none"]
     folder = find_trained(str(name), revision)
     if data is None:
         rows, columns = held_out_rows(folder), _columns_of_training(folder, columns)
@@ -91,9 +91,9 @@ def evaluate_file(
         return make_inputs(rows.select(part), columns, processor, limits, uses_vectors, counts=counts, progress=False)
 
     rows_with_vector = has_vector(rows, columns) if columns.vector and uses_vectors else None
-    with Progress("Evaluating", len(rows) * len(kinds)) as progress:
+    with Progress("Evaluating", len(rows) * len(conditions)) as progress:
         results, counts = evaluate_large(
-            model, processor, len(rows), inputs, kinds, progress, rows_with_vector, seed, generator
+            model, processor, len(rows), inputs, conditions, progress, rows_with_vector, seed, generator
         )
     report_counts(counts, *limits)
     # The scores ignore white space, but the model card shows each sample on one line.

@@ -16,7 +16,7 @@ from ..processing_t5fusion import T5FusionProcessor
 from .data import BLOCK, Columns, read_vectors, texts_of
 from .vector_cache import encode_cached, encode_distinct
 
-RowVectors = torch.Tensor | Sequence[torch.Tensor | None]
+VectorsOfRows = torch.Tensor | Sequence[torch.Tensor | None]
 
 
 def make_inputs(
@@ -138,7 +138,7 @@ def _vectors_in_column(
 def prepare(
     texts: Sequence[str],
     targets: Sequence[str] | None,
-    vectors: RowVectors | None,
+    vectors: VectorsOfRows | None,
     processor: T5FusionProcessor,
     max_source: int = MAX_SOURCE,
     max_target: int = MAX_TARGET,

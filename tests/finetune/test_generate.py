@@ -161,7 +161,7 @@ def test_a_folder_with_other_files_is_left_alone(command):
     assert (mine / "thesis.tex").read_text() == "years of work"
 
 
-def test_evaluate_compares_kinds_of_vectors(trained, command):
+def test_evaluate_compares_conditions(trained, command):
     vectors = torch.randn(6, DIM, generator=torch.Generator().manual_seed(1)).tolist()
     lines = [json.dumps({"name": f"app_{i}", "text": "the a", "vector": v}) for i, v in enumerate(vectors)]
     (command.place / "rows.jsonl").write_text("\n".join(lines))
