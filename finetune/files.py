@@ -115,7 +115,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def opened(data: str) -> Iterator[BinaryIO]:
-    """Open a file to read bytes. A .gz file is unpacked."""
+    """Open a file to read bytes. The bytes of a .gz file are decompressed."""
     with gzip.open(data) if is_zipped(data) else open(data, "rb") as file:
         yield file  # type: ignore[misc]
 

@@ -41,9 +41,9 @@ def write_whole(path: Path, schemas: Sequence[pa.Schema], tables: Iterable[pa.Ta
     write = {".jsonl": _write_json_lines, ".csv": _write_csv, ".parquet": _write_parquet}[kind_of(str(path))]
     try:
         with unfinished.open("wb") as file:
-            # The packed file holds no name and no time, so that the same rows give the same bytes.
-            packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if is_zipped(str(path)) else nullcontext(file)
-            with packed as opened:
+            # The compressed file holds no name and no time, so that the same rows give the same bytes.
+            compressed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if is_zipped(str(path)) else nullcontext(file)
+            with compressed as opened:
                 write(opened, schemas, tables)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())

@@ -72,8 +72,8 @@ def chunks_of_texts(texts: Iterable[str], text_column: str, rows: int | None = N
 def count_rows(data: str, split: str = "train", encoding: str | None = None, limit: int | None = None) -> int | None:
     """Return how many rows `read_chunks` yields, at most `limit`; None if it takes long to find out.
 
-    A Parquet file holds the number. In other files that are not packed, lines are counted; in a CSV file records,
-    because a text in quotes may have several lines.
+    A Parquet file holds the number. In a CSV file, records are counted, because a text in quotes may have several
+    lines. In other files, lines are counted. A compressed file is not read for this.
     """
     path, kind = Path(data), kind_of(data)
     if not path.is_file() or is_zipped(data) or kind == ".json":
