@@ -62,8 +62,8 @@ class T5FusionPipeline(Pipeline):
         if processor is None and tokenizer is None:
             raise ValueError("the pipeline has no processor. Pass `processor=`, a T5FusionProcessor, or `tokenizer=`.")
         if processor is None:
-            kinds = {"lexical_dim": model.config.lexical_dim, "vectors": model.config.vectors}
-            recipe: dict[str, Any] = GIVEN_VECTORS | kinds
+            vector_fields = {"lexical_dim": model.config.lexical_dim, "vectors": model.config.vectors}
+            recipe: dict[str, Any] = GIVEN_VECTORS | vector_fields
             processor = T5FusionProcessor(tokenizer, **recipe)
         super().__init__(model=model.eval(), tokenizer=processor.tokenizer, processor=processor, **options)
         self._collate = DataCollatorWithFusion(processor)
@@ -130,14 +130,14 @@ class T5FusionPipeline(Pipeline):
         return {"generated_ids": generated_ids.reshape(len(rows), -1, generated_ids.shape[-1])}
 
     def _inputs(self, rows: list[dict[str, Any]], max_source: int | None) -> list[dict[str, Any]]:
-        """Return the model's inputs for rows, in the rows' order. Rows with the same columns share a call."""
+        """Return the model's inputs for rows, in the rows' order. The rows of a group share a call of the processor."""
         inputs: list[Any] = [None] * len(rows)
-        # A row's kind: the names of its columns, and whether it asks for no vectors.
-        kinds = [(tuple(sorted(row)), row.get("lexical_embeds") is False) for row in rows]
-        for kind in dict.fromkeys(kinds):
-            indices = [index for index, other in enumerate(kinds) if other == kind]
+        # In a group, all rows have the same columns, and `lexical_embeds` is False in all of them or in none.
+        groups = [(tuple(sorted(row)), row.get("lexical_embeds") is False) for row in rows]
+        for group in dict.fromkeys(groups):
+            indices = [index for index, other in enumerate(groups) if other == group]
             columns = {name: [rows[index][name] for index in indices] for name in rows[indices[0]]}
-            _, without_vectors = kind
+            _, without_vectors = group
             if without_vectors:
                 columns["lexical_embeds"] = False  # type: ignore[assignment]
             for index, row in zip(indices, self.processor.rows(**columns, max_length=max_source), strict=True):

@@ -485,14 +485,14 @@ def _recipe_of_bare_model(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, An
     config = _read_json(name, "config.json", hub_kwargs)
     adapter_config = _read_json(name, "adapter_config.json", hub_kwargs)
     if config.get("model_type") == T5FusionConfig.model_type:
-        kinds = {name: config[name] for name in ("lexical_dim", "vectors") if name in config}
+        vector_fields = {field: config[field] for field in ("lexical_dim", "vectors") if field in config}
     elif adapter_config:
         named = FusedName.parse(adapter_config["base_model_name_or_path"])
-        kinds = {key: named.choices[key] for key in ("lexical_dim", "vectors") if key in named.choices}
-        kinds = kinds or {"lexical_dim": _width_of_adapter(name, hub_kwargs)}
+        vector_fields = {field: named.choices[field] for field in ("lexical_dim", "vectors") if field in named.choices}
+        vector_fields = vector_fields or {"lexical_dim": _width_of_adapter(name, hub_kwargs)}
     else:
         return {}
-    return GIVEN_VECTORS | kinds
+    return GIVEN_VECTORS | vector_fields
 
 
 def _width_of_adapter(name: Any, hub_kwargs: dict[str, Any]) -> int:

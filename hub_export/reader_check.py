@@ -122,8 +122,8 @@ class LoadingPaths:
         config = self.config()
         # A bundle of earlier code has one kind of vectors, and its code does not know `vectors`.
         several = getattr(config, "vectors", None)
-        kinds = {"vectors": several} if several else {"lexical_dim": config.lexical_dim}
-        return fused(self.base_model, revision=self.base_revision, **kinds, **self.dtype_kwargs)
+        vector_fields = {"vectors": several} if several else {"lexical_dim": config.lexical_dim}
+        return fused(self.base_model, revision=self.base_revision, **vector_fields, **self.dtype_kwargs)
 
     def config(self):
         from transformers import AutoConfig

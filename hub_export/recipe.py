@@ -77,8 +77,8 @@ def new_processor(
         say(f"{run} holds no tokenizer. Used instead: the tokenizer of {trained_on}.")
     with one_sentence_errors(f"the tokenizer of {name}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    kinds: dict[str, Any] = {"lexical_dim": config.lexical_dim, "vectors": config.vectors}
-    processor = T5FusionProcessor(tokenizer, **kinds, **complete_recipe(recipe))
+    vector_fields: dict[str, Any] = {"lexical_dim": config.lexical_dim, "vectors": config.vectors}
+    processor = T5FusionProcessor(tokenizer, **vector_fields, **complete_recipe(recipe))
     say(
         f"{run} does not say how its vectors were made. Assumed: {recipe_in_words(processor)}. If that is wrong, give "
         "--encoder, --template, --lexical-source."
