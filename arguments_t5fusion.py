@@ -98,8 +98,8 @@ def read_vectors(lexical_embeds: Any, count: int, kinds: Mapping[str, VectorKind
         kinds: The processor's kinds by name.
 
     Returns:
-        Arrays of float32, or of float16 if all vectors of a kind were given as float16 arrays or tensors. A kind of
-        which a mapping says nothing is missing.
+        For each row, a dict of arrays by kind. A kind's arrays are float16 if all its vectors were given as float16
+        arrays or tensors, and float32 otherwise. A kind that `lexical_embeds` does not name is left out of the dicts.
 
     Raises:
         ValueError: There are not `count` items; a kind is unknown; or the vectors of a row are not as wide as their

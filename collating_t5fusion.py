@@ -60,8 +60,9 @@ class DataCollatorWithFusion:
     `lexical_embeds`: numbers, (dim,) for one vector or (vectors, dim) for several; missing, None or empty for a row
     without vectors. For a model with several kinds of vectors, it is a dict of these by the name of the kind. Lists,
     arrays and tensors are accepted. Ids may come with padding, left or right, to any length, which is replaced by
-    padding on the right. Of each kind, they hold either no placeholder, or one per vector, or all of them. Other
-    columns are passed on: strings as lists, numbers and arrays of one shape as tensors.
+    padding on the right. They may hold placeholders where the vectors belong in the text: for each kind, none, or one
+    per vector, or (if a vector becomes several tokens) one per token. Other columns are passed on: strings as lists,
+    numbers and arrays of one shape as tensors.
 
     Args:
         tokenizer: The base model's tokenizer, or a `T5FusionProcessor`. The placeholders are added to it, in place, if
@@ -69,9 +70,9 @@ class DataCollatorWithFusion:
             kind, and each vector becomes one token.
         pad_to_multiple_of: Rounds the padded length of ids and labels up to a multiple of this.
         label_pad_token_id: Id with which labels are padded.
-        model: The model, if batches need `decoder_input_ids`, or if it reads other vectors than one kind of one token
-            and `tokenizer` is no processor. With label smoothing, batches need `decoder_input_ids`, because the Trainer
-            takes the labels out of the batch.
+        model: The model. It is needed in two cases. With label smoothing, the Trainer takes the labels out of the
+            batch, so the batch needs `decoder_input_ids`, which the collator makes with the model. And if `tokenizer`
+            is no processor, the collator reads the kinds of vectors from the model's config.
         padding: "longest" (or True) pads each batch to its longest row. "max_length" pads every batch to the three
             sizes that follow. An `IterableDataset` with several processes needs "max_length", because accelerate joins
             the batches of all processes, and they must have one size. ("longest" works too if each row has one vector
@@ -84,8 +85,9 @@ class DataCollatorWithFusion:
             zeros; None for 1. If a whole batch may lack vectors, pass the processor as `tokenizer`, or pass `model`, so
             that the collator knows the width of a vector.
         packing: Put several short rows of a batch into one sequence, so that less is padding. A sequence is at most as
-            long as the longest row, or 64. Loss and gradients stay the same within rounding. This is for training:
-            batches without labels are not packed, and neither are streamed batches that accelerate joins.
+            long as the batch's longest row, or 64 tokens if all rows are shorter. Loss and gradients stay the same
+            within rounding. This is for training: batches without labels are not packed, and neither are streamed
+            batches that accelerate joins.
 
     Raises:
         ValueError: The settings contradict each other, or tokenizer and model disagree about the placeholder's id.
@@ -157,8 +159,8 @@ class DataCollatorWithFusion:
             - `lexical_embeds`, float32: (batch, dim) if each row has one vector; otherwise (batch, most vectors, dim),
               padded with zeros; absent if no row has a vector. With `padding="max_length"`, (batch, max_vectors, dim).
               With several kinds, a dict of these by kind.
-            - `decoder_input_ids`, int64, in the shape of the labels, if there are labels and a `model`. (A model
-              makes them itself of labels that it gets.)
+            - `decoder_input_ids`, int64, in the shape of the labels, if there are labels and the collator has a
+              `model`. (A model that gets labels makes the same ids from them.)
             - `row_ids` and `target_row_ids`, int64, in the shapes of `input_ids` and `labels`, if a sequence holds
               several rows: the number of the row to which each belongs, from 1, and 0 for padding. The batch then has
               fewer sequences than rows, and a sequence has the vectors of its rows, one after another.
@@ -172,8 +174,9 @@ class DataCollatorWithFusion:
                 - `lexical_embeds` are not finite, not of one width, or of a norm outside 1e-6 to 1e18; or no row has
                   them, and a column of another name holds vectors.
                 - A row is longer, or has more vectors, than `padding="max_length"` allows.
-                - There are no rows; or a further column does not hold a string, a number or an array of one shape in
-                  every row, or the rows of the batch are packed.
+                - There are no rows.
+                - A column that the model does not read holds something other than strings, numbers, or arrays of one
+                  shape; or rows with such a column would be packed.
         """
         if len(features) == 0:
             raise ValueError("the batch has no rows; expected one or more.")
@@ -360,7 +363,8 @@ def _packed(inputs: Inputs, other_columns: list[str]) -> Inputs:
         other_columns: Names of the columns that are not inputs of the model.
 
     Raises:
-        ValueError: There are such columns. They have a value for each row, and the batch none.
+        ValueError: There are such columns. They have a value for each row, but a packed batch has fewer sequences than
+            rows.
     """
     if other_columns:
         raise ValueError(

@@ -117,7 +117,8 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
 def _bf16_copy(weight: torch.Tensor) -> torch.Tensor:
     """Return a frozen weight in bf16, from the step before if it has not changed since."""
-    # PEFT merges an adapter into `weight.data`, which leaves the version as it was. Some of the numbers show it.
+    # When PEFT merges an adapter, it changes `weight.data`, and torch does not count that in `_version`. So some of the
+    # weight's numbers are compared too.
     sample = weight.detach().view(-1)[:: max(1, weight.numel() // SAMPLES)] if weight.is_contiguous() else weight
     state = (weight._version, weight.data_ptr())
     known = _copies.get(weight)
@@ -137,9 +138,10 @@ def attention(
     scale: float | None = None,
     **others: Any,
 ) -> torch.Tensor:
-    """Return `F.scaled_dot_product_attention`, (batch, heads, length, width), of T5's unscaled bf16 attention.
+    """Return what `F.scaled_dot_product_attention` returns, float (batch, heads, length, width).
 
-    Other attention is left to torch.
+    T5's attention is in bf16, has a mask that is added, and does not scale the scores. Over at most `LONGEST_ATTENTION`
+    positions, this function computes it by multiplying matrices. It leaves all other attention to torch.
     """
     batch, heads, length, _ = query.shape
     is_short = max(length, key.shape[2]) <= LONGEST_ATTENTION

@@ -237,7 +237,8 @@ class FusedLoadingMixin(Model):
         # PEFT saves weights under the names that they have in a `PeftModel`.
         weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}
         rows = _saved_rows(weights)
-        if rows is not None and rows != self.shared.num_embeddings:  # before the adapter's tokens are looked up in it
+        # The table is resized first, because PEFT looks up the adapter's tokens in it when it puts the adapter on.
+        if rows is not None and rows != self.shared.num_embeddings:
             self.resize_token_embeddings(rows, mean_resizing=False)
         _drop_tied_tokens(weights)
         names_before = {key for key, _ in self.named_parameters()}

@@ -15,23 +15,24 @@ ROOM = 64  # Up to this length of a sequence, attention is a small part of a tra
 def share_sequences(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Return which rows share a sequence: for each sequence, the indices of its rows, in ascending order.
 
-    No sequence is longer than the longest row, or than `ROOM`: attention costs as much as the square of the length.
+    The text of a sequence is at most as long as the longest text of a row, or `ROOM` if all texts are shorter. The same
+    holds for labels. A longer sequence would be slow, because attention costs as much as the square of the length.
 
     Args:
-        sizes: Length of each row's text, with its placeholders, and of its labels.
+        sizes: For each row, the length of its text with the placeholders, and the length of its labels.
     """
     longest = tuple(max(ROOM, *lengths) for lengths in zip(*sizes, strict=True))
     shared: list[list[int]] = []
     space: list[tuple[int, ...]] = []  # what is left in each sequence, for text and labels
     # The longest rows come first, each in the first sequence that has space for it.
     for row in sorted(range(len(sizes)), key=lambda row: (-sum(sizes[row]), row)):
-        fits = (place for place, left in enumerate(space) if sizes[row][0] <= left[0] and sizes[row][1] <= left[1])
-        place = next(fits, len(space))
-        if place == len(space):
+        fits = (index for index, left in enumerate(space) if sizes[row][0] <= left[0] and sizes[row][1] <= left[1])
+        sequence = next(fits, len(space))
+        if sequence == len(space):
             shared.append([])
             space.append(longest)
-        shared[place].append(row)
-        space[place] = (space[place][0] - sizes[row][0], space[place][1] - sizes[row][1])
+        shared[sequence].append(row)
+        space[sequence] = (space[sequence][0] - sizes[row][0], space[sequence][1] - sizes[row][1])
     return sorted(sorted(rows) for rows in shared)
 
 
@@ -58,14 +59,19 @@ def packed_masks(row_ids: torch.Tensor, target_row_ids: torch.Tensor, dtype: tor
     # text, because the text may have no padding. So every position has something to attend to. No loss reads padding.
     is_padding = (target_row_ids == 0).unsqueeze(2)
     return PackedMasks(
-        encoder=_added(row_ids.unsqueeze(2) == row_ids.unsqueeze(1), dtype),
-        decoder=_added((target_row_ids.unsqueeze(2) == target_row_ids.unsqueeze(1)) & causal, dtype),
-        cross=_added(own_text | is_padding, dtype),
+        encoder=_additive_mask(row_ids.unsqueeze(2) == row_ids.unsqueeze(1), dtype),
+        decoder=_additive_mask((target_row_ids.unsqueeze(2) == target_row_ids.unsqueeze(1)) & causal, dtype),
+        cross=_additive_mask(own_text | is_padding, dtype),
     )
 
 
-def _added(may_attend: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return a bool mask (sequences, queries, keys) as one that is added to scores."""
+def _additive_mask(may_attend: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the mask to add to attention scores, float (sequences, 1, queries, keys).
+
+    Args:
+        may_attend: Whether a query may attend to a key, bool (sequences, queries, keys).
+        dtype: Dtype of the mask.
+    """
     # The smallest fp32 would become infinite where autocast turns the mask into bf16.
     smallest = max(torch.finfo(dtype).min, torch.finfo(torch.bfloat16).min)
     mask = torch.zeros(may_attend.shape, dtype=dtype, device=may_attend.device)

@@ -102,8 +102,10 @@ class T5FusionPipeline(Pipeline):
             return super().__call__(_read_row(inputs, given), **options)
         if not isinstance(inputs, (list, tuple)):
             if any(values is not False for values in given.values()):
+                names = " and ".join(f"`{name}`" for name in given)
                 raise ValueError(
-                    f"{', '.join(given)} cannot be given beside a stream. Put each row's own into the row, a dict."
+                    f"{names} cannot be given as an argument for a data set or a generator. Give each row as a dict "
+                    f"with `text` and {names}."
                 )
             return super().__call__((_read_row(row, given) for row in inputs), **options)
         if not inputs:
@@ -234,7 +236,11 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _rows_by_kind(lexical_embeds: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Return the vectors of `count` rows, which are given by kind, as a dict by kind for each row.
+    """Return a dict of vectors by kind for each of `count` rows.
+
+    Args:
+        lexical_embeds: For each kind, a list or an array with one item per row.
+        count: Number of rows.
 
     Raises:
         ValueError: A kind has another number of items.

@@ -346,10 +346,15 @@ class T5FusionProcessor(ProcessorMixin):
         return [{first: made} | others for made, others in zip(encoded, given, strict=True)]
 
     def _check_vectors_needed(self, lexical_embeds: Any) -> None:
-        """Check a call without vectors of the first kind, if the recipe says that vectors are given.
+        """Check that a call without vectors of the first kind gives vectors of another kind.
+
+        This is for a recipe whose vectors are given with each call.
+
+        Args:
+            lexical_embeds: The vectors of the other kinds, as in `__call__`; None if the call has none.
 
         Raises:
-            ValueError: The call has no vectors of another kind either.
+            ValueError: The call gives no vectors at all.
         """
         if lexical_embeds is not None:
             return

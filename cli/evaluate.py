@@ -171,5 +171,5 @@ def _print_measures(
     console.print(table)
     for condition, interval in worth.items():
         low, high = interval["low"], interval["high"]
-        line = f"{MEASURED_WITH[condition]} instead of the rows' own vectors: {interval['difference']:+.4f} nats per token"
-        console.print(f"{line} (95 % between {low:+.4f} and {high:+.4f})", highlight=False)
+        cost = f"{interval['difference']:+.4f} nats per token (95 % between {low:+.4f} and {high:+.4f})"
+        console.print(f"{MEASURED_WITH[condition]} instead of the rows' own vectors: {cost}", highlight=False)

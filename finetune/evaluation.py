@@ -292,7 +292,8 @@ def save_evaluation(folder: Path, record: dict) -> bool:
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
         if earlier["rows"] > record["rows"] or len(earlier["measures"]) > len(record["measures"]):
-            say(f"Not saved: {file} covers more rows, or more of true, shuffled and none. To replace it, delete it first.")
+            more = "more rows, or more of true, shuffled and none"
+            say(f"Not saved: {file} covers {more}. To replace it, delete it first.")
             return False
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         pass

@@ -1,4 +1,4 @@
-"""The hook that starts the fusion layer in every `Trainer` of a fused model, and reports if the vectors bring nothing.
+"""The hook that calls `fit_fusion` in every `Trainer` of a fused model, and reports if the vectors bring nothing.
 
 The Trainer shows its data to callbacks only. Every Trainer passes its callbacks and its model to
 `CallbackHandler.__init__`. `import t5fusion` wraps this method: if the model is a fused model, the wrapper adds
@@ -32,11 +32,13 @@ MOST_REPORT_BATCHES = 64  # the most held-out batches that the report measures
 
 
 class FusionCallback(TrainerCallback):
-    """Callback that starts a fusion layer with initial weights, and reports if the vectors bring nothing.
+    """Callback that calls `fit_fusion` before training, and reports after training if the vectors bring nothing.
+
+    It calls `fit_fusion` only if the fusion layer still has its initial weights.
 
     Args:
-        start: Whether to start the fusion layer. `t5fusion train` passes False, because it starts the layer itself,
-            or leaves it alone if its user says so.
+        start: Whether to call `fit_fusion`. `t5fusion train` passes False, because it has decided about the start of
+            the layer by then.
     """
 
     def __init__(self, start: bool = True):

@@ -142,7 +142,7 @@ def test_errors(write, case):
 def test_vectors_beside_texts_in_another_number(write):
     with pytest.raises(ValueError, match="`lexical_embeds` has 2 items for 5 texts"):
         write(TEXTS, lexical_embeds=VECTORS[:2])
-    with pytest.raises(ValueError, match="cannot be given beside a stream"):
+    with pytest.raises(ValueError, match="cannot be given as an argument for a data set or a generator"):
         write((text for text in TEXTS), lexical_embeds=VECTORS)
 
 
