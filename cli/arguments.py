@@ -63,7 +63,7 @@ Engine = Annotated[
     EngineName,
     typer.Option(
         rich_help_panel=GENERATION,
-        help="What generates on a CPU. " + " ".join(f"{name}: {text}" for name, text in ENGINES.items()),
+        help="Engine that generates the texts. " + " ".join(f"{name}: {text}" for name, text in ENGINES.items()),
     ),
 ]
 UseCache = Annotated[

@@ -69,14 +69,16 @@ def export(
 
     Example: [bold]t5fusion export runs/files bundles/describer[/bold]
     """
-    from ..common.folder_names import check_base_model, check_source  # imports the Hub's client: --help does without
+    # It imports the Hub's client, which --help does not need.
+    from ..common.folder_names import check_base_model, check_source
 
     check_source(source, is_base_model=parse_kind(kind) == "fused")
     if base_model is not None and not Path(base_model).is_dir():
         check_base_model(base_model.partition("@")[0])
     load_libraries()
+    # These are slow to import, and --help does not need them.
     from ..common.next_commands import command
-    from ..hub_export.bundle import export as write_bundle  # slow to import: --help does without
+    from ..hub_export.bundle import export as write_bundle
 
     given = {"template": template, "lexical_encoder": encoder, "lexical_source": lexical_source}
     recipe = {name: value for name, value in given.items() if value is not None}

@@ -109,7 +109,8 @@ def generate(
 
     if file:
         check_readable(file, encoding, STREAMED_KINDS)
-    if output and not output.exists():  # `generate_file` checks an existing file, because it must be read for that.
+    # An existing file is checked later, by the code that writes it, because the check reads the file.
+    if output and not output.exists():
         check_ending(output)
     check_reachable(name, revision)
     load_libraries()

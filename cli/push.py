@@ -38,17 +38,18 @@ def push(
 
     Example: [bold]t5fusion push bundles/describer me/describer[/bold]
     """
+    # These import the Hub's client, which --help does not need.
     from ..common.folder_names import check_ended
     from ..common.hub_errors import check_can_push
     from ..common.replace_folder import recover
-    from ..hub_export.manifest import read_manifest  # imports the Hub's client: --help does without
+    from ..hub_export.manifest import read_manifest
 
     recover(bundle)
     check_ended(bundle)
     read_manifest(bundle)
     check_can_push(repo_id)
     load_libraries()
-    from ..hub_export.upload import push as push_bundle  # slow to import: --help does without
+    from ..hub_export.upload import push as push_bundle  # It is slow to import, and --help does not need it.
 
     pushed = push_bundle(
         bundle,
@@ -69,7 +70,7 @@ def push(
 
 def reader_lines(bundle: Path, repo_id: str, revision: str | None = None) -> list[str]:
     """Return the lines of Python with which a reader of a pushed bundle loads it and generates a text."""
-    from ..common.folder_info import folder_info  # imports the Hub's client: --help does without
+    from ..common.folder_info import folder_info  # It imports the Hub's client, which --help does not need.
 
     pin = f', revision="{revision}"' if revision else ""
     facts = folder_info(str(bundle))

@@ -27,14 +27,15 @@ def verify(
 
     Example: [bold]t5fusion verify me/describer[/bold]
     """
-    from ..common.folder_names import check_reachable  # imports the Hub's client: --help does without
+    from ..common.folder_names import check_reachable  # It imports the Hub's client, which --help does not need.
 
     check_reachable(name, revision)
     if fused_model is not None:
         check_reachable(fused_model)
     load_libraries()
+    # These are slow to import, and --help does not need them.
     from ..common.next_commands import command
-    from ..hub_export.verification import verify as verify_bundle  # slow to import: --help does without
+    from ..hub_export.verification import verify as verify_bundle
 
     report = verify_bundle(name, revision, use_cache, fused_model=fused_model, trust_code=trust_code, say=print)
     if not report.ok:

@@ -1,12 +1,12 @@
-"""The names of the engines."""
+"""The names of the engines, each with a description."""
 
 REFERENCE = "torch"  # the engine that runs unless another one is asked for
 ENGINES = {
-    REFERENCE: "transformers' own `generate`: the reference.",
-    "fp32": "weights packed once: the same tokens, faster.",
-    "bf16": "weights in bfloat16: faster still; some tokens differ.",
-    "int8": "weights in int8: the fastest; more tokens differ.",
-    "auto": "fp32 if it can run this model, else torch.",
+    REFERENCE: "transformers' own `generate`, on any device.",
+    "fp32": "faster on a CPU, with the same tokens.",
+    "bf16": "faster than fp32, but some tokens differ.",
+    "int8": "faster than bf16, but more tokens differ.",
+    "auto": "fp32 if it can run this model, otherwise torch.",
 }
 
 
