@@ -11,7 +11,9 @@ from .errors import first_line
 
 
 def base_folder(base_model: str) -> str:
-    """Return a name that transformers can load: the absolute path of a folder or of "tiny_t5_v2", or a Hub id.
+    """Return the path or the id from which transformers loads a base model.
+
+    It is the absolute path of a folder (for "tiny_t5_v2", of the folder inside the package), or a Hub id.
 
     Raises:
         OSError: The base model is an embedded one, and the package t5fusion, which contains it, is not installed.

@@ -94,7 +94,11 @@ def check_base_model(base_model: str | None) -> None:
 
 
 def check_ended(folder: Path) -> None:
-    """Raise OSError if a folder holds checkpoints of a training and nothing of its end. It names the next command."""
+    """Check that a folder is not that of a training which was interrupted before it saved a model.
+
+    Raises:
+        OSError: It is: it holds checkpoints, and no saved model. The message says how to resume.
+    """
     has_ended = any((folder / name).exists() for name in ("adapter_config.json", "config.json", "training.json"))
     if has_ended or not any((folder / CHECKPOINTS).glob("checkpoint-*")):
         return

@@ -1,3 +1,3 @@
-"""The names of measures, as tables and cards show them. Saved files have the keys."""
+"""The measures: the key that saved files have for each, and the name that tables and model cards show."""
 
 SCORE_NAMES = {"loss": "loss", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "chrf": "chrF"}

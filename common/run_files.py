@@ -125,7 +125,7 @@ class RunFiles:
         return shlex.join(["t5fusion", "export", str(self.path), f"bundles/{self.path.name}", *kind])
 
     def _name_by_record(self, named: FusedName) -> FusedName:
-        """Return `named`, with the name of an embedded base model if training.json or its path says so."""
+        """Return `named`. If training.json or its path says that it is an embedded base model, it gets that name."""
         # After training in a development install, only training.json says that the base model was an embedded one.
         options = self.record.get("options", {})
         for name in (options.get("base"), options.get("base_model")):
@@ -134,7 +134,7 @@ class RunFiles:
         return self._name_by_path(named)
 
     def _name_by_path(self, named: FusedName) -> FusedName:
-        """Return `named`, with the name of an embedded base model if its path is, or was, its path."""
+        """Return `named`. A path at which an embedded base model is or was installed becomes that model's name."""
         if not named.base_model:
             return named
         earlier = was_embedded(named.base_model, self.path)

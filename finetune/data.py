@@ -233,7 +233,11 @@ def _count_distinct(keys: np.ndarray) -> int:
 
 
 def _held_out(keys: np.ndarray) -> np.ndarray:
-    """Return `is_held_out` of the names of these hashes with one in `HELD_OUT_ONE_IN`, bool (names,)."""
+    """Return which names are held out, one in `HELD_OUT_ONE_IN`: bool (names,), equal to `is_held_out` of each name.
+
+    Args:
+        keys: The hashes of the names, as `_hashes` returns them.
+    """
     high, low = (keys % np.uint64(HELD_OUT_ONE_IN)).T
     return (high * np.uint64(2**64 % HELD_OUT_ONE_IN) + low) % np.uint64(HELD_OUT_ONE_IN) == 0
 
@@ -309,7 +313,18 @@ def _vectors_of_block(values: pa.ChunkedArray, width: int | None) -> list[torch.
 def _check_each(
     values: Sequence, column: str, width: int | None, first: int, name_row: Callable[[int], str]
 ) -> Iterator[torch.Tensor | None]:
-    """Yield what `read_vectors` yields for values one by one, of which `first` is the index of the first."""
+    """Yield what `read_vectors` yields for some values of a column, and check one value after another.
+
+    Args:
+        values: The values.
+        column: Name of the column, for errors.
+        width: The width of earlier vectors; None if there are none.
+        first: Index of the row of the first value.
+        name_row: Returns the name of a row for errors, by its index.
+
+    Raises:
+        ValueError: A value is no vector, or has another width.
+    """
     for index, value in enumerate(values, first):
         vector = _vector(value)
         if vector is None and value is not None and value != []:
@@ -331,7 +346,7 @@ def _vector(value) -> np.ndarray | None:
 
 def _vector_error(row: str, column: str, value, width: int | None) -> ValueError:
     """Return the error for a value that is no vector, or not one of `width` numbers."""
-    expected = f"{width} finite numbers, as in the first row with one" if width else "finite numbers"
+    expected = f"{width} finite numbers, as in the first row that has a vector" if width else "finite numbers"
     return ValueError(f"{row}, column {column!r}: {_describe(value)}; expected one vector of {expected}.")
 
 

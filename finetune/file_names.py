@@ -52,9 +52,15 @@ def check_readable(data: str, encoding: str | None = None, kinds: Iterable[str] 
 
 
 def check_header(data: str, columns: Iterable[str | None], encoding: str | None = None) -> None:
-    """Check that a CSV or JSONL file has these columns; None is no column.
+    """Check that a CSV or JSONL file has these columns, if a short look into the file tells.
 
-    A file that is long, damaged or of another kind passes, because whoever reads all of it tells more.
+    A long JSONL file, a damaged file and a file of another type pass. The code that later reads the whole file reports
+    what is wrong with it.
+
+    Args:
+        data: The name of the file.
+        columns: The names of the columns; None for a column that is not used.
+        encoding: The encoding of a CSV file; None for UTF-8.
 
     Raises:
         ValueError: A column is missing. The message lists the columns that exist.
@@ -66,7 +72,7 @@ def check_header(data: str, columns: Iterable[str | None], encoding: str | None 
 
 
 def _names_in_header(data: str, encoding: str | None) -> list[str]:
-    """Return the names of a CSV or JSONL file's columns, or none if a short look does not tell them."""
+    """Return the names of the columns of a CSV or JSONL file; an empty list if a short look does not tell them."""
     kind = kind_of(data)
     if kind not in (".csv", ".jsonl") or not Path(data).is_file():
         return []

@@ -87,7 +87,10 @@ def input_parts(
 
 
 def _has_placeholders(processor: T5FusionProcessor, texts: Iterable[str]) -> bool:
-    """Return whether a text contains placeholders of its own. The processor then adds all placeholders of the set."""
+    """Return whether a text, or the template, contains a placeholder.
+
+    If so, the processor inserts the placeholders of all rows. Otherwise the collator does.
+    """
     return any(LEXICAL_TOKEN in processor.template.replace("{text}", text) for text in texts)
 
 
@@ -159,8 +162,8 @@ def prepare(
         max_source, max_target: Longest text (with its template) and longest target, in tokens.
         counts: A counter that gets the numbers for `report_counts`, so that they can be reported once for a set that is
             prepared in parts. If None, they are reported here.
-        has_placeholders: Whether a text of the set contains a placeholder of its own, if these texts are a part of the
-            set; None if they are all of it.
+        has_placeholders: Whether any text of the whole set, or the template, contains a placeholder. Give it if `texts`
+            are a part of a set. With None, `texts` are the whole set, and are searched.
 
     Returns:
         A dict per row: `input_ids`, `attention_mask` and `labels`, lists of int; and `lexical_embeds`, a tensor, in the

@@ -27,10 +27,11 @@ def check_output(folder: Path, resume: bool = False, overwrite: bool = False, ma
     """Check that a training may write into `folder`. Nothing is changed.
 
     Args:
-        resume: Whether the training continues from the checkpoints in the folder.
         folder: The folder. It need not exist.
+        resume: Whether the training continues from the checkpoints in the folder.
         overwrite: Whether the folder's content will be removed. This is refused unless t5fusion wrote the content.
-        mark: Name of a file that every folder that may be overwritten holds; None for the files that `train` writes.
+        mark: Name of a file. With `overwrite`, content is removed only if it holds this file. With None, it must hold
+            files that `train` writes.
 
     Raises:
         ValueError: Another training is writing there, or the folder holds something that must not be replaced.

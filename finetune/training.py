@@ -180,7 +180,7 @@ def _seconds_before(record: Path) -> float:
     try:
         return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
     except (ValueError, LookupError, TypeError):
-        say(f"{record} is damaged, and will be replaced. The seconds in it will count from now.")
+        say(f"{record} is damaged, and will be replaced. The new one counts the time from now on only.")
         return 0.0
 
 

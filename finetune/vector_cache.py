@@ -1,9 +1,9 @@
 """A cache on disk for the vectors of texts, so that each text is encoded once, and not again in every run.
 
 Each recipe (the encoder and its settings) has a folder of its own, which holds shards. A shard is a file with the
-vectors of up to some thousands of texts, and a hash of each text. It is written once and never changed, at least every
-half minute. So a killed run loses at most the last half minute, an interrupted one a second or two, and a run with more
-texts encodes only the new ones.
+vectors of up to some thousands of texts, and a hash of each text. While texts are encoded, a shard is written about
+every half minute, or earlier if it is full. A written shard never changes. So a killed run loses about half a minute of
+work at most, and an interrupted run a second or two. A later run with more texts encodes only the new ones.
 """
 
 import hashlib

@@ -6,7 +6,7 @@
 | `PeftConfig.from_pretrained` | marks a config that was read, so that nothing is added to a saved adapter | PEFT |
 | `get_base_model_state_dict`, `set_...` | with prompt learning, they find the wrapped fusion layer | PEFT |
 | `PeftModel.__init__` | an adapter on a fused model gets the class in `adapter_class.py` | PEFT, PUSH |
-| `CallbackHandler.__init__`: adds `FusionCallback` | calls `fit_fusion`, and reports useless vectors      | TRAINER |
+| `CallbackHandler.__init__`: adds `FusionCallback` | calls `fit_fusion`, and reports useless vectors | TRAINER |
 | `CallbackHandler.__init__`: adds `PushCallback` | a pushed adapter loads without this package | PUSH |
 | `AutoPeftModel*.from_pretrained` | its error for an adapter that was not pushed says what to type | PUSH |
 

@@ -112,7 +112,10 @@ class FusedAdapter(Base):
         return push_with_code(self, super().push_to_hub, repo_id, *args, **kwargs)
 
     def create_or_update_model_card(self, output_dir, *args, **kwargs):
-        """Write PEFT's card, which names the base model by an id that the Hub accepts, or not at all."""
+        """Write the model card as PEFT does, and mend the base model's name, which the Hub would refuse.
+
+        `name_base_in_card` mends it.
+        """
         file = Path(output_dir) / "README.md"
         earlier_base = ModelCard.load(file).data.base_model if is_on(PUSH) and file.exists() else None
         super().create_or_update_model_card(output_dir, *args, **kwargs)

@@ -1,8 +1,8 @@
 """`get_base_model_state_dict` and `set_base_model_state_dict` of PEFT, for prompt learning on a fused model.
 
-With prompt learning, PEFT takes the model beneath for unchanged, although it has wrapped the fusion layer, which trains
-with the adapter (docs/upstream/base_state_of_prompt_learning.py). So both functions get the model in the form in which
-they look for wrapped layers.
+With prompt learning, both functions assume that the base model has no wrapped layers. But PEFT has wrapped its fusion
+layer, which trains with the adapter (docs/upstream/base_state_of_prompt_learning.py). So the functions get an object
+that looks like the model with an adapter of another type. For that, they look for wrapped layers.
 """
 
 from collections.abc import Callable

@@ -26,7 +26,7 @@ TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 CARD = "README.md"
 EVALUATION_SECTIONS = ("results", "limits")  # the card's sections that depend on the evaluation alone
 EVALUATION_FIELDS = ("metrics", "widget", "model-index")  # the metadata's fields that depend on the evaluation alone
-PLACEHOLDER, REVISION = "REPO_ID", "COMMIT"  # `name_repository` replaces them by the repository and its tag.
+UNNAMED_REPOSITORY, REVISION = "REPO_ID", "COMMIT"  # `name_repository` replaces them by the repository and its tag.
 MARKER = re.compile(r"<!--\s*(/?)t5fusion:([a-z]+)\s*-->")
 DIGEST = re.compile(r"([\w-]+)=([0-9a-f]{8})\b")
 TASK = "text-generation"  # The Hub once had the task text2text-generation, and has moved its models here.
@@ -46,7 +46,8 @@ def make_card(
         bundle: Folder with config.json, processor_config.json and, if there is an adapter, adapter_config.json.
         run: The run folder that was exported. The card describes its record, evaluation and adapter config.
         kind: The kind of the bundle.
-        repo_id: The repository that the load lines name. None gives a placeholder, which the card explains.
+        repo_id: The repository that the load lines name. With None, they name `REPO_ID`, and the card explains what to
+            put there.
         previous: The card of an earlier export. Its sections are rewritten, except those that the user deleted. All
             other text stays. Metadata that the user added or changed stays too, and what the user deleted does not
             come back.
@@ -58,7 +59,9 @@ def make_card(
     facts = read_facts(RunFolder(bundle), run, kind, run if evaluated is None else RunFolder(evaluated))
     data = make_metadata(facts)
     digests = " ".join(f"{name}={_digest(value)}" for name, value in data.to_dict().items())
-    card = ModelCard.from_template(data, template_path=str(TEMPLATE), placeholder=PLACEHOLDER, digests=digests, **facts)
+    card = ModelCard.from_template(
+        data, template_path=str(TEMPLATE), placeholder=UNNAMED_REPOSITORY, digests=digests, **facts
+    )
     text = f"{card}\n"  # jinja2 drops the last line break
     if previous is not None:
         text = keep_changes(text, previous)
@@ -135,7 +138,7 @@ def read_card(text: str) -> RepoCard:
     except Exception as error:  # The scanner, parser and constructor of YAML each raise a type of their own.
         cause = " ".join(str(error).split())
         raise ValueError(
-            f"the card's metadata cannot be read ({cause}). Mend it, between the two lines ---."
+            f"the card's metadata cannot be read ({cause}). Correct the YAML between the first two lines ---."
         ) from error
 
 
@@ -275,9 +278,9 @@ def make_metadata(facts: dict[str, Any]) -> ModelCardData:
 
 def _broken(marker: re.Match) -> ValueError:
     return ValueError(
-        f"the card's marker {marker[0]} has no partner of its own: expected each section once, between its marker and "
-        "the same marker with a slash. Put back what is missing, or delete both markers and the text between them: the "
-        "section then stays away."
+        f"the card's marker {marker[0]} has no partner, or occurs twice; expected each section once, from "
+        "<!-- t5fusion:NAME --> to <!-- /t5fusion:NAME -->. Put the missing marker back, or delete the section with "
+        "its markers. A deleted section does not come back."
     )
 
 

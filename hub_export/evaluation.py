@@ -23,7 +23,9 @@ def keep_evaluation(bundle: Path) -> None:
 
 
 def evaluation_still_holds(bundle: Path, new_bundle: Path, say: Callable[[str], None]) -> bool:
-    """Return whether a bundle has an evaluation.json that is true of the new bundle too, which has the same weights.
+    """Return whether a bundle has an evaluation.json that also holds for the new bundle.
+
+    It holds if both bundles have the same weights.
 
     Args:
         bundle: The bundle that is replaced. It need not exist.

@@ -134,7 +134,10 @@ class DecoderGraph(nn.Module):
 
 
 def input_name(config: T5FusionConfig, kind: str) -> str:
-    """Return the name of the input for a kind's vectors: `lexical_embeds` for the first, `lexical_embeds.KIND` then."""
+    """Return the name of the input for a kind's vectors.
+
+    It is `lexical_embeds` for the first kind, and `lexical_embeds.KIND` for every other kind.
+    """
     return "lexical_embeds" if kind == next(iter(config.kinds)) else f"lexical_embeds.{kind}"
 
 

@@ -336,7 +336,8 @@ def test_a_broken_card_is_refused(run, make_bundle, case):
     previous = card_of(bundle, run, "adapter").replace(old, new)
     with pytest.raises(ValueError, match=message) as caught:
         card_of(bundle, run, "adapter", previous=previous)
-    assert re.search(r"Put back|Mend", str(caught.value)) and "\n" not in str(caught.value)
+    error = str(caught.value)
+    assert re.search(r"Put the missing marker back|Correct the YAML", error) and "\n" not in error
 
 
 def test_only_the_load_lines_name_the_repository(run, make_bundle):
