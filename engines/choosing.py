@@ -13,10 +13,10 @@ from .packed_model import PackedT5
 
 
 class Choice(NamedTuple):
-    """Which engine runs, and why another one than was asked for; "" if it is the one that was asked for."""
+    """The engine that runs, and why it is not the one that was asked for."""
 
     name: str
-    reason: str = ""
+    reason: str = ""  # "" if it is the one that was asked for
 
 
 def choose_engine(model: nn.Module, engine: str, features: Features | None = None) -> Choice:

@@ -51,7 +51,9 @@ class Cache(transformers.Cache):
         self.memory, self.beams, self.capacity = memory, beams, FIRST_CAPACITY
         self.own = memory.keys_and_values.new_empty(layers, 2, rows, heads, self.capacity * beams, size)
         self.padding = memory.padding
-        if beams > 1:  # Products of beams take the scores of a row's heads one after another.
+        # With several beams, scores have the shape (rows * heads, beams, length), because `baddbmm` multiplies batches
+        # of matrices. So the padding gets this shape too.
+        if beams > 1:
             self.padding = self.padding.expand(-1, heads, beams, -1).flatten(0, 1)
             self.own_beams = torch.arange(beams).view(1, beams, 1).expand(rows, beams, 1)
             self.ancestors = self.own_beams[:, :, :0]

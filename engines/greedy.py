@@ -9,8 +9,8 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from .decoder_cache import MEMORY, Cache
 from .packed_decoder import PackedDecoder
 
-FULL = 0.75  # The cache is made smaller when fewer of its rows than this part still run.
-BLOCK = 128  # the number of logits whose largest is found first
+SHRINK_BELOW = 0.75  # Ended rows leave the cache when at most this share of its rows still runs.
+BLOCK = 128  # logits in a block: `first_largest` begins with the block that holds the largest logit
 ROW_BY_ROW = (  # processors of logits that treat each row alone, so that rows can leave the batch
     logits_process.ForcedEOSTokenLogitsProcessor,
     logits_process.InfNanRemoveLogitsProcessor,
@@ -83,7 +83,7 @@ def decode_greedily(
         running &= ~torch.isin(tokens, torch.cat(ends))
         if not running.any():
             return sequences[:, : length + 1]
-        if running.sum() <= FULL * len(rows):
+        if running.sum() <= SHRINK_BELOW * len(rows):
             kept = running.nonzero()[:, 0]
             cache.keep(kept)
             rows, running = rows[kept], running[kept]

@@ -61,16 +61,16 @@ class Int8Linear(Linear):
         return product
 
 
-def pack(weight: torch.Tensor, numbers: str, features: Features) -> Linear:
+def pack(weight: torch.Tensor, precision: str, features: Features) -> Linear:
     """Return a matrix, packed for this processor.
 
     Args:
         weight: float32 (out, in).
-        numbers: "fp32", "bf16" or "int8".
+        precision: "fp32", "bf16" or "int8".
         features: What the processor can do.
     """
-    if numbers == "int8":
+    if precision == "int8":
         return Int8Linear(weight)
-    if numbers == "bf16":
+    if precision == "bf16":
         return PackedLinear(weight.bfloat16())
     return PackedLinear(weight) if features.onednn else Linear(weight)

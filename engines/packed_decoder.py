@@ -15,14 +15,15 @@ class Attention:
 
     def __init__(self, layer: Any, attention: Any, packing: Packing, is_cross: bool):
         self.heads, self.size = attention.n_heads, attention.key_value_proj_dim
-        self.read_count = 1 if is_cross else 3
-        read = (attention.q,) if is_cross else (attention.q, attention.k, attention.v)
-        self.norm, self.read = Norm(layer.layer_norm), packing.matrix(*read, norm=layer.layer_norm)
+        # In cross-attention, the memory holds the keys and values, so `qkv` is the matrix q alone.
+        matrices = (attention.q,) if is_cross else (attention.q, attention.k, attention.v)
+        self.matrix_count = len(matrices)
+        self.norm, self.qkv = Norm(layer.layer_norm), packing.matrix(*matrices, norm=layer.layer_norm)
         self.o = packing.matrix(attention.o)
 
     def project(self, hidden: torch.Tensor, beams: int) -> torch.Tensor:
         """Return queries, and in self-attention also keys and values: (1 or 3, rows, heads, beams, size)."""
-        projected = self.read(self.norm(hidden)).view(-1, beams, self.read_count, self.heads, self.size)
+        projected = self.qkv(self.norm(hidden)).view(-1, beams, self.matrix_count, self.heads, self.size)
         return projected.permute(2, 0, 3, 1, 4)
 
     def add_to(
@@ -38,11 +39,11 @@ class Attention:
                 beams, length).
         """
         if queries.shape[2] == 1:
-            read = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
+            attended = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
         else:  # This is faster than the function above for a few queries.
             scores = torch.baddbmm(bias, queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
-            read = torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(queries.shape).transpose(1, 2)
-        hidden += self.o(read.reshape(len(hidden), -1))
+            attended = torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(queries.shape).transpose(1, 2)
+        hidden += self.o(attended.reshape(len(hidden), -1))
 
 
 class DecoderBlock:
@@ -79,7 +80,7 @@ class PackedDecoder:
         if self.bias.shape[1] < length:
             most = max(FIRST_CAPACITY, 2 * length)
             bias = self.first.compute_bias(most, most)  # transformers 5.0 cannot compute the last row alone.
-            self.bias = bias[0, :, -1].float().to(self.blocks[0].own.read.dtype).contiguous()
+            self.bias = bias[0, :, -1].float().to(self.blocks[0].own.qkv.dtype).contiguous()
         return self.bias[:, self.bias.shape[1] - length :]
 
     def step(self, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:

@@ -18,17 +18,17 @@ class EncoderBlock:
         attention = layer.SelfAttention
         self.heads, self.size = attention.n_heads, attention.key_value_proj_dim
         self.norm = Norm(layer.layer_norm)
-        self.read = packing.matrix(attention.q, attention.k, attention.v, norm=layer.layer_norm)
+        self.qkv = packing.matrix(attention.q, attention.k, attention.v, norm=layer.layer_norm)
         self.o = packing.matrix(attention.o)
         self.feed_forward = FeedForward(feed_forward, packing)
 
     def add_to(self, hidden: torch.Tensor, bias: torch.Tensor) -> None:
         """Turn the hidden states before this block, float32 (rows, length, width), into those behind it."""
         rows, length = hidden.shape[:2]
-        projected = self.read(self.norm(hidden)).view(rows, length, 3, self.heads, self.size)
+        projected = self.qkv(self.norm(hidden)).view(rows, length, 3, self.heads, self.size)
         queries, keys, values = projected.permute(2, 0, 3, 1, 4)
-        read = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
-        hidden += self.o(read.transpose(1, 2).reshape(rows, length, -1))
+        attended = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
+        hidden += self.o(attended.transpose(1, 2).reshape(rows, length, -1))
         self.feed_forward.add_to(hidden)
 
 
@@ -64,7 +64,7 @@ class PackedEncoder:
         padding = torch.zeros(rows, 1, 1, length)
         if mask is not None:
             padding.masked_fill_(mask[:, None, None] == 0, LOWEST)
-        bias = (self.first.compute_bias(length, length).float() + padding).to(self.blocks[0].read.dtype)
+        bias = (self.first.compute_bias(length, length).float() + padding).to(self.blocks[0].qkv.dtype)
         for block in self.blocks:
             block.add_to(hidden, bias)
         normed = self.norm(hidden)

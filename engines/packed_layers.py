@@ -18,12 +18,12 @@ class Packing:
     """Packs the matrices of a model.
 
     Args:
-        numbers: "fp32", "bf16" or "int8".
+        precision: "fp32", "bf16" or "int8".
         features: What the processor can do.
     """
 
-    def __init__(self, numbers: str, features: Features):
-        self.numbers, self.features = numbers, features
+    def __init__(self, precision: str, features: Features):
+        self.precision, self.features = precision, features
 
     def matrix(self, *matrices: Any, norm: Any = None, scale: float = 1.0, is_exact: bool = False) -> Linear:
         """Return one matrix for several that read the same rows.
@@ -45,10 +45,10 @@ class Packing:
         weight = torch.cat([matrix.weight.detach().float() for matrix in matrices]) * scale
         if norm is not None:
             weight *= norm.weight.detach().float() * math.sqrt(weight.shape[1])  # `Norm` leaves both out.
-        numbers = self.numbers
-        if is_exact and numbers == "int8":
-            numbers = "bf16" if self.features.bf16 else "fp32"
-        return pack(weight, numbers, self.features)
+        precision = self.precision
+        if is_exact and precision == "int8":
+            precision = "bf16" if self.features.bf16 else "fp32"
+        return pack(weight, precision, self.features)
 
 
 class Norm:

@@ -45,7 +45,7 @@ class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
 
     Args:
         model: The fused model. An adapter must be merged.
-        numbers: "fp32", "bf16" or "int8", the numbers of its matrices.
+        precision: "fp32", "bf16" or "int8", the precision of its matrices.
         features: What the processor can do.
 
     Raises:
@@ -58,12 +58,12 @@ class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
     dtype = torch.float32
 
     @torch.no_grad()
-    def __init__(self, model: T5WithFusion, numbers: str, features: Features):
+    def __init__(self, model: T5WithFusion, precision: str, features: Features):
         config = copy.deepcopy(model.config)
         config._attn_implementation = "eager"  # transformers checks that the class supports what is set here.
         super().__init__(config)
-        self.engine, self.generation_config = numbers, copy.deepcopy(model.generation_config)
-        packing = Packing(numbers, features)
+        self.engine, self.generation_config = precision, copy.deepcopy(model.generation_config)
+        packing = Packing(precision, features)
         self.encoder = EncoderWithMemory(model, packing)
         scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
         embeddings = self.encoder.embedder.embed_tokens.weight.float()  # T5's encoder and decoder share them.
