@@ -107,7 +107,7 @@ def read_vectors(lexical_embeds: Any, count: int, kinds: Mapping[str, VectorKind
     """
     columns = lexical_embeds if isinstance(lexical_embeds, Mapping) else _columns_of(lexical_embeds, count, kinds)
     check_kinds(0, columns, kinds)
-    by_kind = {name: _read_kind(values, count, name, kinds[name].dim) for name, values in columns.items()}
+    by_kind = {name: _read_kind(values, count, name, kinds[name]) for name, values in columns.items()}
     return [{name: rows[index] for name, rows in by_kind.items()} for index in range(count)]
 
 
@@ -129,14 +129,14 @@ def _columns_of(lexical_embeds: Any, count: int, kinds: Mapping[str, VectorKind]
     return {name: [(row or {}).get(name) for row in rows] for name in kinds if name in named}
 
 
-def _read_kind(values: Any, count: int, kind: str, width: int) -> list[Vectors]:
-    """Return one kind's vectors of each of `count` rows, (vectors, width). The errors are those of `read_vectors`."""
-    field = field_of(kind)
+def _read_kind(values: Any, count: int, name: str, kind: VectorKind) -> list[Vectors]:
+    """Return one kind's vectors of each of `count` rows, (vectors, dim). The errors are those of `read_vectors`."""
+    field, width = field_of(name), kind.dim
     items = read_list(field, values, count)
-    rows = [vectors_of_row(index, item, field) for index, item in enumerate(items)]
+    rows = [vectors_of_row(index, item, field, kind.scale) for index, item in enumerate(items)]
     for index, row in enumerate(rows):
         if len(row) and row.shape[1] != width:
-            raise bad_row(index, field, _wrong_width(kind, row.shape[1], width))
+            raise bad_row(index, field, _wrong_width(name, row.shape[1], width))
     dtypes = {str(getattr(item, "dtype", None)) for item, row in zip(items, rows, strict=True) if len(row)}
     are_half = bool(dtypes) and dtypes <= {"float16", "torch.float16"}
     dtype: type[np.floating[Any]] = np.float16 if are_half else np.float32

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import T5Config
 from transformers.models.auto import modeling_auto
 
-from .kinds_t5fusion import DEFAULT_DIM, DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, check_positive, list_kinds, read_kinds
+from .kinds_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, VectorKind, check_positive, list_kinds, plain_kind, read_kinds
 
 T5_TOKENS = 32100  # Every T5, T5 v1.1 and FLAN-T5 has this many tokens, and 32,128 rows in its embedding table.
 # The ids that tokenizers of this process gave to `<lexical>`. The model reads them only to report a mismatch.
@@ -86,13 +86,13 @@ class T5FusionConfig(T5Config):
                 f"is {first.dim} wide. Leave `lexical_dim` out."
             )
         self.lexical_dim = first.dim
-        if kinds != {DEFAULT_KIND: VectorKind(first.dim)}:
+        if kinds != plain_kind(first.dim):
             self.vectors = list_kinds(kinds)
 
     @property
     def kinds(self) -> dict[str, VectorKind]:
         """The kinds of vectors by name, in the order in which they stand before the text."""
-        return {DEFAULT_KIND: VectorKind(self.lexical_dim)} if self.vectors is None else read_kinds(self.vectors)
+        return plain_kind(self.lexical_dim) if self.vectors is None else read_kinds(self.vectors)
 
     @property
     def placeholder_ids(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ from torch.nn.functional import embedding_bag
 
 from .kinds_t5fusion import DEFAULT_KIND, VectorKind
 from .rows_t5fusion import Ids, RowVectors, as_array, vectors_of_kinds
+from .scaling_t5fusion import VectorScale, scale_advice
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
     from transformers import PreTrainedModel as Model
@@ -67,9 +68,7 @@ class FittingMixin(Model):
         for name, moments in read_moments(rows, self.config.kinds, projectors, embeddings).items():
             weight, explained = ridge(moments)
             if explained > 0:
-                last_layer = projectors[name].last_layer
-                last_layer.weight.copy_(weight)
-                last_layer.bias.copy_(-weight @ moments.input_mean)
+                start_from(projectors[name], weight, moments)
             shares.append(explained)
             if os.environ.get("RANK", "0") == "0":
                 _report("" if name == DEFAULT_KIND else f"{name} ", moments.rows, explained)
@@ -128,6 +127,23 @@ class Moments:
         self.rows = rows
 
 
+def start_from(projector: Any, weight: Tensor, moments: Moments) -> None:
+    """Set the last layer of a projector to a ridge regression's weight, float64 (outputs, inputs).
+
+    The prediction is that of the targets' deviation from their mean, because the mean says nothing about a row.
+
+    Args:
+        projector: The `VectorProjector`.
+        weight: The weight.
+        moments: The moments of the inputs that the weight was fitted to.
+    """
+    if isinstance(projector.scale, VectorScale):  # The predictions become as long as the initial bias.
+        squares = (weight @ moments.input_products * weight).sum() / moments.rows
+        weight = weight * (len(weight) / squares).sqrt()
+    projector.last_layer.weight.copy_(weight)
+    projector.last_layer.bias.copy_(projector.initial_bias() - weight @ moments.input_mean)
+
+
 def _report(kind: str, rows: int, explained: float) -> None:
     """Print on standard error how much the vectors of a kind explain. (`kind` ends in a space, or is empty.)"""
     share = f"{explained:.1%} of" if explained > 0 else "nothing of"
@@ -161,18 +177,20 @@ def read_moments(
         ValueError: A vector has another width, or no row has both a vector and labels.
     """
     moments: dict[str, Moments] = {}
-    # Token weights are those of the first block, so that memory does not grow with the number of rows.
+    # Token weights and scales are those of the first block, so that memory does not grow with the number of rows.
     pairs, weights = read_rows(rows, kinds), None
     while block := list(islice(pairs, FREQUENCY_ROWS)):
         if weights is None:
             weights = token_weights([np.unique(target) for _, target in block], len(embeddings))
+            fit_scales([vectors for vectors, _ in block], projectors)
         for start in range(0, len(block), CHUNK_ROWS):
             chunk = block[start : start + CHUNK_ROWS]
             for name, kind in kinds.items():
-                of_kind = [(vectors[name], target) for vectors, target in chunk if name in vectors]
+                of_kind = [(given[name].mean(0), target) for given, target in chunk if name in given]
                 if not of_kind:
                     continue
-                inputs = projectors[name].last_inputs(torch.from_numpy(np.stack([vector for vector, _ in of_kind])))
+                vectors = torch.from_numpy(np.stack([vector for vector, _ in of_kind]))
+                inputs = projectors[name].last_inputs(vectors).cpu()
                 parts = [target_parts(target, kind.tokens) for _, target in of_kind]
                 outputs = [mean_embeddings(words, embeddings, weights) for words in zip(*parts, strict=True)]
                 if name not in moments:
@@ -183,8 +201,21 @@ def read_moments(
     return moments
 
 
+def fit_scales(rows: Sequence[RowVectors], projectors: Mapping[str, Any]) -> None:
+    """Fit the scale of each kind that has one to the vectors of some rows, and print if another scale may be better."""
+    for name, projector in projectors.items():
+        of_kind = [vectors[name] for vectors in rows if name in vectors]
+        if not of_kind:
+            continue
+        vectors = torch.from_numpy(np.concatenate(of_kind))
+        if isinstance(projector.scale, VectorScale):
+            projector.scale.fit(vectors)
+        if os.environ.get("RANK", "0") == "0" and (advice := scale_advice(name, projector.kind, vectors)):
+            print(f"fit_fusion: {advice}", file=sys.stderr)
+
+
 def read_rows(rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, VectorKind]) -> Iterator[tuple[RowVectors, Ids]]:
-    """Yield the mean vector of each kind of a row, float32 (dim,), and its target's words, int64 (tokens,), in order.
+    """Yield the vectors of each kind of a row, float32 (vectors, dim), and its target's words, int64 (tokens,), in order.
 
     Rows without a vector or without labels are skipped, and so are a row's kinds without a vector.
 
@@ -204,7 +235,7 @@ def read_rows(rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, VectorKind]
             if of_kind.shape[1] != kinds[name].dim:
                 raise ValueError(_width_message(index, name, of_kind.shape[1], kinds[name].dim))
         target = as_array(row["labels"]).ravel()
-        yield {name: of_kind.mean(0) for name, of_kind in vectors.items()}, target[target >= FIRST_WORD_ID]
+        yield vectors, target[target >= FIRST_WORD_ID]
 
 
 def _width_message(row: int, kind: str, found: int, expected: int) -> str:

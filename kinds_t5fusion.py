@@ -9,6 +9,7 @@ LEXICAL_TOKEN = "<lexical>"
 DEFAULT_KIND = "lexical"  # the name of the one kind of a model that was built without `vectors`
 DEFAULT_DIM = 384  # the width of the vectors that all-MiniLM-L6-v2 makes
 PROJECTORS = ("linear", "mlp")
+SCALES = ("standard", "log", None)
 NAME_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
@@ -22,6 +23,10 @@ class VectorKind:
         projector: "linear" is one linear layer. "mlp" is linear, GELU, linear, as in LLaVA-1.5 and vec2text.
         hidden: Width between the two layers of an "mlp"; None for the width of a token embedding.
         dropout: Dropout rate between the two layers of an "mlp".
+        scale: "standard" takes numbers as they are: `fit_fusion` finds the mean and the standard deviation of each
+            column, and the fusion layer applies them. "log" is for columns that span orders of magnitude, such as
+            prices and counts: it does the same to their logarithms. None is for embeddings that an encoder has scaled:
+            the model then reads the direction of a vector, not its length.
 
     Raises:
         ValueError: A field has another type or range.
@@ -32,6 +37,7 @@ class VectorKind:
     projector: str = "linear"
     hidden: int | None = None
     dropout: float = 0.0
+    scale: str | None = "standard"
 
     def __post_init__(self) -> None:
         check_positive("dim", self.dim)
@@ -44,10 +50,13 @@ class VectorKind:
             raise ValueError(f"`dropout` is {self.dropout!r}; expected a number from 0 to below 1.")
         if self.projector == "linear" and (self.hidden is not None or self.dropout):
             raise ValueError("`hidden` and `dropout` were given for a linear projector; they need `projector='mlp'`.")
+        if self.scale not in SCALES:
+            raise ValueError(f"`scale` is {self.scale!r}; expected {', '.join(map(repr, SCALES[:-1]))} or None.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults, and `dim`."""
-        defaults = {field.name: field.default for field in fields(self)}
+        """Return the fields that a saved kind does not have by default, and `dim`."""
+        # A kind that was saved before there were scales has none.
+        defaults = {field.name: field.default for field in fields(self)} | {"scale": None}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
@@ -61,13 +70,20 @@ def read_kinds(vectors: Any) -> dict[str, VectorKind]:
     Raises:
         ValueError: It is something else, it is empty, or a name or a field is wrong.
     """
-    if isinstance(vectors, list) and all(isinstance(fields, dict) and "name" in fields for fields in vectors):
-        vectors = {fields["name"]: {key: fields[key] for key in fields if key != "name"} for fields in vectors}
+    if isinstance(vectors, list) and all(isinstance(saved, dict) and "name" in saved for saved in vectors):
+        vectors = {
+            saved["name"]: {"scale": None} | {key: saved[key] for key in saved if key != "name"} for saved in vectors
+        }
     if not isinstance(vectors, Mapping) or not vectors:
         raise ValueError(
             f"`vectors` is {vectors!r}; expected a width for each kind, such as {{'item': 64, 'user': 128}}."
         )
     return {check_name(name): _read_kind(name, given) for name, given in vectors.items()}
+
+
+def plain_kind(dim: int) -> dict[str, VectorKind]:
+    """Return the one kind of a model that was built without `vectors`: embeddings of `dim` numbers."""
+    return {DEFAULT_KIND: VectorKind(dim, scale=None)}
 
 
 def list_kinds(kinds: Mapping[str, VectorKind]) -> list[dict[str, Any]]:
@@ -103,7 +119,8 @@ def check_name(name: Any) -> str:
         ValueError: It is not made of letters, digits, `_` and `-`, which a weight's name and a token can hold.
     """
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
-        raise ValueError(f"`vectors` names a kind {name!r}; expected letters, digits, `_` and `-`, not a digit first.")
+        raise ValueError(f"`vectors` names a kind {name!r}; expected a letter or `_`, then "
+            "letters, digits, `_` and `-`.")
     return name
 
 

@@ -31,6 +31,7 @@ from .naming_t5fusion import FusedName, resolve_embedded
 from .packing_t5fusion import PackedMasks, packed_masks, restart_rows
 from .rows_t5fusion import IGNORED
 from .saving_t5fusion import SavingMixin
+from .scaling_t5fusion import VectorScale
 
 if TYPE_CHECKING:
     # transformers finds the code files of a saved model by the imports in this file's text, and copies or downloads
@@ -54,13 +55,15 @@ logger = logging.get_logger(__name__)
 class VectorProjector(nn.Module):
     """Projects vectors of one kind, float (..., vectors, dim), to token embeddings, (..., vectors * tokens, d_model).
 
-    T5's token embeddings are large (root mean square of 1 and above), while the projection of a unit vector is small
-    (about 0.05). So the projection is normalised to the size of the base model's embeddings: `norm.weight` starts from
-    their root mean square.
+    Raw numbers are scaled first (`VectorScale`); vectors of an encoder are not. T5's token embeddings are large (root
+    mean square of 1 and above), while the projection of a unit vector is small (about 0.05). So the projection is
+    normalised to the size of the base model's embeddings: `norm.weight` starts from their root mean square.
     """
 
     def __init__(self, kind: VectorKind, config: T5FusionConfig) -> None:
         super().__init__()
+        self.kind = kind
+        self.scale = VectorScale(kind) if kind.scale else nn.Identity()
         width = kind.tokens * config.d_model
         if kind.projector == "mlp":
             hidden = kind.hidden or config.d_model
@@ -73,7 +76,7 @@ class VectorProjector(nn.Module):
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return vectors as token embeddings in the dtype of the norm's weight."""
         # The projection's own dtype cannot be used: a quantised projection has an integer dtype.
-        projected = self.projection(vectors.to(self.norm.weight.dtype))
+        projected = self.projection(self.scale(vectors).to(self.norm.weight.dtype))
         return self.norm(projected.reshape(*vectors.shape[:-2], -1, self.norm.weight.shape[0]))
 
     @property
@@ -84,11 +87,24 @@ class VectorProjector(nn.Module):
 
     def last_inputs(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return what the last layer reads of vectors, float (..., dim), without dropout: float (..., inputs)."""
+        scaled = self.scale(vectors.to(self.norm.weight.device))
         if not isinstance(self.projection, nn.Sequential):
-            return vectors
+            return scaled
         first_layer: Any = self.projection[0]
         activation: Any = self.projection[1]
-        return activation(first_layer(vectors.to(first_layer.weight)))
+        return activation(first_layer(scaled.to(first_layer.weight)))
+
+    def initial_bias(self) -> torch.Tensor:
+        """Return the initial bias of the last layer, float32 (outputs,): zeros if the kind has no scale.
+
+        The norm makes all token embeddings equally long, so without a bias, vectors of one direction would all become
+        the same embedding. A bias as long as the projection of a typical vector turns a vector's length into a
+        direction.
+        """
+        outputs = self.last_layer.bias.shape[0]
+        if isinstance(self.scale, VectorScale):
+            return initial_projection(torch.Size([outputs, 1]), seed=1)[:, 0]
+        return torch.zeros(outputs, dtype=torch.float32, device="cpu")
 
     @torch.no_grad()
     def reset_parameters(self, token_embeddings: torch.Tensor) -> None:
@@ -97,10 +113,13 @@ class VectorProjector(nn.Module):
         Args:
             token_embeddings: The base model's embedding table, float (rows, d_model).
         """
+        if isinstance(self.scale, VectorScale):
+            self.scale.reset()
         for layer in self.projection.modules():
             if isinstance(layer, nn.Linear):
                 layer.weight.copy_(initial_projection(layer.weight.shape))
                 layer.bias.zero_()
+        self.last_layer.bias.copy_(self.initial_bias())
         # Keep three digits, because the last bits of a sum over millions of numbers differ between machines.
         self.norm.weight.fill_(float(f"{token_embeddings.double().square().mean().sqrt().item():.3g}"))
 
@@ -143,14 +162,14 @@ class LexicalFusion(VectorProjector):
             self.others[kind].reset_parameters(token_embeddings)
 
 
-def initial_projection(shape: torch.Size) -> torch.Tensor:
+def initial_projection(shape: torch.Size, seed: int = 0) -> torch.Tensor:
     """Return the initial weight of a projection's linear layer, float32 of `shape`, which is (outputs, inputs).
 
     The output for a vector then has about the root mean square of the vector itself.
     """
     # Normal random numbers, and all random numbers of a GPU, differ between machines. Uniform random numbers of a CPU
     # generator do not. The dtype and the device are explicit, because the process may have other defaults.
-    generator = torch.Generator("cpu").manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(seed)
     noise = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") - 0.5
     return noise * (12 / shape[1]) ** 0.5
 

@@ -133,7 +133,7 @@ def vectors_of_kinds(index: int, value: Any, kinds: Mapping[str, VectorKind]) ->
             raise bad_row(index, "lexical_embeds", f"of type {type(value).__name__}; expected {expected}")
         value = dict.fromkeys(kinds, value)
     check_kinds(index, value, kinds)
-    return {name: vectors_of_row(index, value.get(name), field_of(name)) for name in kinds}
+    return {name: vectors_of_row(index, value.get(name), field_of(name), kind.scale) for name, kind in kinds.items()}
 
 
 def check_kinds(index: int, by_kind: Mapping[str, Any], kinds: Mapping[str, VectorKind]) -> None:
@@ -155,16 +155,20 @@ def field_of(kind: str) -> str:
     return "lexical_embeds" if kind == DEFAULT_KIND else f"lexical_embeds[{kind!r}]"
 
 
-def vectors_of_row(index: int, value: Any, field: str = "lexical_embeds") -> Vectors:
+def vectors_of_row(
+    index: int, value: Any, field: str = "lexical_embeds", scale: str | None = None
+) -> Vectors:
     """Return the vectors of one row, float32 (vectors, dim), or (0, 0) if it has no vectors.
 
     Args:
         index: Index of the row, for the message.
         value: Numbers, (dim,) for one vector or (vectors, dim) for several, as list, array or tensor; or None.
         field: How the message calls the vectors.
+        scale: The scale of their kind. With one, numbers may have any size.
 
     Raises:
-        ValueError: The numbers have another shape, are not finite, or a vector's norm is outside 1e-6 to 1e18.
+        ValueError: The numbers have another shape or are not finite; or, without a scale, a vector's norm is outside
+            1e-6 to 1e18.
     """
     try:
         array = np.zeros((0, 0)) if value is None else as_array(value)
@@ -186,7 +190,7 @@ def vectors_of_row(index: int, value: Any, field: str = "lexical_embeds") -> Vec
             f"{count} numbers that are NaN or infinite; expected finite ones. Encode it again, or remove the row",
         )
     for vector in exact:
-        if not has_readable_norm(vector):
+        if scale is None and not has_readable_norm(vector):
             norm = np.linalg.norm(vector)
             expected = f"{SMALLEST_NORM:g} to {LARGEST_NORM:g}, within which the model can tell vectors apart"
             raise bad_row(

@@ -8,7 +8,7 @@ another model, without a message.
 import copy
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class SavingMixin(Model):
 
     def remember_loaded_weights(self) -> None:
         """Keep samples of the weights as they were loaded. `check_reloadable` compares with them."""
-        self._loaded_samples = {name: _sample(name, value) for name, value in self.named_parameters()}
+        self._loaded_samples = {name: _sample(name, value) for name, value in _fitted_numbers(self)}
 
     def check_reloadable(self, adapter: str | None = None, config: Any = None, with_tables: bool = False) -> None:
         """Check that a reload of what is about to be saved gives this model.
@@ -95,7 +95,7 @@ class SavingMixin(Model):
         tuner_keeps_base = _keeps_base(config)
         biases_saved = getattr(config, "bias", "none") != "none"
         changed = []
-        for name, value in self.named_parameters():
+        for name, value in _fitted_numbers(self):
             loaded = samples.get(PEFT_WRAPPERS.sub("", name))
             if loaded is None or (biases_saved and name.endswith("bias")):
                 continue
@@ -233,6 +233,12 @@ def _described_shapes(kinds: Mapping[str, VectorKind], d_model: int) -> dict[str
     return shapes
 
 
+def _fitted_numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of a model, and the scales of its vectors, which are buffers, by name."""
+    yield from model.named_parameters()
+    yield from ((name, value) for name, value in model.named_buffers() if ".fusion." in name)
+
+
 def _sample(name: str, value: Tensor) -> Tensor | None:
     """Return a sample of a weight's numbers, float32 (n,) on the CPU; None if they cannot be compared.
 
@@ -241,7 +247,8 @@ def _sample(name: str, value: Tensor) -> Tensor | None:
     whole rows, those of their tokens. The last number of the sample is the count of rows, so that a resized embedding
     table gives another sample. The numbers of quantised and of sharded weights cannot be compared.
     """
-    if value.is_meta or not value.is_floating_point() or type(value) is not nn.Parameter or value.numel() == 0:
+    is_plain = type(value) in (nn.Parameter, Tensor)
+    if value.is_meta or not value.is_floating_point() or not is_plain or value.numel() == 0:
         return None
     numbers = value.detach()
     if numbers.dim() == 2 and ".fusion." not in name:

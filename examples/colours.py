@@ -15,8 +15,3 @@ def draw(count: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
     names = random.choice(list(COLOURS), count).tolist()
     colours = np.array([COLOURS[name] for name in names]) + random.normal(0, 0.05, (count, 3))
     return colours.astype(np.float32), names
-
-
-def standardise(colours: np.ndarray) -> np.ndarray:
-    """Scale the columns to a mean of about 0 and a standard deviation of about 1 (docs/own_vectors.md says why)."""
-    return (colours - 0.5) / 0.4

@@ -7,7 +7,7 @@ python examples/hyperparameter_search.py 10    # ten trials
 import sys
 
 import torch
-from colours import draw, standardise
+from colours import draw
 from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
@@ -15,18 +15,18 @@ from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
 
 BASE = "tiny_t5_v2"  # or "google/flan-t5-small"
 
-processor = T5FusionProcessor(BASE, lexical_encoder=None, lexical_source="given", lexical_dim=3)
+processor = T5FusionProcessor(BASE, vectors={"colour": 3}, lexical_encoder=None, lexical_source="given")
 
 
 def rows_of(colours, names):
     """Return rows to train on or to evaluate with."""
-    return processor.rows(["describe: colour"] * len(names), names, lexical_embeds=standardise(colours))
+    return processor.rows(["describe: colour"] * len(names), names, lexical_embeds=colours)
 
 
 def build_model(trial):
     """Return a new model for a trial. The Trainer also calls this once without a trial, before the search."""
     rank = trial.suggest_categorical("rank", [4, 8, 16, 32]) if trial else 32
-    model = T5WithFusion(BASE, lexical_dim=3, dtype=torch.float32)
+    model = T5WithFusion(BASE, vectors={"colour": 3}, dtype=torch.float32)
     return get_peft_model(model, model.lora_config(r=rank, lora_alpha=rank))
 
 

@@ -7,7 +7,7 @@ Each kind has a name, a width, and a projector of its own. A vector may become s
 
 import numpy as np
 import torch
-from colours import draw, standardise
+from colours import draw
 from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
@@ -25,7 +25,7 @@ def draw_rows(count, seed):
     random = np.random.default_rng((seed, 1))  # not the numbers that the colours are drawn with
     shapes, noise = random.integers(0, len(SHAPES), count), random.normal(0, 0.1, (count, 8))
     targets = [f"{name} {SHAPES[shape]}" for name, shape in zip(names, shapes, strict=True)]
-    return {"colour": standardise(colours), "shape": (CENTRES[shapes] + noise).astype("float32")}, targets
+    return {"colour": colours, "shape": (CENTRES[shapes] + noise).astype("float32")}, targets
 
 
 processor = T5FusionProcessor(BASE, vectors=KINDS, lexical_encoder=None, lexical_source="given")

@@ -6,7 +6,7 @@ The base model is in memory once. Each adapter has LoRA weights and a fusion lay
 """
 
 import torch
-from colours import draw, standardise
+from colours import draw
 from peft import PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments
 
@@ -19,13 +19,13 @@ FRENCH = {
     "orange": "orange", "purple": "violet", "pink": "rose", "brown": "marron",
 }  # fmt: skip
 
-processor = T5FusionProcessor(BASE, lexical_encoder=None, lexical_source="given", lexical_dim=3)
+processor = T5FusionProcessor(BASE, vectors={"colour": 3}, lexical_encoder=None, lexical_source="given")
 colours, english = draw(320)
 french = [FRENCH[name] for name in english]
 
 
 def train(model, targets):
-    rows = processor.rows([QUESTION] * 320, targets, lexical_embeds=standardise(colours))
+    rows = processor.rows([QUESTION] * 320, targets, lexical_embeds=colours)
     arguments = TrainingArguments(
         "runs/many_adapters/checkpoints", num_train_epochs=4, learning_rate=2e-3, per_device_train_batch_size=16,
         save_strategy="no", report_to="none",
@@ -33,7 +33,7 @@ def train(model, targets):
     Trainer(model, arguments, DataCollatorWithFusion(processor), rows).train()
 
 
-base = T5WithFusion(BASE, lexical_dim=3, dtype=torch.float32)
+base = T5WithFusion(BASE, vectors={"colour": 3}, dtype=torch.float32)
 model = get_peft_model(base, base.lora_config(), adapter_name="english")
 train(model, english)
 model.add_adapter("french", base.lora_config())
@@ -42,10 +42,10 @@ train(model, french)
 model.save_pretrained("runs/many_adapters")  # a folder for each adapter
 
 # In another program: the base model once, and the adapters on top.
-base = T5WithFusion(BASE, lexical_dim=3, dtype=torch.float32)
+base = T5WithFusion(BASE, vectors={"colour": 3}, dtype=torch.float32)
 model = PeftModel.from_pretrained(base, "runs/many_adapters/english", adapter_name="english")
 model.load_adapter("runs/many_adapters/french", adapter_name="french")
-inputs = processor([QUESTION] * 5, lexical_embeds=standardise(draw(5, seed=1)[0]))
+inputs = processor([QUESTION] * 5, lexical_embeds=draw(5, seed=1)[0])
 for language in ("english", "french"):
     model.set_adapter(language)
     answers = processor.batch_decode(model.generate(**inputs, max_new_tokens=5), skip_special_tokens=True)

@@ -4,7 +4,7 @@ python examples/rouge.py
 """
 
 import torch
-from colours import draw, standardise
+from colours import draw
 from peft import get_peft_model
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
@@ -13,16 +13,16 @@ from t5fusion.finetune import rouge_metrics
 
 BASE = "tiny_t5_v2"  # or "google/flan-t5-small"
 
-processor = T5FusionProcessor(BASE, lexical_encoder=None, lexical_source="given", lexical_dim=3)
+processor = T5FusionProcessor(BASE, vectors={"colour": 3}, lexical_encoder=None, lexical_source="given")
 
 
 def rows_of(colours, names):
     """Return rows to train on or to evaluate with."""
     targets = [f"The colour is {name}." for name in names]
-    return processor.rows(["describe: colour"] * len(names), targets, lexical_embeds=standardise(colours))
+    return processor.rows(["describe: colour"] * len(names), targets, lexical_embeds=colours)
 
 
-model = T5WithFusion(BASE, lexical_dim=3, dtype=torch.float32)
+model = T5WithFusion(BASE, vectors={"colour": 3}, dtype=torch.float32)
 model = get_peft_model(model, model.lora_config())
 arguments = Seq2SeqTrainingArguments(
     "runs/rouge", num_train_epochs=3, learning_rate=2e-3, per_device_train_batch_size=16, eval_strategy="epoch",

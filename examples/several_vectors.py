@@ -7,7 +7,7 @@ Rows may have different numbers of vectors, and none at all. Each vector takes t
 
 import numpy as np
 import torch
-from colours import draw, standardise
+from colours import draw
 from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
@@ -22,14 +22,14 @@ def draw_rows(count, seed):
     colours, names = draw(sizes.sum(), seed)
     ends = np.cumsum(sizes)
     targets = [" and ".join(names[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
-    return np.split(standardise(colours), ends[:-1]), targets
+    return np.split(colours, ends[:-1]), targets
 
 
-processor = T5FusionProcessor(BASE, lexical_encoder=None, lexical_source="given", lexical_dim=3)
+processor = T5FusionProcessor(BASE, vectors={"colour": 3}, lexical_encoder=None, lexical_source="given")
 vectors, targets = draw_rows(480, seed=0)
 rows = processor.rows(["describe: colours"] * 480, targets, lexical_embeds=vectors)
 
-model = T5WithFusion(BASE, lexical_dim=3, dtype=torch.float32)
+model = T5WithFusion(BASE, vectors={"colour": 3}, dtype=torch.float32)
 model = get_peft_model(model, model.lora_config())
 arguments = TrainingArguments(
     "runs/several_vectors/checkpoints", num_train_epochs=4, learning_rate=2e-3, per_device_train_batch_size=16,

@@ -9,6 +9,7 @@ from datasets import Dataset
 from ..common.base_models import make_processor
 from ..common.console import is_first_process, say
 from ..common.next_commands import command
+from ..kinds_t5fusion import DEFAULT_KIND
 from ..processing_t5fusion import T5FusionProcessor
 from .data import Columns, first_rows, hub_data_set, load_split, vector_width
 from .inputs import input_parts, report_counts
@@ -107,7 +108,8 @@ def _new_processor(rows: Dataset, columns: Columns, base_model: str, recipe: Rec
     if columns.lexical or columns.vector:
         settings["lexical_source"] = "given"
     if columns.vector:
-        settings |= {"lexical_encoder": None, "lexical_dim": vector_width(rows, columns)}
+        del settings["lexical_dim"]
+        settings |= {"lexical_encoder": None, "vectors": {DEFAULT_KIND: vector_width(rows, columns)}}
     return make_processor(base_model, **settings)
 
 

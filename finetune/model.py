@@ -57,7 +57,7 @@ def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, com
         model = T5WithFusion(
             base_folder(options.base_model),
             revision=commit or "main",
-            lexical_dim=processor.lexical_dim,
+            **({"vectors": processor.vectors} if processor.vectors else {"lexical_dim": processor.lexical_dim}),
             dtype=torch.float32,
         )
     except (OSError, *DAMAGED_FILE_ERRORS) as error:

@@ -38,12 +38,17 @@ def add_weighted(
         adapters: Names of the adapters.
         weights: One factor per adapter.
         *args, **kwargs: Further arguments of the tuner's method, first the new adapter's name.
+
+    Raises:
+        ValueError: The adapters scale their vectors differently.
     """
     # PEFT copies the config of the first adapter, so an adapter that holds the layer has to come first.
     pairs = sorted(zip(adapters, weights, strict=True), key=lambda pair: pair[0] not in fusion.modules_to_save)
     names, factors = [name for name, _ in pairs], [weight for _, weight in pairs]
     call = inspect.signature(tuner.add_weighted_adapter).bind(names, factors, *args, **kwargs)
     call.apply_defaults()
+    copies = [fusion.modules_to_save[name] for name in names if name in fusion.modules_to_save]
+    _check_equal_scales(copies)
     with _hidden_from_check(tuner, fusion):
         tuner.add_weighted_adapter(*call.args, **call.kwargs)
     weighted_copies = [
@@ -51,6 +56,20 @@ def add_weighted(
     ]
     if weighted_copies:
         _combine(fusion, call.arguments["adapter_name"], weighted_copies, _combining_function(call.arguments))
+
+
+def _check_equal_scales(copies: Sequence[nn.Module]) -> None:
+    """Check that copies of the fusion layer scale vectors alike, without which their weights cannot be combined.
+
+    Raises:
+        ValueError: They do not.
+    """
+    for copy in copies[1:]:
+        if not all(map(torch.equal, copies[0].buffers(), copy.buffers())):
+            raise ValueError(
+                "the adapters' fusion layers scale their vectors differently, because `fit_fusion` was called with "
+                "other rows; expected equal scales. Combine adapters of one kind of rows, or kinds with `scale=None`."
+            )
 
 
 @contextmanager
@@ -104,3 +123,6 @@ def _combine(
     for target, start, trained in zip(new, base, trained_parameters, strict=True):
         # Assigning `data` keeps the precision of the copies. `copy_` would round to that of the new layer.
         target.data = start + combine([value - start for value in trained], factors)
+    scales = weighted_copies[0][0].buffers()
+    for scale_number, equal_number in zip(fusion.modules_to_save[adapter_name].buffers(), scales, strict=True):
+        scale_number.copy_(equal_number)

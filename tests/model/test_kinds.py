@@ -49,7 +49,7 @@ def batch(processor):
 
 def test_one_plain_kind_called_lexical_is_the_model_without_kinds(plain_folders):
     folder = str(plain_folders["flan"])
-    named, plain = T5WithFusion(folder, vectors={"lexical": 6}), T5WithFusion(folder, lexical_dim=6)
+    named, plain = T5WithFusion(folder, vectors={"lexical": VectorKind(6, scale=None)}), T5WithFusion(folder, lexical_dim=6)
     assert named.config.to_dict() == plain.config.to_dict() and named.name_or_path == plain.name_or_path
     assert "vectors" not in named.config.to_dict()
     for name, weight in plain.state_dict().items():
@@ -77,7 +77,7 @@ def test_a_saved_config_keeps_the_order_of_the_kinds(tmp_path):
         ({"item": {"dim": 4, "hidden": 3}}, "they need `projector='mlp'`"),
         ({"item": {"dim": 4, "projector": "mlp", "dropout": 1}}, "`dropout` is 1; expected a number from 0 to below 1"),
         ({"item": {"width": 4}}, r"it has the fields 'width'; expected `dim`, `tokens`"),
-        ({"my item": 4}, "names a kind 'my item'; expected letters"),
+        ({"my item": 4}, "names a kind 'my item'; expected a letter"),
     ],
 )
 def test_kinds_that_are_refused(vectors, message):
@@ -268,7 +268,7 @@ def test_fit_fusion_starts_every_kind(plain_folders, capsys):
 
 
 def test_fit_fusion_predicts_a_part_of_the_target_with_each_token(plain_folders):
-    model = T5WithFusion(str(plain_folders["flan"]), vectors={"pair": {"dim": 12, "tokens": 2}}).eval()
+    model = T5WithFusion(str(plain_folders["flan"]), vectors={"pair": VectorKind(12, tokens=2, scale=None)}).eval()
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(0, 6, (400, 2), generator=generator)
     vectors = torch.nn.functional.one_hot(words, 6).float().flatten(1)

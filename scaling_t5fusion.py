@@ -1,0 +1,132 @@
+"""The scale of a kind of vectors: brings the columns of raw numbers to one size before they are projected.
+
+Prices, counts and sensor values come in any size. With one learning rate for all of its weights, a linear layer would
+learn from the large columns only. So each column is shifted by its mean and divided by its standard deviation.
+`fit_fusion` reads both off the training rows, and the fusion layer keeps them, so an adapter brings them along.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .kinds_t5fusion import VectorKind
+
+QUANTILES = (0.01, 0.99)  # values outside these quantiles of a column count as the nearer one when its scale is fitted
+LIMIT = 10.0  # standard deviations; a value further away counts as this
+SMALL_SHARE = 0.05  # "log": the share of a column's smallest sizes that stay on a linear scale
+MOST_VECTORS = 20_000  # the most vectors that a scale is fitted to; more would take long and change little
+ORDERS_OF_MAGNITUDE, MANY_TIMES_LONGER = 300, 2  # ratios of large to small sizes from which on a scale is advised
+EPSILON = 1e-6  # a column whose standard deviation is below this share of its mean is constant but for rounding
+
+
+class VectorScale(nn.Module):
+    """Shifts and divides each column of the vectors of one kind, once `fit` has read the numbers off training vectors.
+
+    Its numbers are buffers, because no gradient changes them. They stay in float32 if the model is cast: half precision
+    cannot tell a price of 5001 from one of 5000.
+
+    Args:
+        kind: The kind of the vectors, whose scale is "standard" or "log".
+    """
+
+    mean: Tensor
+    rate: Tensor  # one divided by the standard deviation; 0 for a column that never varies
+    unit: Tensor  # "log": the size at which a column's scale turns from linear to logarithmic
+
+    def __init__(self, kind: VectorKind) -> None:
+        super().__init__()
+        self.is_log = kind.scale == "log"
+        for name in ("mean", "rate", "unit") if self.is_log else ("mean", "rate"):
+            # The dtype is explicit, because the process may have another default.
+            self.register_buffer(name, torch.empty(kind.dim, dtype=torch.float32))
+        self.reset()
+
+    def reset(self) -> None:
+        """Set the numbers with which vectors stay unchanged. (With "log", small numbers do.)"""
+        for name, buffer in self.named_buffers():
+            buffer.fill_(0.0 if name == "mean" else 1.0)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return scaled vectors, float32 (..., dim), for vectors of any float dtype."""
+        return ((self._logarithm(vectors.float()) - self.mean) * self.rate).clamp(-LIMIT, LIMIT)
+
+    def _logarithm(self, vectors: Tensor) -> Tensor:
+        """Return asinh(vectors / unit) for "log": linear in sizes below the unit, logarithmic in larger ones."""
+        return torch.asinh(vectors / self.unit.to(vectors)) if self.is_log else vectors
+
+    @torch.no_grad()
+    def fit(self, vectors: Tensor) -> None:
+        """Read the scale off training vectors, float (vectors, dim). At most 20,000 of them are used.
+
+        So that a few outliers change nothing, values outside the 1st and the 99th percentile of a column count as that
+        percentile. If that makes a column constant (as it does for one with a few ones among zeros), all values count.
+        """
+        values = _sample(vectors)
+        if self.is_log:
+            self.unit.copy_(_spread(values.abs())[0].nan_to_num(1.0))  # NaN for a column of zeros
+            values = self._logarithm(values)
+        low, high = values.quantile(torch.tensor(QUANTILES, dtype=torch.float64), dim=0)
+        inner = values.clamp(low, high)
+        values = torch.where(is_constant(inner), values, inner)
+        self.mean.copy_(values.mean(0))
+        self.rate.copy_(torch.where(is_constant(values), 0.0, 1 / values.std(0, correction=0)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move the buffers to another device, but leave out casts to half precision."""
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != torch.float32:
+                self.register_buffer(name, exact[name].to(buffer.device))
+        return self
+
+
+def scale_advice(name: str, kind: VectorKind, vectors: Tensor) -> str:
+    """Return what to say about vectors that another scale may fit better; an empty string for others.
+
+    Args:
+        name: The name of their kind.
+        kind: Their kind.
+        vectors: Float (vectors, dim).
+    """
+    vectors = _sample(vectors)
+    if kind.scale is None:
+        shortest, longest = _spread(vectors.norm(dim=1, keepdim=True))
+        if longest < MANY_TIMES_LONGER * shortest:
+            return ""
+        return (
+            f"the {name} vectors differ in length (most are between {shortest[0]:.3g} and {longest[0]:.3g} long), and "
+            "the model reads their direction only. If the length matters, build the model and the processor with "
+            f"`vectors={{{name!r}: VectorKind({kind.dim}, scale='standard')}}`."
+        )
+    smallest, largest = _spread(vectors.abs())
+    spanning = (largest > ORDERS_OF_MAGNITUDE * smallest).nonzero().flatten().tolist()
+    if kind.scale == "log" or not spanning:
+        return ""
+    first = spanning[0]
+    return (
+        f"{len(spanning)} of {kind.dim} columns of the {name} vectors span orders of magnitude, such as column {first} "
+        f"(most sizes are between {smallest[first]:.3g} and {largest[first]:.3g}). `VectorKind({kind.dim}, "
+        "scale='log')` may read them better."
+    )
+
+
+def _sample(vectors: Tensor) -> Tensor:
+    """Return at most `MOST_VECTORS` of the vectors, float64 (vectors, dim)."""
+    return vectors[:: -(-len(vectors) // MOST_VECTORS)].double()
+
+
+def _spread(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the 5th and the 95th percentile of the sizes above zero in each column, float64 (columns,) each."""
+    present = sizes.where(sizes > 0, torch.nan)
+    return present.nanquantile(SMALL_SHARE, dim=0), present.nanquantile(1 - SMALL_SHARE, dim=0)
+
+
+def is_constant(columns: Tensor) -> Tensor:
+    """Return which columns of numbers, float64 (rows, columns), never vary but for rounding: bool (columns,)."""
+    return columns.std(0, correction=0) <= EPSILON * columns.mean(0).abs()
+
+
+__all__ = ["VectorScale", "scale_advice"]
