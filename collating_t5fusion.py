@@ -244,10 +244,11 @@ class DataCollatorWithFusion:
                 raise bad_row(index, "attention_mask", f"shape {mask.shape}; expected {expected}")
         placeholder_ids = [placeholder.token_id for placeholder in self.placeholders.values()]
         not_text = (pad, self.tokenizer.eos_token_id, *placeholder_ids)
-        if np.isin(ids[mask], not_text).all():
+        counts = {name: len(row_vectors) for name, row_vectors in vectors.items()}
+        # A row may have vectors alone, but also then its ids hold </s>.
+        if not mask.any() or (np.isin(ids[mask], not_text).all() and not any(counts.values())):
             raise bad_row(index, "input_ids", NO_TEXT)
         text = _span_of_used(mask)
-        counts = {name: len(row_vectors) for name, row_vectors in vectors.items()}
         text_mask = mask[text].astype(np.int64)
         placed_ids, placed_mask = insert_placeholders(ids[text], text_mask, counts, self.placeholders, index)
         return RowText(placed_ids, placed_mask, len(ids) + len(placed_ids) - len(ids[text]))

@@ -24,6 +24,8 @@ class T5FusionConfig(T5Config):
         vectors: The kinds of vectors, in the order in which they stand before the text: a name for each, with a width
             or a [`VectorKind`], such as `{"item": 64, "image": VectorKind(512, tokens=8, projector="mlp")}`. None
             means one kind, "lexical", of width `lexical_dim`, that becomes one token.
+        vector_dropout: The share of rows that lose their vectors in a training step, chosen at random, so that one model
+            learns to answer with vectors and without.
         backbone: Hub id or folder of the base model that this model was built from; None for a model built from
             scratch.
         backbone_revision: Commit of the base model, if it came from the Hub.
@@ -34,11 +36,12 @@ class T5FusionConfig(T5Config):
 
     Raises:
         ValueError: `lexical_dim` or `lexical_token_id` is not a positive integer, `vectors` does not describe kinds of
-            vectors, or its first width is not `lexical_dim`.
+            vectors, its first width is not `lexical_dim`, or `vector_dropout` is not from 0 to 1.
     """
 
     model_type = "t5_fusion"
     vectors: list[dict[str, Any]] | None = None
+    vector_dropout: float = 0.0
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class T5FusionConfig(T5Config):
         weights_from_backbone: bool = False,
         adapter_beside: bool = False,
         vectors: Any = None,
+        vector_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # The config.json of a base model says "t5", which would hide the class attribute.
@@ -64,6 +68,11 @@ class T5FusionConfig(T5Config):
         if lexical_token_id is None:
             lexical_token_id = min(T5_TOKENS, self.vocab_size)
         self.lexical_token_id = _check_field("lexical_token_id", lexical_token_id)
+        is_number = isinstance(vector_dropout, (int, float)) and not isinstance(vector_dropout, bool)
+        if not is_number or not 0 <= vector_dropout <= 1:
+            raise ValueError(f"T5FusionConfig: `vector_dropout` is {vector_dropout!r}; expected a number from 0 to 1.")
+        if vector_dropout > 0:  # config.json holds the field only if it matters.
+            self.vector_dropout = vector_dropout
         self.backbone = backbone
         self.backbone_revision = backbone_revision
         self.weights_from_backbone = weights_from_backbone

@@ -44,7 +44,7 @@ NOTHING_LOADED: dict[str, Any] = {
     "missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": [],
 }  # fmt: skip
 BASE_MODEL_TYPES = ("t5", "mt5")  # An mT5 is a T5 with an unscaled head.
-FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id", "vectors")
+FUSION_FIELDS = ("backbone", "backbone_revision", "lexical_dim", "lexical_token_id", "vectors", "vector_dropout")
 # Config fields that say where a model is from or how it is loaded, and so do not change what it computes.
 NOT_CHOICES = {
     "_name_or_path", "adapter_beside", "architectures", "auto_map", "backbone", "backbone_revision", "custom_pipelines",

@@ -452,6 +452,8 @@ class T5WithFusion(
         if encoder_outputs is None and (input_ids is None) != (inputs_embeds is None):
             if self.training and not torch.compiler.is_compiling():
                 self._warn_of_unused_vectors(lexical_embeds)
+            if self.training and self.config.vector_dropout > 0 and input_ids is not None:
+                attention_mask, row_ids = self._drop_vectors(input_ids, attention_mask, row_ids)
             inputs_embeds = self.encoder.embed(input_ids, inputs_embeds, lexical_embeds)
             input_ids = None
         label_tokens_of_step = kwargs.pop("num_items_in_batch", None)  # the Trainer's count for all batches of a step
@@ -482,6 +484,27 @@ class T5WithFusion(
         if label_tokens_of_step is not None and labels is not None:
             return _scale_loss(output, (labels != IGNORED).sum() / label_tokens_of_step)
         return output
+
+    def _drop_vectors(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, row_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the masks without the placeholders of rows drawn at random, a share of `config.vector_dropout`.
+
+        A placeholder that nothing attends to is as good as absent: T5 knows only the distances between tokens.
+
+        Args:
+            input_ids: int64 (batch, length).
+            attention_mask: int64 (batch, length); None for ones.
+            row_ids: See `forward`; None if each sequence is one row.
+        """
+        first_id = self.config.lexical_token_id
+        is_placeholder = (input_ids >= first_id) & (input_ids < first_id + len(self.config.kinds))
+        rows = torch.zeros_like(input_ids) if row_ids is None else row_ids
+        # A sequence holds at most as many rows as tokens. Each of them draws a number.
+        draws = torch.rand(input_ids.shape[0], input_ids.shape[1] + 1, device=input_ids.device)
+        is_dropped = is_placeholder & (draws.gather(1, rows) < self.config.vector_dropout)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return mask.masked_fill(is_dropped, 0), None if row_ids is None else row_ids.masked_fill(is_dropped, 0)
 
     def _masks_of_packed(self, row_ids: torch.Tensor, target_row_ids: torch.Tensor) -> PackedMasks:
         """Return the masks for sequences that hold several rows.

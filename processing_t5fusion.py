@@ -340,6 +340,10 @@ class T5FusionProcessor(ProcessorMixin):
                 "makes vectors from the text itself, also after a reload. To train with `lexical_texts`, set "
                 "`lexical_source='given'`, which refuses such calls."
             )
+        if lexical_texts is None:
+            for row, text in enumerate(texts):  # The vector of an empty text would be no reason to accept the row.
+                if not self.template.replace("{text}", text).strip():
+                    raise bad_row(row, "text", NO_TEXT)
         items = texts if lexical_texts is None else read_list("lexical_texts", lexical_texts, len(texts))
         texts_by_row = [texts_of_row(row, item) for row, item in enumerate(items)]
         encoded = self._encode_rows(texts_by_row, batch_size, show_progress_bar)
@@ -408,10 +412,17 @@ class T5FusionProcessor(ProcessorMixin):
             counts: For each row, the number of vectors of each kind that get placeholders.
             vectors: The vectors of each row by kind.
             text_target, max_length, max_target_length: As in `__call__`.
+
+        Raises:
+            ValueError: A row has neither text nor a vector, or `_ids` refuses it.
         """
-        rows: list[dict[str, Any]] = [
-            {"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in self._ids(texts, counts, max_length)
-        ]
+        ids_by_row = self._ids(texts, counts, max_length)
+        placeholder_ids = (placeholder.token_id for placeholder in self._add_placeholders().values())
+        not_text = {self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *placeholder_ids}
+        for index, (ids, of_row) in enumerate(zip(ids_by_row, vectors, strict=True)):
+            if not_text.issuperset(ids) and not any(map(len, of_row.values())):
+                raise bad_row(index, "text", NO_TEXT)
+        rows: list[dict[str, Any]] = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in ids_by_row]
         for name in self.kinds:
             of_kind = [row.get(name, np.zeros((0, 0))) for row in vectors]
             if not any(map(len, of_kind)):
@@ -437,13 +448,11 @@ class T5FusionProcessor(ProcessorMixin):
             max_length: Largest number of ids per row, placeholders included; None for no limit.
 
         Raises:
-            ValueError: A row has no token of text, no room for text, or placeholders of its own in another number.
+            ValueError: A row has no room for text, or placeholders of its own in another number.
         """
         prompts = [self._prompt(text) for text in texts]
         placeholders = self._add_placeholders()
         totals = [sum(count * placeholders[name].tokens for name, count in row.items()) for row in counts]
-        placeholder_ids = [placeholder.token_id for placeholder in placeholders.values()]
-        not_text = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *placeholder_ids)
         rows: list[list[int]] = [[] for _ in texts]
         for total in set(totals):  # Rows with as many placeholders share one call of the tokenizer.
             limit = None if max_length is None else max_length - total
@@ -460,8 +469,6 @@ class T5FusionProcessor(ProcessorMixin):
                         problem = f"the text's own {token} lies past `max_length`={max_length}, where text is cut"
                         remedy = "Raise `max_length`, or take it out"
                         raise bad_row(index, "text", f"{problem}; expected it before. {remedy}")
-                if np.isin(ids, not_text).all():
-                    raise bad_row(index, "text", NO_TEXT)
                 placed, _ = insert_placeholders(ids, np.ones_like(ids), counts[index], placeholders, index, "text")
                 rows[index] = placed.tolist()
         return rows

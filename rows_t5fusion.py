@@ -24,7 +24,7 @@ IGNORED = -100  # the label id that losses ignore
 # The fusion layer adds 1e-6 to the mean square of a projected vector, so a smaller vector would become zero. A larger
 # one would overflow when it is squared.
 SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e18
-NO_TEXT = "no token of text; expected at least one. Remove the row, or give it text"
+NO_TEXT = "no token of text and no vector; expected at least one of them. Remove the row, or give it text"
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, com
             base_folder(options.base_model),
             revision=commit or "main",
             **({"vectors": processor.vectors} if processor.vectors else {"lexical_dim": processor.lexical_dim}),
+            vector_dropout=options.vector_dropout,
             dtype=torch.float32,
         )
     except (OSError, *DAMAGED_FILE_ERRORS) as error:

@@ -143,6 +143,12 @@ class TrainingOptions:
         NOT_NEGATIVE,
         panel=VECTORS,
     )
+    vector_dropout: float = option(
+        0.0,
+        "Share of rows that lose their vectors in a training step, so that the model also learns to answer without.",
+        FRACTION,
+        panel=VECTORS,
+    )
     rank: int = option(32, "Rank of LoRA.", COUNT, panel=LORA)
     alpha: int = option(32, "Scale of LoRA: its output is multiplied by alpha / rank.", POSITIVE, panel=LORA)
     dropout: float = option(0.05, "Dropout of LoRA's input.", FRACTION, panel=LORA)

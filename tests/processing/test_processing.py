@@ -253,6 +253,24 @@ def test_empty_text(tokenizer, return_tensors):
             T5FusionProcessor(tokenizer)(["a", empty], lexical_embeds=False, return_tensors=return_tensors)
 
 
+def test_an_empty_text_has_no_vector_of_its_own(tokenizer):
+    with pytest.raises(ValueError, match="row 1 .*no token of text"):
+        T5FusionProcessor(tokenizer)(["a", " "])
+
+
+def test_vectors_need_no_text(tokenizer):
+    """The row is then its placeholders and </s>, from the processor and from the collator."""
+    processor = T5FusionProcessor(tokenizer, vectors={"item": 3}, lexical_encoder=None, lexical_source="given")
+    vectors = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+    batch = processor(["", "a"], lexical_embeds=vectors)
+    rows = processor.rows(["", "a"], ["a", "a"], lexical_embeds=vectors)
+    collated = DataCollatorWithFusion(processor)(rows)
+    assert batch["input_ids"][0].tolist()[:2] == [processor.lexical_token_id, 1]
+    assert collated["input_ids"].tolist() == batch["input_ids"].tolist()
+    with pytest.raises(ValueError, match="row 0 .*no token of text and no vector"):
+        processor(["", "a"], lexical_embeds=[None, vectors[1]])
+
+
 def test_empty_text_in_a_template(encoding):
     batch = encoding(["a", ""], text_target=["b", ""])  # as another prompt, and as a target of </s> alone
     assert batch["input_ids"].shape[0] == 2 and batch["lexical_embeds"].shape == (2, 384)
