@@ -11,7 +11,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
-from .kinds_t5fusion import DEFAULT_DIM, DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, plain_kind
+from .kinds_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, VectorKind, plain_kind
 from .packing_t5fusion import restart_rows, share_sequences
 from .rows_t5fusion import (
     IGNORED,
@@ -108,9 +108,7 @@ class DataCollatorWithFusion:
         source = getattr(self.model, "config", self.tokenizer)  # A processor has kinds too.
         # Without either, the width of a vector is unknown.
         self.knows_width = hasattr(source, "kinds")
-        self.kinds: dict[str, VectorKind] = (
-            source.kinds if self.knows_width else plain_kind(DEFAULT_DIM)
-        )
+        self.kinds: dict[str, VectorKind] = source.kinds if self.knows_width else plain_kind(DEFAULT_DIM)
         if isinstance(self.tokenizer, ProcessorMixin):
             self.tokenizer = self.tokenizer.tokenizer
         if self.tokenizer.pad_token_id is None:

@@ -215,7 +215,7 @@ def fit_scales(rows: Sequence[RowVectors], projectors: Mapping[str, Any]) -> Non
 
 
 def read_rows(rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, VectorKind]) -> Iterator[tuple[RowVectors, Ids]]:
-    """Yield the vectors of each kind of a row, float32 (vectors, dim), and its target's words, int64 (tokens,), in order.
+    """Yield a row's vectors of each kind, float32 (vectors, dim), and its target's words, int64 (tokens,), in order.
 
     Rows without a vector or without labels are skipped, and so are a row's kinds without a vector.
 

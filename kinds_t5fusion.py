@@ -119,8 +119,9 @@ def check_name(name: Any) -> str:
         ValueError: It is not made of letters, digits, `_` and `-`, which a weight's name and a token can hold.
     """
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
-        raise ValueError(f"`vectors` names a kind {name!r}; expected a letter or `_`, then "
-            "letters, digits, `_` and `-`.")
+        raise ValueError(
+            f"`vectors` names a kind {name!r}; expected a letter or `_`, then letters, digits, `_` and `-`."
+        )
     return name
 
 

@@ -14,7 +14,7 @@ from transformers.utils import cached_file, logging
 from .arguments_t5fusion import read_list, read_texts, read_vectors, texts_of_row
 from .collating_t5fusion import DataCollatorWithFusion
 from .configuration_t5fusion import T5FusionConfig
-from .kinds_t5fusion import DEFAULT_DIM, DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, list_kinds, plain_kind, read_kinds
+from .kinds_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, VectorKind, list_kinds, plain_kind, read_kinds
 from .naming_t5fusion import HUB_KEYWORDS, PROJECTION_WEIGHT, FusedName, check_path, resolve_embedded
 from .packing_t5fusion import share_sequences  # noqa: F401  for transformers 5.0, which copies only direct imports
 from .rows_t5fusion import (

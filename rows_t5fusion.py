@@ -155,9 +155,7 @@ def field_of(kind: str) -> str:
     return "lexical_embeds" if kind == DEFAULT_KIND else f"lexical_embeds[{kind!r}]"
 
 
-def vectors_of_row(
-    index: int, value: Any, field: str = "lexical_embeds", scale: str | None = None
-) -> Vectors:
+def vectors_of_row(index: int, value: Any, field: str = "lexical_embeds", scale: str | None = None) -> Vectors:
     """Return the vectors of one row, float32 (vectors, dim), or (0, 0) if it has no vectors.
 
     Args:

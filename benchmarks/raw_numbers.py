@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from peft import get_peft_model
 from sklearn.datasets import load_diabetes, load_digits
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion, VectorKind
@@ -113,6 +113,7 @@ def loss(vectors: np.ndarray, targets: list[str], scale: str | None, by_hand: bo
     )  # fmt: skip
     parts = [[rows[index] for index in part] for part in (training, held_out)]
     trainer = Trainer(model, arguments, DataCollatorWithFusion(processor), *parts)
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return float(trainer.evaluate()["eval_loss"])
 

@@ -15,10 +15,14 @@ from t5fusion import T5FusionProcessor, T5WithFusion, VectorKind
 
 base, folder = sys.argv[1:]
 torch.manual_seed(0)
-vectors = {"user": 5, "image": VectorKind(7, tokens=4, projector="mlp"), "item": {"dim": 3, "tokens": 2}}
+image = VectorKind(7, tokens=4, projector="mlp", scale=None)
+vectors = {"user": 5, "image": image, "item": {"dim": 3, "tokens": 2, "scale": "log"}}
 processor = T5FusionProcessor(base, vectors=vectors, lexical_encoder=None, lexical_source="given")
 model = T5WithFusion(base, vectors=vectors)
 peft_model = get_peft_model(model, model.lora_config(r=4))
+numbers = {name: torch.randn(50, kind.dim) * 1000 + 500 for name, kind in model.config.kinds.items()}
+given = [{name: of_kind[row] for name, of_kind in numbers.items()} for row in range(50)]
+model.fit_fusion([{"labels": [10, 1], "lexical_embeds": of_row} for of_row in given])
 with torch.no_grad():
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:

@@ -18,11 +18,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
+from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion, VectorKind
 from t5fusion.hub_export.bundle import export
 from t5fusion.hub_export.reference import REFERENCE, write_reference
 from t5fusion.hub_export.upload import PushOptions, deliver
 from t5fusion.naming_t5fusion import UNPUSHED_BASE
+
+# The kinds of vectors of the models named "kinds": raw numbers and embeddings, one token and several, two projectors.
+VECTORS = {
+    "price": VectorKind(1, scale="log"),
+    "image": VectorKind(7, tokens=4, projector="mlp", scale=None),
+    "item": VectorKind(3, tokens=2),
+}
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,15 @@ def bf16_of(bundle: Path) -> Path:
 
 
 def make_models(hub: HubServer, work: Path) -> list[Model]:
-    """Train and export all kinds of bundles on two base models, and push them in pairs, each to one repository."""
+    """Train and export all kinds of bundles on three base models, and push them in pairs, each to one repository."""
     bundles = work / "bundles"
     models = []
-    for short, kind in (("flan", "flan"), ("t5", "v1.0")):
+    for short, kind, vectors in (("flan", "flan", None), ("t5", "v1.0", None), ("kinds", "flan", VECTORS)):
         base_model = f"google/{short}-tiny"
         hub.add_folder(base_model, save_plain(work / "plain" / short, **KINDS[kind]))
-        export(base_model, bundles / f"{short}-fused", "fused")
+        export(fused_source(base_model, work / "fused" / short, vectors), bundles / f"{short}-fused", "fused")
         for fusion in ("trained", "frozen"):
-            train(base_model, work / "trained" / f"{short}-{fusion}", fusion == "trained")
+            train(base_model, work / "trained" / f"{short}-{fusion}", fusion == "trained", vectors)
             for kind in ("adapter", "standalone", "merged"):
                 export(work / "trained" / f"{short}-{fusion}", bundles / f"{short}-{kind}-{fusion}", kind)
         push(bundles / f"{short}-fused", f"me/{short}-fused")
@@ -82,19 +89,41 @@ def make_models(hub: HubServer, work: Path) -> list[Model]:
     return models
 
 
-def train(base_model: str, out: Path, fusion: bool) -> None:
+def fused_source(base_model: str, folder: Path, vectors: dict[str, VectorKind] | None) -> str | Path:
+    """Return what to export as a fused model: the base model itself, or a folder with a model of kinds of vectors."""
+    if vectors is None:
+        return base_model
+    T5WithFusion(base_model, vectors=vectors).save_pretrained(folder)
+    processor_of(base_model, vectors).save_pretrained(folder)
+    return folder
+
+
+def processor_of(base_model: str, vectors: dict[str, VectorKind]) -> T5FusionProcessor:
+    """Return a processor of vectors that are given with each call."""
+    return T5FusionProcessor(base_model, vectors=vectors, lexical_encoder=None, lexical_source="given")
+
+
+def train(base_model: str, out: Path, fusion: bool, vectors: dict[str, VectorKind] | None) -> None:
     """Train some steps of LoRA, with the fusion layer at rank 8, or without it at rank 4."""
-    model, tokenizer = T5WithFusion(base_model), AutoTokenizer.from_pretrained(base_model)
+    choices = {} if vectors is None else {"vectors": vectors}
+    model, tokenizer = T5WithFusion(base_model, **choices), AutoTokenizer.from_pretrained(base_model)
     torch.manual_seed(0)
     plain = LoraConfig(r=4, target_modules=["q", "v"], task_type=TaskType.SEQ_2_SEQ_LM, modules_to_save=[])
     peft_model = get_peft_model(model, model.lora_config(r=8) if fusion else plain)
-    row = {**tokenizer("app_config"), "labels": tokenizer("settings").input_ids, "lexical_embeds": [0.05] * 384}
-    batch = DataCollatorWithFusion(tokenizer)([row, row])
+    saved, given = tokenizer, [0.05] * 384
+    if vectors is not None:
+        saved = processor_of(base_model, vectors)
+        given = {name: (torch.arange(kind.dim) * 100 + 50.0).tolist() for name, kind in vectors.items()}
+    row = {**tokenizer("app_config"), "labels": tokenizer("settings").input_ids, "lexical_embeds": given}
+    if vectors is not None and fusion:
+        numbers = {name: torch.tensor(vector) * 2 for name, vector in given.items()}
+        model.fit_fusion([row, row | {"lexical_embeds": numbers}])  # so that the scales have numbers of their own
+    batch = DataCollatorWithFusion(saved)([row, row])
     optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(3):
         peft_model(**batch).loss.backward()
         optimizer.step()
-    peft_model.save_pretrained(out), tokenizer.save_pretrained(out)
+    peft_model.save_pretrained(out), saved.save_pretrained(out)
 
 
 def publish(then: Path, now: Path) -> Model:

@@ -49,7 +49,10 @@ def batch(processor):
 
 def test_one_plain_kind_called_lexical_is_the_model_without_kinds(plain_folders):
     folder = str(plain_folders["flan"])
-    named, plain = T5WithFusion(folder, vectors={"lexical": VectorKind(6, scale=None)}), T5WithFusion(folder, lexical_dim=6)
+    named, plain = (
+        T5WithFusion(folder, vectors={"lexical": VectorKind(6, scale=None)}),
+        T5WithFusion(folder, lexical_dim=6),
+    )
     assert named.config.to_dict() == plain.config.to_dict() and named.name_or_path == plain.name_or_path
     assert "vectors" not in named.config.to_dict()
     for name, weight in plain.state_dict().items():

@@ -171,7 +171,9 @@ def test_fit_fusion_says_if_a_logarithm_may_serve_better(plain_folders, capsys):
 
 def test_fit_fusion_says_if_a_kind_without_a_scale_has_lengths(plain_folders, capsys):
     model = T5WithFusion(str(plain_folders["flan"]), lexical_dim=2)
-    rows = [{"labels": [10 + row % 4, 1], "lexical_embeds": numbers(400, 2)[row] * 10 ** (row % 4)} for row in range(400)]
+    rows = [
+        {"labels": [10 + row % 4, 1], "lexical_embeds": numbers(400, 2)[row] * 10 ** (row % 4)} for row in range(400)
+    ]
     model.fit_fusion(rows)
     assert "vectors={'lexical': VectorKind(2, scale='standard')}" in capsys.readouterr().err
     unit = [row | {"lexical_embeds": torch.nn.functional.normalize(row["lexical_embeds"], dim=0)} for row in rows]
@@ -190,7 +192,9 @@ def test_a_saved_kind_without_a_scale_has_none():
 
 
 def test_unknown_scales_are_refused():
-    with pytest.raises(ValueError, match="kind 'item' in `vectors`: `scale` is 'minmax'; expected 'standard', 'log' or"):
+    with pytest.raises(
+        ValueError, match="kind 'item' in `vectors`: `scale` is 'minmax'; expected 'standard', 'log' or"
+    ):
         T5FusionConfig(vectors={"item": {"dim": 4, "scale": "minmax"}})
 
 
@@ -211,7 +215,11 @@ def adapted(plain_folders):
 def batch_of(model):
     first = model.config.lexical_token_id
     vectors = {"price": torch.tensor([[250.0]]), "size": torch.tensor([[9_500.0, 10_100.0]])}
-    return {"input_ids": torch.tensor([[first, first + 1, 5, 1]]), "labels": torch.tensor([[10, 1]]), "lexical_embeds": vectors}
+    return {
+        "input_ids": torch.tensor([[first, first + 1, 5, 1]]),
+        "labels": torch.tensor([[10, 1]]),
+        "lexical_embeds": vectors,
+    }
 
 
 def test_an_adapter_brings_the_scale_along(adapted, tmp_path):

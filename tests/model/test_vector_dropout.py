@@ -11,9 +11,7 @@ TEXTS = ["app", "settings of it", "a_b", "user"]
 
 @pytest.fixture
 def processor(plain_folders):
-    return T5FusionProcessor(
-        str(plain_folders["flan"]), vectors=KINDS, lexical_encoder=None, lexical_source="given"
-    )
+    return T5FusionProcessor(str(plain_folders["flan"]), vectors=KINDS, lexical_encoder=None, lexical_source="given")
 
 
 def model_that_drops(plain_folders, share):
