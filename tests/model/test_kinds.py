@@ -483,9 +483,10 @@ def test_tokens_that_were_added_between_the_placeholders_are_refused(tokenizer, 
         T5FusionProcessor(tokenizer, vectors=VECTORS, lexical_encoder=None, lexical_source="given")
 
 
-def test_no_text_but_placeholders_is_refused(processor):
-    with pytest.raises(ValueError, match="no token of text"):
-        processor(["<lexical:user>"], lexical_embeds={"user": torch.ones(1, 3)})
+def test_a_placeholder_needs_no_text_beside_it(processor):
+    batch = processor(["<lexical:user>"], lexical_embeds={"user": torch.ones(1, 3)})
+    user = processor.lexical_token_id + 1
+    assert batch["input_ids"].tolist() == [[user, user, 1]]
 
 
 # --- the recipe's vectors beside given ones
