@@ -185,6 +185,14 @@ class T5InitMixin:
     def _initialize_weights(self, module: nn.Module, *is_custom_code: Any) -> None:
         super()._initialize_weights(module)  # type: ignore[misc]
 
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise a module's weights, and the numbers of a scale, which may be anything after the meta device."""
+        super()._init_weights(module)  # type: ignore[misc]
+        # transformers marks what it has loaded.
+        is_loaded = all(getattr(buffer, "_is_hf_initialized", False) for buffer in module.buffers(recurse=False))
+        if isinstance(module, VectorScale) and not is_loaded:
+            module.reset()
+
 
 class LexicalEncoder(T5InitMixin, T5Stack):
     """T5's encoder with a fusion layer before its first block."""
@@ -403,9 +411,11 @@ class T5WithFusion(
             # The list is for a fusion layer whose weights are loaded, the cast for one that the checkpoint lacks.
             self._keep_in_fp32_modules = [*self._keep_in_fp32_modules, "encoder.fusion"]
             self.encoder.fusion.float()
+        # This list also holds in bf16, and quantisers leave its modules as they are.
         if is_quantised:
-            # This list also holds in bf16, and quantisers leave its modules as they are.
             self._keep_in_fp32_modules_strict = ["encoder.fusion"]
+        elif any(kind.scale for kind in self.encoder.kinds.values()):
+            self._keep_in_fp32_modules_strict = ["scale"]  # each `VectorScale`
 
     def forward(
         self,

@@ -13,7 +13,12 @@ CHECKOUT = os.environ.get("TRANSFORMERS_CHECKOUT")  # folder of a clone of trans
 # The common tests import these, but the distribution lacks them.
 LEFT_OUT = {"exporters/test_export.py": "ExportTesterMixin", "generation/test_utils.py": "GenerationTesterMixin"}
 NO_GENERATION = "not generation_tester_mixin_inheritance"
-CLASSES = {"TestT5": "T5", "TestWithVectors": "with vectors", "TestWithoutVectors": "without vectors"}
+CLASSES = {
+    "TestT5": "T5",
+    "TestWithVectors": "with vectors",
+    "TestWithKinds": "with two kinds",
+    "TestWithoutVectors": "without vectors",
+}
 
 
 def make() -> Table:
@@ -31,7 +36,7 @@ def make() -> Table:
         f"These are the tests of `ModelTesterMixin` of the installed transformers{whose_left_out()}. *refused*: the "
         "test skips itself, or gives the reason why it does not apply to this model. Number of tests that passed: "
         f"{passed}.",
-        ["with vectors", "without vectors"],
+        ["with vectors", "with two kinds", "without vectors"],
         cells=cells,
     )
 
