@@ -20,7 +20,7 @@ from torch.nn.functional import embedding_bag
 
 from .kinds_t5fusion import DEFAULT_KIND, VectorKind
 from .rows_t5fusion import Ids, RowVectors, as_array, vectors_of_kinds
-from .scaling_t5fusion import VectorScale, scale_advice
+from .scaling_t5fusion import MOST_VECTORS, VectorScale, scale_advice
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
     from transformers import PreTrainedModel as Model
@@ -207,7 +207,8 @@ def fit_scales(rows: Sequence[RowVectors], projectors: Mapping[str, Any]) -> Non
         of_kind = [vectors[name] for vectors in rows if name in vectors]
         if not of_kind:
             continue
-        vectors = torch.from_numpy(np.concatenate(of_kind))
+        step = -(-len(of_kind) // MOST_VECTORS)  # rounded up
+        vectors = torch.from_numpy(np.concatenate(of_kind[::step]))
         if isinstance(projector.scale, VectorScale):
             projector.scale.fit(vectors)
         if os.environ.get("RANK", "0") == "0" and (advice := scale_advice(name, projector.kind, vectors)):

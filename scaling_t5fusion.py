@@ -5,6 +5,7 @@ learn from the large columns only. So each column is shifted by its mean and div
 `fit_fusion` reads both off the training rows, and the fusion layer keeps them, so an adapter brings them along.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from .kinds_t5fusion import VectorKind
 
 QUANTILES = (0.01, 0.99)  # values outside these quantiles of a column count as the nearer one when its scale is fitted
-LIMIT = 10.0  # standard deviations; a value further away counts as this
-SMALL_SHARE = 0.05  # "log": the share of a column's smallest sizes that stay on a linear scale
+LIMIT = 10.0  # standard deviations; once a scale is fitted, a value further away counts as this
+SMALL_SHARE = 0.05  # the share of a column's sizes that count as small; "log" keeps these on a linear scale
 MOST_VECTORS = 20_000  # the most vectors that a scale is fitted to; more would take long and change little
-ORDERS_OF_MAGNITUDE, MANY_TIMES_LONGER = 300, 2  # ratios of large to small sizes from which on a scale is advised
+# Ratios of large sizes to small ones from which on another scale is advised: of numbers in a column, of vectors.
+ORDERS_OF_MAGNITUDE, MANY_TIMES_LONGER = 300, 2
 EPSILON = 1e-6  # a column whose standard deviation is below this share of its mean is constant but for rounding
 
 
@@ -33,12 +35,13 @@ class VectorScale(nn.Module):
 
     mean: Tensor
     rate: Tensor  # one divided by the standard deviation; 0 for a column that never varies
+    limit: Tensor  # the largest scaled number; infinity before `fit`
     unit: Tensor  # "log": the size at which a column's scale turns from linear to logarithmic
 
     def __init__(self, kind: VectorKind) -> None:
         super().__init__()
         self.is_log = kind.scale == "log"
-        for name in ("mean", "rate", "unit") if self.is_log else ("mean", "rate"):
+        for name in ("mean", "rate", "limit", *(("unit",) if self.is_log else ())):
             # The dtype is explicit, because the process may have another default.
             self.register_buffer(name, torch.empty(kind.dim, dtype=torch.float32))
         self.reset()
@@ -46,11 +49,11 @@ class VectorScale(nn.Module):
     def reset(self) -> None:
         """Set the numbers with which vectors stay unchanged. (With "log", small numbers do.)"""
         for name, buffer in self.named_buffers():
-            buffer.fill_(0.0 if name == "mean" else 1.0)
+            buffer.fill_({"mean": 0.0, "limit": math.inf}.get(name, 1.0))
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return scaled vectors, float32 (..., dim), for vectors of any float dtype."""
-        return ((self._logarithm(vectors.float()) - self.mean) * self.rate).clamp(-LIMIT, LIMIT)
+        return ((self._logarithm(vectors.float()) - self.mean) * self.rate).clamp(-self.limit, self.limit)
 
     def _logarithm(self, vectors: Tensor) -> Tensor:
         """Return asinh(vectors / unit) for "log": linear in sizes below the unit, logarithmic in larger ones."""
@@ -67,11 +70,12 @@ class VectorScale(nn.Module):
         if self.is_log:
             self.unit.copy_(_spread(values.abs())[0].nan_to_num(1.0))  # NaN for a column of zeros
             values = self._logarithm(values)
-        low, high = values.quantile(torch.tensor(QUANTILES, dtype=torch.float64), dim=0)
+        low, high = values.quantile(torch.tensor(QUANTILES).to(values), dim=0)
         inner = values.clamp(low, high)
         values = torch.where(is_constant(inner), values, inner)
         self.mean.copy_(values.mean(0))
         self.rate.copy_(torch.where(is_constant(values), 0.0, 1 / values.std(0, correction=0)))
+        self.limit.fill_(LIMIT)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the buffers to another device, but leave out casts to half precision."""
@@ -94,7 +98,7 @@ def scale_advice(name: str, kind: VectorKind, vectors: Tensor) -> str:
     vectors = _sample(vectors)
     if kind.scale is None:
         shortest, longest = _spread(vectors.norm(dim=1, keepdim=True))
-        if longest < MANY_TIMES_LONGER * shortest:
+        if not longest > MANY_TIMES_LONGER * shortest:  # NaN if all vectors are zeros
             return ""
         return (
             f"the {name} vectors differ in length (most are between {shortest[0]:.3g} and {longest[0]:.3g} long), and "

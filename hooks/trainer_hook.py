@@ -48,8 +48,15 @@ class FusionCallback(TrainerCallback):
         fused = fused_model(model) if self.start else None
         if fused is not None and is_on(TRAINER) and has_initial_fusion(fused):
             rows = start_rows(train_dataloader)
+            unscaled = [name for name, kind in fused.config.kinds.items() if kind.scale]
             if rows:
                 fused.fit_fusion(rows)
+            elif unscaled and state.is_world_process_zero:
+                print(
+                    f"The {' and '.join(unscaled)} vectors are not scaled, because the training set is streamed. Call "
+                    "`model.fit_fusion(rows)` before training, with some thousands of its rows.",
+                    file=sys.stderr,
+                )
 
     def on_train_end(self, args, state: TrainerState, control, model=None, eval_dataloader=None, **kwargs):
         fused = fused_model(model)

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForSeq2SeqLM
+from torch.utils.data import IterableDataset
+from transformers import AutoModelForSeq2SeqLM, Trainer, TrainingArguments
 
 from t5fusion import DataCollatorWithFusion, T5FusionConfig, T5FusionProcessor, T5WithFusion, VectorKind
 from t5fusion.scaling_t5fusion import LIMIT, VectorScale
@@ -88,6 +89,11 @@ def test_a_logarithm_tells_small_numbers_apart_and_keeps_signs():
     assert 0.9 < small / large < 1.1
     signed = fitted(torch.cat([prices, -prices]), "log")
     torch.testing.assert_close(signed(-prices) - signed(0 * prices), signed(0 * prices) - signed(prices))
+
+
+def test_a_scale_that_was_not_fitted_changes_nothing():
+    vectors = numbers() * 1000
+    assert torch.equal(VectorScale(VectorKind(3))(vectors), vectors)
 
 
 def test_large_sets_are_sampled(monkeypatch):
@@ -179,6 +185,29 @@ def test_fit_fusion_says_if_a_kind_without_a_scale_has_lengths(plain_folders, ca
     unit = [row | {"lexical_embeds": torch.nn.functional.normalize(row["lexical_embeds"], dim=0)} for row in rows]
     model.fit_fusion(unit)
     assert "length" not in capsys.readouterr().err
+
+
+class Stream(IterableDataset):
+    """Rows of prices that come one by one."""
+
+    def __iter__(self):
+        return iter(price_rows(8))
+
+
+def test_a_trainer_says_that_a_stream_cannot_be_scaled(plain_folders, tmp_path, capsys):
+    model = price_model(plain_folders)
+    processor = T5FusionProcessor(
+        str(plain_folders["flan"]), vectors=model.config.kinds, lexical_encoder=None, lexical_source="given"
+    )
+    arguments = {"max_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True}
+    for fitted_before in (False, True):
+        if fitted_before:
+            model.fit_fusion(price_rows())
+        Trainer(
+            model, TrainingArguments(str(tmp_path), **arguments), DataCollatorWithFusion(processor), Stream()
+        ).train()
+        said = "The price vectors are not scaled, because the training set is streamed" in capsys.readouterr().err
+        assert said != fitted_before
 
 
 # --- saved and loaded
