@@ -5,7 +5,6 @@ learn from the large columns only. So each column is shifted by its mean and div
 `fit_fusion` reads both off the training rows, and the fusion layer keeps them, so an adapter brings them along.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from .kinds_t5fusion import VectorKind
 
 QUANTILES = (0.01, 0.99)  # values outside these quantiles of a column count as the nearer one when its scale is fitted
 LIMIT = 10.0  # standard deviations; once a scale is fitted, a value further away counts as this
+NO_LIMIT = torch.finfo(torch.float32).max  # infinity in a saved file would look like a failed training
 SMALL_SHARE = 0.05  # the share of a column's sizes that count as small; "log" keeps these on a linear scale
 MOST_VECTORS = 20_000  # the most vectors that a scale is fitted to; more would take long and change little
 # Ratios of large sizes to small ones from which on another scale is advised: of numbers in a column, of vectors.
@@ -35,7 +35,7 @@ class VectorScale(nn.Module):
 
     mean: Tensor
     rate: Tensor  # one divided by the standard deviation; 0 for a column that never varies
-    limit: Tensor  # the largest scaled number; infinity before `fit`
+    limit: Tensor  # the largest scaled number
     unit: Tensor  # "log": the size at which a column's scale turns from linear to logarithmic
 
     def __init__(self, kind: VectorKind) -> None:
@@ -49,7 +49,7 @@ class VectorScale(nn.Module):
     def reset(self) -> None:
         """Set the numbers with which vectors stay unchanged. (With "log", small numbers do.)"""
         for name, buffer in self.named_buffers():
-            buffer.fill_({"mean": 0.0, "limit": math.inf}.get(name, 1.0))
+            buffer.fill_({"mean": 0.0, "limit": NO_LIMIT}.get(name, 1.0))
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return scaled vectors, float32 (..., dim), for vectors of any float dtype."""
