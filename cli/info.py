@@ -31,6 +31,7 @@ MEASURED_WITH = {
     "untuned": "untuned model",
 }
 SHOWN = ("loss", "rouge1", "rougeL", "chrf")  # The lines have no room for more.
+SCALES = {"standard": "scaled by column", "log": "scaled by column on a logarithmic scale"}
 SOURCES = {"text": "made from the text", "given": "given with each text", "none": "not used"}
 
 
@@ -119,7 +120,8 @@ def _vectors(kind: "VectorFacts") -> str:
     width = f"{kind.width} numbers each" if kind.width else "of a width that no file here records"
     tokens = "" if kind.tokens == 1 else f"{kind.tokens} "
     projector = "" if kind.projector == "linear" else f", by an {kind.projector.upper()}"
-    return f"{width}, in the place of {tokens}{kind.placeholder}{projector}"
+    scale = "" if kind.scale is None else f", {SCALES[kind.scale]}"
+    return f"{width}{scale}, in the place of {tokens}{kind.placeholder}{projector}"
 
 
 def _weights(facts: "FolderInfo") -> str | None:

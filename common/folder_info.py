@@ -41,6 +41,7 @@ class VectorFacts:
     width: int | None  # numbers in a vector
     tokens: int = 1  # placeholders per vector
     projector: str = "linear"
+    scale: str | None = None  # how the model scales raw numbers
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def _vectors(files: RunFiles) -> list[VectorFacts]:
     several = next(filter(None, (facts.get("vectors") for facts in sources)), None)
     if several:
         return [
-            VectorFacts(token_of(name, position), kind.dim, kind.tokens, kind.projector)
+            VectorFacts(token_of(name, position), kind.dim, kind.tokens, kind.projector, kind.scale)
             for position, (name, kind) in enumerate(read_kinds(several).items())
         ]
     width = next(filter(None, (facts.get("lexical_dim") for facts in sources)), None)

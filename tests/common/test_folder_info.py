@@ -296,8 +296,10 @@ def test_the_next_command_for_a_repository_runs(tmp_path):
 
 def test_an_adapter_of_several_kinds_lists_them(tmp_path):
     kinds = [{"name": "item", "dim": 64}, {"name": "image", "dim": 512, "tokens": 8, "projector": "mlp"}]
+    kinds.append({"name": "price", "dim": 1, "scale": "log"})
     name = f"T5WithFusion(google/flan-t5-small, {json.dumps({'lexical_dim': 64, 'vectors': kinds})})"
     config = {"base_model_name_or_path": name, "peft_type": "LORA", "r": 4}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     expected = [VectorFacts("<lexical>", 64), VectorFacts("<lexical:image>", 512, 8, "mlp")]
+    expected.append(VectorFacts("<lexical:price>", 1, scale="log"))
     assert folder_info(str(tmp_path)).vectors == expected
