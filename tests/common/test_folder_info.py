@@ -267,7 +267,7 @@ def test_repository(tmp_path):
         assert (facts["what"], facts["kind"], facts["name"]) == ("bundle", "adapter", "me/describer")
         assert facts["size"] == sum(map(len, commit.files.values())) and facts["files"] == len(commit.files)
         assert len(facts["commit"]) == 40 and facts["vectors"] == [
-            {"placeholder": "<lexical>", "width": 8, "tokens": 1, "projector": "linear"}
+            {"placeholder": "<lexical>", "width": 8, "tokens": 1, "projector": "linear", "scale": None}
         ]
         loaded = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
         assert loaded and all(name.endswith(".json") for name in loaded), loaded
