@@ -28,9 +28,9 @@ else:
     Model = object
 
 STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties per row, to choose from
-FIRST_WORD_ID = 2  # Smaller ids are <pad> (0), </s> (1), and the negative ids that the loss ignores.
-FREQUENCY_ROWS = 100_000  # the most rows that are kept in memory; token frequencies are counted in the first as many
-CHUNK_ROWS = 8192  # the most rows whose float64 numbers are kept in memory
+FIRST_TEXT_ID = 2  # Smaller ids are <pad> (0), </s> (1), and the negative ids that the loss ignores.
+FIRST_ROWS = 100_000  # Token frequencies and scales are those of so many rows. Memory never holds more rows.
+CHUNK_ROWS = 8192  # the most rows whose numbers are in memory as float64
 
 
 class FittingMixin(Model):
@@ -99,16 +99,17 @@ class Moments:
     Blocks of rows are merged by their own means (Chan et al. 1979), so that a mean far from zero costs no precision.
 
     Args:
-        inputs: Numbers per input.
-        outputs: Numbers per output.
+        input_width: How many numbers an input has.
+        output_width: How many numbers an output has.
     """
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, input_width: int, output_width: int):
         # The dtype and the device are explicit, because the process may have other defaults.
         zeros = partial(torch.zeros, dtype=torch.float64, device="cpu")
         self.rows = 0
-        self.input_mean, self.output_mean = zeros(inputs), zeros(outputs)
-        self.input_products, self.input_output_products = zeros(inputs, inputs), zeros(inputs, outputs)
+        self.input_mean, self.output_mean = zeros(input_width), zeros(output_width)
+        self.input_products = zeros(input_width, input_width)
+        self.input_output_products = zeros(input_width, output_width)
         self.output_squares = 0.0
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
@@ -179,7 +180,7 @@ def read_moments(
     moments: dict[str, Moments] = {}
     # Token weights and scales are those of the first block, so that memory does not grow with the number of rows.
     pairs, weights = read_rows(rows, kinds), None
-    while block := list(islice(pairs, FREQUENCY_ROWS)):
+    while block := list(islice(pairs, FIRST_ROWS)):
         if weights is None:
             weights = token_weights([np.unique(target) for _, target in block], len(embeddings))
             fit_scales([vectors for vectors, _ in block], projectors)
@@ -236,7 +237,7 @@ def read_rows(rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, VectorKind]
             if of_kind.shape[1] != kinds[name].dim:
                 raise ValueError(_width_message(index, name, of_kind.shape[1], kinds[name].dim))
         target = as_array(row["labels"]).ravel()
-        yield vectors, target[target >= FIRST_WORD_ID]
+        yield vectors, target[target >= FIRST_TEXT_ID]
 
 
 def _width_message(row: int, kind: str, found: int, expected: int) -> str:
@@ -264,7 +265,7 @@ def token_weights(words: Sequence[Ids], tokens: int) -> Tensor:
 
     Args:
         words: The distinct tokens of each row.
-        tokens: The size of the vocabulary.
+        tokens: The number of tokens in the vocabulary.
     """
     row_counts = torch.bincount(torch.from_numpy(np.concatenate(words)), minlength=tokens).clamp(min=1)
     return (len(words) / row_counts).log()

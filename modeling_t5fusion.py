@@ -86,7 +86,7 @@ class VectorProjector(nn.Module):
         return last
 
     def last_inputs(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return what the last layer reads of vectors, float (..., dim), without dropout: float (..., inputs)."""
+        """Return the inputs of the last layer, float (..., input_width), for vectors, float (..., dim). No dropout."""
         scaled = self.scale(vectors.to(self.norm.weight.device))
         if not isinstance(self.projection, nn.Sequential):
             return scaled
@@ -273,7 +273,8 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         """Return masks of each kind's placeholders, bool (batch, length), and embeddings (batch, length, d_model).
 
         Raises:
-            ValueError: The rows come from a tokenizer with another placeholder, or the embeddings cannot show it.
+            ValueError: The tokenizer of the rows has another id for the placeholder; or `inputs_embeds` are given, and
+                the placeholder has no row in the embedding table that would show where it stands.
         """
         first_id = self.config.lexical_token_id
         if input_ids is not None:
@@ -315,7 +316,7 @@ def put_in_place(inputs_embeds: torch.Tensor, is_placeholder: torch.Tensor, proj
         is_placeholder: Bool (batch, length).
         projected: Float (batch, places, d_model), at least as many places as a row has placeholders.
     """
-    # Other positions than placeholders get any embedding, which `torch.where` leaves out.
+    # Positions without a placeholder get some embedding too. `torch.where` then drops it.
     index = (is_placeholder.cumsum(1) - 1).clamp(0, projected.shape[1] - 1)
     # `take_along_dim` would make torch.export fix the sizes to those of its example.
     by_position = projected.gather(1, index.unsqueeze(-1).expand(-1, -1, projected.shape[-1]))
@@ -323,13 +324,13 @@ def put_in_place(inputs_embeds: torch.Tensor, is_placeholder: torch.Tensor, proj
 
 
 class PlaceholderLogitsMixin:
-    """Lets `generate` apply to logits what depends on the input ids, although a placeholder may have no logit."""
+    """Makes `generate` accept input ids for which there is no logit, which placeholders may be."""
 
     config: T5FusionConfig
 
     def _get_logits_processor(self, *args: Any, encoder_input_ids: Any = None, **kwargs: Any) -> Any:
-        """Return what `generate` applies to logits. It reads the input ids with padding in place of placeholders."""
-        # Repetition penalties look up the input ids among the logits. A placeholder past the embedding table has none.
+        """Return the logits processors of `generate`, which get padding ids in place of placeholder ids."""
+        # Repetition penalties look up the logits of the input ids. A placeholder past the embedding table has no logit.
         if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():
             first_id = self.config.lexical_token_id
             is_placeholder = (encoder_input_ids >= first_id) & (encoder_input_ids < first_id + len(self.config.kinds))
@@ -350,7 +351,8 @@ class T5WithFusion(
 ):
     """T5 for conditional generation that reads lexical vectors beside its text.
 
-    Without vectors it gives the same bits as the plain T5. `T5WithFusion("google/flan-t5-small", lexical_dim=768)` is
+    Without vectors, its outputs are those of the plain T5, bit for bit. (In a training step on a CPU, dropout draws
+    other random numbers, unless `fast_training` is false.) `T5WithFusion("google/flan-t5-small", lexical_dim=768)` is
     short for `T5WithFusion.from_pretrained("google/flan-t5-small", lexical_dim=768)`. `T5WithFusion(config)` builds a
     model with random weights.
 
@@ -437,8 +439,10 @@ class T5WithFusion(
         """Run T5 with lexical vectors.
 
         Args:
-            input_ids: int64 (batch, length), with one `<lexical>` (`config.lexical_token_id`) per vector.
-            lexical_embeds: Float (batch, lexical_dim) or (batch, vectors, lexical_dim); see `LexicalEncoder.embed`.
+            input_ids: int64 (batch, length), with the placeholders of the vectors: for each vector as many as its kind
+                has tokens (`config.kinds`), by default one `<lexical>`.
+            lexical_embeds: Float (batch, dim) or (batch, vectors, dim), or a dict of these by kind; see
+                `LexicalEncoder.embed`.
                 Ignored if `encoder_outputs` are given, because those contain the vectors already.
             row_ids: Number of the row, from 1, to which each token belongs, int64 (batch, length), and 0 for padding.
                 `DataCollatorWithFusion(packing=True)` makes them if a sequence holds several rows.

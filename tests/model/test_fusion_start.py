@@ -172,7 +172,7 @@ def test_rows_are_read_once_and_only_a_block_is_held(model, monkeypatch):
     monkeypatch.setattr(fitting_t5fusion, "CHUNK_ROWS", 7)
     in_chunks = moments_from(iter(as_rows(vectors, labels)), model)
     torch.testing.assert_close(in_chunks.input_output_products, whole.input_output_products)
-    monkeypatch.setattr(fitting_t5fusion, "FREQUENCY_ROWS", 10)
+    monkeypatch.setattr(fitting_t5fusion, "FIRST_ROWS", 10)
     alive = []
 
     def rows_that_count():
