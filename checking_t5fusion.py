@@ -87,7 +87,7 @@ def check_token_id(
 
 def check_batch(
     vectors: Mapping[str, torch.Tensor],
-    places: Mapping[str, torch.Tensor],
+    placeholder_masks: Mapping[str, torch.Tensor],
     kinds: Mapping[str, VectorKind],
     first_id: int,
 ) -> dict[str, torch.Tensor]:
@@ -95,17 +95,19 @@ def check_batch(
 
     Args:
         vectors: The vectors of each kind that has some, as `vectors_by_kind` returns them.
-        places: A mask of each kind's placeholders, bool (batch, length).
+        placeholder_masks: A mask of each kind's placeholders, bool (batch, length).
         kinds: The model's kinds by name.
         first_id: Id of the first kind's placeholder.
 
     Raises:
         ValueError, RuntimeError: See `check_vectors` and `check_placeholders`.
     """
-    vectors = {name: check_vectors(given, places[name], kinds[name], name) for name, given in vectors.items()}
+    vectors = {
+        name: check_vectors(given, placeholder_masks[name], kinds[name], name) for name, given in vectors.items()
+    }
     for position, (name, kind) in enumerate(kinds.items()):
         placeholder = Placeholder(token_of(name, position), first_id + position)
-        check_placeholders(places[name], vectors.get(name), kind.tokens, placeholder)
+        check_placeholders(placeholder_masks[name], vectors.get(name), kind.tokens, placeholder)
     return vectors
 
 

@@ -40,9 +40,10 @@ class FittingMixin(Model):
     def fit_fusion(self, rows: Iterable[Mapping[str, Any]]) -> float:
         """Start the fusion layer in closed form from the training rows.
 
-        Call this before training, before or after `get_peft_model`. The adapter trains on from this start and saves the
-        result. After `get_peft_model`, only the active adapter's copy of the layer changes. The first process prints on
-        standard error how much the vectors explain.
+        Call this before training, before or after `get_peft_model`. Training continues from these weights, and the
+        adapter saves the result. After `get_peft_model`, only the active adapter's copy of the layer changes. If kinds
+        of vectors have a scale, it is read off the rows first. The first process prints on standard error how much the
+        vectors explain.
 
         Args:
             rows: Rows as `DataCollatorWithFusion` takes them: a list, a `datasets.Dataset` or any iterable, read once.

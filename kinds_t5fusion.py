@@ -116,7 +116,8 @@ def check_name(name: Any) -> str:
     """Return the name of a kind.
 
     Raises:
-        ValueError: It is not made of letters, digits, `_` and `-`, which a weight's name and a token can hold.
+        ValueError: It does not begin with a letter or `_`, or it holds other characters than ASCII letters, digits,
+            `_` and `-`, which a weight's name and a token can hold.
     """
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise ValueError(

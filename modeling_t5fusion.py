@@ -6,7 +6,7 @@ several kinds, each with a width and a placeholder of its own.
 
 `LexicalFusion` projects the vectors, `LexicalEncoder` puts them in place, and `T5WithFusion` is the whole model.
 `checking_t5fusion.py` checks the model's inputs, `loading_t5fusion.py` loads the model, `saving_t5fusion.py` saves it,
-and `fitting_t5fusion.py` starts the fusion layer.
+and `fitting_t5fusion.py` sets the fusion layer's first weights.
 """
 
 import os
@@ -254,8 +254,8 @@ class LexicalEncoder(T5InitMixin, T5Stack):
                 message says what to do.
         """
         vectors = vectors_by_kind(lexical_embeds, self.kinds)
-        places, inputs_embeds = self._find_placeholders(input_ids, inputs_embeds, vectors)
-        vectors = check_batch(vectors, places, self.kinds, self.config.lexical_token_id)
+        placeholder_masks, inputs_embeds = self._find_placeholders(input_ids, inputs_embeds, vectors)
+        vectors = check_batch(vectors, placeholder_masks, self.kinds, self.config.lexical_token_id)
         for name, kind in self.kinds.items():
             given = vectors.get(name)
             if given is None or given.shape[1] == 0:
@@ -264,7 +264,7 @@ class LexicalEncoder(T5InitMixin, T5Stack):
                 given = inputs_embeds.new_zeros(inputs_embeds.shape[0], 1, kind.dim)
             # The fusion layer may have another dtype, and be on another device, than the token embeddings.
             projected = self.fusion(given, name).to(inputs_embeds)
-            inputs_embeds = put_in_place(inputs_embeds, places[name], projected)
+            inputs_embeds = put_in_place(inputs_embeds, placeholder_masks[name], projected)
         return inputs_embeds
 
     def _find_placeholders(
@@ -279,17 +279,19 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         first_id = self.config.lexical_token_id
         if input_ids is not None:
             check_token_id(input_ids, vectors.get(self.fusion.first_kind), first_id, self.config.pad_token_id)
-            places = {name: input_ids == first_id + position for position, name in enumerate(self.kinds)}
+            placeholder_masks = {name: input_ids == first_id + position for position, name in enumerate(self.kinds)}
             # A placeholder's id may lie past the embedding table. So token 0 is looked up in its place.
-            is_placeholder = (input_ids >= first_id) & (input_ids < first_id + len(places))
-            return places, self.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
-        places = {}
+            is_placeholder = (input_ids >= first_id) & (input_ids < first_id + len(placeholder_masks))
+            return placeholder_masks, self.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
+        placeholder_masks = {}
         for position, name in enumerate(self.kinds):
             if name in vectors:
-                places[name] = (inputs_embeds == self._placeholder_embedding(name, position)).all(-1)
+                placeholder_masks[name] = (inputs_embeds == self._placeholder_embedding(name, position)).all(-1)
             else:
-                places[name] = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
-        return places, inputs_embeds
+                placeholder_masks[name] = torch.zeros(
+                    inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device
+                )
+        return placeholder_masks, inputs_embeds
 
     def _placeholder_embedding(self, kind: str, position: int) -> torch.Tensor:
         """Return the embedding of a kind's placeholder, float (d_model,).
@@ -314,7 +316,7 @@ def put_in_place(inputs_embeds: torch.Tensor, is_placeholder: torch.Tensor, proj
     Args:
         inputs_embeds: Float (batch, length, d_model).
         is_placeholder: Bool (batch, length).
-        projected: Float (batch, places, d_model), at least as many places as a row has placeholders.
+        projected: Float (batch, tokens, d_model), with at least as many tokens as any row has placeholders.
     """
     # Positions without a placeholder get some embedding too. `torch.where` then drops it.
     index = (is_placeholder.cumsum(1) - 1).clamp(0, projected.shape[1] - 1)
@@ -351,10 +353,12 @@ class T5WithFusion(
 ):
     """T5 for conditional generation that reads lexical vectors beside its text.
 
-    Without vectors, its outputs are those of the plain T5, bit for bit. (In a training step on a CPU, dropout draws
-    other random numbers, unless `fast_training` is false.) `T5WithFusion("google/flan-t5-small", lexical_dim=768)` is
-    short for `T5WithFusion.from_pretrained("google/flan-t5-small", lexical_dim=768)`. `T5WithFusion(config)` builds a
-    model with random weights.
+    Without vectors, it predicts what the plain T5 predicts, bit for bit. (A training step on a CPU draws other random
+    numbers for dropout, and bf16 autocast rounds differently, unless `fast_training` is false.)
+
+    `T5WithFusion("google/flan-t5-small", vectors={"image": 512})` is short for
+    `T5WithFusion.from_pretrained("google/flan-t5-small", vectors={"image": 512})`. `T5WithFusion(config)` builds a model
+    with random weights.
 
     Args:
         config: Hub id or folder of a base model, a fused model or an adapter; or a [`T5FusionConfig`].
@@ -371,7 +375,7 @@ class T5WithFusion(
     config_class = T5FusionConfig
     encoder: LexicalEncoder
     fused_name: str | None = None  # the name of the model before its embedding table was resized
-    fast_training: bool = True  # whether training on a CPU takes the faster functions of `fast_t5fusion.py`
+    fast_training: bool = True  # whether training on a CPU uses the faster functions of `fast_t5fusion.py`
     _keep_in_fp32_modules: Any
     _has_trained_on_vectors = False
 
@@ -410,7 +414,7 @@ class T5WithFusion(
         In fp16, the second step of Adam would turn its weights into NaN.
         """
         if is_quantised or self.encoder.fusion.norm.weight.dtype == torch.float16:
-            # The list is for a fusion layer whose weights are loaded, the cast for one that the checkpoint lacks.
+            # The list keeps a loaded fusion layer in fp32. The cast does so for a layer that the checkpoint lacks.
             self._keep_in_fp32_modules = [*self._keep_in_fp32_modules, "encoder.fusion"]
             self.encoder.fusion.float()
         # This list also holds in bf16, and quantisers leave its modules as they are.

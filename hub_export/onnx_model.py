@@ -136,8 +136,8 @@ class OnnxEncoder(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         kinds, ids = self.config.kinds, self.config.placeholder_ids
-        places = {name: input_ids == ids[name] for name in kinds}
-        vectors = check_batch(vectors_by_kind(lexical_embeds, kinds), places, kinds, self.config.lexical_token_id)
+        masks = {name: input_ids == ids[name] for name in kinds}
+        vectors = check_batch(vectors_by_kind(lexical_embeds, kinds), masks, kinds, self.config.lexical_token_id)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         for name, kind in kinds.items():
             none = torch.zeros(len(input_ids), 0, kind.dim)
