@@ -357,8 +357,8 @@ class T5WithFusion(
     numbers for dropout, and bf16 autocast rounds differently, unless `fast_training` is false.)
 
     `T5WithFusion("google/flan-t5-small", vectors={"image": 512})` is short for
-    `T5WithFusion.from_pretrained("google/flan-t5-small", vectors={"image": 512})`. `T5WithFusion(config)` builds a model
-    with random weights.
+    `T5WithFusion.from_pretrained("google/flan-t5-small", vectors={"image": 512})`. `T5WithFusion(config)` builds a
+    model with random weights.
 
     Args:
         config: Hub id or folder of a base model, a fused model or an adapter; or a [`T5FusionConfig`].
