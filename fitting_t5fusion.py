@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from .kinds_t5fusion import DEFAULT_KIND, VectorKind
-from .rows_t5fusion import Ids, RowVectors, as_array, vectors_of_kinds
+from .rows_t5fusion import Ids, RowVectors, Vectors, as_array, vectors_of_kinds
 from .scaling_t5fusion import MOST_VECTORS, VectorScale, scale_advice
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
@@ -188,7 +188,7 @@ def read_moments(
         for start in range(0, len(block), CHUNK_ROWS):
             chunk = block[start : start + CHUNK_ROWS]
             for name, kind in kinds.items():
-                of_kind = [(given[name].mean(0), target) for given, target in chunk if name in given]
+                of_kind = [(mean_vector(given[name]), target) for given, target in chunk if name in given]
                 if not of_kind:
                     continue
                 vectors = torch.from_numpy(np.stack([vector for vector, _ in of_kind]))
@@ -251,12 +251,18 @@ def _width_message(row: int, kind: str, found: int, expected: int) -> str:
     )
 
 
+def mean_vector(vectors: Vectors) -> Vectors:
+    """Return the mean of vectors, (vectors, dim), as (dim,)."""
+    return vectors[0] if len(vectors) == 1 else vectors.mean(0)  # Most rows have one, and the mean takes its time.
+
+
 def target_parts(target: Ids, count: int) -> list[Ids]:
     """Return the distinct words of `count` consecutive parts of a target, int64 (words,) each.
 
     A part of a short target may be empty. It then has the words of the whole target.
     """
-    return [np.unique(part if len(part) else target) for part in np.array_split(target, count)]
+    parts = [target] if count == 1 else np.array_split(target, count)
+    return [np.unique(part if len(part) else target) for part in parts]
 
 
 def token_weights(words: Sequence[Ids], tokens: int) -> Tensor:
