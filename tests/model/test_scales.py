@@ -57,6 +57,12 @@ def test_the_unit_of_the_numbers_does_not_matter(scale):
     torch.testing.assert_close(fitted(metres, scale)(metres), fitted(metres * 1000, scale)(metres * 1000))
 
 
+def test_numbers_times_a_power_of_two_give_the_same_bits():
+    """So a whole training is the same to the last bit."""
+    vectors = numbers() * 40 + 1000
+    assert torch.equal(fitted(vectors)(vectors), fitted(vectors / 1024)(vectors / 1024))
+
+
 def test_numbers_that_were_standardised_by_hand_give_the_same():
     raw = numbers() * 40 + 1000
     by_hand = (raw - raw.mean(0)) / raw.std(0)
