@@ -24,6 +24,7 @@ from .naming_t5fusion import (
     HUB_KEYWORDS,
     FusedName,
     check_path,
+    missing_in_one_sentence,
     name_to_record,
     recorded_base,
     resolve_embedded,
@@ -117,7 +118,8 @@ class FusedLoadingMixin(Model):
             ValueError: The checkpoint is neither a T5 nor a fused model; its weights lack the decoder; a fused model's
                 weights lack the fusion layer; `config` has no `lexical_dim`; the base model's tokenizer cannot be
                 loaded; `device_map` offloads a fusion layer that has no weights yet; or the adapter does not fit.
-            OSError: A file cannot be read, for example that of an adapter that the config announces.
+            OSError: There is neither a folder of this name nor a repository within reach; or a file cannot be read, for
+                example that of an adapter that the config announces.
             ImportError: There is an adapter, and peft is not installed.
         """
         if pretrained_model_name_or_path is None:
@@ -399,8 +401,8 @@ def resolve_checkpoint(
             is taken out.
 
     Raises:
-        OSError: The name is that of a folder, and there is no such folder; a config or another file cannot be read; or
-            the config announces an adapter that cannot be read.
+        OSError: There is neither a folder of this name nor a repository within reach; a config or another file cannot be
+            read; or the config announces an adapter that cannot be read.
         ValueError: The checkpoint is neither a T5 nor a fused model.
     """
     named = FusedName.parse(name)
@@ -409,13 +411,16 @@ def resolve_checkpoint(
         named = named._replace(base_model=resolve_embedded(named.base_model))
     check_path(named.base_model)
     hub_kwargs = named.hub_kwargs | {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
-    adapter, adapter_hub_kwargs = find_adapter(named.base_model, hub_kwargs, kwargs.pop("adapter_kwargs", None))
+    is_local_only = bool(hub_kwargs.get("local_files_only"))
+    with missing_in_one_sentence(named.base_model, is_local_only):
+        adapter, adapter_hub_kwargs = find_adapter(named.base_model, hub_kwargs, kwargs.pop("adapter_kwargs", None))
     if adapter == named.base_model and (base := base_of_adapter(adapter, adapter_hub_kwargs)) is not None:
         named = base._replace(base_model=resolve_embedded(base.base_model))
         hub_kwargs = for_other_repository(hub_kwargs) | base.hub_kwargs
     source: NameOrPath = named.base_model
     kwargs = named.config_fields | kwargs
-    commit = commit_of(source, hub_kwargs)
+    with missing_in_one_sentence(source, is_local_only):
+        commit = commit_of(source, hub_kwargs)
     if commit:  # Read all further files from this commit, even if someone pushes another one meanwhile.
         hub_kwargs |= {"revision": commit}
     saved, _ = PretrainedConfig.get_config_dict(source, **hub_kwargs)
@@ -429,7 +434,8 @@ def resolve_checkpoint(
     if saved.get("weights_from_backbone"):
         source, commit = resolve_embedded(fused.backbone), fused.backbone_revision
         hub_kwargs = for_other_repository(hub_kwargs) | {"revision": commit}
-        saved, _ = PretrainedConfig.get_config_dict(source, **hub_kwargs)
+        with missing_in_one_sentence(source, is_local_only):
+            saved, _ = PretrainedConfig.get_config_dict(source, **hub_kwargs)
     kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KEYWORDS} | hub_kwargs
     is_base_model = saved.get("model_type") in BASE_MODEL_TYPES
     return ResolvedCheckpoint(source, commit, is_base_model, fused, choices, kwargs, adapter, adapter_hub_kwargs)

@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ UNPUSHED_BASE = (
     f"{NOT_PUSHED}; push it, or type AutoModelForSeq2SeqLM.from_pretrained(FOLDER, trust_remote_code=True), with "
     "transformers 5.5 or later"
 )
+NO_FOLDER = "there is no folder {}. Check the path, or name a repository on the Hub, OWNER/NAME."
 FUSED_NAME_PATTERN = re.compile(r"T5WithFusion\((.+?)(?:@([0-9a-f]{40}))?(?:, (\{.*\}))?\)")
 
 
@@ -115,7 +117,74 @@ def check_path(name: Any) -> None:
     text = str(name)
     is_path = text.startswith((".", "~")) or os.path.isabs(text) or text.count("/") > 1
     if is_path and not os.path.exists(text):
-        raise OSError(f"there is no folder {text}. Check the path, or name a repository on the Hub, OWNER/NAME.")
+        raise OSError(NO_FOLDER.format(text))
+
+
+def not_in_cache(name: Any, setting: str = "HF_HUB_OFFLINE") -> str:
+    """Say that a name is neither a folder nor in the Hub's cache, and that `setting` forbids to ask the Hub."""
+    return (
+        f"there is no folder {name}. If it is a repository on the Hub: this machine's cache does not hold it, and "
+        f"{setting} is set. Check the path, or unset {setting}."
+    )
+
+
+def hub_unreachable(name: Any, cause: object) -> str:
+    """Say that a name is no folder, and that the Hub could not be asked for it because of `cause`."""
+    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+    return (
+        f"there is no folder {name}, and the Hub could not be reached for a repository of this name ({reason}). Check "
+        "the path, or the network."
+    )
+
+
+def _why_not_found(name: Any, error: BaseException, is_local_only: bool) -> str | None:
+    """Return a sentence that says why there is neither a folder nor a repository; None for an error of another kind.
+
+    The Hub's client is behind `error`. Its errors are known by their names, because `t5fusion --help` imports this file
+    and has no time to import the client.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        kinds = {kind.__name__ for kind in type(cause).__mro__}
+        if "GatedRepoError" in kinds:  # transformers' own message says where to ask for access.
+            return None
+        if "RepositoryNotFoundError" in kinds:
+            return (
+                f"there is no folder {name}, and the Hub has no repository of this name, or it is private and your "
+                "token may not see it. Check the name; for a private repository, log in with `hf auth login`, or pass "
+                "`token=`."
+            )
+        if "HFValidationError" in kinds:
+            return NO_FOLDER.format(name)
+        if "LocalEntryNotFoundError" in kinds:
+            is_offline = cause.__cause__ is None or type(cause.__cause__).__name__ == "OfflineModeIsEnabled"
+            if is_offline:
+                return not_in_cache(name, "`local_files_only`" if is_local_only else "HF_HUB_OFFLINE")
+            return hub_unreachable(name, cause.__cause__)
+        cause = cause.__cause__
+    return None
+
+
+@contextmanager
+def missing_in_one_sentence(name: Any, is_local_only: bool = False) -> Iterator[None]:
+    """Replace transformers' error for a name that is neither a folder nor a repository within reach by a shorter one.
+
+    transformers only says that it could not connect to the Hub, even if the name is that of a folder, mistyped.
+
+    Args:
+        name: The name that is being loaded.
+        is_local_only: Whether the caller passes `local_files_only=True`.
+
+    Raises:
+        OSError: There is no such folder, and no such repository within reach. Other errors pass unchanged.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        sentence = None if os.path.isdir(name) else _why_not_found(name, error, is_local_only)
+        if sentence is None:
+            raise
+        raise OSError(sentence) from error
 
 
 def name_to_record(name: Any) -> Any:

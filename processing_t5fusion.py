@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,14 @@ from .arguments_t5fusion import read_list, read_texts, read_vectors, texts_of_ro
 from .collating_t5fusion import DataCollatorWithFusion
 from .configuration_t5fusion import T5FusionConfig
 from .kinds_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, VectorKind, list_kinds, plain_kind, read_kinds
-from .naming_t5fusion import HUB_KEYWORDS, PROJECTION_WEIGHT, FusedName, check_path, resolve_embedded
+from .naming_t5fusion import (
+    HUB_KEYWORDS,
+    PROJECTION_WEIGHT,
+    FusedName,
+    check_path,
+    missing_in_one_sentence,
+    resolve_embedded,
+)
 from .packing_t5fusion import share_sequences  # noqa: F401  for transformers 5.0, which copies only direct imports
 from .rows_t5fusion import (
     NO_TEXT,
@@ -30,6 +37,7 @@ from .rows_t5fusion import (
 from .tokenizing_t5fusion import forget_last_call, tokenize
 
 logger = logging.get_logger(__name__)
+Processor = TypeVar("Processor", bound="T5FusionProcessor")
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LEXICAL_SOURCES = ("text", "given", "none")
@@ -88,7 +96,8 @@ class T5FusionProcessor(ProcessorMixin):
         check_choice("lexical_source", lexical_source, LEXICAL_SOURCES)
         check_choice("lexical_dtype", lexical_dtype, DTYPES)
         if isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = AutoTokenizer.from_pretrained(resolve_embedded(tokenizer))
+            with missing_in_one_sentence(tokenizer):
+                tokenizer = AutoTokenizer.from_pretrained(resolve_embedded(tokenizer))
         super().__init__(tokenizer)
         # Earlier code exported "none" for no encoder.
         self.lexical_encoder = None if lexical_encoder in (None, "none") else str(lexical_encoder)
@@ -112,6 +121,24 @@ class T5FusionProcessor(ProcessorMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Processor], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> Processor:
+        """Load a processor, or make one for a base model, a fused model or an adapter that was saved without one.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder.
+            *args, **kwargs: Arguments of [`~transformers.ProcessorMixin.from_pretrained`], and fields of the recipe to
+                change.
+
+        Raises:
+            OSError: There is neither a folder of this name nor a repository within reach; or it has no tokenizer.
+        """
+        with missing_in_one_sentence(pretrained_model_name_or_path, bool(kwargs.get("local_files_only"))):
+            processor: Processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return processor
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import get_session, validate_repo_id
 
-from ..naming_t5fusion import EMBEDDED
+from ..naming_t5fusion import EMBEDDED, hub_unreachable, not_in_cache
 from .errors import first_line
 from .replace_folder import recover
 
@@ -48,10 +48,7 @@ def check_folder(name: str, revision: str | None = None) -> None:
             f"Hub, download it first: hf download {name}."
         )
     if constants.HF_HUB_OFFLINE:
-        raise OSError(
-            f"there is no folder {name}. If it is a repository on the Hub: this machine's cache does not hold it, and "
-            "HF_HUB_OFFLINE is set. Check the path, or unset HF_HUB_OFFLINE."
-        )
+        raise OSError(not_in_cache(name))
 
 
 def check_reachable(name: str, revision: str | None = None) -> None:
@@ -68,10 +65,7 @@ def check_reachable(name: str, revision: str | None = None) -> None:
     try:
         get_session().head(f"{constants.ENDPOINT}/api/models/{name}", timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:  # Its type depends on the release of the Hub's client.
-        raise OSError(
-            f"there is no folder {name}, and the Hub could not be reached for a repository of this name "
-            f"({first_line(error)}). Check the path, or the network."
-        ) from error
+        raise OSError(hub_unreachable(name, error)) from error
 
 
 def check_base_model(base_model: str | None) -> None:

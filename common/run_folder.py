@@ -77,13 +77,14 @@ def load_trained(folder: str | Path) -> tuple[torch.nn.Module, T5FusionProcessor
     """Load the model, in evaluation mode and fp32, and the processor of a run folder or a bundle.
 
     Args:
-        folder: The folder. (`find_trained` downloads that of a repository.)
+        folder: The folder, or the id of a repository on the Hub.
 
     Raises:
-        OSError: The folder holds no adapter and no model, or no processor, or its base model cannot be loaded.
+        OSError: There is neither such a folder nor such a repository within reach; it holds no adapter and no model, or
+            no processor; or its base model cannot be loaded.
         ValueError: A file is damaged or belongs to another kind of model, or `check_numbers` refuses a weight.
     """
-    folder = Path(folder)
+    folder = find_trained(str(folder))
     run = RunFolder(folder)
     if not run.has_adapter and not run.has_config:
         raise OSError(f"{folder} holds neither an adapter nor a model. Name a folder that `t5fusion train` wrote.")
