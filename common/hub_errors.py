@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from .errors import first_line
 
@@ -20,15 +21,23 @@ LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def check_can_push(repo_id: str) -> None:
+def check_can_push(repo_id: str, token: str | bool | None = None) -> None:
     """Check, without asking the Hub, that a push to `repo_id` is possible.
 
+    Args:
+        repo_id: The repository.
+        token: The token of the client, as `HfApi` takes it: None or True for that of the environment, False for none.
+
     Raises:
-        OSError: HF_HUB_OFFLINE is set, or there is no token.
+        OSError: `repo_id` is no valid id, HF_HUB_OFFLINE is set, or there is no token.
     """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise OSError(in_one_sentence(error, repo_id)) from error
     if HF_HUB_OFFLINE:
         raise OSError(_offline(repo_id))
-    if get_token() is None:
+    if token is False or (token in (None, True) and get_token() is None):
         raise OSError(_not_logged_in(repo_id))
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
-from ..common.hub_errors import in_one_sentence
+from ..common.hub_errors import check_can_push, in_one_sentence
 from ..common.replace_folder import recover
 from ..common.run_files import ADAPTER_CONFIG, read_json
 from ..common.run_folder import RunFolder
@@ -84,17 +83,17 @@ def push(
         Where the bundle is now.
 
     Raises:
-        ValueError: The bundle does not verify, readers cannot download its base model, or `repo_id` is no valid id.
-        OSError: The Hub refused the bundle or could not be reached. The repository is as it was, or complete except for
-            a tag; the message says which.
+        ValueError: The bundle does not verify, or readers cannot download its base model.
+        OSError: `repo_id` is no valid id; there is no token; HF_HUB_OFFLINE is set; or the Hub refused the bundle or
+            could not be reached. The repository is as it was, or complete except for a tag; the message says which.
     """
     bundle, api = Path(bundle), api or HfApi()
     options = PushOptions(private, revision, create_pr, message, delete_others)
     recover(bundle)
     manifest = read_manifest(bundle)
+    check_can_push(repo_id, api.token)
     try:
-        validate_repo_id(repo_id)
-        api.whoami()
+        api.whoami()  # Verifying takes minutes, so find out first whether the Hub takes the token.
     except Exception as error:
         raise as_one_sentence(error, repo_id) from error
     if manifest["kind"] == "adapter" and not private:

@@ -127,6 +127,7 @@ REFUSED = {  # words, what the error says, exit code
         )
     },
     "a push without the Hub": (["push", "bundle", "me/model"], "HF_HUB_OFFLINE is set, so me/model cannot", 1),
+    "no id to push to": (["push", "bundle", "me/no good"], "the Hub does not allow the name 'me/no good'", 1),
     "a revision of a folder": (["evaluate", "folder", *EVALUATE[2:], "--revision", "v1"], "--revision is for a", 1),
     "no kind of bundle": (["export", "folder", "bundle", "--kind", "zip"], "`kind` is 'zip'; expected one of", 1),
     "no bundle": (["push", "folder", "me/describer"], "folder is no bundle: it holds no t5fusion.json.", 1),

@@ -688,6 +688,31 @@ def test_a_push_without_permission_is_refused(author, hub, bundle, save_plain_t5
     assert "no such revision" in author.refused("verify", "me/open", "--revision", "v9")
 
 
+PUSH = """
+import sys
+from huggingface_hub import HfApi
+from t5fusion.hub_export import push
+
+try:
+    push(sys.argv[1], "me/by-python", api=HfApi(token={"none": False, "own": "hf_owner"}.get(sys.argv[2])))
+except OSError as error:
+    print(error)
+"""
+
+
+def test_python_code_is_refused_as_the_command_is(author, hub, bundle, tmp_path):
+    """Offline without a token, the token is not the first thing that is missing. A token may also be the client's."""
+    nobody = Author(hub, tmp_path / "nobody", token=None)
+    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
+        requests = len(hub.requests)
+        told, _ = nobody.python(PUSH, bundle, "default", **environment)
+        assert told.strip() == nobody.refused("push", bundle, "me/by-python", **environment)
+        assert ("HF_HUB_OFFLINE is set" if environment else "you are not logged in") in told
+        assert len(hub.requests) == requests
+    assert "you are not logged in" in author.python(PUSH, bundle, "none")[0]
+    assert nobody.python(PUSH, bundle, "own")[0] == "" and "me/by-python" in hub.repos
+
+
 def test_a_private_or_gated_base_model(author, hub, tmp_path, save_plain_t5):
     for name, options in (("private", {"private": True}), ("gated", {"gated": True})):
         hub.add_folder(f"me/{name}-t5", save_plain_t5(tmp_path / name, **FLAN), **options)
