@@ -401,8 +401,8 @@ def resolve_checkpoint(
             is taken out.
 
     Raises:
-        OSError: There is neither a folder of this name nor a repository within reach; a config or another file cannot be
-            read; or the config announces an adapter that cannot be read.
+        OSError: There is neither a folder of this name nor a repository within reach; a config or another file cannot
+            be read; or the config announces an adapter that cannot be read.
         ValueError: The checkpoint is neither a T5 nor a fused model.
     """
     named = FusedName.parse(name)

@@ -38,18 +38,19 @@ def base_error(base_model: str, error: Exception) -> OSError:
     )
 
 
-def make_processor(base_model: str, **recipe) -> T5FusionProcessor:
+def make_processor(base_model: str, revision: str | None = None, **recipe) -> T5FusionProcessor:
     """Return the base model's tokenizer as a processor.
 
     Args:
         base_model: Folder, Hub id, or "tiny_t5_v2".
+        revision: Branch, tag or commit of the base model on the Hub.
         **recipe: Fields of `T5FusionProcessor`.
 
     Raises:
         OSError: The base model has no tokenizer.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_folder(base_model))
+        tokenizer = AutoTokenizer.from_pretrained(base_folder(base_model), revision=revision or "main")
     except (OSError, ValueError) as error:
         raise base_error(base_model, error) from error
     return T5FusionProcessor(tokenizer, **recipe)

@@ -134,6 +134,12 @@ def read_conditions(checkpoint: Path, default: dict) -> dict:
     return conditions | {"base": name} if name in EMBEDDED else conditions
 
 
+def recorded_commit(checkpoints: Path) -> str | None:
+    """Return the commit of the base model that the checkpoints in a folder record; None if none of them does."""
+    recorded = [_read_json(file) for file in sorted(checkpoints.glob(f"checkpoint-*/{CONDITIONS}"))]
+    return next((each["commit"] for each in recorded if isinstance(each, dict) and each.get("commit")), None)
+
+
 def check_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Check that the weights in a checkpoint have the names and shapes of the model's weights. Shards are not checked.
 

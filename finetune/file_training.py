@@ -11,6 +11,7 @@ from ..common.console import is_first_process, say
 from ..common.next_commands import command
 from ..kinds_t5fusion import DEFAULT_KIND
 from ..processing_t5fusion import T5FusionProcessor
+from .checkpoints import recorded_commit
 from .data import Columns, first_rows, hub_data_set, load_split, vector_width
 from .inputs import input_parts, report_counts
 from .options import Recipe, TrainingOptions
@@ -70,7 +71,9 @@ def train_file(
     rows, held_out = first_rows(rows, limit), first_rows(held_out, limit)
     if is_first_process():  # The folder, too, is checked before the vectors are made.
         check_output(output, resume, overwrite)
-    processor = _new_processor(rows, columns, options.base_model, recipe)
+    # The tokenizer of a resumed training stays at its commit too, even if the base model's main branch has moved.
+    commit = recorded_commit(output / CHECKPOINTS) if resume else None
+    processor = _new_processor(rows, columns, options.base_model, commit, recipe)
     limits = (options.max_source, options.max_target)
     counts: Counter = Counter()
     run = run_yaml(
@@ -100,8 +103,10 @@ def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
         raise ValueError("an encoder has no effect with a vector column. Leave one out.")
 
 
-def _new_processor(rows: Dataset, columns: Columns, base_model: str, recipe: Recipe) -> T5FusionProcessor:
-    """Return the base model's tokenizer with the recipe for these columns."""
+def _new_processor(
+    rows: Dataset, columns: Columns, base_model: str, commit: str | None, recipe: Recipe
+) -> T5FusionProcessor:
+    """Return the base model's tokenizer, at this commit if one is given, with the recipe for these columns."""
     settings: dict = {"template": recipe.template, "lexical_dim": recipe.lexical_dim, "lexical_source": "text"}
     if recipe.encoder:
         settings["lexical_encoder"] = recipe.encoder
@@ -110,7 +115,7 @@ def _new_processor(rows: Dataset, columns: Columns, base_model: str, recipe: Rec
     if columns.vector:
         del settings["lexical_dim"]
         settings |= {"lexical_encoder": None, "vectors": {DEFAULT_KIND: vector_width(rows, columns)}}
-    return make_processor(base_model, **settings)
+    return make_processor(base_model, commit, **settings)
 
 
 def _next_command(data: str, columns: Columns, output: Path, rows: Dataset) -> str:
