@@ -24,7 +24,8 @@ app = Commands(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train, evaluate and share T5 models that read vectors beside their text.",
+    help="Train, evaluate and share T5 models that read vectors beside their text.\n\n"
+    "Begin with [bold]t5fusion demo[/bold]. For data of your own, see [bold]t5fusion train --help[/bold].",
 )
 
 

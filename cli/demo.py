@@ -28,7 +28,10 @@ def demo(
         "runs/demo"
     ),
     lexical: Annotated[
-        Lexical, typer.Option(rich_help_panel=VECTORS, help="Text that the vector is made from: code, or the name.")
+        Lexical,
+        typer.Option(
+            rich_help_panel=VECTORS, help="Text that the vector is made from: the source code, or the name itself."
+        ),
     ] = Lexical.body,
     base_model: Annotated[
         str,
@@ -42,7 +45,9 @@ def demo(
 ):
     """Teach the T5 in this package to describe the Python standard library, and see what the vectors are worth.
 
-    Example: [bold]t5fusion demo --lexical name[/bold]
+    It needs no network.
+
+    Example: [bold]t5fusion demo[/bold]
     """
     # These import the Hub's client, which --help does not need.
     from ..common.folder_names import check_base_model

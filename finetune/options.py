@@ -160,7 +160,7 @@ class TrainingOptions:
     packing: bool = option(
         True,
         "Put short rows of a batch into one sequence, so that less is padding. The result is the same within rounding.",
-        opposite=("no_packing", "Give each row of a batch a sequence of its own."),
+        opposite=("no_packing", "Do not put several short rows of a batch into one sequence."),
     )
     seed: int = option(42, "Seed of the random numbers.", SEED)
     gradient_accumulation: int = option(1, "Batches whose gradients are added up for one step of the weights.", COUNT)
