@@ -103,7 +103,7 @@ def read_vectors(lexical_embeds: Any, count: int, kinds: Mapping[str, VectorKind
 
     Raises:
         ValueError: There are not `count` items; a kind is unknown; or the vectors of a row are not as wide as their
-            kind, not finite, or of a norm outside 1e-6 to 1e18.
+            kind, not finite or, in a kind without a scale, of a norm outside 1e-6 to 1e18.
     """
     columns = lexical_embeds if isinstance(lexical_embeds, Mapping) else _columns_of(lexical_embeds, count, kinds)
     check_kinds(0, columns, kinds)

@@ -71,8 +71,8 @@ class DataCollatorWithFusion:
         pad_to_multiple_of: Rounds the padded length of ids and labels up to a multiple of this.
         label_pad_token_id: Id with which labels are padded.
         model: The model. It is needed in two cases. With label smoothing, the Trainer takes the labels out of the
-            batch, so the batch needs `decoder_input_ids`, which the collator makes with the model. And if `tokenizer`
-            is no processor, the collator reads the kinds of vectors from the model's config.
+            batch, so the batch needs `decoder_input_ids`, which the collator makes with the model. And the
+            collator reads the kinds of vectors from the model's config, which a tokenizer does not know.
         padding: "longest" (or True) pads each batch to its longest row. "max_length" pads every batch to the three
             sizes that follow. An `IterableDataset` with several processes needs "max_length", because accelerate joins
             the batches of all processes, and they must have one size. ("longest" works too if each row has one vector

@@ -22,8 +22,9 @@ class T5FusionConfig(T5Config):
             default is the first id that T5's tokenizer leaves free, or `vocab_size` if that is smaller. Further kinds
             of vectors take the ids after it.
         vectors: The kinds of vectors, in the order in which they stand before the text: a name for each, with a width
-            or a [`VectorKind`], such as `{"item": 64, "image": VectorKind(512, tokens=8, projector="mlp")}`. None
-            means one kind, "lexical", of width `lexical_dim`, that becomes one token.
+            or a [`VectorKind`], such as `{"item": 64, "image": VectorKind(512, tokens=8, projector="mlp")}`. A width
+            means raw numbers, `VectorKind(width, scale="standard")`. None means one kind, "lexical", of width
+            `lexical_dim`, that becomes one token and has no scale.
         vector_dropout: The share of rows that lose their vectors in a training step, chosen at random. So one model
             learns to answer with vectors and without.
         backbone: Hub id or folder of the base model that this model was built from; None for a model built from

@@ -86,7 +86,7 @@ def _is_sharded(model: nn.Module) -> bool:
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     """Return `F.dropout` of the input, with other random numbers from the same generator.
 
-    `p` is rounded to a multiple of 1 / 65536, and what stays is scaled so that its expected value is exactly the input.
+    `p` is rounded to a multiple of 1 / 65536, and what stays is scaled so that its expected value is the input.
     """
     dropped = round(p * DRAWS)
     if not training or not 0 < dropped < DRAWS or input.device.type != "cpu" or inplace:

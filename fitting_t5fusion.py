@@ -29,7 +29,7 @@ else:
 
 STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties per row, to choose from
 FIRST_TEXT_ID = 2  # Smaller ids are <pad> (0), </s> (1), and the negative ids that the loss ignores.
-FIRST_ROWS = 100_000  # Token frequencies and scales are those of so many rows. Memory never holds more rows.
+FIRST_ROWS = 100_000  # Token frequencies and scales come from this many rows. Memory never holds more rows.
 CHUNK_ROWS = 8192  # the most rows whose numbers are in memory as float64
 
 
@@ -50,17 +50,18 @@ class FittingMixin(Model):
                 Each row needs `labels`, token ids with or without padding, and `lexical_embeds`, float (dim,) or
                 (vectors, dim), or a dict of these by kind. Several vectors of a row count as their mean. Rows without a
                 vector of a kind are skipped for that kind. Memory does not grow with the number of rows: after 100,000
-                of them, only sums are kept, and the frequencies of tokens are those in the first 100,000.
+                of them, only sums are kept. The frequencies of tokens, and the scales, are those of the first 100,000.
 
         Returns:
-            The share of the variance of the targets' mean embeddings that the vectors explain on held-out rows, by
-            generalised cross-validation; with several kinds of vectors, the largest of their shares. At zero or below,
-            a linear map of the vectors says nothing about the targets, or there are too few rows to tell. That kind's
-            part of the fusion layer then stays as it is.
+            The share of the variance of the targets' mean embeddings that the vectors would explain on other rows, as
+            generalised cross-validation estimates it; with several kinds of vectors, the largest of their shares. At
+            zero or below, a linear map of the vectors says nothing about the targets, or there are too few rows to
+            tell. The projection of that kind then stays as it is.
 
         Raises:
-            ValueError: No row has both labels and a vector; a vector has another width than its kind; or the active
-                adapter does not hold the fusion layer, so that the result would not be saved.
+            ValueError: No row has both labels and a vector; a vector has another width than its kind, or is refused by
+                the collator too; or the active adapter does not hold the fusion layer, so that the result would not be
+                saved.
         """
         fusion = self.fusion_to_fit()
         projectors = {name: fusion.projector(name) for name in self.config.kinds}
@@ -74,6 +75,20 @@ class FittingMixin(Model):
             if os.environ.get("RANK", "0") == "0":
                 _report("" if name == DEFAULT_KIND else f"{name} ", moments.rows, explained)
         return max(shares)
+
+    @torch.no_grad()
+    def fit_scales(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Read only the scales of the kinds of vectors off the training rows. `fit_fusion` does this too.
+
+        Args:
+            rows: As for `fit_fusion`. At most 100,000 of them are read.
+
+        Raises:
+            ValueError: A vector has another width than its kind, or the active adapter does not hold the fusion layer.
+        """
+        fusion = self.fusion_to_fit()
+        projectors = {name: fusion.projector(name) for name in self.config.kinds}
+        fit_scales([vectors for vectors, _ in islice(read_rows(rows, self.config.kinds), FIRST_ROWS)], projectors)
 
     def fusion_to_fit(self) -> Any:
         """Return the fusion layer that training changes: the active adapter's copy, or the model's own.
@@ -149,7 +164,7 @@ def start_from(projector: Any, weight: Tensor, moments: Moments) -> None:
 def _report(kind: str, rows: int, explained: float) -> None:
     """Print on standard error how much the vectors of a kind explain. (`kind` ends in a space, or is empty.)"""
     share = f"{explained:.1%} of" if explained > 0 else "nothing of"
-    consequence = "" if explained > 0 else " The fusion layer stays as it was."
+    consequence = "" if explained > 0 else " Their projection stays as it was."
     row_count = "1 row" if rows == 1 else f"{rows:,} rows"
     print(
         f"fit_fusion: the {kind}vectors of {row_count} explain {share} their targets' words.{consequence}",
@@ -237,7 +252,7 @@ def read_rows(rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, VectorKind]
         for name, of_kind in vectors.items():
             if of_kind.shape[1] != kinds[name].dim:
                 raise ValueError(_width_message(index, name, of_kind.shape[1], kinds[name].dim))
-        target = as_array(row["labels"]).ravel()
+        target = as_array(row["labels"]).ravel().astype(np.int64)
         yield vectors, target[target >= FIRST_TEXT_ID]
 
 

@@ -23,8 +23,8 @@ class VectorKind:
         projector: "linear" is one linear layer. "mlp" is linear, GELU, linear, as in LLaVA-1.5 and vec2text.
         hidden: Width between the two layers of an "mlp"; None for the width of a token embedding.
         dropout: Dropout rate between the two layers of an "mlp".
-        scale: "standard" takes numbers as they are: `fit_fusion` finds the mean and the standard deviation of each
-            column, and the fusion layer applies them. "log" is for columns that span orders of magnitude, such as
+        scale: "standard" is for raw numbers: `fit_fusion` finds the mean and the standard deviation of each column, and
+            the fusion layer applies them. "log" is for columns that span orders of magnitude, such as
             prices and counts: it does the same to their logarithms. None is for embeddings that an encoder has scaled:
             the model then reads the direction of a vector, not its length.
 
@@ -54,8 +54,8 @@ class VectorKind:
             raise ValueError(f"`scale` is {self.scale!r}; expected {', '.join(map(repr, SCALES[:-1]))} or None.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields that a saved kind does not have by default, and `dim`."""
-        # A kind that was saved before there were scales has none.
+        """Return `dim`, and the fields that differ from their defaults. In a file, the default of `scale` is None."""
+        # Kinds that were saved before there were scales have none.
         defaults = {field.name: field.default for field in fields(self)} | {"scale": None}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 

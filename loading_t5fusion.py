@@ -204,7 +204,7 @@ class FusedLoadingMixin(Model):
 
         Raises:
             ValueError: The model already has an adapter of this name, or the adapter's weights do not fit the model.
-                The model then stays as it was.
+                The adapter is then taken off again; a table that was resized for it stays resized.
             ImportError: peft is not installed.
         """
         if adapter_kwargs == SKIP_ADAPTER:  # Some releases of transformers call this without a look at the subfolder.
@@ -350,7 +350,7 @@ def _fill_adapter(peft: Any, model: Any, name: str, weights: dict[str, Any], nam
 
 
 def _remove_adapter(peft: Any, model: Any, name: str, peft_type: str) -> None:
-    """Take the adapter `name` off the model, which is then as it was before.
+    """Take the adapter `name` off the model, and restore the layers beneath it.
 
     Args:
         peft: The package.

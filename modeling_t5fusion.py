@@ -98,8 +98,8 @@ class VectorProjector(nn.Module):
         """Return the initial bias of the last layer, float32 (outputs,): zeros if the kind has no scale.
 
         The norm makes all token embeddings equally long, so without a bias, vectors of one direction would all become
-        the same embedding. A bias as long as the projection of a typical vector turns a vector's length into a
-        direction.
+        the same embedding. Beside a bias as long as the projection of a typical vector, a vector's length changes the
+        direction of the sum.
         """
         outputs = self.last_layer.bias.shape[0]
         if isinstance(self.scale, VectorScale):
@@ -177,16 +177,16 @@ def initial_projection(shape: torch.Size, seed: int = 0) -> torch.Tensor:
 class T5InitMixin:
     """Random initial weights as in T5.
 
-    T5 initialises the matrices of an attention or feed-forward layer when transformers comes to the layer as a whole.
-    In custom code, transformers skips modules without weights of their own, such as these layers, and the matrices
-    would keep its general initial weights. So this class does not pass the flag `is_custom_code` on.
+    T5 initialises the matrices of an attention or feed-forward layer when `_init_weights` gets that layer. In custom
+    code, transformers skips modules that have no weights of their own, such as these layers, and their matrices would
+    get its general initial weights. So this class does not pass the flag `is_custom_code` on.
     """
 
     def _initialize_weights(self, module: nn.Module, *is_custom_code: Any) -> None:
         super()._initialize_weights(module)  # type: ignore[misc]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise a module's weights, and the numbers of a scale, which may be anything after the meta device."""
+        """Initialise a module's weights, and the numbers of a scale, which are arbitrary after the meta device."""
         super()._init_weights(module)  # type: ignore[misc]
         # transformers marks what it has loaded.
         is_loaded = all(getattr(buffer, "_is_hf_initialized", False) for buffer in module.buffers(recurse=False))
@@ -450,15 +450,18 @@ class T5WithFusion(
                 Ignored if `encoder_outputs` are given, because those contain the vectors already.
             row_ids: Number of the row, from 1, to which each token belongs, int64 (batch, length), and 0 for padding.
                 `DataCollatorWithFusion(packing=True)` makes them if a sequence holds several rows.
-            target_row_ids: The same for each label, int64 (batch, labels).
+            target_row_ids: The same for each label, int64 (batch, labels). Give both or neither.
             Others: As in [`~transformers.T5ForConditionalGeneration.forward`].
 
         Returns:
             A [`~transformers.modeling_outputs.Seq2SeqLMOutput`], or a tuple with `return_dict=False`.
 
         Raises:
-            ValueError: Vectors and placeholders do not match (see `LexicalEncoder.embed`), the decoder has no input, or
-                packed rows meet an attention that cannot keep them apart.
+            ValueError: Vectors and placeholders do not match (see `LexicalEncoder.embed`); the decoder has no input;
+                packed rows meet an attention that cannot keep them apart; or only one of `row_ids` and `target_row_ids`
+                is given.
+            RuntimeError: On a GPU or in a compiled graph, vectors and placeholders do not match. (On a GPU, the error
+                comes with a later call.)
         """
         # Every argument is spelled out, because the Trainer drops columns that this signature does not name.
         if all(decoder_input is None for decoder_input in (decoder_input_ids, decoder_inputs_embeds, labels)):
@@ -467,6 +470,8 @@ class T5WithFusion(
                 "Trainer takes the labels out of the batch: use `DataCollatorWithFusion(tokenizer, model=model)`, "
                 "which adds `decoder_input_ids`."
             )
+        if (row_ids is None) != (target_row_ids is None):
+            raise ValueError("only one of `row_ids` and `target_row_ids` was given; expected both, or neither.")
         if encoder_outputs is None and (input_ids is None) != (inputs_embeds is None):
             if self.training and not torch.compiler.is_compiling():
                 self._warn_of_unused_vectors(lexical_embeds)
@@ -508,7 +513,8 @@ class T5WithFusion(
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return the masks without the placeholders of rows drawn at random, a share of `config.vector_dropout`.
 
-        A placeholder that nothing attends to is as good as absent: T5 knows only the distances between tokens.
+        A placeholder in front of the text that nothing attends to is as good as absent, because T5 knows only the
+        distances between tokens. Inside a text, it still adds to the distance between its neighbours.
 
         Args:
             input_ids: int64 (batch, length).
@@ -643,8 +649,8 @@ class T5WithFusion(
         """
         rows = self.shared.num_embeddings
         new_rows = args[0] if args else kwargs.get("new_num_tokens")
-        # AutoPeftModel asks for a row per token of the tokenizer, but the placeholder needs none.
-        if new_rows == rows + 1 and self.config.lexical_token_id == rows:
+        # AutoPeftModel asks for a row per token of the tokenizer, but placeholders need none.
+        if new_rows == rows + len(self.config.kinds) and self.config.lexical_token_id == rows:
             return self.get_input_embeddings()
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if embeddings.num_embeddings != rows:

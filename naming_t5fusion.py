@@ -15,7 +15,7 @@ HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "r
 # installed. The weights behind a name never change, because adapters are saved without them.
 FIRST_EMBEDDED, NEWEST_EMBEDDED = "tiny_t5", "tiny_t5_v2"
 EMBEDDED = (FIRST_EMBEDDED, NEWEST_EMBEDDED)
-# The end of the name of the projection's weight, (d_model, lexical_dim). What stands before it depends on the adapter.
+# The end of the name of the projection's weight, (tokens * d_model, dim). What stands before it depends on the adapter.
 PROJECTION_WEIGHT = "fusion.projection.weight"
 # Until `push` fills in the repository, an adapter in a bundle has this name for its base model. No repository can have
 # this name, so no class loads another model by mistake.
@@ -75,7 +75,10 @@ def recorded_base(adapter_config: Mapping[str, Any]) -> FusedName:
     Raises:
         LookupError: The config names no base model.
     """
-    base = FusedName.parse(adapter_config["base_model_name_or_path"])
+    name = adapter_config["base_model_name_or_path"]
+    if not name:  # PEFT writes null for a model that was built from a config.
+        raise LookupError("base_model_name_or_path")
+    base = FusedName.parse(name)
     return base if base.commit else base._replace(commit=adapter_config.get("revision"))
 
 

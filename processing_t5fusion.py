@@ -224,8 +224,9 @@ class T5FusionProcessor(ProcessorMixin):
             float32.
 
         Raises:
-            ValueError: The arguments differ in length; vectors are not `lexical_dim` wide, not finite, or of a norm
-                outside 1e-6 to 1e18; a text is empty, or holds half of a surrogate pair; `lexical_source` is "given"
+            ValueError: The arguments differ in length; vectors are not as wide as their kind, not finite or, in a kind
+                without a scale, of a norm outside 1e-6 to 1e18; a row has neither text nor a vector; a text holds half
+                of a surrogate pair; `lexical_source` is "given"
                 and the call passes neither vectors nor texts for them; or `max_length` leaves no room for text.
             ImportError, OSError: The encoder cannot be used; see `encode`.
         """

@@ -6,6 +6,7 @@ another model, without a message.
 """
 
 import copy
+import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -159,10 +160,10 @@ def apply_umask(folder: Path, pattern: str = "**/*") -> None:
     safetensors and tempfile write files that only their owner can read, so other users of a shared folder could not
     load the model.
     """
-    probe = folder / ".permissions"
+    probe = folder / f".permissions-{os.getpid()}"  # Several processes may save at the same time.
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink(missing_ok=True)  # Another process may have removed it.
+    probe.unlink(missing_ok=True)
     for file in folder.glob(pattern):
         if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
             file.chmod(mode)

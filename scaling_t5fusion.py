@@ -78,7 +78,7 @@ class VectorScale(nn.Module):
         self.limit.fill_(LIMIT)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move the buffers to another device, but leave out casts to half precision."""
+        """Move the buffers to another device, but leave out casts to another dtype."""
         exact = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers():
@@ -103,7 +103,7 @@ def scale_advice(name: str, kind: VectorKind, vectors: Tensor) -> str:
         return (
             f"the {name} vectors differ in length (most are between {shortest[0]:.3g} and {longest[0]:.3g} long), and "
             "the model reads their direction only. If the length matters, build the model and the processor with "
-            f"`vectors={{{name!r}: VectorKind({kind.dim}, scale='standard')}}`."
+            f"`vectors=`, and with `scale='standard'` in the `VectorKind` of {name!r}."
         )
     smallest, largest = _spread(vectors.abs())
     spanning = (largest > ORDERS_OF_MAGNITUDE * smallest).nonzero().flatten().tolist()
@@ -112,8 +112,8 @@ def scale_advice(name: str, kind: VectorKind, vectors: Tensor) -> str:
     first = spanning[0]
     return (
         f"{len(spanning)} of {kind.dim} columns of the {name} vectors span orders of magnitude, such as column {first} "
-        f"(most sizes are between {smallest[first]:.3g} and {largest[first]:.3g}). `VectorKind({kind.dim}, "
-        "scale='log')` may read them better."
+        f"(most sizes are between {smallest[first]:.3g} and {largest[first]:.3g}). `scale='log'` in their `VectorKind` "
+        "may read them better."
     )
 
 

@@ -34,18 +34,24 @@ def choose_engine(model: nn.Module, engine: str, features: Features | None = Non
     if engine == "torch":
         return Choice("torch")
     features = features or detect_features()
-    obstacle = _obstacle(model, engine)
+    missing = _missing_feature(engine, features)
+    obstacle = _obstacle(model, "fp32" if missing else engine)
     if engine == "auto":
         if obstacle:
             return Choice("torch", obstacle)
         return Choice("fp32", "it gives the tokens of torch, and its weights are packed for this processor")
     if obstacle:
         raise ValueError(f"the engine {engine} cannot run this model: {obstacle}. Use the engine torch.")
+    return Choice("fp32", missing) if missing else Choice(engine)
+
+
+def _missing_feature(engine: str, features: Features) -> str:
+    """Return what the processor lacks for an engine; "" if it lacks nothing."""
     if engine == "bf16" and not features.bf16:
-        return Choice("fp32", "this processor does not multiply bfloat16 itself")
+        return "this processor does not multiply bfloat16 itself"
     if engine == "int8" and not features.int8:
-        return Choice("fp32", "this processor does not multiply int8 itself")
-    return Choice(engine)
+        return "this processor does not multiply int8 itself"
+    return ""
 
 
 def load_engine(model: Any, engine: str = "auto", features: Features | None = None) -> Any:

@@ -35,8 +35,8 @@ def build_model(
     """
     model = _load_base_model(options, processor, commit)
     with_vectors = any(row.get("lexical_embeds") is not None for row in rows)
-    if options.fusion_start == "targets" and options.train_fusion and with_vectors:
-        model.fit_fusion(rows)
+    if options.train_fusion and with_vectors:
+        model.fit_fusion(rows) if options.fusion_start == "targets" else model.fit_scales(rows)
     if options.full:
         model.encoder.fusion.requires_grad_(options.train_fusion)
         return model

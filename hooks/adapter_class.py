@@ -4,8 +4,8 @@ PEFT chooses the class of a `PeftModel` by the task type, whatever the model ben
 wrapped: if the model has a fusion layer, the new object changes its class before it is built, as torch's FSDP and
 `parametrize` do with their modules. The methods of `PeftModel` itself stay as they are, so no other model is touched.
 
-T5FUSION_PEFT_HOOK=0 switches off `add_adapter`, `add_weighted_adapter`, `save_pretrained` and `disable_adapter`.
-T5FUSION_PUSH_HOOK=0 switches off `push_to_hub` and `create_or_update_model_card`.
+With T5FUSION_PEFT_HOOK=0, `add_adapter`, `add_weighted_adapter`, `save_pretrained` and `disable_adapter` do what PEFT's
+own methods do. With T5FUSION_PUSH_HOOK=0, so do `push_to_hub` and `create_or_update_model_card`.
 """
 
 from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ class FusedAdapter(Base):
                 kwargs.setdefault("save_embedding_layers", True)
         with self._named_as_fused(base):
             super().save_pretrained(save_directory, safe_serialization, selected_adapters, *args, **kwargs)
-        if isinstance(base, T5WithFusion):
+        if isinstance(base, T5WithFusion) and Path(save_directory).is_dir():  # Only the main process makes the folder.
             apply_umask(Path(save_directory), "**/adapter_model.safetensors")
 
     @contextmanager

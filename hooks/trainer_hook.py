@@ -53,8 +53,9 @@ class FusionCallback(TrainerCallback):
                 fused.fit_fusion(rows)
             elif unscaled and state.is_world_process_zero:
                 print(
-                    f"The {' and '.join(unscaled)} vectors are not scaled, because the training set is streamed. Call "
-                    "`model.fit_fusion(rows)` before training, with some thousands of its rows.",
+                    f"The {' and '.join(unscaled)} vectors are not scaled, because no rows with vectors and labels can "
+                    "be read from the training set in advance (it is streamed, or its rows are no dicts). Call "
+                    "`model.fit_fusion(rows)` before training, with some thousands of rows.",
                     file=sys.stderr,
                 )
 
@@ -108,7 +109,9 @@ def _has_initial_weight(projector: VectorProjector) -> bool:
 
 
 def start_rows(loader: DataLoader | None) -> list[dict]:
-    """Return rows with a vector and labels, spread over the training set. The list is empty for a streamed set.
+    """Return rows with a vector and labels, spread over the training set.
+
+    The list is empty for a streamed set, and for a set whose rows are no dicts.
 
     Every process reads the same rows, because the loader's `dataset` is the whole set.
     """

@@ -283,3 +283,9 @@ def test_matrices_of_other_kinds_are_refused(flan):
 
 def test_every_engine_has_a_description():
     assert list(ENGINES) == ["torch", "fp32", "bf16", "int8", "auto"] and all(ENGINES.values())
+
+
+def test_what_replaces_an_engine_is_checked_too(flan):
+    """Where int8 cannot run, fp32 does, and it cannot run a model in bf16."""
+    with pytest.raises(ValueError, match="int8 cannot run this model: its weights are bfloat16"):
+        load_engine(flan.bfloat16(), "int8", NOTHING)

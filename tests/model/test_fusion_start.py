@@ -196,7 +196,7 @@ def test_useless_vectors_leave_the_initial_weights(model, capsys):
     before = model.encoder.fusion.projection.weight.detach().clone()
     assert model.fit_fusion(as_rows(vectors, labels)) <= 0
     assert torch.equal(model.encoder.fusion.projection.weight, before)
-    assert "explain nothing of their targets' words. The fusion layer stays as it was." in capsys.readouterr().err
+    assert "explain nothing of their targets' words. Their projection stays as it was." in capsys.readouterr().err
 
 
 def test_useless_vectors_explain_nothing(model):

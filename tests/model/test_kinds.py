@@ -489,6 +489,26 @@ def test_a_placeholder_needs_no_text_beside_it(processor):
     assert batch["input_ids"].tolist() == [[user, user, 1]]
 
 
+def test_a_table_is_not_resized_for_placeholders_alone(plain_folders):
+    """AutoPeftModel asks for a row per token of the tokenizer, which has a placeholder for each kind."""
+    processor = processor_for(plain_folders["flan"])
+    rows = processor.lexical_token_id
+    model = T5WithFusion(
+        str(plain_folders["flan"]),
+        vectors=VECTORS,
+        lexical_token_id=rows,
+        vocab_size=rows,
+        ignore_mismatched_sizes=True,
+    )
+    model.resize_token_embeddings(rows + len(VECTORS))
+    assert model.shared.num_embeddings == rows
+
+
+def test_masks_of_packed_rows_belong_together(model, batch):
+    with pytest.raises(ValueError, match="only one of `row_ids` and `target_row_ids`"):
+        model(**batch, row_ids=torch.ones_like(batch["input_ids"]))
+
+
 # --- the recipe's vectors beside given ones
 
 

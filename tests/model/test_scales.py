@@ -187,7 +187,7 @@ def test_fit_fusion_says_if_a_kind_without_a_scale_has_lengths(plain_folders, ca
         {"labels": [10 + row % 4, 1], "lexical_embeds": numbers(400, 2)[row] * 10 ** (row % 4)} for row in range(400)
     ]
     model.fit_fusion(rows)
-    assert "vectors={'lexical': VectorKind(2, scale='standard')}" in capsys.readouterr().err
+    assert "with `scale='standard'` in the `VectorKind` of 'lexical'" in capsys.readouterr().err
     unit = [row | {"lexical_embeds": torch.nn.functional.normalize(row["lexical_embeds"], dim=0)} for row in rows]
     model.fit_fusion(unit)
     assert "length" not in capsys.readouterr().err
@@ -212,7 +212,7 @@ def test_a_trainer_says_that_a_stream_cannot_be_scaled(plain_folders, tmp_path, 
         Trainer(
             model, TrainingArguments(str(tmp_path), **arguments), DataCollatorWithFusion(processor), Stream()
         ).train()
-        said = "The price vectors are not scaled, because the training set is streamed" in capsys.readouterr().err
+        said = "The price vectors are not scaled, because no rows with vectors" in capsys.readouterr().err
         assert said != fitted_before
 
 
@@ -316,3 +316,11 @@ def test_adapters_of_one_scale_are_combined_and_others_refused(adapted):
     torch.testing.assert_close(copies["both"].projection.weight, copies["default"].projection.weight)
     with pytest.raises(ValueError, match="scale their vectors differently"):
         adapted.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mixed", combination_type="cat")
+
+
+def test_scales_can_be_fitted_without_the_weights(plain_folders):
+    model = price_model(plain_folders)
+    before = model.encoder.fusion.projection.weight.clone()
+    model.fit_scales(price_rows())
+    assert model.encoder.fusion.scale.rate != 1
+    assert torch.equal(model.encoder.fusion.projection.weight, before)
