@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
@@ -293,6 +294,10 @@ def _save(trainer: FusionTrainer, processor: T5FusionProcessor, record: dict[str
 
 
 def _gather(trainer: FusionTrainer) -> dict[str, torch.Tensor]:
-    """Return the whole weights of a sharded model, in the first process. Weights that modules share are in it once."""
+    """Return the whole weights and scales of a sharded model, in the first process.
+
+    Weights that modules share are in it once.
+    """
     weights = trainer.accelerator.get_state_dict(trainer.model)
-    return {name: weights[name] for name, _ in trainer.model.named_parameters() if name in weights}
+    names = (name for name, _ in chain(trainer.model.named_parameters(), trainer.model.named_buffers()))
+    return {name: weights[name] for name in names if name in weights}
