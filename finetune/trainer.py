@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ class FusionTrainer(Seq2SeqTrainer):
     def get_eval_dataloader(self, eval_dataset=None):
         """Return batches that are not packed: the Trainer weights the loss of a batch by its number of sequences."""
         collator = self.data_collator
-        self.data_collator = replace(collator, packing=False)
+        self.data_collator = copy(collator)  # `dataclasses.replace` would forget the kinds of vectors.
+        self.data_collator.packing = False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
