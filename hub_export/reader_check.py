@@ -141,15 +141,17 @@ class LoadingPaths:
         return self.load(AutoProcessor)
 
     def card_example(self):
-        """Return the inputs that the card's example makes; the recipe's encoder makes the vectors, if it names one."""
+        """Return the inputs that the card's example makes; the recipe's encoder, if any, makes the first kind."""
         processor = self.processor()
+        has_encoder, kinds = bool(processor.lexical_encoder), getattr(processor, "kinds", {})
+        given = {name: torch.randn(1, kind.dim) for name, kind in list(kinds.items())[has_encoder:]}
         vectors = {}
-        if processor.lexical_source != "none" and not processor.lexical_encoder:
-            vectors = {"lexical_embeds": torch.randn(1, processor.lexical_dim)}
-            if len(getattr(processor, "kinds", ())) > 1:
-                vectors["lexical_embeds"] = {name: torch.randn(1, kind.dim) for name, kind in processor.kinds.items()}
-        elif processor.lexical_source == "given":
-            vectors = {"lexical_texts": ["what the vector is made of"]}
+        if has_encoder and processor.lexical_source == "given":
+            vectors["lexical_texts"] = ["what the vector is made of"]
+        if len(kinds) > 1 and processor.lexical_source != "none":
+            vectors["lexical_embeds"] = given
+        elif not has_encoder and processor.lexical_source != "none":
+            vectors["lexical_embeds"] = torch.randn(1, processor.lexical_dim)
         try:
             return processor(["app_config"], **vectors)
         except ImportError as error:

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import get_peft_model
 
-from t5fusion import T5FusionProcessor, T5WithFusion, tiny_t5
+from t5fusion import T5FusionProcessor, T5WithFusion, VectorKind, tiny_t5
 from t5fusion.common.base_models import make_processor
 from t5fusion.common.losses import paired_bootstrap
 from t5fusion.common.remote_code import write_code
@@ -23,6 +23,7 @@ from t5fusion.finetune.options import TrainingOptions
 from t5fusion.finetune.training import train
 from t5fusion.hub_export.card import find_sections, hub_id, make_card, name_repository
 from t5fusion.hub_export.kinds import KINDS
+from t5fusion.hub_export.reader_check import LoadingPaths
 
 SECTIONS = ["about", "load", "vectors", "training", "results", "environment", "limits", "citation", "metadata"]
 NAMES = ["app_config", "settings_b", "app_c", "readme", "app_d", "x_app", "abc", "settings"]
@@ -131,6 +132,30 @@ def test_the_card_shows_the_record_of_the_run(run, make_bundle):
     worth = evaluation["worth_of_vectors"]["none"]
     assert f"{worth['difference']:+.3f} nats per token (95 % between {worth['low']:+.3f} and" in results
     assert f"torch {record['versions']['torch']}" in section(card, "environment")
+
+
+@pytest.mark.parametrize("source", ["text", "given"])
+def test_the_card_of_an_encoder_beside_other_kinds_passes_those(run, make_bundle, monkeypatch, source):
+    kinds = {"lexical": VectorKind(384, scale=None), "image": VectorKind(7, tokens=2), "price": 1}
+    bundle = make_bundle(run, "adapter", vectors=kinds, lexical_source=source)
+    card = card_of(bundle, run, "adapter")
+    texts = ', lexical_texts=["what the vector is made of"]' if source == "given" else ""
+    for block, call in zip(code_blocks(card), ("write", "processor"), strict=False):
+        assert (
+            'vectors = {  # replace these by your own vectors, one of each kind for each text\n    "image": tor'
+            in block
+        )
+        assert f'{call}(["app_config"]{texts}, lexical_embeds=vectors)' in block and '"lexical"' not in block
+    assert "Pass those of the other kinds as `lexical_embeds=`." in section(card, "vectors")
+    loaded = T5FusionProcessor.from_pretrained(bundle)
+    monkeypatch.setattr(T5FusionProcessor, "encode", lambda processor, texts, *options: torch.ones(len(texts), 384))
+    monkeypatch.setattr(LoadingPaths, "processor", lambda reader: loaded)
+    vectors = LoadingPaths.card_example(LoadingPaths.__new__(LoadingPaths))["lexical_embeds"]
+    assert {name: tuple(each.shape) for name, each in vectors.items()} == {
+        "lexical": (1, 384),
+        "image": (1, 7),
+        "price": (1, 1),
+    }
 
 
 def test_the_metadata(run, make_bundle):
