@@ -44,7 +44,12 @@ def after_info(facts: "FolderInfo") -> str:
 
 def _inputs(facts: "FolderInfo") -> list[str]:
     """Return the words of `generate` that name a text, or a file if the recipe needs more than a text."""
-    if facts.recipe.get("lexical_source") != "given":
+    has_encoder, kinds = bool(facts.recipe.get("lexical_encoder")), facts.recipe.get("vectors") or []
+    given_kinds = kinds[has_encoder:] if len(kinds) > 1 else []
+    is_given = facts.recipe.get("lexical_source") == "given"
+    if not is_given and not given_kinds:
         return ["a text"]
-    given = "--lexical-column" if facts.recipe.get("lexical_encoder") else "--vector-column"
-    return ["--file", "FILE", "--text-column", "COLUMN", given, "COLUMN"]
+    words = ["--file", "FILE", "--text-column", "COLUMN"]
+    if is_given and (has_encoder or not given_kinds):
+        words += ["--lexical-column" if has_encoder else "--vector-column", "COLUMN"]
+    return words + [word for kind in given_kinds for word in ("--vector-column", f"{kind['name']}=COLUMN")]

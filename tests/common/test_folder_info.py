@@ -21,6 +21,7 @@ from t5fusion.common.run_files import RunFiles
 
 TESTS = Path(__file__).parents[1]
 SAVED, BUNDLES = TESTS / "model" / "saved_by_0_1", TESTS / "hub_export" / "bundle_by_0_1"
+KINDS = [{"name": "a", "dim": 2}, {"name": "b", "dim": 3, "tokens": 2}]
 RUN = {
     "training": {
         "options": {"base": "tiny_t5", "epochs": 2.0, "batch_size": 8, "lr": 0.001, "seed": 42},
@@ -110,6 +111,22 @@ def test_the_next_command_exports_with_the_weights_that_readers_cannot_get(write
         (
             {"lexical_source": "given", "lexical_encoder": None},
             "--file FILE --text-column COLUMN --vector-column COLUMN",
+        ),
+        (
+            {"lexical_source": "given", "lexical_encoder": None, "vectors": [{"name": "a", "dim": 2}]},
+            "--file FILE --text-column COLUMN --vector-column COLUMN",
+        ),
+        (
+            {"lexical_source": "given", "lexical_encoder": None, "vectors": KINDS},
+            "--file FILE --text-column COLUMN --vector-column a=COLUMN --vector-column b=COLUMN",
+        ),
+        (
+            {"lexical_source": "given", "lexical_encoder": "me/encoder", "vectors": KINDS},
+            "--file FILE --text-column COLUMN --lexical-column COLUMN --vector-column b=COLUMN",
+        ),
+        (
+            {"lexical_source": "text", "lexical_encoder": "me/encoder", "vectors": KINDS},
+            "--file FILE --text-column COLUMN --vector-column b=COLUMN",
         ),
     ],
 )
