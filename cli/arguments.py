@@ -7,6 +7,8 @@ import typer
 
 from ..common.panels import DATA, GENERATION, HUB, VECTORS
 from ..engines.names import ENGINES
+from ..finetune.vector_options import FORM, SCALES
+from ..kinds_t5fusion import PROJECTORS
 
 Data = Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")]
 TextColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the input text.")]
@@ -26,8 +28,13 @@ TrainedLexicalColumn = Annotated[
     ),
 ]
 TrainedVectorColumn = Annotated[
-    str | None,
-    typer.Option(rich_help_panel=VECTORS, help="Column of the vectors themselves. Default: as in the training."),
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=VECTORS,
+        metavar="[KIND=]COLUMN",
+        help="Column of the vectors themselves. Default: as in the training. May be given once for each kind of "
+        "vectors; for the other kinds, the columns are those of the training.",
+    ),
 ]
 LexicalColumn = Annotated[
     str | None,
@@ -36,7 +43,14 @@ LexicalColumn = Annotated[
     ),
 ]
 VectorColumn = Annotated[
-    str | None, typer.Option(rich_help_panel=VECTORS, help="Column of the vectors themselves, one in each row.")
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=VECTORS,
+        metavar=FORM,
+        help="Column of the vectors themselves: in each row a list of numbers, several lists, or one number. May be "
+        "given once for each kind of vectors, such as user=user_vec or image=img:8:mlp. Options: the number of tokens "
+        f"per vector, the projector ({', '.join(PROJECTORS)}), and the scale ({', '.join(SCALES)}).",
+    ),
 ]
 Encoding = Annotated[
     str | None,

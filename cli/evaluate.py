@@ -12,6 +12,7 @@ from ..common.measures import SCORE_NAMES
 from ..common.panels import OUTPUT, VECTORS
 from ..engines.names import REFERENCE
 from ..finetune.file_names import check_readable
+from ..finetune.vector_options import parse_vector_columns
 from .arguments import (
     Encoding,
     Engine,
@@ -84,6 +85,7 @@ def evaluate(
 
     Example: [bold]t5fusion evaluate runs/files test.jsonl --vectors all[/bold]
     """
+    vector, _ = parse_vector_columns(vector_column, has_encoder=bool(lexical_column), takes_options=False)
     from ..common.folder_names import check_reachable  # It imports the Hub's client, which --help does not need.
 
     check_reachable(name, revision)
@@ -98,7 +100,7 @@ def evaluate(
     from ..finetune import columns_for, evaluate_file  # It is slow to import, and --help does not need it.
 
     columns = None if data is None else columns_for(
-        name, text_column, target_column, lexical_column, vector_column,
+        name, text_column, target_column, lexical_column, vector,
         revision=revision, vectors=vectors != VectorChoice.none,
     )  # fmt: skip
     evaluation = evaluate_file(

@@ -13,6 +13,7 @@ from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
 from ..engines.names import REFERENCE
 from ..finetune.decoding import Decoding, check_decoding
 from ..finetune.file_names import STREAMED_KINDS, check_ending, check_readable, kind_of
+from ..finetune.vector_options import parse_vector_columns
 from .arguments import (
     Encoding,
     Engine,
@@ -105,6 +106,7 @@ def generate(
         raise ValueError("texts and --file were both given; give one of them.")
     settings = check_decoding(parse_settings(setting or [], "temperature=0.7"))
     decoding = Decoding(beams, max_new_tokens, batch_size, settings, seed, engine.value)
+    vector, _ = parse_vector_columns(vector_column, has_encoder=bool(lexical_column), takes_options=False)
     from ..common.folder_names import check_reachable  # It imports the Hub's client, which --help does not need.
 
     if file:
@@ -123,14 +125,12 @@ def generate(
     try:
         if file:
             text = text_column or ("text" if kind_of(file) == ".txt" else None)
-            columns = columns_for(
-                name, text, None, lexical_column, vector_column, revision=revision, vectors=not no_vectors
-            )
+            columns = columns_for(name, text, None, lexical_column, vector, revision=revision, vectors=not no_vectors)
             generated = generate_file(
                 name, file, columns, output, limit=limit, split=split, encoding=encoding, **vars(decoding), **options
             )
         else:
-            columns = Columns(text_column or "text", None, lexical_column, vector_column)
+            columns = Columns(text_column or "text", None, lexical_column, vector)
             chunks = _chunks_of_texts(texts, columns.text, limit, encoding)
             generated = generate_chunks(name, chunks, columns, output, decoding, **options)
     except GenerationStopped as stop:

@@ -10,7 +10,8 @@ from ..common.console import is_first_process, say
 from ..common.panels import DATA, OUTPUT, TRAINING
 from ..finetune.file_names import check_header, check_readable
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
-from ..finetune.run_config import SETTINGS, as_text, read_config
+from ..finetune.run_config import SETTINGS, VECTOR_COLUMN, as_text, read_config
+from ..finetune.vector_options import parse_vector_columns
 from .arguments import Data, Encoding, LexicalColumn, Limit, TargetColumn, TextColumn, VectorColumn
 from .libraries import load_libraries
 from .parsing import options_from, refuse_idle, with_options_of
@@ -19,7 +20,6 @@ from .settings import parse_settings, settings_option
 IDLE_OPTIONS = {  # the options that have no effect beside another one, by the name of that one
     "full": LORA_ONLY,
     "freeze_fusion": ("fusion_lr", "fusion_start"),
-    "vector_column": ("lexical_column", "encoder", "lexical_dim"),
     "resume": ("overwrite",),
 }
 
@@ -29,7 +29,9 @@ def read_defaults(context: typer.Context, file: Path | None) -> Path | None:
     if file is not None and not context.resilient_parsing:
         given = read_config(file)
         context.meta[SETTINGS] = given.pop(SETTINGS, {})
-        context.default_map = {name: as_text(value) for name, value in given.items()}
+        context.default_map = {
+            name: value if name == VECTOR_COLUMN else as_text(value) for name, value in given.items()
+        }
     return file
 
 
@@ -91,10 +93,16 @@ def train(
     refuse_idle(context, IDLE_OPTIONS)
     settings = context.meta.get(SETTINGS, {}) | parse_settings(setting or [], "weight_decay=0.01")
     options, recipe = options_from(TrainingOptions, fields), options_from(Recipe, fields)
+    has_encoder = bool(lexical_column or recipe.encoder)
+    if not has_encoder:
+        refuse_idle(context, {"vector_column": ("lexical_dim",)})
+    vector, kinds = parse_vector_columns(vector_column, has_encoder)
+    by_kind = {} if vector is None or isinstance(vector, str) else vector
+    vector_names = [vector] if isinstance(vector, str) else by_kind.values()
     output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
     for source in filter(None, (data, validation)):
         check_readable(source, encoding)
-        check_header(source, (text_column, target_column, lexical_column, vector_column), encoding)
+        check_header(source, (text_column, target_column, lexical_column, *vector_names), encoding)
     from ..common.folder_names import check_base_model  # It imports the Hub's client, which --help does not need.
 
     check_base_model(options.base_model)
@@ -106,10 +114,10 @@ def train(
     from ..finetune import Columns, Interrupted, train_file  # It is slow to import, and --help does not need it.
 
     options = replace(options, settings=settings or None)
-    columns = Columns(text_column, target_column, lexical_column, vector_column)
+    columns = Columns(text_column, target_column, lexical_column, vector)
     try:
         train_file(
-            data, columns, output, options, recipe,
+            data, columns, output, options, replace(recipe, kinds=kinds),
             validation=validation, limit=limit, encoding=encoding, resume=resume, overwrite=overwrite,
         )  # fmt: skip
     except Interrupted as stop:

@@ -2,24 +2,23 @@
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
 from ..common.console import say
+from ..kinds_t5fusion import DEFAULT_KIND
 from ..processing_t5fusion import MINILM
-from ..rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, has_readable_norm
+from .column_vectors import is_list, read_vectors
 from .files import load_rows
+from .row_blocks import texts_of
 
 HELD_OUT_ONE_IN = 10  # One row in so many is held out.
-BLOCK = 8192  # rows of a large set that are in memory at a time
-VECTOR_BLOCK = 512  # the same for rows with their vectors
 TEXT_DTYPES = ("string", "large_string", "string_view", "null")
 
 
@@ -29,12 +28,26 @@ class Columns(NamedTuple):
     text: str  # the input text
     target: str | None = None  # the text to generate
     lexical: str | None = None  # the text that the encoder makes the vector from; if None, the input text
-    vector: str | None = None  # the vector itself, a list of numbers
+    vector: str | Mapping[str, str] | None = None  # the vectors themselves; for several kinds, their columns by kind
 
     @property
     def texts(self) -> list[str]:
         """The columns that hold text."""
-        return [name for name in self[:3] if name is not None]
+        return [name for name in (self.text, self.target, self.lexical) if name is not None]
+
+    @property
+    def by_kind(self) -> dict[str, str]:
+        """The columns of vectors by the name of their kind. A single column without a name has the kind "lexical"."""
+        return {DEFAULT_KIND: self.vector} if isinstance(self.vector, str) else dict(self.vector or {})
+
+    @property
+    def by_use(self) -> dict[tuple[str, str], str]:
+        """All columns, each by what it is used for, and by the option of the command line that names it."""
+        named = {(f"{use} column", f"--{use}-column"): name for use, name in self._asdict().items()}
+        uses = {use: name for use, name in named.items() if isinstance(name, str)}
+        for kind, name in {} if isinstance(self.vector, str) else self.by_kind.items():
+            uses[f"column of {kind} vectors", f"--vector-column {kind}=COLUMN"] = name
+        return uses
 
 
 def hub_data_set(data: str) -> str | None:
@@ -42,27 +55,37 @@ def hub_data_set(data: str) -> str | None:
     return None if Path(data).exists() else data
 
 
-def check_columns(rows: Dataset, columns: Sequence[str | None], trained: Columns | None = None) -> None:
+def check_columns(rows: Dataset, columns: Iterable[str]) -> None:
+    """Raise ValueError if a column is missing. The message lists the columns that exist."""
+    for column in columns:
+        if column not in rows.column_names:
+            raise ValueError(f"there is no column {column!r}; {_existing(rows)}.")
+
+
+def check_trained_columns(rows: Dataset, columns: Columns, trained: Columns | None) -> None:
     """Check that the rows have the columns.
 
     Args:
-        columns: Names of columns; None for a column that is not used. With `trained`, in the order of `Columns`.
-        trained: The columns that the model was trained with, for the error.
+        rows: The rows.
+        columns: The columns to read.
+        trained: The columns that the model was trained with; None if they are not known.
 
     Raises:
-        ValueError: A column is missing. The message lists the columns that exist.
+        ValueError: A column is missing. The message lists the columns that exist. If the missing column is one of the
+            training, it says which option names another.
     """
-    for index, column in enumerate(columns):
-        if column is None or column in rows.column_names:
-            continue
-        existing = f"the columns are {', '.join(rows.column_names)}"
-        if trained is None or trained[index] != column:
-            raise ValueError(f"there is no column {column!r}; {existing}.")
-        kind = Columns._fields[index]
-        raise ValueError(
-            f"there is no column {column!r}, which the model was trained with as its {kind} column; {existing}. Name "
-            f"the right one with --{kind}-column."
-        )
+    of_training = {} if trained is None else trained.by_use
+    for (use, option), column in columns.by_use.items():
+        if column not in rows.column_names and of_training.get((use, option)) == column:
+            raise ValueError(
+                f"there is no column {column!r}, which the model was trained with as its {use}; {_existing(rows)}. "
+                f"Name the right one with {option}."
+            )
+    check_columns(rows, columns.by_use.values())
+
+
+def _existing(rows: Dataset) -> str:
+    return f"the columns are {', '.join(rows.column_names)}"
 
 
 def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
@@ -71,17 +94,6 @@ def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
         dtype = getattr(rows.features[column], "dtype", "list")
         if dtype not in TEXT_DTYPES:
             raise ValueError(f"column {column!r} holds values of type {dtype}; expected text.")
-
-
-def blocks(rows: Dataset, columns: Sequence[str], size: int = BLOCK) -> Iterator[pa.Table]:
-    """Yield columns of the rows as Arrow tables of at most `size` rows, in the order of `columns`."""
-    for table in rows.select_columns(list(columns)).with_format("arrow").iter(batch_size=size):
-        yield table.select(list(columns))
-
-
-def texts_of(rows: Dataset, column: str) -> Iterator[str]:
-    """Yield the texts in a column, with only some thousands of them in memory at a time."""
-    return (text for table in blocks(rows, [column]) for text in table.column(0).to_pylist())
 
 
 def rows_with_text(rows: Dataset, columns: Sequence[str]) -> list[int]:
@@ -116,7 +128,7 @@ def with_all_texts(rows: Dataset, columns: Columns) -> Dataset:
     Raises:
         ValueError: A column is missing or holds anything but text, or no row is left.
     """
-    check_columns(rows, columns)
+    check_columns(rows, columns.by_use.values())
     rows, dropped = without_empty(rows, columns.texts)
     if dropped:
         say(f"{dropped} {'row' if dropped == 1 else 'rows'} with an empty text left out; {len(rows)} remain.")
@@ -159,8 +171,8 @@ def _check_no_vectors(rows: Dataset, data: str) -> None:
     if unread:
         raise ValueError(
             f"{data} holds vectors in {'column' if len(unread) == 1 else 'columns'} {', '.join(map(repr, unread))}, "
-            f"which no option reads. Give --vector-column {shlex.quote(unread[0])}; or --encoder {MINILM} to make the "
-            "vectors from the text."
+            f"which no option reads. Give {' '.join(f'--vector-column {shlex.quote(name)}' for name in unread)}; or "
+            f"--encoder {MINILM} to make the vectors from the text."
         )
 
 
@@ -168,9 +180,7 @@ def vector_columns(rows: Dataset) -> list[str]:
     """Return the columns whose type is lists of floating point numbers. Lists of integers may mean something else."""
 
     def is_vector(kind: pa.DataType) -> bool:
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-            return False
-        return pa.types.is_floating(kind.value_type) or is_vector(kind.value_type)
+        return is_list(kind) and (pa.types.is_floating(kind.value_type) or is_vector(kind.value_type))
 
     return [field.name for field in rows.features.arrow_schema if is_vector(field.type)]
 
@@ -184,17 +194,20 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     other cases the split depends on the texts alone, so it is the same with and without vectors.
 
     Raises:
-        ValueError: There are too few different texts or pairs, or a vector is invalid (see `given_vectors`).
+        ValueError: There are too few different texts or pairs, or a vector is invalid (see `read_vectors`).
     """
     text_keys = _hashes(_stripped(rows, columns.text))
     keys, key_name, texts = text_keys, "text", _count_distinct(text_keys)
     # Reading all vectors takes time, so it is left out where the number of rows already excludes that many pairs.
     if (columns.lexical or columns.vector) and (len(rows) > 2 * texts or texts == 1):
-        others = _vector_keys(rows, columns.vector) if columns.vector else texts_of(rows, str(columns.lexical))
-        pairs = zip(_stripped(rows, columns.text), others, strict=True)
-        pair_keys = _hashes(f"{text}\n{other}" for text, other in pairs)
+        others = [_vector_keys(rows, column) for column in columns.by_kind.values()]
+        if columns.lexical:
+            others.append(texts_of(rows, columns.lexical))
+        pair_keys = _hashes(map("\n".join, zip(_stripped(rows, columns.text), *others, strict=True)))
         if _count_distinct(pair_keys) > 2 * texts or _count_distinct(pair_keys) == 1:
-            keys, key_name = pair_keys, f"text and {repr(columns.lexical) if columns.lexical else 'vector'}"
+            vectors = ["vectors" if len(columns.by_kind) > 1 else "vector"] if columns.vector else []
+            lexical = [repr(columns.lexical)] if columns.lexical else []
+            keys, key_name = pair_keys, " and ".join(["text", *vectors, *lexical])
     held_out = _held_out(keys)
     if held_out.all() or not held_out.any() or _count_distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
         raise ValueError(f"{_why_not_split(keys, key_name)}. Name a file with --validation.")
@@ -252,121 +265,6 @@ def _why_not_split(keys: np.ndarray, key_name: str) -> str:
     return f"{len(keys)} rows have {number} different {word}, too few to hold some out for validation"
 
 
-def given_vectors(
-    rows: Dataset, column: str, name_row: Callable[[int], str] = "row {}".format
-) -> list[torch.Tensor | None]:
-    """Return the vector of each row in a column, float32 (dim,); None if it is null, missing or empty.
-
-    Args:
-        rows: The rows.
-        column: The column of vectors.
-        name_row: Returns the name of a row for errors, by its index.
-
-    Raises:
-        ValueError: A value is no vector, or its width differs from that of earlier rows. The message names the row.
-    """
-    return list(read_vectors(rows, column, name_row))
-
-
-def read_vectors(
-    rows: Dataset, column: str, name_row: Callable[[int], str] = "row {}".format
-) -> Iterator[torch.Tensor | None]:
-    """Yield what `given_vectors` returns, with only some hundreds of rows in memory at a time."""
-    width, first, column_rows = None, 0, rows.select_columns([column])
-    for table in blocks(rows, [column], VECTOR_BLOCK):
-        vectors = _vectors_of_block(table.column(0), width)
-        if vectors is None:  # Something is unusual, and maybe wrong: each value is looked at.
-            values = column_rows[first : first + len(table)][column]
-            vectors = list(_check_each(values, column, width, first, name_row))
-        width = width or next((len(vector) for vector in vectors if vector is not None), None)
-        first += len(table)
-        yield from vectors
-
-
-def _vectors_of_block(values: pa.ChunkedArray, width: int | None) -> list[torch.Tensor | None] | None:
-    """Return what `read_vectors` yields for consecutive values of a column; None unless they are plainly valid.
-
-    Args:
-        values: The values.
-        width: The width of earlier vectors; None if there are none.
-    """
-    kind = values.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        return None
-    if not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
-        return None
-    lists = values.combine_chunks()
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    numbers = lists.flatten()
-    widths = set(lengths[lengths > 0].tolist()) | ({width} if width else set())
-    if len(widths) != 1 or numbers.null_count:
-        return None
-    given = numbers.to_numpy(zero_copy_only=False).reshape(-1, widths.pop())
-    exact = given.astype(np.float64)
-    norms = np.linalg.norm(exact, axis=1)
-    if not ((norms >= SMALLEST_NORM) & (norms <= LARGEST_NORM) | ~exact.any(axis=1)).all():
-        return None
-    vectors = iter(torch.from_numpy(given.astype(np.float32)))
-    return [next(vectors) if length else None for length in lengths]
-
-
-def _check_each(
-    values: Sequence, column: str, width: int | None, first: int, name_row: Callable[[int], str]
-) -> Iterator[torch.Tensor | None]:
-    """Yield what `read_vectors` yields for some values of a column, and check one value after another.
-
-    Args:
-        values: The values.
-        column: Name of the column, for errors.
-        width: The width of earlier vectors; None if there are none.
-        first: Index of the row of the first value.
-        name_row: Returns the name of a row for errors, by its index.
-
-    Raises:
-        ValueError: A value is no vector, or has another width.
-    """
-    for index, value in enumerate(values, first):
-        vector = _vector(value)
-        if vector is None and value is not None and value != []:
-            raise _vector_error(name_row(index), column, value, width)
-        if vector is not None and vector.size != (width := width or vector.size):
-            raise _vector_error(name_row(index), column, value, width)
-        yield None if vector is None else torch.from_numpy(vector)
-
-
-def _vector(value) -> np.ndarray | None:
-    """Return a value as float32 (dim,); None unless it is a list of finite numbers with a readable norm."""
-    if not isinstance(value, list) or not value or any(isinstance(item, Sequence) for item in value):
-        return None
-    array = np.asarray(value)
-    if array.ndim != 1 or array.dtype.kind not in "biuf":
-        return None
-    return array.astype(np.float32) if has_readable_norm(array) else None
-
-
-def _vector_error(row: str, column: str, value, width: int | None) -> ValueError:
-    """Return the error for a value that is no vector, or not one of `width` numbers."""
-    expected = f"{width} finite numbers, as in the first row that has a vector" if width else "finite numbers"
-    return ValueError(f"{row}, column {column!r}: {_describe(value)}; expected one vector of {expected}.")
-
-
-def _describe(value) -> str:
-    """Describe a value that is no vector, in a few words."""
-    kinds = {str: "a text", bytes: "binary data", bool: "a single truth value", int: "a single number"}
-    if not isinstance(value, list):
-        return {**kinds, float: "a single number"}.get(type(value), f"a {type(value).__name__}")
-    if any(isinstance(item, list) for item in value):
-        return f"{len(value)} vectors (several vectors in a row need the Python interface)"
-    if not all(isinstance(item, (int, float)) for item in value):
-        return f"{len(value)} values, not all of them numbers"
-    with np.errstate(over="ignore"):
-        is_finite = np.isfinite(np.asarray(value, dtype=np.float64).astype(np.float32)).all()
-    if is_finite and not has_readable_norm(np.asarray(value)):
-        norm = np.linalg.norm(np.asarray(value, dtype=np.float64))
-        return f"{len(value)} numbers of Euclidean norm {norm:.3g}, outside {SMALLEST_NORM:g} to {LARGEST_NORM:g}"
-    return f"{len(value)} numbers" + ("" if is_finite else ", not all of them finite in float32")
-
-
 def is_held_out(name: str, one_in: int) -> bool:
     """Return whether the rows of a name are held out. This depends on the name alone, and ignores its case.
 
@@ -377,20 +275,45 @@ def is_held_out(name: str, one_in: int) -> bool:
     return int(hashlib.md5(name.lower().encode()).hexdigest(), 16) % one_in == 0
 
 
-def _vectors_named_by_text(rows: Dataset, columns: Columns) -> Iterator[torch.Tensor | None]:
-    """Yield the vectors in the vector column. Errors name a row by its text."""
-    return read_vectors(rows, str(columns.vector), lambda index: f"the row of {rows[index][columns.text]!r}")
+def vector_widths(rows: Dataset, columns: Columns) -> dict[str, int]:
+    """Return the width of each kind of vectors, that of the first one in its column.
 
-
-def vector_width(rows: Dataset, columns: Columns) -> int:
-    """Return the width of the first vector in the vector column; ValueError if it holds no vector."""
-    width = next((len(vector) for vector in _vectors_named_by_text(rows, columns) if vector is not None), None)
-    if width is None:
-        raise ValueError(f"column {columns.vector!r} holds no vector in any of {len(rows)} rows.")
-    return width
+    Raises:
+        ValueError: A column holds no vector, or something else before the first one.
+    """
+    widths = {}
+    for kind, column in columns.by_kind.items():
+        vectors = _vectors_named_by_text(rows, columns, column)
+        width = next((vector.shape[-1] for vector in vectors if vector is not None), None)
+        if width is None:
+            raise ValueError(f"column {column!r} holds no vector in any of {len(rows)} rows.")
+        widths[kind] = width
+    return widths
 
 
 def has_vector(rows: Dataset, columns: Columns) -> np.ndarray:
-    """Return which rows have a vector in the vector column, bool (rows,); ValueError if no row has one."""
-    vector_width(rows, columns)
-    return np.array([vector is not None for vector in _vectors_named_by_text(rows, columns)])
+    """Return which rows have a vector of any kind, bool (rows,).
+
+    Raises:
+        ValueError: No row has one, or a column holds something else.
+    """
+    found = np.zeros(len(rows), dtype=bool)
+    for column in columns.by_kind.values():
+        vectors = _vectors_named_by_text(rows, columns, column)
+        found |= np.fromiter((vector is not None for vector in vectors), dtype=bool, count=len(rows))
+    if not found.any():
+        raise ValueError(f"{no_vector_in(columns)} in any of {len(rows)} rows.")
+    return found
+
+
+def no_vector_in(columns: Columns) -> str:
+    """Return the beginning of a sentence: that the columns of vectors hold no vector."""
+    names = [repr(column) for column in columns.by_kind.values()]
+    return (
+        f"{'columns' if len(names) > 1 else 'column'} {', '.join(names)} hold{'' if len(names) > 1 else 's'} no vector"
+    )
+
+
+def _vectors_named_by_text(rows: Dataset, columns: Columns, column: str) -> Iterator[torch.Tensor | None]:
+    """Yield the vectors in a column. Errors name a row by its text."""
+    return read_vectors(rows, column, lambda index: f"the row of {rows[index][columns.text]!r}")

@@ -17,10 +17,10 @@ from ..common.run_folder import find_trained
 from ..engines.choosing import choose_engine, load_engine
 from ..engines.names import REFERENCE, check_engine
 from ..processing_t5fusion import T5FusionProcessor
-from .data import Columns, check_columns, first_rows, has_vector, hub_data_set, load_split, with_all_texts
+from .data import Columns, check_trained_columns, first_rows, has_vector, hub_data_set, load_split, with_all_texts
 from .evaluation import Evaluation, VectorCondition, evaluate_large, save_evaluation, summarize, vector_conditions
 from .files import load_rows
-from .inputs import make_inputs, report_counts
+from .inputs import make_inputs, report_counts, uses_encoder
 from .parallel import processes
 from .record import rows_digest, trained_columns, trained_options
 from .trained_model import columns_for, load_on_device
@@ -90,7 +90,8 @@ def evaluate_file(
     def inputs(part: np.ndarray, counts: Counter) -> list[dict]:
         return make_inputs(rows.select(part), columns, processor, limits, uses_vectors, counts=counts, progress=False)
 
-    rows_with_vector = has_vector(rows, columns) if columns.vector and uses_vectors else None
+    lacks_some = columns.vector and uses_vectors and not uses_encoder(columns, processor)
+    rows_with_vector = has_vector(rows, columns) if lacks_some else None
     with Progress("Evaluating", len(rows) * len(conditions)) as progress:
         results, counts = evaluate_large(
             model, processor, len(rows), inputs, conditions, progress, rows_with_vector, seed, generator
@@ -120,7 +121,7 @@ def _rows_of_file(
     if columns.target is None:
         raise ValueError("an evaluation needs a target column. Name one: --target-column, or Columns(text, target).")
     rows = load_rows(data, split, encoding)
-    check_columns(rows, columns, trained)
+    check_trained_columns(rows, columns, trained)
     return first_rows(with_all_texts(rows, columns), limit)
 
 

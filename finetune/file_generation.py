@@ -12,7 +12,7 @@ from ..common.console import say
 from ..common.progress import Progress
 from ..common.run_folder import find_trained, trained_digest
 from ..engines.choosing import choose_engine, load_engine
-from .data import Columns, check_columns
+from .data import Columns, check_trained_columns, no_vector_in
 from .decoding import Decoding, seed_of_chunk
 from .generation import Output, generate_rows, generate_texts
 from .inputs import make_inputs, report_counts
@@ -175,8 +175,7 @@ def generate_chunks(
     _report(generated, counts, limits)
     if columns.vector and vectors and 0 < counts["inputs"] == counts["without vectors"] and not generated.earlier:
         raise ValueError(
-            f"column {columns.vector!r} holds no vector in any row; all {generated.rows} texts are generated from "
-            "the rows' text alone."
+            f"{no_vector_in(columns)} in any row; all {generated.rows} texts are generated from the rows' text alone."
         )
     return generated
 
@@ -188,7 +187,7 @@ def _checked_columns(chunks: Iterable[Chunk], columns: Columns, trained: Columns
         trained: The columns of the training, for the error.
     """
     for chunk in chunks:
-        check_columns(chunk.rows, columns, trained and trained._replace(target=None))
+        check_trained_columns(chunk.rows, columns, trained)
         yield chunk
 
 

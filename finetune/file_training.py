@@ -9,10 +9,10 @@ from datasets import Dataset
 from ..common.base_models import make_processor
 from ..common.console import is_first_process, say
 from ..common.next_commands import command
-from ..kinds_t5fusion import DEFAULT_KIND
+from ..kinds_t5fusion import DEFAULT_KIND, VectorKind, plain_kind
 from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import recorded_commit
-from .data import Columns, first_rows, hub_data_set, load_split, vector_width
+from .data import Columns, first_rows, hub_data_set, load_split, vector_widths
 from .inputs import input_parts, report_counts
 from .options import Recipe, TrainingOptions
 from .output_folder import CHECKPOINTS, check_output
@@ -37,8 +37,10 @@ def train_file(
 ) -> torch.nn.Module:
     """Train on the rows of a file, and save the adapter (or all weights), the processor and a record of the training.
 
-    The vectors come from the column `columns.vector`. Without it, an encoder makes them from `columns.lexical`, or else
-    from the text. All arguments are written into `output/run.yaml`. To train with them again, call
+    The vectors come from the column or columns `columns.vector`. Without one, an encoder makes them from
+    `columns.lexical`, or else from the text. If there is an encoder (`recipe.encoder`, or `columns.lexical`) as
+    well as columns of vectors, its vectors are the first kind, "lexical". All arguments are written into
+    `output/run.yaml`. To train with them again, call
     `train_file(**read_run("runs/mine/run.yaml") | {"output": "runs/again"})`.
 
     Args:
@@ -80,9 +82,10 @@ def train_file(
         columns, options, recipe, data=data, validation=validation, limit=limit, encoding=encoding, output=output
     )  # fmt: skip
     with rows_folder() as folder:
-        inputs = keep_rows(folder / "rows.arrow", input_parts(rows, columns, processor, limits, counts))
-        held_out_parts = input_parts(held_out, columns, processor, limits, counts)
-        held_out_inputs = keep_rows(folder / "held_out.arrow", held_out_parts)
+        inputs, held_out_inputs = (
+            keep_rows(folder / name, input_parts(part, columns, processor, limits, counts), tuple(processor.kinds))
+            for name, part in {"rows.arrow": rows, "held_out.arrow": held_out}.items()
+        )
         report_counts(counts, *limits)
         model = train(
             inputs, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
@@ -97,24 +100,37 @@ def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
     """Raise ValueError if there is no target column, or another column or the encoder would have no effect."""
     if columns.target is None:
         raise ValueError("training needs a target column. Name one: Columns(text, target).")
-    if columns.lexical and columns.vector:
-        raise ValueError("a lexical column and a vector column were both given; give one of them.")
-    if columns.vector and recipe.encoder:
-        raise ValueError("an encoder has no effect with a vector column. Leave one out.")
+    has_encoder = columns.lexical or recipe.encoder
+    if has_encoder and isinstance(columns.vector, str):
+        raise ValueError(
+            f"column {columns.vector!r} holds a second kind of vectors beside those of the encoder. Name the kind: "
+            f"Columns(..., vector={{'NAME': {columns.vector!r}}})."
+        )
+    if has_encoder and DEFAULT_KIND in columns.by_kind:
+        raise ValueError(
+            f"the encoder makes the vectors of the kind {DEFAULT_KIND!r}, and a column has the same kind. Rename it."
+        )
+    if unknown := [kind for kind in recipe.kinds or {} if kind not in columns.by_kind]:
+        raise ValueError(
+            f"`kinds` has options for {', '.join(map(repr, unknown))}, which no column of vectors has as its kind."
+        )
 
 
 def _new_processor(
     rows: Dataset, columns: Columns, base_model: str, commit: str | None, recipe: Recipe
 ) -> T5FusionProcessor:
     """Return the base model's tokenizer, at this commit if one is given, with the recipe for these columns."""
-    settings: dict = {"template": recipe.template, "lexical_dim": recipe.lexical_dim, "lexical_source": "text"}
-    if recipe.encoder:
-        settings["lexical_encoder"] = recipe.encoder
-    if columns.lexical or columns.vector:
-        settings["lexical_source"] = "given"
-    if columns.vector:
-        del settings["lexical_dim"]
-        settings |= {"lexical_encoder": None, "vectors": {DEFAULT_KIND: vector_width(rows, columns)}}
+    options = recipe.kinds or {}
+    kinds = {kind: VectorKind(width, **options.get(kind, {})) for kind, width in vector_widths(rows, columns).items()}
+    settings: dict = {"template": recipe.template}
+    if kinds and not (columns.lexical or recipe.encoder):
+        settings |= {"lexical_encoder": None, "lexical_source": "given", "vectors": kinds}
+    else:
+        settings["lexical_source"] = "given" if columns.lexical else "text"
+        settings |= (
+            {"vectors": plain_kind(recipe.lexical_dim) | kinds} if kinds else {"lexical_dim": recipe.lexical_dim}
+        )
+        settings |= {"lexical_encoder": recipe.encoder} if recipe.encoder else {}
     return make_processor(base_model, commit, **settings)
 
 

@@ -122,7 +122,7 @@ def incomplete_chunks(chunks: Iterable[Chunk], columns: Columns, output: Output 
         ValueError: A column is missing or holds no text, or a text of the output belongs to another row.
     """
     for chunk in chunks:
-        check_columns(chunk.rows, columns)
+        check_columns(chunk.rows, columns.by_use.values())
         check_texts(chunk.rows, columns.texts)
         counts = [output.count_written(chunk.rows) if output else 0]
         broadcast_object_list(counts)

@@ -1,7 +1,7 @@
 """Make the model's inputs from rows: token ids, labels and vectors."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -11,12 +11,17 @@ from transformers import BatchFeature
 from ..collating_t5fusion import DataCollatorWithFusion
 from ..common.console import say
 from ..common.limits import MAX_SOURCE, MAX_TARGET
-from ..kinds_t5fusion import LEXICAL_TOKEN
+from ..kinds_t5fusion import VectorKind, token_of
 from ..processing_t5fusion import T5FusionProcessor
-from .data import BLOCK, Columns, read_vectors, texts_of
+from .column_vectors import read_vectors
+from .data import Columns
+from .row_blocks import BLOCK, texts_of
 from .vector_cache import encode_cached, encode_distinct
 
-VectorsOfRows = torch.Tensor | Sequence[torch.Tensor | None]
+MOST_NUMBERS = 2**25  # A block of rows ends early if their vectors have so many numbers, which are 128 MB.
+# The vectors of a row: (dim,) or (vectors, dim); with several kinds, a dict of these by kind; None for no vector.
+VectorsOfRow = torch.Tensor | Mapping[str, torch.Tensor] | None
+VectorsOfRows = torch.Tensor | Sequence[VectorsOfRow]
 
 
 def make_inputs(
@@ -44,8 +49,8 @@ def make_inputs(
         progress: Whether to show how far the encoder has come; see `encode_cached`.
 
     Raises:
-        ValueError: The vectors are missing, or their width is not the processor's; or the model reads several kinds of
-            vectors, which a file cannot give yet.
+        ValueError: The vectors are missing, or their width is not the processor's; or the columns are those of kinds
+            that the model does not read.
     """
     updated = Counter() if counts is None else counts
     parts = input_parts(rows, columns, processor, limits, updated, vectors, keep, numbers, progress)
@@ -71,71 +76,124 @@ def input_parts(
     Args, Raises:
         As for `make_inputs`.
     """
-    if vectors and len(processor.kinds) > 1:
-        raise ValueError(
-            f"this model reads several kinds of vectors ({', '.join(processor.kinds)}), and the command line reads one "
-            "kind. Call the model from Python, with `lexical_embeds={KIND: VECTORS, ...}`; or give --no-vectors."
-        )
-    row_vectors = _vectors_of(rows, columns, processor, keep, numbers, progress) if vectors else None
-    vector_of_row = None if row_vectors is None else iter(row_vectors)
+    vectors_by_row = _vectors_by_row(rows, columns, processor, keep, numbers, progress) if vectors else None
     texts, targets = texts_of(rows, columns.text), texts_of(rows, columns.target) if columns.target else None
-    placed = vector_of_row is not None and _has_placeholders(processor, texts_of(rows, columns.text))
-    while part := list(islice(texts, BLOCK)):
+    placed = vectors_by_row is not None and _has_placeholders(processor, texts_of(rows, columns.text))
+    first = 0
+    while first < len(rows):
+        part_vectors = None if vectors_by_row is None else _next_block(vectors_by_row)
+        part = list(islice(texts, BLOCK if part_vectors is None else len(part_vectors)))
         part_targets = None if targets is None else list(islice(targets, len(part)))
-        part_vectors = None if vector_of_row is None else list(islice(vector_of_row, len(part)))
         yield prepare(part, part_targets, part_vectors, processor, *limits, counts, placed)
+        first += len(part)
+
+
+def _next_block(vectors_by_row: Iterator[VectorsOfRow]) -> list[VectorsOfRow]:
+    """Return the vectors of the next rows: of `BLOCK` rows, or of fewer if they are many or wide."""
+    block: list[VectorsOfRow] = []
+    numbers = 0
+    while len(block) < BLOCK and numbers < MOST_NUMBERS:
+        try:
+            of_row = next(vectors_by_row)
+        except StopIteration:
+            break
+        block.append(of_row)
+        of_kinds = of_row.values() if isinstance(of_row, Mapping) else [of_row]
+        numbers += sum(vectors.numel() for vectors in of_kinds if vectors is not None)
+    return block
 
 
 def _has_placeholders(processor: T5FusionProcessor, texts: Iterable[str]) -> bool:
-    """Return whether a text, or the template, contains a placeholder.
+    """Return whether a text, or the template, contains a placeholder of any kind.
 
     If so, the processor inserts the placeholders of all rows. Otherwise the collator does.
     """
-    return any(LEXICAL_TOKEN in processor.template.replace("{text}", text) for text in texts)
+    tokens = [token_of(name, position) for position, name in enumerate(processor.kinds)]
+    prompts = (processor.template.replace("{text}", text) for text in texts)
+    return any(token in prompt for prompt in prompts for token in tokens)
 
 
-def _vectors_of(
+def _vectors_by_row(
     rows: Dataset,
     columns: Columns,
     processor: T5FusionProcessor,
     keep: bool,
     numbers: Sequence[int] | None,
     progress: bool,
-) -> Iterable[torch.Tensor | None] | None:
+) -> Iterator[VectorsOfRow] | None:
     """Return the vectors of rows, as the columns and the recipe say; None if the recipe has none."""
-
-    def encode(texts: Sequence[str]) -> torch.Tensor:
-        return encode_cached(texts, processor, progress) if keep else encode_distinct(texts, processor)
-
-    if columns.vector:
-        return _vectors_in_column(rows, columns, processor.lexical_dim, numbers)
-    if columns.lexical:
-        return encode(rows[columns.lexical][:])
-    if processor.lexical_source == "text":
-        return encode(rows[columns.text][:])
-    if processor.lexical_source == "given":
+    kinds, given = processor.kinds, _columns_of_kinds(columns, processor.kinds)
+    of_kinds: dict[str, Iterable[torch.Tensor | None]] = {}
+    if uses_encoder(columns, processor):
+        texts = rows[columns.lexical or columns.text][:]
+        encoded = encode_cached(texts, processor, progress) if keep else encode_distinct(texts, processor)
+        of_kinds[next(iter(kinds))] = encoded
+    elif not given and processor.lexical_source == "given":
         raise ValueError(
             "this model's vectors are not made from the text itself. Give rows of a file with --lexical-column or "
             "--vector-column, as in training, or --no-vectors."
         )
-    return None
+    for kind, column in given.items():
+        of_kinds[kind] = _vectors_in_column(rows, columns.text, column, kinds[kind], numbers)
+    if not of_kinds:
+        return None
+    if len(kinds) == 1:
+        return iter(next(iter(of_kinds.values())))
+    return (_present(of_kinds, of_row) for of_row in zip(*of_kinds.values(), strict=True))
+
+
+def uses_encoder(columns: Columns, processor: T5FusionProcessor) -> bool:
+    """Return whether an encoder makes the vectors of the first kind, because no column holds them."""
+    if next(iter(processor.kinds)) in _columns_of_kinds(columns, processor.kinds):
+        return False
+    return columns.lexical is not None or processor.lexical_source == "text"
+
+
+def _columns_of_kinds(columns: Columns, kinds: Mapping[str, VectorKind]) -> dict[str, str]:
+    """Return the columns of vectors by the model's kinds. A column without a kind is that of the model's only kind.
+
+    Raises:
+        ValueError: The model has no such kind, or several, and none is named.
+    """
+    if isinstance(columns.vector, str) and len(kinds) == 1:
+        return dict.fromkeys(kinds, columns.vector)
+    if isinstance(columns.vector, str):
+        problem = f"column {columns.vector!r} was given for vectors without a kind"
+    elif unknown := [kind for kind in columns.by_kind if kind not in kinds]:
+        problem = f"a column was given for {', '.join(unknown)} vectors"
+    else:
+        return columns.by_kind
+    raise ValueError(f"{problem}; expected the model's kinds, {', '.join(kinds)}. Give --vector-column KIND=COLUMN.")
+
+
+def _present(kinds: Iterable[str], of_row: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor] | None:
+    """Return the vectors of a row by kind, without the kinds that it lacks; None if it lacks all."""
+    pairs = zip(kinds, of_row, strict=True)
+    return {kind: vectors for kind, vectors in pairs if vectors is not None} or None
 
 
 def _vectors_in_column(
-    rows: Dataset, columns: Columns, lexical_dim: int, numbers: Sequence[int] | None
+    rows: Dataset, text_column: str, column: str, kind: VectorKind, numbers: Sequence[int] | None
 ) -> Iterator[torch.Tensor | None]:
-    """Yield the vectors in the vector column; raise ValueError if their width is not `lexical_dim`."""
+    """Yield the vectors in a column; raise ValueError if they are not those of a kind.
+
+    Args:
+        rows: The rows.
+        text_column: The column of the text by which errors name a row, if there are no `numbers`.
+        column: The column of the vectors.
+        kind: Their kind.
+        numbers: See `make_inputs`.
+    """
 
     def name_row(index: int) -> str:
-        return f"row {numbers[index]}" if numbers is not None else f"the row of {rows[index][columns.text]!r}"
+        return f"row {numbers[index]}" if numbers is not None else f"the row of {rows[index][text_column]!r}"
 
-    for vector in read_vectors(rows, str(columns.vector), name_row):
-        if vector is not None and len(vector) != lexical_dim:
+    for vectors in read_vectors(rows, column, name_row, is_scaled=kind.scale is not None):
+        if vectors is not None and vectors.shape[-1] != kind.dim:
             raise ValueError(
-                f"column {columns.vector!r} holds vectors of {len(vector)} numbers; expected {lexical_dim}, as in "
-                "training."
+                f"column {column!r} holds vectors of {vectors.shape[-1]} numbers; expected {kind.dim}, as in training."
             )
-        yield vector
+        yield vectors
 
 
 def prepare(
@@ -156,8 +214,9 @@ def prepare(
     Args:
         texts: The text of each row.
         targets: The target of each row; None for no labels.
-        vectors: float32 (rows, dim) or (rows, vectors, dim); or one tensor per row, None for a row without a vector.
-            None if no row has a vector.
+        vectors: float32 (rows, dim) or (rows, vectors, dim); or one tensor per row, (dim,) or (vectors, dim), None for
+            a row without a vector. With several kinds, one dict of tensors by kind per row. None if no row has a
+            vector.
         processor: The tokenizer and the template.
         max_source, max_target: Longest text (with its template) and longest target, in tokens.
         counts: A counter that gets the numbers for `report_counts`, so that they can be reported once for a set that is
@@ -166,8 +225,8 @@ def prepare(
             are a part of a set. With None, `texts` are the whole set, and are searched.
 
     Returns:
-        A dict per row: `input_ids`, `attention_mask` and `labels`, lists of int; and `lexical_embeds`, a tensor, in the
-        rows that have a vector.
+        A dict per row: `input_ids`, `attention_mask` and `labels`, lists of int; and `lexical_embeds`, a tensor or a
+        dict of tensors, in the rows that have a vector.
     """
     prompts = [processor.template.replace("{text}", text) for text in texts]
     # The collator adds the placeholders. But if a text contains some of its own, the processor adds all of them.
@@ -181,7 +240,7 @@ def prepare(
     updated.update(inputs=len(prompts), **{"targets": len(targets)} if targets else {})
     updated["cut inputs"] += _count_cut(prompts, encoded["input_ids"], max_source, processor.tokenizer)
     updated["cut targets"] += _count_cut(targets or [], encoded.get("labels", []), max_target, processor.tokenizer)
-    updated["without vectors"] += 0 if vectors is None else sum(vector is None for vector in vectors)
+    _count_missing(vectors, processor, updated)
     if counts is None:
         report_counts(updated, max_source, max_target)
     fields = {name: values for name, values in encoded.items() if name != "lexical_embeds"}
@@ -190,6 +249,14 @@ def prepare(
         if vector is not None:
             row["lexical_embeds"] = vector
     return rows
+
+
+def _count_missing(vectors: VectorsOfRows | None, processor: T5FusionProcessor, counts: Counter) -> None:
+    """Count the rows without a vector, and with several kinds, those without a vector of each kind."""
+    given = [] if vectors is None else vectors
+    counts["without vectors"] += sum(of_row is None for of_row in given)
+    for kind in processor.kinds if len(processor.kinds) > 1 else ():
+        counts[f"without {kind} vectors"] += sum(of_row is None or kind not in of_row for of_row in given)
 
 
 def _count_cut(texts: Sequence[str], ids: Sequence[list[int]], limit: int, tokenizer) -> int:
@@ -204,6 +271,9 @@ def report_counts(counts: Counter, max_source: int, max_target: int) -> None:
     for kind, limit in (("inputs", max_source), ("targets", max_target)):
         if counts[f"cut {kind}"]:
             say(f"{counts[f'cut {kind}']} of {counts[kind]} {kind} are longer than {limit} tokens, and cut.")
+    for name in [name for name in counts if name.startswith("without ") and name != "without vectors"]:
+        if counts[name]:
+            say(f"{counts[name]} of {counts['inputs']} rows have no {name.split()[1]} vector.")
     if counts["without vectors"]:
         say(f"{counts['without vectors']} of {counts['inputs']} rows have no vector; the model reads only their text.")
 

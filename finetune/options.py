@@ -15,6 +15,7 @@ from ..common.panels import DATA, LORA, TRAINING, VECTORS
 from ..naming_t5fusion import NEWEST_EMBEDDED
 from .reporting import check_reporters
 from .settings import check_settings
+from .vector_options import check_kind_options
 
 LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options that have no effect if all weights train
 
@@ -97,9 +98,16 @@ class Recipe:
     )
     lexical_dim: int = option(384, "Width of the encoder's vectors.", COUNT, panel=VECTORS)
     template: str = option("{text}", "The prompt. {text} stands for the row's text.", panel=DATA)
+    kinds: Mapping[str, Mapping[str, Any]] | None = option(
+        None,
+        "Options of the kinds of vectors that columns hold: tokens, projector and scale, by the name of the kind, such "
+        "as {'image': {'tokens': 8, 'projector': 'mlp'}, 'price': {'scale': 'log'}}.",
+        command_line=False,
+    )
 
     def __post_init__(self):
         check_fields(self)
+        check_kind_options(self.kinds or {})
 
 
 @describe_fields

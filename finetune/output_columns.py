@@ -7,6 +7,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..common.console import say
+from .column_vectors import is_list
 from .data import Columns, vector_columns
 
 OUTPUT_COLUMN = "output"
@@ -31,6 +32,15 @@ def table_without(rows: Dataset, dropped: Sequence[str] = ()) -> pa.Table:
 
 
 def all_vector_columns(rows: Dataset, columns: Columns) -> list[str]:
-    """Return the columns of vectors: those with a type of vectors (see `vector_columns`), and `columns.vector`."""
-    named = [columns.vector] if columns.vector in rows.column_names else []
-    return list(dict.fromkeys([*vector_columns(rows), *filter(None, named)]))
+    """Return the columns of vectors: those with a type of vectors (see `vector_columns`), and those that are named.
+
+    Named columns of single numbers or of texts are left out, because every file can hold them.
+    """
+    types = {field.name: field.type for field in rows.features.arrow_schema}
+    named = [name for name in columns.by_kind.values() if name in types and _is_list_or_null(types[name])]
+    return list(dict.fromkeys([*vector_columns(rows), *named]))
+
+
+def _is_list_or_null(kind: pa.DataType) -> bool:
+    """Return whether a type is one of lists, or that of a column in which all of these rows are null."""
+    return is_list(kind) or pa.types.is_null(kind)

@@ -239,7 +239,7 @@ class OutputFile:
     def _report_dropped(self) -> None:
         """Tell the user once which columns the file cannot hold. By then, the rows and their vectors are checked."""
         for column in self.dropped:
-            say(f"Column {column!r} holds vectors, which a CSV file cannot; it is left out of {self.path}.")
+            say(f"Column {column!r} holds vectors; it is left out of {self.path}. JSON lines and Parquet keep it.")
         self.dropped = []
 
     def _dropped(self, rows: Dataset) -> list[str]:

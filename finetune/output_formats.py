@@ -21,7 +21,7 @@ UNFINISHED = "~"  # ends the name of a file until it is whole
 
 
 def can_hold_vectors(path: Path) -> bool:
-    """Return whether a file of this name can hold vectors so that they can be read again. CSV cannot."""
+    """Return whether a file of this name keeps columns of vectors. CSV does not: they would be long texts."""
     return kind_of(str(path)) != ".csv"
 
 

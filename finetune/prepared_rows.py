@@ -26,15 +26,17 @@ FIELDS = {
     "input_ids": pa.list_(pa.int32()),
     "attention_mask": pa.list_(pa.int8()),
     "labels": pa.list_(pa.int32()),
-    "lexical_embeds": pa.list_(pa.float32()),
 }
+VECTORS = "lexical_embeds"  # the column of the vectors; with several kinds, one column for each: lexical_embeds:NAME
+VECTOR_TYPE = pa.list_(pa.list_(pa.float32()))
 
 
 class PreparedRows(Sequence[dict[str, Any]]):
     """Rows of `inputs.prepare` in an Arrow file, memory-mapped.
 
     A row is a dict of NumPy arrays: `input_ids` and `labels`, int32 (length,); `attention_mask`, int8 (length,); and
-    `lexical_embeds`, float32 (dim,), in the rows that have a vector.
+    `lexical_embeds`, float32 (dim,) for one vector and (vectors, dim) for several, in the rows that have a vector. With
+    several kinds of vectors, it is a dict of these by kind.
 
     Args:
         file: A file of `keep_rows`.
@@ -44,7 +46,7 @@ class PreparedRows(Sequence[dict[str, Any]]):
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self.ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
-        self.parts = [{name: _Lists(batch.column(name)) for name in batch.schema.names} for batch in batches]
+        self.parts = [_Part(batch) for batch in batches]
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -56,16 +58,32 @@ class PreparedRows(Sequence[dict[str, Any]]):
         if not 0 <= index < len(self):
             raise IndexError(f"there is no row {index}; the set has {len(self)} rows.")
         part = int(np.searchsorted(self.ends, index, side="right"))
-        return self._row(part, index - (int(self.ends[part - 1]) if part else 0))
+        return self.parts[part].row(index - (int(self.ends[part - 1]) if part else 0))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         starts = [0, *self.ends.tolist()]
         for part, (start, end) in enumerate(pairwise(starts)):
-            yield from (self._row(part, index) for index in range(end - start))
+            yield from map(self.parts[part].row, range(end - start))
 
-    def _row(self, part: int, index: int) -> dict[str, Any]:
-        fields = {name: lists.at(index) for name, lists in self.parts[part].items()}
-        return {name: values for name, values in fields.items() if values is not None}
+
+class _Part:
+    """Some consecutive rows of the file."""
+
+    def __init__(self, batch: pa.RecordBatch):
+        self.lists = {name: _Lists(batch.column(name)) for name in batch.schema.names if name in FIELDS}
+        names = [name for name in batch.schema.names if name not in FIELDS]
+        self.has_kinds = names != [VECTORS]
+        self.vectors = {name.partition(":")[2]: _Vectors(batch.column(name)) for name in names}
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Return a row, by its index in this part."""
+        fields = {name: lists.at(index) for name, lists in self.lists.items()}
+        row: dict[str, Any] = {name: values for name, values in fields.items() if values is not None}
+        of_kinds = {kind: vectors.at(index) for kind, vectors in self.vectors.items()}
+        present = {kind: vectors for kind, vectors in of_kinds.items() if vectors is not None}
+        if present:
+            row[VECTORS] = present if self.has_kinds else present[""]
+        return row
 
 
 class _Lists:
@@ -82,17 +100,36 @@ class _Lists:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
 
-def keep_rows(file: Path, parts: Iterable[list[dict]]) -> PreparedRows:
+class _Vectors:
+    """A column of vectors: for each row a list of them. They are read as arrays that share the column's memory."""
+
+    def __init__(self, column: pa.ListArray):
+        vectors = column.values
+        self.rows, self.offsets = column.offsets.to_numpy(), vectors.offsets.to_numpy()
+        self.numbers = vectors.values.to_numpy()
+
+    def at(self, index: int) -> np.ndarray | None:
+        """Return the vector of a row, (dim,), or its vectors, (vectors, dim); None if it has none."""
+        first, end = self.rows[index], self.rows[index + 1]
+        if first == end:
+            return None
+        numbers = self.numbers[self.offsets[first] : self.offsets[end]]
+        return numbers if end - first == 1 else numbers.reshape(end - first, -1)
+
+
+def keep_rows(file: Path, parts: Iterable[list[dict]], kinds: Sequence[str] = ()) -> PreparedRows:
     """Write rows into an Arrow file, and return them as they are read from there.
 
     Args:
         file: The file to write.
         parts: The rows of `inputs.prepare`, in parts that fit in memory.
+        kinds: The names of the kinds of vectors, if there are several.
 
     Raises:
         OSError: The file cannot be written, for example because the disk is full.
     """
-    schema = pa.schema(FIELDS)
+    several = [f"{VECTORS}:{kind}" for kind in kinds] if len(kinds) > 1 else [VECTORS]
+    schema = pa.schema(FIELDS | dict.fromkeys(several, VECTOR_TYPE))
     with ExitStack() as stack:
         with writing(file):
             sink = stack.enter_context(pa.OSFile(str(file), "wb"))
@@ -112,8 +149,24 @@ def keep_rows(file: Path, parts: Iterable[list[dict]]) -> PreparedRows:
 
 def _batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:
     """Return rows of `inputs.prepare` as an Arrow batch."""
-    columns = [_column([row.get(field.name) for row in rows], field.type) for field in schema]
+    columns = [_column([row.get(name) for row in rows], kind) for name, kind in FIELDS.items()]
+    for name in schema.names[len(FIELDS) :]:
+        _, has_kinds, kind = name.partition(":")
+        given = [row.get(VECTORS) for row in rows]
+        columns.append(_vector_column([(of_row or {}).get(kind) for of_row in given] if has_kinds else given))
     return pa.record_batch(columns, schema=schema)
+
+
+def _vector_column(of_rows: Sequence[Any]) -> pa.Array:
+    """Return the vectors of each row, (dim,), (vectors, dim) or None, as lists of lists of numbers."""
+    given = [None if vectors is None else np.atleast_2d(np.asarray(vectors)) for vectors in of_rows]
+    present = [vectors for vectors in given if vectors is not None]
+    widths = [vectors.shape[1] for vectors in present for _ in vectors]
+    numbers = np.concatenate([vectors.ravel() for vectors in present]) if present else np.zeros(0)
+    ends = pa.array(np.cumsum([0, *widths], dtype=np.int32))
+    vectors = pa.ListArray.from_arrays(ends, pa.array(numbers.astype(np.float32)))
+    counts = [0 if vectors is None else len(vectors) for vectors in given]
+    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *counts], dtype=np.int32)), vectors)
 
 
 def _column(lists: Sequence[Any], kind: pa.DataType) -> pa.Array:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +37,7 @@ def resume_conditions(
     held_out: Sequence[dict],
     processor: T5FusionProcessor,
     options: TrainingOptions,
-    columns: Sequence[str | None],
+    columns: Sequence[str | Mapping[str, str] | None],
     processes: int,
 ) -> dict[str, Any]:
     """Return the conditions that a resumed training must meet: values by name. Each checkpoint records them.
@@ -46,7 +46,7 @@ def resume_conditions(
         rows, held_out: Rows of `inputs.prepare`.
         processor: The processor of the rows.
         options: The options of the training.
-        columns: Names of the columns that the rows were made from.
+        columns: The columns that the rows were made from, as `Columns` has them.
         processes: Number of processes that train.
     """
     conditions = saved_options(options) | {
@@ -55,6 +55,7 @@ def resume_conditions(
         "held_out_rows": len(held_out),
         "digest of the rows": rows_digest(rows),
         "columns": list(columns),
+        "vectors": processor.vectors,
         **{name: getattr(processor, name) for name in RECIPE},
     }
     # The number of processes may change, as long as a step has the same number of rows.
@@ -76,7 +77,9 @@ def rows_digest(rows: Sequence[dict]) -> str:
     return digest.hexdigest()[:12]
 
 
-def named_columns(columns: Sequence[str | None]) -> dict[str, str | None] | None:
+def named_columns(
+    columns: Sequence[str | Mapping[str, str] | None],
+) -> dict[str, str | Mapping[str, str] | None] | None:
     """Return the names of columns by their use, such as "target", for training.json; None if there are none."""
     return dict(zip(Columns._fields, columns, strict=True)) if columns else None
 

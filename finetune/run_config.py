@@ -4,20 +4,24 @@
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import Field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import did_you_mean
 from .options import LORA_ONLY, Recipe, TrainingOptions
 from .plain_yaml import read_yaml, write_yaml
+from .vector_options import parse_vector_columns, vector_column_values
+
+if TYPE_CHECKING:
+    from .data import Columns
 
 COLUMNS = {"text_column": "text", "target_column": "target", "lexical_column": "lexical", "vector_column": "vector"}
 # The other arguments of `train_file`.
 ARGUMENTS = ("data", "validation", "limit", "encoding", "output", "resume", "overwrite")
 SETTINGS = "set"  # the key of the settings, which --set gives on the command line
+VECTOR_COLUMN = "vector_column"  # the key of the columns of vectors, with the options of their kinds
 
 
 def _name_in_file(field: Field) -> str:
@@ -27,6 +31,7 @@ def _name_in_file(field: Field) -> str:
 
 FIELDS = {_name_in_file(field): field for options in (Recipe, TrainingOptions) for field in fields(options)}
 FIELDS[SETTINGS] = FIELDS.pop("settings")
+del FIELDS["kinds"]  # They stand beside the columns.
 KEYS = ("data", *COLUMNS, *ARGUMENTS[1:], *FIELDS)
 
 
@@ -58,7 +63,19 @@ def read_config(file: str | Path) -> dict[str, Any]:
         arguments[name] = value
     if not isinstance(arguments.get(SETTINGS) or {}, dict):
         raise ValueError(f"{file}: {SETTINGS} is {arguments[SETTINGS]!r}; expected names and values, such as a: 1.")
+    if arguments.get(VECTOR_COLUMN) is not None:
+        arguments[VECTOR_COLUMN] = _list_of_texts(arguments[VECTOR_COLUMN], file)
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _list_of_texts(given: Any, file: str | Path) -> list[str]:
+    """Return the values of --vector-column in a file: one value, or a list of them."""
+    values = given if isinstance(given, list) else [given]
+    if any(isinstance(value, (dict, list)) or value is None for value in values):
+        raise ValueError(
+            f"{file}: {VECTOR_COLUMN} is {given!r}; expected a column or a list, such as [user=users, image=images:8]."
+        )
+    return [str(value) for value in values]
 
 
 def read_run(file: str | Path) -> dict[str, Any]:
@@ -74,13 +91,15 @@ def read_run(file: str | Path) -> dict[str, Any]:
     missing = [name for name in ("data", "text_column", "target_column") if name not in given]
     if missing:
         raise ValueError(f"{file} does not name {', '.join(missing)}.")
-    columns = Columns(**{name: given[key] for key, name in COLUMNS.items() if key in given})
+    names = {name: given[key] for key, name in COLUMNS.items() if key in given}
+    has_encoder = bool(given.get("lexical_column") or given.get("encoder"))
+    names["vector"], kinds = parse_vector_columns(given.get(VECTOR_COLUMN), has_encoder)
     values = {field.name: _field_value(field, given[key]) for key, field in FIELDS.items() if key in given}
     return {
         **{name: given[name] for name in ARGUMENTS if name in given},
-        "columns": columns,
+        "columns": Columns(**names),
         "options": TrainingOptions(**_fields_of(TrainingOptions, values)),
-        "recipe": Recipe(**_fields_of(Recipe, values)),
+        "recipe": Recipe(**_fields_of(Recipe, values), kinds=kinds),
     }
 
 
@@ -103,11 +122,11 @@ def _fields_of(options: type, values: dict[str, Any]) -> dict[str, Any]:
     return {field.name: values[field.name] for field in fields(options) if field.name in values}
 
 
-def run_yaml(columns: Sequence[str | None], options: TrainingOptions, recipe: Recipe, **arguments: Any) -> str:
+def run_yaml(columns: "Columns", options: TrainingOptions, recipe: Recipe, **arguments: Any) -> str:
     """Return the content of a run.yaml: every argument that has a value. Paths of existing files become absolute.
 
     Args:
-        columns: Names of the text, target, lexical and vector column; None for a column that is not used.
+        columns: The columns.
         options: The options of the training.
         recipe: The recipe of the processor.
         **arguments: The other arguments of `train_file`, without `resume` and `overwrite`.
@@ -115,13 +134,14 @@ def run_yaml(columns: Sequence[str | None], options: TrainingOptions, recipe: Re
     from ..common.base_models import base_name  # It is slow to import, and the command line reads a file without it.
 
     run: dict[str, Any] = {"data": arguments.pop("data"), **dict(zip(COLUMNS, columns, strict=True)), **arguments}
+    run[VECTOR_COLUMN] = vector_column_values(columns.vector, recipe.kinds)
     for key, field in FIELDS.items():
         value = getattr(options if hasattr(options, field.name) else recipe, field.name)
         run[key] = not value if "opposite" in field.metadata else list(value) if isinstance(value, tuple) else value
     idle = {  # options without effect, which `t5fusion train` would refuse
         *(LORA_ONLY if options.full else ()),
         *(() if options.train_fusion else ("fusion_start",)),
-        *(("lexical_dim",) if run["vector_column"] else ()),
+        *(("lexical_dim",) if columns.vector and not (columns.lexical or recipe.encoder) else ()),
     }
     run["base_model"] = base_name(options.base_model)
     for key in ("data", "validation", "encoder", "output"):

@@ -1,5 +1,6 @@
 """Load a trained model to evaluate it or to generate with it, and find the columns that it was trained with."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -16,7 +17,7 @@ def columns_for(
     text: str | None = None,
     target: str | None = None,
     lexical: str | None = None,
-    vector: str | None = None,
+    vector: str | Mapping[str, str] | None = None,
     *,
     revision: str | None = None,
     vectors: bool = True,
@@ -25,8 +26,9 @@ def columns_for(
 
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.
-        text, target, lexical, vector: Names of columns, as for `Columns`. If `lexical` or `vector` is given, the other
-            is not taken from the training.
+        text, target, lexical, vector: The columns, as for `Columns`. If columns of vectors are given by kind, those of
+            the other kinds are taken from the training. If the model has one kind, and `lexical` or `vector` is given,
+            the other is not taken from the training.
         revision: Branch, tag or commit of the repository.
         vectors: Whether the model is given vectors. If not, neither `lexical` nor `vector` is taken from the training.
 
@@ -42,9 +44,22 @@ def columns_for(
         )
     if trained is None:
         return Columns(str(text), target, lexical, vector)
-    if vectors and lexical is None and vector is None:
-        lexical, vector = trained.lexical, trained.vector
+    if vectors:
+        lexical, vector = _columns_of_vectors(trained, lexical, vector)
     return Columns(text or trained.text, target or trained.target, lexical, vector)
+
+
+def _columns_of_vectors(
+    trained: Columns, lexical: str | None, vector: str | Mapping[str, str] | None
+) -> tuple[str | None, str | Mapping[str, str] | None]:
+    """Return `Columns.lexical` and `Columns.vector`: those that are given, and of other kinds those of the training."""
+    if not lexical and not vector:
+        return trained.lexical, trained.vector
+    if trained.lexical and trained.vector:  # The text and the vectors are of several kinds.
+        lexical, vector = lexical or trained.lexical, vector or trained.vector
+    if isinstance(vector, Mapping) and isinstance(trained.vector, Mapping):
+        vector = {**trained.vector, **vector}
+    return lexical, vector
 
 
 def load_on_device(folder: Path) -> tuple[nn.Module, T5FusionProcessor, tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -43,7 +43,7 @@ def train(
     output: str | Path,
     resume: bool = False,
     data: str | None = None,
-    columns: Sequence[str | None] = (),
+    columns: Sequence[str | Mapping[str, str] | None] = (),
     overwrite: bool = False,
     mark: str | None = None,
     source: dict[str, Any] | None = None,
@@ -61,7 +61,7 @@ def train(
         output: The run folder. It need not exist.
         resume: Resume from the last checkpoint in `output/checkpoints`.
         data: Id of the data set on the Hub that holds the rows, for the record.
-        columns: Names of the columns that the rows were made from. A resumed training must name the same.
+        columns: `Columns` that the rows were made from. A resumed training must name the same.
         overwrite: Replace what an earlier training saved in `output`. Otherwise it must be empty or not exist.
         mark: Name of a file to write into `output` with the first checkpoint. Only a folder with that file is
             overwritten.

@@ -148,9 +148,9 @@ BAD_INPUT = {
         ["demo", "--base-model", "base", "--output", "full"],
         "full holds something other than a demo",
     ),
-    "both columns": (
-        ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "vector"],
-        "--lexical-column has no effect with --vector-column. Leave one of them out.",
+    "a kind that the encoder makes": (
+        ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "lexical=vector"],
+        "gives the kind 'lexical' the column 'vector', but the encoder makes the vectors of that kind.",
     ),
     "vectors that nothing reads": (
         ["train", "rows.jsonl", *COLUMNS, "--base-model", "base", "--output", "new"],
@@ -158,8 +158,16 @@ BAD_INPUT = {
         "sentence-transformers/all-MiniLM-L6-v2 to make the vectors from the text.",
     ),
     "an option twice": (
-        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--vector-column", "vector"],
-        "--vector-column was given twice. Give it once: only one value would be used.",
+        ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--lexical-column", "name"],
+        "--lexical-column was given twice. Give it once: only one value would be used.",
+    ),
+    "a column twice": (
+        ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--vector-column", "user=vector"],
+        "--vector-column names the column 'vector' twice. Give each column one kind.",
+    ),
+    "options that the training had": (
+        ["evaluate", "full", "few.parquet", "--vector-column", "vector:8"],
+        "--vector-column gives options for column 'vector', which are those of the training.",
     ),
     "an option twice to generate": (
         ["generate", "full", "app", "--beams", "2", "--no-vectors", "--beams=3"],
@@ -185,7 +193,7 @@ BAD_INPUT = {
     ),
     "no vectors in the column": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--base-model", "base", "--output", "new"],
-        ", column 'body': a text; expected one vector of",
+        ", column 'body': a text that is no list of numbers, 'return a'; expected one vector of finite numbers, or",
     ),
     "nothing to resume": (
         ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--base-model", "base", "--output", "new", "--resume"],
@@ -239,6 +247,7 @@ def test_the_options_of_train_are_made_from_the_dataclasses(room):
     for field in [*dataclasses.fields(TrainingOptions), *dataclasses.fields(Recipe)]:
         if field.name == "settings":
             assert options.pop("setting").opts == ["--set"]
+        if not field.metadata.get("command_line", True):
             continue
         name, help = field.metadata.get("opposite", (field.name, field.metadata["help"]))
         option = options.pop(name)

@@ -65,9 +65,19 @@ REFUSED = {  # words, what the error says, exit code
     "no choice": (["evaluate", "folder", "rows.jsonl", "--vectors", "some"], "'--vectors'", 2),
     "twice": ([*TRAIN, "--lr", "1e-3", "--lr", "1e-4"], "--lr was given twice.", 1),
     "idle": ([*TRAIN, "--full", "--rank", "8"], "--rank has no effect with --full.", 1),
-    "two sources of vectors": (
-        [*TRAIN, "--vector-column", "vector", "--lexical-column", "body"],
-        "--lexical-column has no effect with --vector-column.",
+    "two columns of one kind": (
+        [*TRAIN, "--vector-column", "user=a", "--vector-column", "user=b"],
+        "--vector-column gives the kind 'user' the columns 'a' and 'b'. Give each kind one column.",
+        1,
+    ),
+    "an unknown option of a kind": (
+        [*TRAIN, "--vector-column", "user=a:mpl"],
+        "has the option 'mpl'; expected a number of tokens from 1, or one of linear, mlp, standard, log, unscaled;",
+        1,
+    ),
+    "options where there are none": (
+        ["generate", "folder", "--vector-column", "user=a:8"],
+        "--vector-column gives options for column 'a', which are those of the training.",
         1,
     ),
     "a value that is not allowed": ([*TRAIN, "--lr", "0"], "--lr is 0.0; expected a number above 0.", 1),

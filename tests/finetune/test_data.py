@@ -1,7 +1,6 @@
 """From files to rows: loading, holding out, preparing, and encoding each text once."""
 
 import json
-from datetime import datetime
 from hashlib import md5
 
 import datasets
@@ -14,7 +13,8 @@ from datasets import Dataset
 from transformers import ByT5Tokenizer
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, processing_t5fusion
-from t5fusion.finetune.data import Columns, check_columns, given_vectors, hold_out, vector_columns
+from t5fusion.finetune.column_vectors import given_vectors
+from t5fusion.finetune.data import Columns, check_columns, hold_out, vector_columns
 from t5fusion.finetune.files import load_rows
 from t5fusion.finetune.inputs import make_inputs, prepare
 from t5fusion.finetune.streaming import read_chunks
@@ -106,9 +106,9 @@ def test_a_file_that_cannot_be_loaded_is_named(tmp_path, name, content, error, s
 
 def test_the_error_about_a_missing_column_lists_all_columns():
     rows = Dataset.from_list(ROWS)
-    check_columns(rows, ["name", "text", None])
+    check_columns(rows, ["name", "text"])
     with pytest.raises(ValueError, match="no column 'body'; the columns are name, text"):
-        check_columns(rows, ["name", None, "body"])
+        check_columns(rows, ["name", "body"])
 
 
 def test_rows_with_the_same_text_are_on_the_same_side():
@@ -281,32 +281,6 @@ def test_another_recipe_has_another_cache_file(processor, encoder, field, value)
     assert len(list(cache_folder().glob("*/*.safetensors"))) == 2
 
 
-def test_given_vectors():
-    vectors = given_vectors(Dataset.from_dict({"v": [[1.0, 2.0], [3.0, 4.5]]}), "v")
-    assert [vector.tolist() for vector in vectors] == [[1.0, 2.0], [3.0, 4.5]]
-    assert all(vector.dtype == torch.float32 for vector in vectors)
-
-
-@pytest.mark.parametrize("values", [[[1, 2], [3, 40_000]], [[True, False], [False, True]]])
-def test_vectors_of_integers_and_booleans_are_accepted(values):
-    vectors = given_vectors(Dataset.from_dict({"v": values}), "v")
-    assert [vector.tolist() for vector in vectors] == [[float(x) for x in row] for row in values]
-    assert all(vector.dtype == torch.float32 for vector in vectors)
-
-
-def test_a_row_without_a_vector_has_none():
-    rows = Dataset.from_dict({"v": [None, [], [1.0, 2.0], None, [3.0, 4.5]]})
-    vectors = given_vectors(rows, "v")
-    assert [vector if vector is None else vector.tolist() for vector in vectors] == [
-        None,
-        None,
-        [1.0, 2.0],
-        None,
-        [3.0, 4.5],
-    ]
-    assert given_vectors(Dataset.from_dict({"v": [None, None]}), "v") == [None, None]
-
-
 def test_a_row_without_a_vector_is_prepared_as_text(processor):
     vectors = [torch.ones(DIM), None, torch.zeros(DIM)]
     for texts in (["a", "b", "c"], ["a", "b", "c <lexical>"]):
@@ -316,27 +290,3 @@ def test_a_row_without_a_vector_is_prepared_as_text(processor):
         assert torch.equal(rows[2]["lexical_embeds"], torch.zeros(DIM))
         batch = DataCollatorWithFusion(processor)(rows)
         assert (batch["input_ids"] == processor.lexical_token_id).sum(1).tolist() == [1, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("values", "row", "found"),
-    [
-        ([[1.0, 2.0], [3.0]], 1, "1 numbers; expected one vector of 2 finite numbers, as in the first row"),
-        ([[1.0, 2.0], [3.0, None]], 1, "2 values, not all of them numbers"),
-        ([[1.0, 2.0], [3.0, float("inf")]], 1, "2 numbers, not all of them finite in float32"),
-        ([[1.0, 2.0], None, [1.0]], 2, "1 numbers; expected one vector of 2 finite numbers, as in the first row"),
-        ([[1.0, 2.0], [3.0, 1e39]], 1, "2 numbers, not all of them finite in float32"),
-        ([[1.0, 2.0], [0.0, 0.0], [3e30, 4e30]], 2, r"2 numbers of Euclidean norm 5e\+30, outside 1e-06 to 1e\+18;"),
-        ([[1.0, 2.0], [3e-20, 4e-20]], 1, r"2 numbers of Euclidean norm 5e-20, outside 1e-06 to 1e\+18; expected one"),
-        ([b"ab", b"cd"], 0, "binary data; expected one vector"),
-        ([datetime(2026, 1, 1)] * 2, 0, "a datetime; expected one vector"),
-        ([[[1.0], [2.0]]], 0, "2 vectors"),
-        (["ab", "cd"], 0, "a text; expected one vector of finite numbers"),
-        (["12", "34"], 0, "a text"),
-        ([1.0, 2.0], 0, "a single number"),
-        ([["a", "b"], ["c", "d"]], 0, "2 values, not all of them numbers"),
-    ],
-)
-def test_the_error_about_a_bad_vector_names_its_row(values, row, found):
-    with pytest.raises(ValueError, match=f"row {row}, column 'v': {found}"):
-        given_vectors(Dataset.from_dict({"v": values}), "v")

@@ -113,9 +113,15 @@ def test_generation_resumes_and_counts(room, trained):
         (
             Columns("filename", "description", "filename", "vector"),
             Recipe(),
-            "a lexical column and a vector column were",
+            r"beside those of the encoder. Name the kind: Columns\(..., vector={'NAME': 'vector'}\).",
         ),
-        (COLUMNS, Recipe(encoder="all-MiniLM-L6-v2"), "an encoder has no effect with a vector column"),
+        (COLUMNS, Recipe(encoder="all-MiniLM-L6-v2"), "a second kind of vectors beside those of the encoder"),
+        (
+            Columns("filename", "description", "filename", {"lexical": "vector"}),
+            Recipe(),
+            "the encoder makes the vectors of the kind 'lexical', and a column has the same kind",
+        ),
+        (COLUMNS, Recipe(kinds={"user": {"tokens": 2}}), "`kinds` has options for 'user', which no column of vectors"),
         (
             Columns("filename", "description"),
             Recipe(),
@@ -136,9 +142,20 @@ def test_an_evaluation_needs_a_target_and_known_vectors(room, trained):
         evaluate_file(trained[0], room / "test.jsonl", COLUMNS, vectors="others")
 
 
-@pytest.mark.parametrize("fields", [{"lexical_dim": 0}, {"lexical_dim": 8.5}])
-def test_a_recipe_is_checked(fields):
-    with pytest.raises(ValueError, match="`lexical_dim` is .*; expected a whole number from 1"):
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"lexical_dim": 0}, "`lexical_dim` is .*; expected a whole number from 1"),
+        ({"lexical_dim": 8.5}, "`lexical_dim` is .*; expected a whole number from 1"),
+        (
+            {"kinds": {"user": {"dim": 3}}},
+            "`kinds` sets dim of the kind 'user'; expected some of tokens, projector, sc",
+        ),
+        ({"kinds": {"user": {"tokens": 0}}}, "`kinds`, kind 'user': `tokens` is 0; expected a positive integer."),
+    ],
+)
+def test_a_recipe_is_checked(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
         Recipe(**fields)
 
 

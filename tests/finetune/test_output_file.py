@@ -136,7 +136,7 @@ def test_json_lines_keep_the_values_and_csv_all_but_the_vectors(tmp_path, rows, 
     output.close()  # as if the vectors were refused
     assert capsys.readouterr().err == ""
     write(tmp_path / "made.csv", rows)
-    assert "Column 'vector' holds vectors, which a CSV file cannot; it is left out of " in capsys.readouterr().err
+    assert "Column 'vector' holds vectors; it is left out of " in capsys.readouterr().err
     header, first, second, *_ = csv.reader(io.StringIO((tmp_path / "made.csv").read_text(), newline=""))
     assert header == ["id", "name", "when", "share", "tags", "bytes", "output"]
     assert first == ["0", "a", "2026-01-01T00:00:00", "", '["x", "y"]', "/w==", "a ü 0"] and second[3] == "0.1"

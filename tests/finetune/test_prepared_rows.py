@@ -13,10 +13,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from t5fusion import tiny_t5_v2
+from t5fusion import DataCollatorWithFusion, VectorKind, tiny_t5_v2
 from t5fusion.common.base_models import make_processor
 from t5fusion.finetune import inputs as inputs_module
-from t5fusion.finetune.data import Columns, _hashes, _held_out, hold_out, is_held_out, read_vectors
+from t5fusion.finetune.column_vectors import read_vectors
+from t5fusion.finetune.data import Columns, _hashes, _held_out, hold_out, is_held_out
 from t5fusion.finetune.file_training import train_file
 from t5fusion.finetune.inputs import input_parts, make_inputs, prepare
 from t5fusion.finetune.options import TrainingOptions
@@ -60,6 +61,37 @@ def test_rows_on_disk_equal_rows_in_memory(tmp_path, processor):
         with pytest.raises(IndexError, match="40 rows"):
             kept[index]
     assert rows_digest(kept) == rows_digest(expected)
+
+
+def test_rows_of_several_kinds_on_disk_equal_those_in_memory(tmp_path, base):
+    kinds = {"user": 8, "image": VectorKind(2, tokens=3), "price": VectorKind(1, scale="log")}
+    processor = make_processor(str(base), lexical_encoder=None, lexical_source="given", vectors=kinds)
+    images = [[[float(row), float(vector)] for vector in range(row % 4)] for row in range(40)]
+    prices = [None if row % 3 == 0 else row for row in range(40)]
+    rows = some_rows().add_column("img", images).add_column("price", prices)
+    columns = Columns("name", "target", vector={"user": "vector", "image": "img", "price": "price"})
+    expected = make_inputs(rows, columns, processor, LIMITS, counts=Counter())
+    kept = keep_rows(tmp_path / "rows", [expected[:17], expected[17:]], tuple(kinds))
+    for row, (of_disk, of_memory) in enumerate(zip(kept, expected, strict=True)):
+        assert of_disk.keys() == of_memory.keys()
+        vectors, others = (fields.get("lexical_embeds", {}) for fields in (of_disk, of_memory))
+        given = {"user": rows[row]["vector"], "image": images[row], "price": prices[row]}
+        assert list(vectors) == list(others) == [name for name, value in given.items() if value not in (None, [])]
+        for name, value in vectors.items():
+            assert value.dtype == np.float32 and np.array_equal(value, others[name].numpy())
+            assert np.array_equal(np.squeeze(value), np.squeeze(np.asarray(given[name], np.float32)))
+    assert "lexical_embeds" not in kept[24]  # It has no vector of any kind.
+    assert kept[2]["lexical_embeds"]["image"].shape == (2, 2) and kept[1]["lexical_embeds"]["image"].shape == (2,)
+    batch, other = (DataCollatorWithFusion(processor)(rows[:5])["lexical_embeds"] for rows in (kept, expected))
+    assert all(torch.equal(batch[name], other[name]) for name in kinds) and batch["image"].shape == (5, 3, 2)
+
+
+def test_a_block_of_large_vectors_has_fewer_rows(monkeypatch, processor):
+    monkeypatch.setattr(inputs_module, "MOST_NUMBERS", 8 * 5)
+    expected = make_inputs(some_rows(), COLUMNS, processor, LIMITS, counts=Counter())
+    parts = list(input_parts(some_rows(), COLUMNS, processor, LIMITS, Counter()))
+    assert [len(part) for part in parts][:3] == [6, 6, 5]  # five with a vector, and in two of them one without
+    assert_same([row for part in parts for row in part], expected)
 
 
 @pytest.mark.parametrize("placeholder_in", [None, 2, 35])

@@ -52,7 +52,6 @@ IDLE = {
     "modules": (["--full", "--target-modules", "q,v"], "--target-modules has no effect with --full."),
     "rate": (["--freeze-fusion", "--fusion-lr", "1e-3"], "--fusion-lr has no effect with --freeze-fusion."),
     "start": (["--freeze-fusion", "--fusion-start", "targets"], "--fusion-start has no effect with --freeze-fusion."),
-    "encoder": (["--encoder", "all-MiniLM-L6-v2"], "--encoder has no effect with --vector-column."),
     "width": (["--lexical-dim", "16"], "--lexical-dim has no effect with --vector-column."),
     "overwrite": (["--resume", "--overwrite"], "--overwrite has no effect with --resume."),
 }

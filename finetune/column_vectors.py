@@ -1,0 +1,216 @@
+"""Read a column of vectors: lists of numbers, lists of such lists, single numbers, or any of these as JSON text."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+
+from ..rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, has_readable_norm
+from .row_blocks import VECTOR_BLOCK, blocks
+
+NameRow = Callable[[int], str]  # returns the name of a row for errors, by its index
+MOST_SHOWN = 40  # characters of a text that an error quotes
+OTHER_VALUES = {bytes: "binary data", bool: "a single truth value"}
+
+
+def given_vectors(
+    rows: Dataset, column: str, name_row: NameRow = "row {}".format, is_scaled: bool = True
+) -> list[torch.Tensor | None]:
+    """Return what `read_vectors` yields, as a list."""
+    return list(read_vectors(rows, column, name_row, is_scaled))
+
+
+def read_vectors(
+    rows: Dataset, column: str, name_row: NameRow = "row {}".format, is_scaled: bool = True
+) -> Iterator[torch.Tensor | None]:
+    """Yield the vectors of each row in a column, with only some hundreds of rows in memory at a time.
+
+    They are float32: (dim,) for a row with one vector, and (vectors, dim) for one with several. A row without vectors,
+    for which None is yielded, has null, an empty list or an empty text.
+
+    Args:
+        rows: The rows.
+        column: The column. It holds a list of numbers per row, a list of such lists, or a single number (a vector of
+            one number); or any of these as JSON in a text, as in a CSV file.
+        name_row: Returns the name of a row for errors, by its index.
+        is_scaled: Whether the kind of the vectors has a scale. Without one, their norm must be 1e-6 to 1e18.
+
+    Raises:
+        ValueError: A value holds no vectors, or their width differs from that of earlier rows. The message names the
+            row.
+    """
+    width, first, column_rows = None, 0, rows.select_columns([column])
+    for table in blocks(rows, [column], VECTOR_BLOCK):
+        vectors = _vectors_of_block(table.column(0), width, is_scaled)
+        if vectors is None:  # Something is unusual, and maybe wrong: each value is looked at.
+            values = column_rows[first : first + len(table)][column]
+            vectors = list(_check_each(values, column, width, first, name_row, is_scaled))
+        width = width or next((vector.shape[-1] for vector in vectors if vector is not None), None)
+        first += len(table)
+        yield from vectors
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether an Arrow type is a type of lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _vectors_of_block(values: pa.ChunkedArray, width: int | None, is_scaled: bool) -> list[torch.Tensor | None] | None:
+    """Return what `read_vectors` yields for consecutive values of a column; None unless they are plainly valid.
+
+    Args:
+        values: The values.
+        width: The width of earlier vectors; None if there are none.
+        is_scaled: See `read_vectors`.
+    """
+    array, counts = values.combine_chunks(), None
+    if is_list(array.type) and is_list(array.type.value_type):
+        counts, array = _lengths(array), array.flatten()  # `counts`: the number of vectors in each row
+    is_of_lists = is_list(array.type)
+    kind = array.type.value_type if is_of_lists else array.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        return None
+    lengths = _lengths(array) if is_of_lists else array.is_valid().to_numpy(zero_copy_only=False).astype(int)
+    numbers = array.flatten() if is_of_lists else array.drop_null()
+    widths = set(lengths[lengths > 0].tolist()) | ({width} if width else set())
+    if len(widths) != 1 or numbers.null_count or (counts is not None and not lengths.all()):
+        return None
+    given = numbers.to_numpy(zero_copy_only=False).reshape(-1, widths.pop())
+    with np.errstate(over="ignore"):  # A number too large for float32 becomes infinite.
+        vectors = torch.from_numpy(given.astype(np.float32))
+    if not (vectors.isfinite().all() and (is_scaled or _have_readable_norms(given))):
+        return None
+    if counts is None:
+        each = iter(vectors)
+        return [next(each) if length else None for length in lengths]
+    return [_one_or_several(part) for part in vectors.split(counts.tolist())]
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    """Return the length of each list, 0 for null: int (lists,)."""
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+
+
+def _have_readable_norms(vectors: np.ndarray) -> bool:
+    """Return whether all vectors, numbers (vectors, dim), have a norm that a model without a scale can read."""
+    exact = vectors.astype(np.float64)
+    norms = np.linalg.norm(exact, axis=1)
+    return bool(((norms >= SMALLEST_NORM) & (norms <= LARGEST_NORM) | ~exact.any(axis=1)).all())
+
+
+def _one_or_several(vectors: torch.Tensor) -> torch.Tensor | None:
+    """Return the vectors of a row, (vectors, dim), as they are; a single one as (dim,); None if there are none."""
+    return (vectors if len(vectors) > 1 else vectors[0]) if vectors.numel() else None
+
+
+def _check_each(
+    values: Sequence, column: str, width: int | None, first: int, name_row: NameRow, is_scaled: bool
+) -> Iterator[torch.Tensor | None]:
+    """Yield what `read_vectors` yields for some values of a column, and check one value after another.
+
+    Args:
+        values: The values.
+        column: Name of the column, for errors.
+        width: The width of earlier vectors; None if there are none.
+        first: Index of the row of the first value.
+        name_row, is_scaled: As for `read_vectors`.
+
+    Raises:
+        ValueError: A value holds no vectors, or some of another width.
+    """
+    for index, value in enumerate(values, first):
+        try:
+            numbers = _numbers_of(value)
+            vectors = _readable(numbers, is_scaled)
+            if vectors is not None and vectors.shape[-1] != (width := width or vectors.shape[-1]):
+                raise ValueError(_describe(numbers))
+        except ValueError as error:
+            raise _vector_error(name_row(index), column, str(error), width, isinstance(value, str)) from None
+        yield vectors
+
+
+def _numbers_of(value: Any) -> np.ndarray:
+    """Return the numbers in a value of a column, float64 (dim,) or (vectors, dim); of size 0 for no vector.
+
+    Raises:
+        ValueError: It holds something else, which the message describes in a few words.
+    """
+    if isinstance(value, str):
+        value = _read_text(value)
+    if value is None:
+        return np.zeros(0)
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        value = [value]
+    if not isinstance(value, list):
+        raise ValueError(OTHER_VALUES.get(type(value), f"a {type(value).__name__}"))
+    is_several = bool(value) and all(isinstance(item, list) for item in value)
+    vectors = value if is_several else [value]
+    if not all(isinstance(number, (int, float, Decimal)) for vector in vectors for number in vector):
+        raise ValueError(f"{len(value)} values, not all of them numbers")
+    if len(set(map(len, vectors))) > 1:
+        raise ValueError(f"{len(value)} vectors of unequal width")
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except OverflowError:  # an integer of hundreds of digits
+        raise ValueError(f"{len(vectors[0])} numbers, not all of them finite in float32") from None
+
+
+def _read_text(text: str) -> Any:
+    """Return the value of a JSON text; None if it is empty, a number also if it is written as JSON does not allow.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    text = text.strip()
+    try:
+        value = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        try:
+            value = float(text)  # such as .5
+        except ValueError:
+            value = text
+    if isinstance(value, (str, dict)):
+        shown = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+        raise ValueError(f"a text that is no list of numbers, {shown!r}")
+    return value
+
+
+def _readable(numbers: np.ndarray, is_scaled: bool) -> torch.Tensor | None:
+    """Return the vectors of a row as `read_vectors` yields them.
+
+    Raises:
+        ValueError: A number is not finite, or a vector has a norm that cannot be read. The message describes them.
+    """
+    if numbers.size == 0:
+        return None
+    with np.errstate(over="ignore"):
+        vectors = torch.from_numpy(np.atleast_2d(numbers).astype(np.float32))
+    if not vectors.isfinite().all():
+        raise ValueError(f"{_describe(numbers)}, not all of them finite in float32")
+    for vector in () if is_scaled else np.atleast_2d(numbers):
+        if not has_readable_norm(vector):
+            norm = np.linalg.norm(vector)
+            raise ValueError(
+                f"{len(vector)} numbers of Euclidean norm {norm:.3g}, outside {SMALLEST_NORM:g} to {LARGEST_NORM:g}"
+            )
+    return _one_or_several(vectors)
+
+
+def _describe(numbers: np.ndarray) -> str:
+    """Describe the numbers of a row, (dim,) or (vectors, dim), in a few words."""
+    return f"{len(numbers)} numbers" if numbers.ndim == 1 else f"{len(numbers)} vectors of {numbers.shape[1]} numbers"
+
+
+def _vector_error(row: str, column: str, found: str, width: int | None, is_text: bool) -> ValueError:
+    """Return the error for a value that holds no vectors, or not those of `width` numbers."""
+    expected = f"{width} finite numbers, as in the first row that has a vector" if width else "finite numbers"
+    advice = " In a text, write them as JSON, such as [0.1, 2]." if is_text else ""
+    return ValueError(
+        f"{row}, column {column!r}: {found}; expected one vector of {expected}, or a list of such vectors.{advice}"
+    )
