@@ -26,7 +26,7 @@ RATINGS = ("free", "cheap", "modest", "fair", "dear", "costly", "lavish", "price
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LOWEST, HIGHEST = 0.5, 5000.0  # prices
 EPOCHS, BATCH = 6, 16
-LORA_LR, FUSION_LR = 2e-3, 2e-2
+LORA_LR, FUSION_LR = 2e-3, 1e-1
 # For each way: the scale of the kind, and whether the numbers are standardised by hand.
 WAYS: dict[str, tuple[str | None, bool]] = {
     "raw, no scale": (None, False),
