@@ -129,7 +129,7 @@ def test_what_is_written_is_read_as_it_was(tmp_path, case):
 def test_a_run_file_names_no_option_without_effect():
     arguments = {"data": "d", "validation": None, "limit": None, "encoding": None, "output": "out"}
     full = run_yaml(Columns("a", "b"), TrainingOptions(full=True), Recipe(), **arguments)
-    assert "full: true" in full and "rank" not in full and "dropout" not in full
+    assert "full: true" in full and "rank" not in full and "\ndropout" not in full
     frozen = run_yaml(Columns("a", "b"), TrainingOptions(train_fusion=False), Recipe(), **arguments)
     assert "freeze_fusion: true" in frozen and "fusion_start" not in frozen
 
