@@ -28,6 +28,7 @@ from ..modeling_t5fusion import T5WithFusion, VectorProjector, initial_projectio
 from .switches import TRAINER, is_on
 
 MOST_START_ROWS = 20_000  # the most rows that the start reads; more take long and change little
+FEW_REPORT_ROWS = 50  # With fewer held-out rows, the report adds that they may not be enough.
 MOST_REPORT_BATCHES = 64  # the most held-out batches that the report measures
 
 
@@ -71,11 +72,12 @@ class FusionCallback(TrainerCallback):
             return  # There is nothing to compare.
         cost = paired_bootstrap(other, own)
         if cost.low <= 0 and state.is_world_process_zero:
+            too_few = f", or {len(own.sums)} rows are too few to tell" if len(own.sums) < FEW_REPORT_ROWS else ""
             print(
                 f"The vectors bring nothing: on {len(own.sums)} held-out rows the loss is {own.mean:.4f} with their "
                 f"own vectors and {other.mean:.4f} with other rows' ({cost.difference:+.4f}, 95 % between "
                 f"{cost.low:+.4f} and {cost.high:+.4f}). Either the vectors hold nothing that the text does not, or "
-                "training was too short. Check that each row has its own vector, or train for more epochs.",
+                f"training was too short{too_few}. Check that each row has its own vector, or train for more epochs.",
                 file=sys.stderr,
             )
 

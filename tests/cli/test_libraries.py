@@ -1,4 +1,4 @@
-"""Which bars of other libraries a command shows."""
+"""What a command shows while it loads the libraries, and which of their bars it shows."""
 
 import os
 import pty
@@ -8,8 +8,10 @@ import sys
 import pytest
 
 ARE_SHOWN = """
-from t5fusion.cli.libraries import load_libraries
-load_libraries()
+import os
+from t5fusion.cli import libraries
+libraries.PATIENCE = float(os.environ["PATIENCE"])
+libraries.load_libraries()
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils.logging import is_progress_bar_enabled
 print(not are_progress_bars_disabled(), is_progress_bar_enabled())
@@ -22,13 +24,26 @@ print(not are_progress_bars_disabled(), is_progress_bar_enabled())
 )
 def test_bars_of_downloads_are_shown_on_a_terminal_only(tmp_path, is_terminal, hidden_by_user, expected):
     """The first word is for bars of downloads; the second for bars of loading weights, which are never shown."""
-    environment = os.environ | ({"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if hidden_by_user else {})
+    hidden = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if hidden_by_user else {}
+    assert load(tmp_path, is_terminal, PATIENCE="600", **hidden) == (expected, b"end")
+
+
+def test_slow_loading_is_explained_on_a_terminal(tmp_path):
+    _, printed = load(tmp_path, True, PATIENCE="0")
+    assert printed.startswith(b"Loading torch, transformers and peft. This is slow the first time")
+
+
+def load(folder, is_terminal, **environment):
+    """Load the libraries in a new process. Return its standard output, and what it printed on a terminal before "end".
+
+    Standard error is the terminal, or nothing.
+    """
     screen, terminal = pty.openpty()
     try:
         done = subprocess.run(
             [sys.executable, "-c", ARE_SHOWN],
-            cwd=tmp_path,
-            env=environment,
+            cwd=folder,
+            env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=terminal if is_terminal else subprocess.DEVNULL,
             text=True,
@@ -39,4 +54,4 @@ def test_bars_of_downloads_are_shown_on_a_terminal_only(tmp_path, is_terminal, h
     finally:
         os.close(screen)
         os.close(terminal)
-    assert (done.stdout, printed) == (expected, b"end")
+    return done.stdout, printed
