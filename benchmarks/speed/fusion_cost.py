@@ -7,7 +7,9 @@ since the plain T5 has none.
 from typing import Any
 
 import torch
-from transformers import T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
+
+from t5fusion import T5WithFusion
 
 from .measure import Result, Times, in_turn
 from .shape import flan_t5_small
@@ -20,9 +22,7 @@ def measure() -> list[Result]:
     """Measure a training step, greedy decoding and four beams."""
     fused = flan_t5_small()
     fused.fast_training = False
-    config = fused.config.to_dict() | {"model_type": "t5"}
-    plain = T5ForConditionalGeneration(type(fused.config).__mro__[1].from_dict(config))
-    plain.load_state_dict(fused.state_dict(), strict=False)
+    plain = plain_t5(fused)
     numbers = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 32000, (ROWS, LENGTH + 1), generator=numbers)
     labels = torch.randint(5, 32000, (ROWS, TARGET), generator=numbers)
@@ -58,6 +58,17 @@ def measure() -> list[Result]:
         )
         results.append(compare(f"generate {NEW_TOKENS} tokens for {ROWS} rows, {name}, fp32", times))
     return results
+
+
+def plain_t5(fused: T5WithFusion) -> T5ForConditionalGeneration:
+    """Return the plain T5 with the weights of a fused model, its untied head included."""
+    config = T5Config.from_dict(fused.config.to_dict() | {"model_type": "t5"})
+    config.tie_word_embeddings = config.scale_decoder_outputs = False  # transformers sets both to true.
+    plain = T5ForConditionalGeneration(config)
+    plain.set_input_embeddings(plain.shared)  # one table for encoder and decoder
+    missing = plain.load_state_dict(fused.state_dict(), strict=False).missing_keys
+    assert not missing and plain.lm_head.weight is not plain.shared.weight, missing
+    return plain
 
 
 def step(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> None:

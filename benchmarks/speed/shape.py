@@ -18,4 +18,8 @@ def flan_t5_small(**changes: int) -> T5WithFusion:
     config.scale_decoder_outputs = False  # Its head is untied.
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return T5WithFusion(config)
+        model = T5WithFusion(config)
+    # A trained head gives logits of a few units. Random logits of some tens give subnormal gradients, which are slow.
+    with torch.no_grad():
+        model.lm_head.weight.mul_(config.d_model**-0.5)
+    return model
