@@ -19,11 +19,12 @@ from .shape import flan_t5_small
 GOAL = 1.2
 PLAIN, ONE_LINE, CLASS = "T5 and PeftModel", "AutoModelForSeq2SeqLM", "T5WithFusion"
 PEAK = """
-import resource, sys
+import sys
 from transformers import AutoModelForSeq2SeqLM
 from peft import PeftModel
 {}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+from benchmarks.speed.measure import peak_megabytes
+print(peak_megabytes())
 """
 LOAD_PLAIN = "PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1]), sys.argv[2])"
 LOAD_BUNDLE = "AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1], trust_remote_code=True)"

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -13,6 +14,12 @@ class Times(NamedTuple):
     median: float
     min: float
     max: float
+
+
+def peak_megabytes() -> float:
+    """Return the peak memory of this process, in MB. (`getrusage` would count that of the process that started it.)"""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ train the same fused model, so "transformers" means the model's training steps b
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from t5fusion import DataCollatorWithFusion
 from t5fusion.common.base_models import base_folder
 from t5fusion.naming_t5fusion import NEWEST_EMBEDDED
 
-from .measure import Result, in_turn
+from .measure import Result, in_turn, peak_megabytes
 from .shape import flan_t5_small
 
 TEXT, TARGET, VECTOR = 36, 18, 384
@@ -192,7 +191,7 @@ def _train_and_print_peak(way: str) -> None:
     step = step_of(model, [even_batch(model, MEMORY_ROWS)], bf16=True)
     for _ in range(3):
         step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_megabytes())
 
 
 def measure() -> list[Result]:
