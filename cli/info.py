@@ -117,7 +117,8 @@ def _adapter(facts: "FolderInfo") -> list[str]:
 
 
 def _vectors(kind: "VectorFacts") -> str:
-    width = f"{kind.width} numbers each" if kind.width else "of a width that no file here records"
+    numbers = "1 number" if kind.width == 1 else f"{kind.width} numbers"
+    width = f"{numbers} each" if kind.width else "of a width that no file here records"
     tokens = "" if kind.tokens == 1 else f"{kind.tokens} "
     projector = "" if kind.projector == "linear" else f", by an {kind.projector.upper()}"
     scale = "" if kind.scale is None else f", {SCALES[kind.scale]}"

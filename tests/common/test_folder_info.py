@@ -15,6 +15,7 @@ from hub_server import HubServer
 
 from t5fusion import tiny_t5
 from t5fusion.cli.info import _report_lines
+from t5fusion.cli.info import _vectors as describe_vectors
 from t5fusion.common.folder_info import VectorFacts, folder_info
 from t5fusion.common.next_commands import after_info
 from t5fusion.common.run_files import RunFiles
@@ -320,3 +321,8 @@ def test_an_adapter_of_several_kinds_lists_them(tmp_path):
     expected = [VectorFacts("<lexical>", 64), VectorFacts("<lexical:image>", 512, 8, "mlp")]
     expected.append(VectorFacts("<lexical:price>", 1, scale="log"))
     assert folder_info(str(tmp_path)).vectors == expected
+
+
+@pytest.mark.parametrize(("width", "words"), [(1, "1 number each"), (384, "384 numbers each")])
+def test_a_width_is_one_number_or_several(width, words):
+    assert describe_vectors(VectorFacts("<lexical>", width)) == f"{words}, in the place of <lexical>"
