@@ -551,6 +551,7 @@ def test_useless_vectors_are_reported_once_at_the_end(base, tmp_path, capsys):
     trainer_for(get_peft_model(model, LoraConfig(**QV)), rows, tmp_path, eval_strategy="epoch").train()
     printed = capsys.readouterr().err
     assert printed.count("The vectors bring nothing: on 20 held-out rows the loss is") == 1
+    assert ", or 20 rows are too few to tell. Check" in printed
 
 
 def test_useful_vectors_are_not_reported(base, tmp_path, capsys):
