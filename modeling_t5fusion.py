@@ -281,7 +281,7 @@ class LexicalEncoder(T5InitMixin, T5Stack):
             check_token_id(input_ids, vectors.get(self.fusion.first_kind), first_id, self.config.pad_token_id)
             placeholder_masks = {name: input_ids == first_id + position for position, name in enumerate(self.kinds)}
             # A placeholder's id may lie past the embedding table. So token 0 is looked up in its place.
-            is_placeholder = (input_ids >= first_id) & (input_ids < first_id + len(placeholder_masks))
+            is_placeholder = are_placeholders(input_ids, first_id, len(self.kinds))
             return placeholder_masks, self.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
         placeholder_masks = {}
         for position, name in enumerate(self.kinds):
@@ -310,6 +310,17 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         return self.embed_tokens.weight[token_id]
 
 
+def are_placeholders(input_ids: torch.Tensor, first_id: int, kinds: int) -> torch.Tensor:
+    """Return which ids are placeholders of any kind, bool in the shape of the ids.
+
+    Args:
+        input_ids: int64 (batch, length).
+        first_id: Id of the first kind's placeholder. Those of the other kinds follow.
+        kinds: The number of kinds.
+    """
+    return (input_ids >= first_id) & (input_ids < first_id + kinds)
+
+
 def put_in_place(inputs_embeds: torch.Tensor, is_placeholder: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
     """Return token embeddings with a row's nth placeholder replaced by its nth projected embedding.
 
@@ -334,8 +345,7 @@ class PlaceholderLogitsMixin:
         """Return the logits processors of `generate`, which get padding ids in place of placeholder ids."""
         # Repetition penalties look up the logits of the input ids. A placeholder past the embedding table has no logit.
         if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():
-            first_id = self.config.lexical_token_id
-            is_placeholder = (encoder_input_ids >= first_id) & (encoder_input_ids < first_id + len(self.config.kinds))
+            is_placeholder = are_placeholders(encoder_input_ids, self.config.lexical_token_id, len(self.config.kinds))
             encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.pad_token_id or 0)
         return super()._get_logits_processor(  # type: ignore[misc]
             *args, encoder_input_ids=encoder_input_ids, **kwargs
@@ -521,8 +531,7 @@ class T5WithFusion(
             attention_mask: int64 (batch, length); None for ones.
             row_ids: See `forward`; None if each sequence is one row.
         """
-        first_id = self.config.lexical_token_id
-        is_placeholder = (input_ids >= first_id) & (input_ids < first_id + len(self.config.kinds))
+        is_placeholder = are_placeholders(input_ids, self.config.lexical_token_id, len(self.encoder.kinds))
         rows = torch.zeros_like(input_ids) if row_ids is None else row_ids
         # A sequence holds at most as many rows as tokens. Each of them draws a number.
         draws = torch.rand(input_ids.shape[0], input_ids.shape[1] + 1, device=input_ids.device)
