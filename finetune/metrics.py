@@ -1,4 +1,4 @@
-"""Score generated texts by ROUGE and chrF."""
+"""Score generated texts: ROUGE, chrF, BLEU, token F1 and exact match."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,32 +17,42 @@ def measures_of(losses: Losses, texts: Sequence[str], references: Sequence[str])
 
 
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return ROUGE-1, -2 and -L by rouge-score (F measure, stemmed, mean over rows) and chrF by sacrebleu, from 0 to 1.
+    """Score generated texts against references. All scores are from 0 to 1.
+
+    Returns:
+        `rouge1`, `rouge2` and `rougeL`: F measure of stemmed words, by rouge-score; mean over the rows.
+        `chrf` and `bleu`: of the whole corpus, by sacrebleu.
+        `token_f1`: F measure of the words that text and reference share, not stemmed; mean over the rows.
+        `exact_match`: share of the texts that equal their reference, except for spaces at the ends.
 
     Raises:
         ValueError: The numbers of texts and references differ.
     """
     # Both packages are slow to import, and only an evaluation needs them.
     from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics import BLEU, CHRF
 
     names = ("rouge1", "rouge2", "rougeL")
-    scorer, chrf = RougeScorer(names, use_stemmer=True), CHRF()
-    rouge, statistics = np.zeros((len(names), len(texts))), []
-    for row, (reference, text) in enumerate(zip(references, texts, strict=True)):
-        score = scorer.score(reference, text)
-        rouge[:, row] = [score[name].fmeasure for name in names]
-        # `CHRF.corpus_score` does the same in two steps, but it holds the n-grams of all rows in memory at once.
-        statistics += chrf._extract_corpus_statistics([text], [[reference]])
-    means = dict(zip(names, rouge.mean(1).tolist(), strict=True))
-    return means | {"chrf": chrf._aggregate_and_compute(statistics).score / 100}
+    stemmed, plain = RougeScorer(names, use_stemmer=True), RougeScorer(["rouge1"])
+    corpus = {"chrf": CHRF(), "bleu": BLEU()}
+    statistics: dict[str, list[Any]] = {name: [] for name in corpus}
+    rows: list[list[float]] = []
+    for reference, text in zip(references, texts, strict=True):
+        score = stemmed.score(reference, text)
+        token_f1 = plain.score(reference, text)["rouge1"].fmeasure
+        rows.append([*(score[name].fmeasure for name in names), token_f1, text.strip() == reference.strip()])
+        # `corpus_score` does the same in two steps, but it holds the n-grams of all rows in memory at once.
+        for name, metric in corpus.items():
+            statistics[name] += metric._extract_corpus_statistics([text], [[reference]])
+    means = np.mean(rows, axis=0).tolist()
+    whole = {name: corpus[name]._aggregate_and_compute(statistics[name]).score / 100 for name in corpus}
+    return dict(zip((*names, "token_f1", "exact_match"), means, strict=True)) | whole
 
 
 def rouge_metrics(tokenizer: Any) -> "Callable[[EvalPrediction], dict[str, float]]":
     """Return a `compute_metrics` for a `Seq2SeqTrainer` with `predict_with_generate=True`.
 
-    It gives `rouge1`, `rouge2`, `rougeL` and `chrf` of the generated texts, from 0 to 1 (see `text_scores`). The
-    references are the labels as texts.
+    It gives the scores of the generated texts (see `text_scores`). The references are the labels as texts.
 
     Args:
         tokenizer: The tokenizer of the rows, or their processor.
