@@ -124,8 +124,8 @@ def run(variant: str, tokens: int, training: str, seed: int, data: "Data", args:
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     arguments = TrainingArguments(
         str(args.folder / "trainer"), num_train_epochs=args.epochs, per_device_train_batch_size=BATCH,
-        learning_rate=LEARNING_RATES[training], warmup_steps=50, lr_scheduler_type="cosine", seed=seed, bf16=args.bf16, use_cpu=True,
-        save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+        learning_rate=LEARNING_RATES[training], warmup_steps=50, lr_scheduler_type="cosine", seed=seed, use_cpu=True,
+        bf16=args.bf16, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(model, arguments, DataCollatorWithFusion(processor), rows)
     trainer.remove_callback(FusionCallback)  # It would start the variants that begin at random.

@@ -72,7 +72,9 @@ def evaluate(
         typer.Option(rich_help_panel=OUTPUT, help="JSON file for the results and the generated texts of some rows."),
     ] = None,
 ):
-    """Measure loss, ROUGE and chrF on rows that have a target.
+    """Measure the loss on rows that have a target, and score generated texts.
+
+    The scores are ROUGE, chrF, BLEU, token F1 and exact match.
 
     The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows, or more of
     true, shuffled and none. If FOLDER is a bundle, its card is updated too. If it is the id of a repository, nothing

@@ -1,4 +1,4 @@
-"""Measure how well a model generates: loss, ROUGE and chrF, with true vectors, with other rows' vectors, with none."""
+"""Measure how well a model generates: its loss and scores, with true vectors, with other rows' vectors, with none."""
 
 import json
 from collections import Counter
@@ -93,7 +93,7 @@ def evaluate(
 
     Returns:
         Two values. The measures: `rows`, `loss` (nats per token of the labels, the same for all batch sizes), and
-        `rouge1`, `rouge2`, `rougeL` and `chrf` (from 0 to 1). The losses of the rows.
+        those of `metrics.text_scores` (from 0 to 1). The losses of the rows.
 
     Raises:
         ValueError: `vectors` is "shuffled", and fewer than two rows have a vector.
@@ -191,7 +191,7 @@ class Evaluation:
     """The result of an evaluation.
 
     Args:
-        measures: `rows`, `loss` (nats per token), `rouge1`, `rouge2`, `rougeL` and `chrf` (from 0 to 1), by condition:
+        measures: `rows`, `loss` (nats per token) and those of `metrics.text_scores` (from 0 to 1), by condition:
             "true" for the rows' own vectors, "shuffled" for other rows' vectors, "none" for no vectors.
         worth_of_vectors: How much larger the loss is with "shuffled" vectors and with "none" than with "true" ones:
             `difference`, and the bounds `low` and `high` of its 95 % confidence interval, in nats per token. Empty
@@ -268,8 +268,8 @@ def evaluation_record(
     Args:
         rows: Number of rows whose losses were measured.
         scored_rows: Number of rows for which texts were generated and scored.
-        measures: `loss`, and `rouge1`, `rouge2`, `rougeL` and `chrf` if they were measured: by condition ("true",
-            "shuffled" or "none"), and as "untuned" for the untuned model.
+        measures: `loss`, and those of `metrics.text_scores` if they were measured: by condition ("true", "shuffled" or
+            "none"), and as "untuned" for the untuned model.
         worth: See `Evaluation.worth_of_vectors`.
         samples: See `Evaluation.samples`.
         **source: `data` and `split`, if the rows are a data set on the Hub.

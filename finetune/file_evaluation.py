@@ -40,7 +40,7 @@ def evaluate_file(
     encoding: str | None = None,
     engine: str = REFERENCE,
 ) -> Evaluation:
-    """Measure loss, ROUGE and chrF of a model on the rows of a file, or on the rows that its training held out.
+    """Measure the loss and the scores of a model on the rows of a file, or on the rows that its training held out.
 
     If `name` is a folder, the result is saved there in evaluation.json, for the model card, unless that file covers
     more rows or more conditions ("true", "shuffled", "none").

@@ -35,18 +35,19 @@ def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, fl
     names = ("rouge1", "rouge2", "rougeL")
     stemmed, plain = RougeScorer(names, use_stemmer=True), RougeScorer(["rouge1"])
     corpus = {"chrf": CHRF(), "bleu": BLEU()}
-    statistics: dict[str, list[Any]] = {name: [] for name in corpus}
-    rows: list[list[float]] = []
-    for reference, text in zip(references, texts, strict=True):
+    counts: dict[str, Any] = dict.fromkeys(corpus, 0)
+    of_rows = np.zeros((len(texts), len(names) + 2))
+    for row, (reference, text) in enumerate(zip(references, texts, strict=True)):
         score = stemmed.score(reference, text)
         token_f1 = plain.score(reference, text)["rouge1"].fmeasure
-        rows.append([*(score[name].fmeasure for name in names), token_f1, text.strip() == reference.strip()])
+        of_rows[row] = [*(score[name].fmeasure for name in names), token_f1, text.strip() == reference.strip()]
         # `corpus_score` does the same in two steps, but it holds the n-grams of all rows in memory at once.
         for name, metric in corpus.items():
-            statistics[name] += metric._extract_corpus_statistics([text], [[reference]])
-    means = np.mean(rows, axis=0).tolist()
-    whole = {name: corpus[name]._aggregate_and_compute(statistics[name]).score / 100 for name in corpus}
-    return dict(zip((*names, "token_f1", "exact_match"), means, strict=True)) | whole
+            counts[name] += np.array(metric._extract_corpus_statistics([text], [[reference]])[0])
+    means = dict(zip((*names, "token_f1", "exact_match"), of_rows.mean(0).tolist(), strict=True))
+    return means | {
+        name: metric._aggregate_and_compute([counts[name].tolist()]).score / 100 for name, metric in corpus.items()
+    }
 
 
 def rouge_metrics(tokenizer: Any) -> "Callable[[EvalPrediction], dict[str, float]]":

@@ -30,6 +30,11 @@ UNNAMED_REPOSITORY, REVISION = "REPO_ID", "COMMIT"  # `name_repository` replaces
 MARKER = re.compile(r"<!--\s*(/?)t5fusion:([a-z]+)\s*-->")
 DIGEST = re.compile(r"([\w-]+)=([0-9a-f]{8})\b")
 TASK = "text-generation"  # The Hub once had the task text2text-generation, and has moved its models here.
+# the Hub's names of the measures
+METRICS = {
+    "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge", "chrf": "chrf", "bleu": "bleu", "token_f1": "f1",
+    "exact_match": "exact_match",
+}  # fmt: skip
 
 
 def make_card(
@@ -234,6 +239,7 @@ def read_facts(bundle: RunFolder, run: RunFolder, kind: Kind, evaluated: RunFold
         "record": record,
         "trained_on": hub_id(record.get("data"), run.path),
         "evaluation": evaluation,
+        "measures": shown_measures(evaluation),
         "evaluated_on": hub_id(evaluation.get("data"), run.path),
     }
 
@@ -241,6 +247,12 @@ def read_facts(bundle: RunFolder, run: RunFolder, kind: Kind, evaluated: RunFold
 def encoder_id(name: str | None) -> str | None:
     """Return the full id of an encoder: sentence-transformers takes a bare name for one of its own models."""
     return name if name is None or "/" in name else f"sentence-transformers/{name}"
+
+
+def shown_measures(evaluation: dict[str, Any]) -> dict[str, str]:
+    """Return the names that the card shows of the measures of an evaluation, by their keys in its file."""
+    measured = {name for values in evaluation.get("measures", {}).values() for name in values}
+    return {name: label for name, label in SCORE_NAMES.items() if name in measured}
 
 
 def make_metadata(facts: dict[str, Any]) -> ModelCardData:
@@ -253,7 +265,7 @@ def make_metadata(facts: dict[str, Any]) -> ModelCardData:
             dataset_type=facts["evaluated_on"],
             dataset_name=facts["evaluated_on"],
             dataset_split=evaluation["split"],
-            metric_type="rouge" if name.startswith("rouge") else name,
+            metric_type=METRICS.get(name, name),
             metric_name=label,
             metric_value=round(measures[name], 4),
         )
@@ -268,7 +280,7 @@ def make_metadata(facts: dict[str, Any]) -> ModelCardData:
         pipeline_tag=TASK,
         tags=["t5fusion", "text2text-generation", "transformers", *kinds],
         datasets=[facts["trained_on"]] if facts["trained_on"] else None,
-        metrics=["rouge", "chrf"] if "chrf" in measures else None,
+        metrics=list(dict.fromkeys(METRICS[name] for name in METRICS if name in measures)) or None,
         inference=False,  # The Hub's own inference runs no code of a repository.
         widget=samples or None,
         model_name=facts["title"] if results else None,

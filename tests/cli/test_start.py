@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from t5fusion.cli.app import prepare_environment
 from t5fusion.cli.demo import DURATION
 from t5fusion.hub_export.manifest import write_manifest
 
@@ -274,3 +275,15 @@ def test_the_demonstration_says_first_what_it_does(tmp_path):
     first = lines.index(f"tiny_t5_v2 learns to describe Python code. {DURATION}")
     torch = next(number for number, line in enumerate(lines) if line.split("|")[-1].strip() == "torch")
     assert first < torch and "Give a --limit of 100 or more." in done.stdout
+
+
+def test_threads_of_openmp_soon_stop_waiting_in_a_loop_unless_the_user_wants_otherwise():
+    """Otherwise `make demo` takes hours if other work keeps a core busy."""
+    for given, expected in (
+        ({}, {"GOMP_SPINCOUNT": "10000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ):
+        environment = dict(given)
+        prepare_environment(environment)
+        assert environment == expected | {"TOKENIZERS_PARALLELISM": "false"}

@@ -12,7 +12,7 @@ from t5fusion.finetune import generate_texts, rouge_metrics
 from t5fusion.finetune.metrics import text_scores
 
 TEXTS = ["a"] * 6  # so that only the vectors tell the rows apart
-SCORES = ("rouge1", "rouge2", "rougeL", "chrf")
+SCORES = ("rouge1", "rouge2", "rougeL", "chrf", "bleu", "token_f1", "exact_match")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from peft import get_peft_model
 from t5fusion import T5FusionProcessor, T5WithFusion, VectorKind, tiny_t5
 from t5fusion.common.base_models import make_processor
 from t5fusion.common.losses import paired_bootstrap
+from t5fusion.common.measures import SCORE_NAMES
 from t5fusion.common.remote_code import write_code
 from t5fusion.common.run_folder import RunFolder, load_trained
 from t5fusion.finetune.evaluation import evaluate, evaluation_record, save_evaluation
@@ -125,9 +126,7 @@ def test_the_card_shows_the_record_of_the_run(run, make_bundle):
     assert "[me/names](https://huggingface.co/datasets/me/names)" in training
     results = section(card, "results")
     for name, label in {"true": "with each row's own vectors", "none": "without vectors"}.items():
-        values = [
-            f"{evaluation['measures'][name][score]:.3f}" for score in ("loss", "rouge1", "rouge2", "rougeL", "chrf")
-        ]
+        values = [f"{evaluation['measures'][name][score]:.3f}" for score in SCORE_NAMES]
         assert f"| {label} | {' | '.join(values)} |" in results
     worth = evaluation["worth_of_vectors"]["none"]
     assert f"{worth['difference']:+.3f} nats per token (95 % between {worth['low']:+.3f} and" in results
@@ -168,12 +167,12 @@ def test_the_metadata(run, make_bundle):
         "text-generation",
     )
     assert {"t5fusion", "text2text-generation", "lora"} <= set(data.tags) and data.datasets == ["me/names"]
-    assert data.inference is False and data.metrics == ["rouge", "chrf"]
+    assert data.inference is False and data.metrics == ["rouge", "chrf", "bleu", "f1", "exact_match"]
     assert data.widget == [{"text": "app_config", "output": {"text": "It: a 'test' ü"}}]
     assert data.license is None and data.language is None  # not known
     measures = json.loads((run / "evaluation.json").read_text())["measures"]["true"]
     results = {result.metric_name: result for result in data.eval_results}
-    assert {result.metric_type for result in data.eval_results} == {"loss", "rouge", "chrf"}
+    assert {result.metric_type for result in data.eval_results} == {"loss", *data.metrics}
     assert results["ROUGE-L"].metric_value == pytest.approx(measures["rougeL"], abs=1e-4)
     assert (results["loss"].dataset_type, results["loss"].dataset_split) == ("me/names", "test")
     assert ModelCard(str(card)).data.to_dict() == data.to_dict() and str(card) == card.content
