@@ -5,6 +5,8 @@
         subprocess.run(command, env=os.environ | hub.environment(tmp_path, "hf_owner"))
         assert hub.repo("me/model").files() == wanted
 
+`python tests/support/hub_server.py` runs a Hub until Ctrl-C. It prints the lines that make a shell use it as user "me".
+
 It answers the requests that huggingface_hub 1.3 to 2.4 make for models: repos, commits, pull requests, LFS, downloads.
 It also answers the requests by which the library datasets reads a data set, which is a repo like any other here.
 Status codes, headers and messages are those of the real Hub, because the client's errors and retries depend on them.
@@ -12,10 +14,13 @@ There is no Xet. `environment` tells the client so, because recent ones would se
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import shlex
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -637,3 +642,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         """Log nothing: `HubServer.requests` has it."""
+
+
+def main() -> None:
+    """Run an empty Hub until Ctrl-C, and print the lines that make a shell use it as user "me"."""
+    with tempfile.TemporaryDirectory() as home, HubServer({"hf_me": "me"}) as hub:
+        for name, value in hub.environment(Path(home), "hf_me").items():
+            print(f"export {name}={shlex.quote(value)}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

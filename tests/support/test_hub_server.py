@@ -5,6 +5,8 @@ import http.client
 import inspect
 import json
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -443,3 +445,15 @@ def test_transformers_and_peft_load_from_it(hub, client, tmp_path, save_plain_t5
         print(json.dumps([AutoConfig.from_pretrained("me/model").model_type, losses, exists, size > 100]))
     """)
     assert printed == ["t5", [plain, tuned, tuned, tuned], [True, False], True]
+
+
+def test_a_hub_by_hand_prints_what_a_shell_needs():
+    script = Path(__file__).with_name("hub_server.py")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as server:
+        lines = [server.stdout.readline() for _ in range(12)]
+        assert all(line.startswith("export ") for line in lines)
+        call = "from huggingface_hub import whoami; print(whoami()['name'])"
+        commands = f"{''.join(lines)}{sys.executable} -c {shlex.quote(call)}"
+        answer = subprocess.run(["sh", "-c", commands], capture_output=True, text=True, timeout=120)
+        server.send_signal(signal.SIGINT)
+        assert (answer.stdout, server.wait(30)) == ("me\n", 0), answer.stderr
