@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion, VectorKind
 from t5fusion.demo.harvest import harvest, standard_library
+from t5fusion.finetune.evaluation import losses
 from t5fusion.finetune.metrics import text_scores
 from t5fusion.hooks.trainer_hook import FusionCallback
 from t5fusion.naming_t5fusion import NEWEST_EMBEDDED
@@ -131,12 +132,22 @@ def run(variant: str, tokens: int, training: str, seed: int, data: "Data", args:
     trainer.remove_callback(FusionCallback)  # It would start the variants that begin at random.
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    held_out = processor.rows([""] * len(data.held_out), data.held_out, lexical_embeds=data.held_out_vectors)
+    parts = {"held out": held_out, "training": rows[: len(held_out)]}
+    part_losses = {name: losses(model, part, processor).mean for name, part in parts.items()}
     texts = write_sentences(model, processor, data.held_out_vectors)
     scores = text_scores(texts, data.held_out)
     seconds = time.monotonic() - start
-    result = {"scores": scores, "trained": trained, "seconds": seconds, "texts": texts, "references": data.held_out}
+    result = {
+        "losses": part_losses,
+        "scores": scores,
+        "trained": trained,
+        "seconds": seconds,
+        "texts": texts,
+        "references": data.held_out,
+    }
     file.write_text(json.dumps(result, indent=1))
-    print(f"{file.stem}: BLEU {100 * scores['bleu']:.2f} in {seconds:.0f} s", flush=True)
+    print(f"{file.stem}: losses {part_losses}, BLEU {100 * scores['bleu']:.2f} in {seconds:.0f} s", flush=True)
 
 
 def write_sentences(model: Any, processor: T5FusionProcessor, vectors: np.ndarray) -> list[str]:
@@ -172,14 +183,14 @@ def report(folder: Path) -> None:
     for file in folder.glob("*.json"):
         *variant, tokens, training, _ = file.stem.split("-")
         groups.setdefault(("-".join(variant), int(tokens), training), []).append(json.loads(file.read_text()))
-    print("| projector | tokens | trained | weights trained | seeds | BLEU (95 %) | token F1 | exact match |")
-    print("|---" * 8 + "|")
+    print("| projector | tokens | trained | weights trained | seeds | loss | BLEU (95 %) | token F1 | exact match |")
+    print("|---" * 9 + "|")
     for (variant, tokens, training), results in sorted(groups.items(), key=lambda item: (item[0][2], *item[0][:2])):
         bleu, low, high = bleu_interval(results)
         f1, exact = (statistics.mean(r["scores"][name] for r in results) for name in ("token_f1", "exact_match"))
         print(
             f"| {variant} | {tokens} | {training} | {results[0]['trained'] / 1e6:.2f} M | {len(results)} | "
-            f"{bleu:.2f} ({low:.2f} to {high:.2f}) | {f1:.3f} | {exact:.3f} |"
+            f"{statistics.mean(r['losses']['held out'] for r in results):.3f} | {bleu:.2f} ({low:.2f} to {high:.2f}) | {f1:.3f} | {exact:.3f} |"
         )
 
 

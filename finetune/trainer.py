@@ -305,8 +305,13 @@ class StopOnSignal(TrainerCallback):
         if self.accelerator.check_trigger():  # One process has set it.
             self.stopped = control.should_save = control.should_training_stop = True
 
-    def raise_if_stopped(self) -> None:
-        """Raise `Interrupted` in all processes if one of them received a signal."""
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # The user waits. The resumed training ends the epoch, and then evaluates.
+        if self.stopped and not float(state.epoch).is_integer():
+            control.should_evaluate = control.should_save = False
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Raise `Interrupted` in all processes if one of them received a signal, before others report on the model."""
         if self.stopped:
             raise Interrupted(max(gather_object([int(self.received)])))
 

@@ -260,7 +260,6 @@ def _run(trainer: FusionTrainer, stopper: StopOnSignal, start: _Start) -> float:
     started = time.monotonic()
     with stopper.listening(), progress.closed():
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
-    stopper.raise_if_stopped()
     return round(start.seconds + time.monotonic() - started, 1)
 
 

@@ -214,14 +214,21 @@ def test_a_resumed_training_equals_an_uninterrupted_one(rows, processor, options
     training_options = options(epochs=3, batch_size=4, fusion_lr=3e-3, target_modules=("q", "v"))
     train(rows[:16], rows[16:], processor, training_options, tmp_path / "whole")
 
+    evaluations = []
+
     class Stopped(FusionTrainer):
         def __init__(self, *args, callbacks, **kwargs):
             super().__init__(*args, callbacks=[*callbacks, PressCtrlC(step)], **kwargs)
+
+        def evaluate(self, *args, **kwargs):
+            evaluations.append(self.state.global_step)
+            return super().evaluate(*args, **kwargs)
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "FusionTrainer", Stopped)
         with pytest.raises(Interrupted):
             train(rows[:16], rows[16:], processor, training_options, tmp_path / "stopped")
+    assert evaluations == [4][: (step + 1) // 4]  # Ctrl-C within an epoch does not wait for its evaluation.
     assert [file.name for file in (tmp_path / "stopped").iterdir()] == ["checkpoints"]
     assert [file.name for file in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"checkpoint-{step + 1}"]
     others = [row | {"labels": [5, 1]} for row in rows[:16]]
