@@ -48,22 +48,22 @@ VARIANTS = ("linear", "mlp", "vec2text", "linear-random", "mlp-random")
 def docstring_sentences() -> Iterator[str]:
     """Yield the sentences of the docstrings of the interpreter's standard library."""
     for row in harvest(standard_library(), max_body=0):
-        for paragraph in row.docstring.split("\n\n"):
-            yield from sentences_of(paragraph)
+        yield from sentences_of(row.docstring)
 
 
 def sentences_of(text: str) -> Iterator[str]:
     """Yield the sentences of a text that are prose and neither very short nor very long."""
-    for sentence in re.split(r"(?<=[.!?:;])\s+", " ".join(text.split())):
-        words = sentence.split()
-        if FEWEST_WORDS <= len(words) <= MOST_WORDS and re.fullmatch(r"[A-Z][\w ,;:'()-]*[.!?:;]", sentence):
-            yield sentence
+    for paragraph in text.split("\n\n"):
+        for sentence in re.split(r"(?<=[.!?:;])\s+", " ".join(paragraph.split())):
+            words = sentence.split()
+            if FEWEST_WORDS <= len(words) <= MOST_WORDS and re.fullmatch(r"[A-Z][\w ,;:'()-]*[.!?:;]", sentence):
+                yield sentence
 
 
-def split(sentences: Iterator[str]) -> tuple[list[str], list[str]]:
-    """Return sentences to train on and sentences to test on. Which is which depends on the sentence only."""
+def split(sentences: Iterator[str], training_rows: int) -> tuple[list[str], list[str]]:
+    """Return sentences to train on and sentences to test on, in an order that depends on the sentences only."""
     ordered = sorted(set(sentences), key=lambda sentence: hashlib.sha256(sentence.encode()).digest())
-    return ordered[HELD_OUT_ROWS : HELD_OUT_ROWS + TRAINING_ROWS], ordered[:HELD_OUT_ROWS]
+    return ordered[HELD_OUT_ROWS : HELD_OUT_ROWS + training_rows], ordered[:HELD_OUT_ROWS]
 
 
 def vec2text_transform(dim: int, tokens: int, d_model: int) -> nn.Sequential:
@@ -93,9 +93,9 @@ class Data:
     held_out_vectors: np.ndarray
 
 
-def encode(sentences: Iterator[str]) -> Data:
+def encode(sentences: Iterator[str], training_rows: int) -> Data:
     """Split the sentences, and encode them with all-MiniLM-L6-v2."""
-    parts = split(sentences)
+    parts = split(sentences, training_rows)
     processor = T5FusionProcessor(BASE)
     return Data(*parts, *(processor.encode(part) for part in parts))
 
@@ -188,9 +188,10 @@ def report(folder: Path) -> None:
     for (variant, tokens, training), results in sorted(groups.items(), key=lambda item: (item[0][2], *item[0][:2])):
         bleu, low, high = bleu_interval(results)
         f1, exact = (statistics.mean(r["scores"][name] for r in results) for name in ("token_f1", "exact_match"))
+        loss = statistics.mean(result["losses"]["held out"] for result in results)
         print(
             f"| {variant} | {tokens} | {training} | {results[0]['trained'] / 1e6:.2f} M | {len(results)} | "
-            f"{statistics.mean(r['losses']['held out'] for r in results):.3f} | {bleu:.2f} ({low:.2f} to {high:.2f}) | {f1:.3f} | {exact:.3f} |"
+            f"{loss:.3f} | {bleu:.2f} ({low:.2f} to {high:.2f}) | {f1:.3f} | {exact:.3f} |"
         )
 
 
@@ -204,12 +205,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=EPOCHS)
     parser.add_argument("--bf16", action="store_true", help="train in bf16, which is faster on some processors")
+    parser.add_argument("--rows", type=int, default=TRAINING_ROWS, help="number of sentences to train on")
     parser.add_argument("--text", type=Path, help="text file to take the sentences from")
     args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     args.folder.mkdir(parents=True, exist_ok=True)
-    data = encode(docstring_sentences() if args.text is None else sentences_of(args.text.read_text(encoding="utf-8")))
+    text = None if args.text is None else args.text.read_text(encoding="utf-8")
+    data = encode(docstring_sentences() if text is None else sentences_of(text), args.rows)
     print(f"{len(data.training):,} sentences to train on, {len(data.held_out)} to test on", flush=True)
     # Seed by seed, so that an interrupted run has all variants.
     for seed in args.seeds:
