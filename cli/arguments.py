@@ -11,7 +11,10 @@ from ..finetune.vector_options import FORM, SCALES
 from ..kinds_t5fusion import PROJECTORS
 
 Data = Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")]
-TextColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the input text.")]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=DATA, help="Column of the input text. Leave it out if rows have vectors and no text."),
+]
 TargetColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the text to generate.")]
 TrainedTextColumn = Annotated[
     str | None,

@@ -39,7 +39,8 @@ def read_defaults(context: typer.Context, file: Path | None) -> Path | None:
 def train(
     context: typer.Context,
     data: Data,
-    text_column: TextColumn,
+    *,
+    text_column: TextColumn = None,
     target_column: TargetColumn,
     lexical_column: LexicalColumn = None,
     vector_column: VectorColumn = None,
@@ -88,11 +89,17 @@ def train(
 ):
     """Train LoRA, or all weights, on rows with a text, a target text, and a vector beside the text.
 
+    Rows with vectors may have no text. Then leave --text-column out.
+
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
     refuse_idle(context, IDLE_OPTIONS)
     settings = context.meta.get(SETTINGS, {}) | parse_settings(setting or [], "weight_decay=0.01")
     options, recipe = options_from(TrainingOptions, fields), options_from(Recipe, fields)
+    if not (text_column or vector_column or lexical_column):
+        raise ValueError(
+            "--text-column is missing. Only rows with --vector-column or --lexical-column may have no text."
+        )
     has_encoder = bool(lexical_column or recipe.encoder)
     if not has_encoder:
         refuse_idle(context, {"vector_column": ("lexical_dim",)})

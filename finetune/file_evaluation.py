@@ -17,7 +17,17 @@ from ..common.run_folder import find_trained
 from ..engines.choosing import choose_engine, load_engine
 from ..engines.names import REFERENCE, check_engine
 from ..processing_t5fusion import T5FusionProcessor
-from .data import Columns, check_trained_columns, first_rows, has_vector, hub_data_set, load_split, with_all_texts
+from .data import (
+    Columns,
+    check_trained_columns,
+    first_rows,
+    has_vector,
+    hub_data_set,
+    input_texts,
+    load_split,
+    report_no_text,
+    usable_rows,
+)
 from .evaluation import Evaluation, VectorCondition, evaluate_large, save_evaluation, summarize, vector_conditions
 from .files import load_rows
 from .inputs import make_inputs, report_counts, uses_encoder
@@ -79,6 +89,7 @@ def evaluate_file(
     else:
         columns = columns or columns_for(name, revision=revision, vectors=uses_vectors)
         rows = _rows_of_file(str(data), columns, trained_columns(folder), split, limit, encoding)
+    report_no_text(columns, rows.column_names)
     model, processor, limits = load_on_device(folder)
     generator, chosen = load_engine(model, engine), choose_engine(model, engine).name
     eval_loss = None
@@ -99,7 +110,8 @@ def evaluate_file(
     report_counts(counts, *limits)
     # The scores ignore white space, but the model card shows each sample on one line.
     references = [" ".join(target.split()) for target in rows[columns.target]]
-    evaluation = replace(summarize(results, rows[columns.text], references), eval_loss=eval_loss, engine=chosen)
+    texts = list(input_texts(rows, columns.text))
+    evaluation = replace(summarize(results, texts, references), eval_loss=eval_loss, engine=chosen)
     if not processes().is_main_process or not Path(name).is_dir():
         return evaluation
     source = {"data": str(data), "split": split} if data is not None and hub_data_set(str(data)) else {}
@@ -117,12 +129,12 @@ def _columns_of_training(folder: Path, columns: Columns | None) -> Columns:
 def _rows_of_file(
     data: str, columns: Columns, trained: Columns | None, split: str, limit: int | None, encoding: str | None
 ) -> Dataset:
-    """Return the first `limit` rows of a file that have a text and a target."""
+    """Return the first `limit` rows of a file that are usable (see `usable_rows`) and have a target."""
     if columns.target is None:
         raise ValueError("an evaluation needs a target column. Name one: --target-column, or Columns(text, target).")
     rows = load_rows(data, split, encoding)
     check_trained_columns(rows, columns, trained)
-    return first_rows(with_all_texts(rows, columns), limit)
+    return first_rows(usable_rows(rows, columns), limit)
 
 
 def held_out_rows(folder: str | Path) -> Dataset:

@@ -1,6 +1,7 @@
 """Train on the rows of a file, as `t5fusion train` does."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from ..common.next_commands import command
 from ..kinds_t5fusion import DEFAULT_KIND, VectorKind, plain_kind
 from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import recorded_commit
-from .data import Columns, first_rows, hub_data_set, load_split, vector_widths
+from .data import Columns, first_rows, hub_data_set, load_split, report_no_text, vector_widths
 from .inputs import input_parts, report_counts
 from .options import Recipe, TrainingOptions
 from .output_folder import CHECKPOINTS, check_output
@@ -67,9 +68,11 @@ def train_file(
     data, output, validation = str(data), Path(output), None if validation is None else str(validation)
     check_launch()
     _check_columns_for_training(columns, recipe)
+    recipe = _recipe_for(columns, recipe)
     if options.settings:  # They are checked before the vectors are made, which can take hours.
         training_arguments(options, output / CHECKPOINTS)
     rows, held_out = load_split(data, columns, validation, recipe.encoder, encoding)
+    report_no_text(columns, rows.column_names)
     rows, held_out = first_rows(rows, limit), first_rows(held_out, limit)
     if is_first_process():  # The folder, too, is checked before the vectors are made.
         check_output(output, resume, overwrite)
@@ -100,6 +103,10 @@ def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
     """Raise ValueError if there is no target column, or another column or the encoder would have no effect."""
     if columns.target is None:
         raise ValueError("training needs a target column. Name one: Columns(text, target).")
+    if columns.text is None and not (columns.vector or columns.lexical):
+        raise ValueError(
+            "training needs a column of texts or of vectors. Name one: --text-column, --vector-column, or both."
+        )
     has_encoder = columns.lexical or recipe.encoder
     if has_encoder and isinstance(columns.vector, str):
         raise ValueError(
@@ -114,6 +121,28 @@ def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
         raise ValueError(
             f"`kinds` has options for {', '.join(map(repr, unknown))}, which no column of vectors has as its kind."
         )
+
+
+def _recipe_for(columns: Columns, recipe: Recipe) -> Recipe:
+    """Return the recipe, without a place for the text in its template if the rows have no text.
+
+    Raises:
+        ValueError: The template has a place for the text, and there is no column of texts, or the reverse.
+    """
+    if columns.text is None and recipe.template == Recipe.template:
+        return replace(recipe, template="")
+    if columns.text is None and "{text}" in recipe.template:
+        raise ValueError(
+            f"the template {recipe.template!r} has a place for a text, and no column of texts is named. Give "
+            "--text-column, or leave {text} out of --template."
+        )
+    encodes_text = not (columns.vector or columns.lexical) or (recipe.encoder and not columns.lexical)
+    if columns.text is not None and "{text}" not in recipe.template and not encodes_text:
+        raise ValueError(
+            f"the template {recipe.template!r} has no {{text}}, so nothing reads the column {columns.text!r}. Put "
+            "{text} into --template, or leave --text-column out."
+        )
+    return recipe
 
 
 def _new_processor(

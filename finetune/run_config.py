@@ -88,7 +88,9 @@ def read_run(file: str | Path) -> dict[str, Any]:
     from .data import Columns  # It is slow to import, and the command line reads a file without it.
 
     given = read_config(file)
-    missing = [name for name in ("data", "text_column", "target_column") if name not in given]
+    has_vectors = "vector_column" in given or "lexical_column" in given
+    needed = ("data", *(() if has_vectors else ("text_column",)), "target_column")
+    missing = [name for name in needed if name not in given]
     if missing:
         raise ValueError(f"{file} does not name {', '.join(missing)}.")
     names = {name: given[key] for key, name in COLUMNS.items() if key in given}
