@@ -528,11 +528,12 @@ class T5FusionProcessor(ProcessorMixin):
         """
         prompts = [self._prompt(text) for text in texts]
         placeholders = self._add_placeholders()
-        totals = [sum(count * placeholders[name].tokens for name, count in row.items()) for row in counts]
+        # The tokenizer counts the placeholders that stand in the text.
+        added = [_count_added(prompt, row, placeholders) for prompt, row in zip(prompts, counts, strict=True)]
         rows: list[list[int]] = [[] for _ in texts]
-        for total in set(totals):  # Rows with as many placeholders share one call of the tokenizer.
+        for total in set(added):  # Rows to which as many placeholders are added share one call of the tokenizer.
             limit = None if max_length is None else max_length - total
-            indices = [index for index, row_total in enumerate(totals) if row_total == total]
+            indices = [index for index, row_total in enumerate(added) if row_total == total]
             if limit is not None and limit < 2:
                 problem = f"no room for text and </s> beside {total} placeholders in `max_length`={max_length}"
                 raise bad_row(indices[0], "text", f"{problem}; expected a `max_length` of at least {total + 2}")
@@ -559,6 +560,18 @@ class T5FusionProcessor(ProcessorMixin):
         if max_target_length is not None and max_target_length < 1:
             raise ValueError(f"`max_target_length` is {max_target_length}; expected at least 1, for </s>.")
         return tokenize(self.tokenizer, targets, max_target_length, as_targets=True)
+
+
+def _count_added(prompt: str, counts: Mapping[str, int], placeholders: Mapping[str, KindPlaceholder]) -> int:
+    """Return how many placeholders `insert_placeholders` adds to those that a prompt has itself.
+
+    Args:
+        prompt: The text in its template.
+        counts: The number of the row's vectors that get placeholders, by kind.
+        placeholders: The placeholders by kind.
+    """
+    needed = {name: count * placeholders[name].tokens for name, count in counts.items()}
+    return sum(max(0, number - prompt.count(placeholders[name].token)) for name, number in needed.items())
 
 
 def _recipe_of_bare_model(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, Any]:

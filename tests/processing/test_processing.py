@@ -661,3 +661,31 @@ def test_a_template_with_text_needs_it(processor):
         processor(lexical_embeds=VECTORS)
     with pytest.raises(ValueError, match="`text` is missing"):
         processor.rows(lexical_embeds=VECTORS)
+
+
+# --- placeholders in the text
+
+
+@pytest.mark.parametrize("text", ["<lexical> a b c d e", "a <lexical> b c d e", "a b c d e"])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_placeholders_count_once_against_the_length(tokenizer, text, tokens):
+    kinds = {"image": VectorKind(3, tokens=tokens, scale=None)}
+    processor = T5FusionProcessor(tokenizer, vectors=kinds, lexical_encoder=None, lexical_source="given")
+    whole = processor([text], lexical_embeds=VECTORS[:1])["input_ids"]
+    for length in range(tokens + 3, whole.shape[1] + 1):
+        ids = processor([text], lexical_embeds=VECTORS[:1], max_length=length)["input_ids"][0].tolist()
+        assert len(ids) == length and ids.count(processor.lexical_token_id) == tokens and ids[-1] == 1
+    row = processor.rows([text], lexical_embeds=VECTORS[:1], max_length=whole.shape[1])[0]
+    assert len(row["input_ids"]) == whole.shape[1] - (0 if "<lexical>" in text else tokens)  # The collator adds them.
+    assert row["input_ids"][-2:] == whole[0, -2:].tolist()
+
+
+def test_the_placeholders_of_each_kind_count_once(tokenizer):
+    kinds = {"a": VectorKind(3, scale=None), "b": VectorKind(3, tokens=2, scale=None)}
+    processor = T5FusionProcessor(tokenizer, vectors=kinds, lexical_encoder=None, lexical_source="given")
+    text, given = "x <lexical:b> y <lexical:b> z a b", {"a": VECTORS[:1], "b": [VECTORS[:2]]}
+    whole = processor([text], lexical_embeds=given)["input_ids"]
+    assert processor([text], lexical_embeds=given, max_length=whole.shape[1])["input_ids"].tolist() == whole.tolist()
+    assert processor([text], lexical_embeds=given, max_length=whole.shape[1] - 1)["input_ids"].shape[1] == (
+        whole.shape[1] - 1
+    )
