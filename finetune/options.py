@@ -135,9 +135,13 @@ class TrainingOptions:
     )
     train_fusion: bool = option(
         True,
-        "Train the fusion layer. Otherwise it keeps its initial random weights, which are the same on every machine.",
+        "Train the fusion layer. Otherwise it keeps its initial random weights, which are the same on every machine, "
+        "and only the scales of its vectors are read off the rows.",
         panel=VECTORS,
-        opposite=("freeze_fusion", "Keep the fusion layer at its initial random weights."),
+        opposite=(
+            "freeze_fusion",
+            "Keep the fusion layer at its initial random weights. Only the scales of vectors are read off the rows.",
+        ),
     )
     fusion_start: Literal["targets", "random"] = option(
         "targets",
