@@ -221,8 +221,7 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     keys, key_name, texts = text_keys, "text", _count_distinct(text_keys)
     # Reading all vectors takes time, so it is left out where the number of rows already excludes that many pairs.
     if (columns.lexical or columns.vector) and (len(rows) > 2 * texts or texts == 1):
-        names = row_names(rows, columns)
-        others = [vector_keys(rows, column, names) for column in columns.by_kind.values()]
+        others = [vector_keys(rows, column) for column in columns.by_kind.values()]
         if columns.lexical:
             others.append(texts_of(rows, columns.lexical))
         pair_keys = _hashes(map("\n".join, zip(_stripped(rows, columns.text), *others, strict=True)))
@@ -252,7 +251,7 @@ def input_texts(rows: Dataset, column: str | None) -> Iterator[str]:
     return repeat("", len(rows)) if column is None else texts_of(rows, column)
 
 
-def vector_keys(rows: Dataset, column: str, name_row: NameRow) -> Iterator[str]:
+def vector_keys(rows: Dataset, column: str, name_row: NameRow = "row {}".format) -> Iterator[str]:
     """Yield a string for each row. Rows with equal vectors get equal strings."""
     for vector in read_vectors(rows, column, name_row):
         yield "" if vector is None else hashlib.md5(vector.numpy().tobytes()).hexdigest()

@@ -115,7 +115,7 @@ def test_generate_writes_null_for_a_row_without_a_vector(room, run, trained):
     assert pd.Series(outputs["jsonl"]).equals(pd.Series(outputs["parquet"]))
     texts = pd.Series(outputs["jsonl"]).replace("", None)  # CSV has no null.
     assert texts.equals(pd.Series(outputs["csv"]).astype(texts.dtype))
-    assert len(set(outputs["jsonl"])) > 4  # The vectors decide.
+    assert len(set(outputs["jsonl"])) > 2  # null, and different texts: the vectors decide
     assert (
         len(run("generate", "runs/jsonl", "--file", "rows.jsonl", "--no-vectors", "--limit", "3")[0].splitlines()) == 3
     )
