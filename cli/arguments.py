@@ -75,6 +75,14 @@ Split = Annotated[str, typer.Option(rich_help_panel=DATA, help="Split of a data 
 Limit = Annotated[
     int | None, typer.Option(rich_help_panel=DATA, help="Use at most this many rows, the first ones.", min=1)
 ]
+SkipNan = Annotated[
+    bool,
+    typer.Option(
+        "--skip-nan",
+        rich_help_panel=VECTORS,
+        help="Leave out rows whose vectors hold NaN or infinity. By default, they are an error.",
+    ),
+]
 EngineName = Enum("EngineName", {name: name for name in ENGINES}, type=str)  # type: ignore[misc]
 Engine = Annotated[
     EngineName,

@@ -12,7 +12,7 @@ from ..finetune.file_names import check_header, check_readable
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
 from ..finetune.run_config import SETTINGS, VECTOR_COLUMN, as_text, read_config
 from ..finetune.vector_options import parse_vector_columns
-from .arguments import Data, Encoding, LexicalColumn, Limit, TargetColumn, TextColumn, VectorColumn
+from .arguments import Data, Encoding, LexicalColumn, Limit, SkipNan, TargetColumn, TextColumn, VectorColumn
 from .libraries import load_libraries
 from .parsing import options_from, refuse_idle, with_options_of
 from .settings import parse_settings, settings_option
@@ -54,6 +54,7 @@ def train(
     ] = None,
     limit: Limit = None,
     encoding: Encoding = None,
+    skip_nan: SkipNan = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", rich_help_panel=OUTPUT, help="Resume from the last checkpoint in the output folder."),
@@ -125,7 +126,8 @@ def train(
     try:
         train_file(
             data, columns, output, options, replace(recipe, kinds=kinds),
-            validation=validation, limit=limit, encoding=encoding, resume=resume, overwrite=overwrite,
+            validation=validation, limit=limit, encoding=encoding, skip_nan=skip_nan, resume=resume,
+            overwrite=overwrite,
         )  # fmt: skip
     except Interrupted as stop:
         say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")

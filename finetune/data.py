@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from datasets import Dataset
 from ..common.console import say
 from ..kinds_t5fusion import DEFAULT_KIND
 from ..processing_t5fusion import MINILM
-from .column_vectors import NameRow, is_list, read_vectors
+from .column_vectors import NameRow, NotFinite, is_list, read_vectors
 from .files import load_rows
 from .row_blocks import texts_of
 
@@ -124,14 +125,23 @@ def have_text(rows: Dataset, columns: Sequence[str]) -> np.ndarray:
     return np.fromiter((all(text and text.strip() for text in texts) for texts in texts_by_row), dtype=bool)
 
 
-def usable_rows(rows: Dataset, columns: Columns) -> Dataset:
+def usable_rows(rows: Dataset, columns: Columns, skip_nan: bool = False) -> Dataset:
     """Return the rows that `are_usable`, and print how many were left out.
+
+    Args:
+        rows: The rows.
+        columns: The columns to read.
+        skip_nan: Whether to leave out rows whose vectors hold NaN or infinity.
 
     Raises:
         ValueError: A column is missing or holds something else than it should, or no row is left.
     """
     check_columns(rows, columns.by_use.values())
-    usable = are_usable(rows, columns)
+    numbers = finite_rows(rows, columns) if skip_nan else np.arange(len(rows))
+    if dropped := len(rows) - len(numbers):
+        rows = rows.select(numbers)
+        say(f"{dropped} {'row' if dropped == 1 else 'rows'} with NaN or infinity left out; {len(rows)} remain.")
+    usable = are_usable(rows, columns, numbers.tolist())
     dropped = int((~usable).sum())
     lack = "an empty text" if columns.text is not None else "an empty text or without a vector"
     if dropped:
@@ -156,13 +166,42 @@ def report_no_text(columns: Columns, names: Iterable[str]) -> None:
         say(f"The rows have no text: the model reads their vectors alone.{hint}")
 
 
+def finite_rows(rows: Dataset, columns: Columns) -> np.ndarray:
+    """Return the numbers of the rows whose vectors hold neither NaN nor infinity, int64.
+
+    Raises:
+        ValueError: A column of vectors holds something else.
+    """
+    is_finite = np.ones(len(rows), dtype=bool)
+    for column in columns.by_kind.values():
+        not_finite: list[int] = []
+        for _ in read_vectors(rows, column, not_finite=not_finite):
+            pass
+        is_finite[not_finite] = False
+    return np.flatnonzero(is_finite)
+
+
+@contextmanager
+def advising_skip_nan() -> Iterator[None]:
+    """Add to an error about NaN or infinity, raised in this context, which option leaves such rows out."""
+    try:
+        yield
+    except NotFinite as error:
+        raise ValueError(f"{error} To leave out rows with NaN or infinity, give --skip-nan.") from error
+
+
 def first_rows(rows: Dataset, limit: int | None) -> Dataset:
     """Return the first `limit` rows; all of them if it is None."""
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
 def load_split(
-    data: str, columns: Columns, validation: str | None = None, encoder: str | None = None, encoding: str | None = None
+    data: str,
+    columns: Columns,
+    validation: str | None = None,
+    encoder: str | None = None,
+    encoding: str | None = None,
+    skip_nan: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """Return the rows to train on, and those to validate with. Rows without text are left out.
 
@@ -171,17 +210,18 @@ def load_split(
         validation: A file or data set to validate with; if None, `hold_out` splits `data`.
         encoder: The encoder that the user named. If there is one, columns of vectors may stay unread.
         encoding: Encoding of CSV files; None for UTF-8.
+        skip_nan: Whether to leave out rows whose vectors hold NaN or infinity.
 
     Raises:
         ValueError: The rows cannot be used or split, or they hold vectors that no option reads.
         OSError: There is neither a file nor a data set of this name.
     """
-    rows = usable_rows(load_rows(data, encoding=encoding), columns)
+    rows = usable_rows(load_rows(data, encoding=encoding), columns, skip_nan)
     if not (columns.lexical or columns.vector or encoder):
         _check_no_vectors(rows, data)
     if validation is None:
         return hold_out(rows, columns)
-    return rows, usable_rows(load_rows(validation, "validation", encoding), columns)
+    return rows, usable_rows(load_rows(validation, "validation", encoding), columns, skip_nan)
 
 
 def _check_no_vectors(rows: Dataset, data: str) -> None:

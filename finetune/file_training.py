@@ -13,7 +13,7 @@ from ..common.next_commands import command
 from ..kinds_t5fusion import DEFAULT_KIND, VectorKind, plain_kind
 from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import recorded_commit
-from .data import Columns, first_rows, hub_data_set, load_split, report_no_text, vector_widths
+from .data import Columns, advising_skip_nan, first_rows, hub_data_set, load_split, report_no_text, vector_widths
 from .inputs import input_parts, report_counts
 from .options import Recipe, TrainingOptions
 from .output_folder import CHECKPOINTS, check_output
@@ -23,6 +23,7 @@ from .trainer import check_launch, training_arguments
 from .training import train
 
 
+@advising_skip_nan()
 def train_file(
     data: str | Path,
     columns: Columns,
@@ -33,6 +34,7 @@ def train_file(
     validation: str | Path | None = None,
     limit: int | None = None,
     encoding: str | None = None,
+    skip_nan: bool = False,
     resume: bool = False,
     overwrite: bool = False,
 ) -> torch.nn.Module:
@@ -53,6 +55,7 @@ def train_file(
         validation: File or data set to validate with after each epoch; if None, a tenth of the rows is held out.
         limit: Use at most this many rows to train on, and this many to validate with.
         encoding: Encoding of CSV files; None for UTF-8.
+        skip_nan: Leave out rows whose vectors hold NaN or infinity. By default, they are an error.
         resume: Resume from the last checkpoint in `output`. All other arguments must be as before.
         overwrite: Replace what an earlier training saved in `output`.
 
@@ -71,7 +74,7 @@ def train_file(
     recipe = _recipe_for(columns, recipe)
     if options.settings:  # They are checked before the vectors are made, which can take hours.
         training_arguments(options, output / CHECKPOINTS)
-    rows, held_out = load_split(data, columns, validation, recipe.encoder, encoding)
+    rows, held_out = load_split(data, columns, validation, recipe.encoder, encoding, skip_nan)
     report_no_text(columns, rows.column_names)
     rows, held_out = first_rows(rows, limit), first_rows(held_out, limit)
     if is_first_process():  # The folder, too, is checked before the vectors are made.
@@ -82,8 +85,11 @@ def train_file(
     limits = (options.max_source, options.max_target)
     counts: Counter = Counter()
     run = run_yaml(
-        columns, options, recipe, data=data, validation=validation, limit=limit, encoding=encoding, output=output
+        columns, options, recipe, data=data, validation=validation, limit=limit, encoding=encoding,
+        skip_nan=skip_nan or None, output=output,
     )  # fmt: skip
+    source = {"data": _absolute(data), "validation": _absolute(validation), "limit": limit, "encoding": encoding}
+    source |= {"skip_nan": True} if skip_nan else {}
     with rows_folder() as folder:
         inputs, held_out_inputs = (
             keep_rows(folder / name, input_parts(part, columns, processor, limits, counts), tuple(processor.kinds))
@@ -92,8 +98,7 @@ def train_file(
         report_counts(counts, *limits)
         model = train(
             inputs, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
-            source={"data": _absolute(data), "validation": _absolute(validation), "limit": limit, "encoding": encoding},
-            run=run,
+            source=source, run=run,
         )  # fmt: skip
     say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
     return model

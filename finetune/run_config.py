@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = {"text_column": "text", "target_column": "target", "lexical_column": "lexical", "vector_column": "vector"}
 # The other arguments of `train_file`.
-ARGUMENTS = ("data", "validation", "limit", "encoding", "output", "resume", "overwrite")
+ARGUMENTS = ("data", "validation", "limit", "encoding", "skip_nan", "output", "resume", "overwrite")
 SETTINGS = "set"  # the key of the settings, which --set gives on the command line
 VECTOR_COLUMN = "vector_column"  # the key of the columns of vectors, with the options of their kinds
 
