@@ -109,6 +109,9 @@ class DataCollatorWithFusion:
         # Without either, the width of a vector is unknown.
         self.knows_width = hasattr(source, "kinds")
         self.kinds: dict[str, VectorKind] = source.kinds if self.knows_width else plain_kind(DEFAULT_DIM)
+        # If the template of a processor has no place for a text, its rows may also have no vector: in a measurement of
+        # what the vectors are worth, for example. Other rows with neither are refused.
+        self.reads_text = getattr(self.tokenizer, "reads_text", True)
         if isinstance(self.tokenizer, ProcessorMixin):
             self.tokenizer = self.tokenizer.tokenizer
         if self.tokenizer.pad_token_id is None:
@@ -244,7 +247,8 @@ class DataCollatorWithFusion:
         not_text = (pad, self.tokenizer.eos_token_id, *placeholder_ids)
         counts = {name: len(row_vectors) for name, row_vectors in vectors.items()}
         # A row may have vectors alone, but also then its ids hold </s>.
-        if not mask.any() or (np.isin(ids[mask], not_text).all() and not any(counts.values())):
+        is_empty = self.reads_text and np.isin(ids[mask], not_text).all() and not any(counts.values())
+        if not mask.any() or is_empty:
             raise bad_row(index, "input_ids", NO_TEXT)
         text = _span_of_used(mask)
         text_mask = mask[text].astype(np.int64)

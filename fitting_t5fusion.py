@@ -6,6 +6,7 @@ of a target's words from the row's vector, and its weights become those of the l
 on, the model reads a vector as a mixture of the words that the target probably has.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,9 @@ if TYPE_CHECKING:  # Type checkers then know the attributes of the model that th
 else:
     Model = object
 
-STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties per row, to choose from
+STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties per row and unit, to choose from
+SMALLEST_FREEDOM = 1e-7  # With fewer degrees of freedom per row, an estimate of errors is nothing but rounding errors.
+UNIT_VARIANCES = (0.01, 10)  # variances of vectors (summed over their columns) for which the unit of penalties is 1
 FIRST_TEXT_ID = 2  # Smaller ids are <pad> (0), </s> (1), and the negative ids that the loss ignores.
 FIRST_ROWS = 100_000  # Token frequencies and scales come from this many rows. Memory never holds more rows.
 CHUNK_ROWS = 8192  # the most rows whose numbers are in memory as float64
@@ -68,7 +71,8 @@ class FittingMixin(Model):
         embeddings = self.get_input_embeddings().weight.float().cpu()
         shares = []
         for name, moments in read_moments(rows, self.config.kinds, projectors, embeddings).items():
-            weight, explained = ridge(moments)
+            # A scale has brought the numbers to the size for which the penalties are made.
+            weight, explained = ridge(moments, 1.0 if self.config.kinds[name].scale else penalty_unit(moments))
             if explained > 0:
                 start_from(projectors[name], weight, moments)
             shares.append(explained)
@@ -308,11 +312,24 @@ def mean_embeddings(words: Sequence[Ids], embeddings: Tensor, weights: Tensor) -
     return sums / totals.clamp(min=1e-6)
 
 
-def ridge(moments: Moments) -> tuple[Tensor, float]:
+def penalty_unit(moments: Moments) -> float:
+    """Return the unit of ridge penalties for vectors without a scale, so that their size does not matter.
+
+    It is 1 for vectors about as long as unit vectors, and otherwise the power of ten that is nearest to their variance.
+    As the penalties to choose from are powers of ten and of its root, vectors of every size have the same choice.
+    """
+    variance = moments.input_products.trace().item() / moments.rows
+    smallest, largest = UNIT_VARIANCES
+    is_rounding = variance <= torch.finfo(torch.float32).eps ** 2 * moments.input_mean.square().sum().item()
+    return 1.0 if is_rounding or smallest <= variance <= largest else 10.0 ** round(math.log10(variance))
+
+
+def ridge(moments: Moments, unit: float = 1.0) -> tuple[Tensor, float]:
     """Fit a ridge regression, with the penalty that generalised cross-validation chooses (Golub et al. 1979).
 
     Args:
         moments: The moments of inputs and outputs over all rows.
+        unit: The unit of the penalties.
 
     Returns:
         The weight, float64 (outputs, inputs), and the share of the outputs' variance that it explains on held-out rows.
@@ -328,9 +345,12 @@ def ridge(moments: Moments) -> tuple[Tensor, float]:
         penalised = values + strength * moments.rows
         explained = (projected.square().sum(1) * (2 * penalised - values) / penalised**2).sum().item()
         parameters = (values / penalised).sum().item() + 1  # The mean is fitted too.
-        return (moments.output_squares - explained) / (1 - parameters / moments.rows) ** 2
+        freedom = 1 - parameters / moments.rows
+        if freedom < SMALLEST_FREEDOM:
+            return math.inf
+        return (moments.output_squares - explained) / freedom**2
 
-    best_error, best_strength = min((left_out_error(strength), strength) for strength in STRENGTHS)
+    best_error, best_strength = min((left_out_error(strength * unit), strength * unit) for strength in STRENGTHS)
     weight = directions @ (projected / (values + best_strength * moments.rows)[:, None])
     return weight.T, 1 - best_error / moments.output_squares
 

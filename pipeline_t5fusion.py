@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from transformers import Pipeline
@@ -68,12 +69,15 @@ class T5FusionPipeline(Pipeline):
         super().__init__(model=model.eval(), tokenizer=processor.tokenizer, processor=processor, **options)
         self._collate = DataCollatorWithFusion(processor)
 
-    def __call__(self, inputs: Any, lexical_texts: Any = None, lexical_embeds: Any = None, **options: Any) -> Any:
+    def __call__(
+        self, inputs: Any = None, lexical_texts: Any = None, lexical_embeds: Any = None, **options: Any
+    ) -> Any:
         """Generate a text for each input.
 
         Args:
             inputs: A text, or a row: a dict with `text` and, optionally, `lexical_embeds` or `lexical_texts`. Or
-                several texts or rows: a list, a dict of columns (`dataset[:8]`), a `datasets.Dataset`, a generator.
+                several texts or rows: a list, a dict of columns (`dataset[:8]`), a `datasets.Dataset`, a generator. If
+                the processor's template has no `{text}`, rows need no `text`, and `inputs` may be left out.
             lexical_texts, lexical_embeds: As in a call of the processor, for a single text or a list of texts.
                 `lexical_embeds=False` gives the model no vectors.
             **options: `batch_size`; `max_source`, the number of tokens to which inputs are cut (128; None for no cut);
@@ -91,6 +95,8 @@ class T5FusionPipeline(Pipeline):
         """
         if hasattr(inputs, "column_names"):  # a `datasets.Dataset`
             inputs = (row for row in inputs)
+        if not self.processor.reads_text:
+            inputs = _with_empty_texts(inputs, lexical_texts, lexical_embeds)
         if isinstance(inputs, Mapping) and not isinstance(inputs.get("text"), str):
             inputs = list(_rows_of_columns(inputs))
         given = {"lexical_texts": lexical_texts, "lexical_embeds": lexical_embeds}
@@ -144,7 +150,7 @@ class T5FusionPipeline(Pipeline):
                 columns["lexical_embeds"] = False  # type: ignore[assignment]
             for index, row in zip(indices, self.processor.rows(**columns, max_length=max_source), strict=True):
                 inputs[index] = row
-        if max_source is not None:
+        if max_source is not None and self.processor.reads_text:
             lengths = [len(row["input_ids"]) for row in inputs]
             texts = [row["text"] for row, length in zip(rows, lengths, strict=True) if length >= max_source]
             self._warn_of_cut(texts, max_source)
@@ -177,6 +183,43 @@ class T5FusionPipeline(Pipeline):
         """
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def _with_empty_texts(inputs: Any, lexical_texts: Any, lexical_embeds: Any) -> Any:
+    """Return the inputs of a model that reads no text, with an empty text in each row that has none.
+
+    A dict without text is one row if it has one vector, or one text to make it from. Otherwise it is a dict of columns.
+
+    Args:
+        inputs, lexical_texts, lexical_embeds: As in a call of the pipeline.
+    """
+    if inputs is None:
+        first = _first_column(lexical_embeds if lexical_texts is None else lexical_texts)
+        return "" if first is None or _is_of_one_row(first) else [""] * len(first)
+    if isinstance(inputs, Mapping) and "text" not in inputs:
+        first = _first_column(inputs.get("lexical_texts", inputs.get("lexical_embeds")))
+        if first is None or _is_of_one_row(first):
+            return {"text": "", **inputs}
+        columns = {"text": [""] * len(first), **inputs}
+        if isinstance(by_kind := columns.get("lexical_embeds"), Mapping):
+            columns["lexical_embeds"] = _rows_by_kind(by_kind, len(first))
+        return columns
+    if isinstance(inputs, (str, Mapping)) or not hasattr(inputs, "__iter__"):
+        return inputs
+    rows = ({"text": "", **row} if isinstance(row, Mapping) else row for row in inputs)
+    return list(rows) if isinstance(inputs, (list, tuple)) else rows
+
+
+def _first_column(given: Any) -> Any:
+    """Return vectors, those of the first kind if they are given by kind, or the texts to make them from, as given."""
+    return next(iter(given.values()), None) if isinstance(given, Mapping) else given
+
+
+def _is_of_one_row(given: Any) -> bool:
+    """Return whether vectors, or the texts to make them from, are those of one row: one vector, or one text."""
+    if given is False or isinstance(given, str):
+        return True
+    return bool(given.ndim == 1 if hasattr(given, "ndim") else len(given) and isinstance(given[0], Real))
 
 
 def _flat(rows: list[Any]) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,14 +64,16 @@ class T5FusionProcessor(ProcessorMixin):
         lexical_dtype: "float32", "float16" or "bfloat16": the precision to which `encode` rounds vectors, for data sets
             that keep them in half precision. The vectors are returned as float32 in any case.
         lexical_max_tokens: Number of tokens of a text that the encoder reads; None for the encoder's own limit.
-        template: The prompt, with `{text}` for the text. The vector is made from the text alone.
+        template: The prompt, with `{text}` for the text. The vector is made from the text alone. A template without
+            `{text}`, such as "describe:" or "", is for rows without text: the model reads their vectors alone, and
+            `text` may be left out of calls.
         lexical_source: Where vectors come from. "text": they are made from the row's own text. "given": each call must
             pass `lexical_texts` or `lexical_embeds`. "none": there are no vectors, unless a call passes some. With
             several kinds, this holds for the first; the vectors of the others are always given.
         vectors: The kinds of vectors, as the model's config has them (`T5FusionConfig`); None for one kind.
 
     Raises:
-        ValueError: `template` has no `{text}`, or `lexical_source` or `lexical_dtype` has another value.
+        ValueError: `lexical_source` or `lexical_dtype` has another value.
         OSError: The tokenizer cannot be loaded.
     """
 
@@ -91,8 +94,6 @@ class T5FusionProcessor(ProcessorMixin):
         lexical_source: str = "text",
         vectors: Any = None,
     ) -> None:
-        if "{text}" not in template:
-            raise ValueError(f"`template` is {template!r}; expected '{{text}}' in it, such as 'Filename: {{text}}'.")
         check_choice("lexical_source", lexical_source, LEXICAL_SOURCES)
         check_choice("lexical_dtype", lexical_dtype, DTYPES)
         if isinstance(tokenizer, (str, os.PathLike)):
@@ -176,13 +177,18 @@ class T5FusionProcessor(ProcessorMixin):
         return int(self.tokenizer.convert_tokens_to_ids(LEXICAL_TOKEN))
 
     @property
+    def reads_text(self) -> bool:
+        """Whether the model reads the rows' texts: whether the template has `{text}`."""
+        return "{text}" in self.template
+
+    @property
     def model_input_names(self) -> list[str]:
         """Names of the model's inputs that the processor makes."""
         return [*self.tokenizer.model_input_names, "lexical_embeds"]
 
     def __call__(
         self,
-        text: Any,
+        text: Any = None,
         lexical_texts: Any = None,
         lexical_embeds: Any = None,
         text_target: Any = None,
@@ -197,6 +203,7 @@ class T5FusionProcessor(ProcessorMixin):
 
         Args:
             text: A string or a list of strings. A `<lexical>` in a text stays where it is and counts as a placeholder.
+                May be left out if the template has no `{text}`.
             lexical_texts: Texts to make vectors from, instead of `text`: one string per row, or, for a row with several
                 vectors, a list of strings (empty for no vector).
             lexical_embeds: The vectors themselves, as numbers: (batch, dim), (batch, vectors, dim), or a list with one
@@ -225,8 +232,8 @@ class T5FusionProcessor(ProcessorMixin):
 
         Raises:
             ValueError: The arguments differ in length; vectors are not as wide as their kind, not finite or, in a kind
-                without a scale, of a norm outside 1e-6 to 1e18; a row has neither text nor a vector; a text holds half
-                of a surrogate pair; `lexical_source` is "given"
+                without a scale, of a norm outside 1e-6 to 1e18; a row has neither text nor a vector; `text` is missing
+                though the template has `{text}`; a text holds half of a surrogate pair; `lexical_source` is "given"
                 and the call passes neither vectors nor texts for them; or `max_length` leaves no room for text.
             ImportError, OSError: The encoder cannot be used; see `encode`.
         """
@@ -238,10 +245,11 @@ class T5FusionProcessor(ProcessorMixin):
             lexical_texts, text_target = (None if item is None else [item] for item in (lexical_texts, text_target))
             if lexical_embeds is not None and lexical_embeds is not False:
                 lexical_embeds = [lexical_embeds]  # a dict by kind as well: the vectors of the one row
-        texts = read_texts("text", text)
+        texts = self._texts(text, lexical_texts, lexical_embeds, text_target)
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
         counts = [{name: len(given) for name, given in row.items()} for row in vectors]
         rows = self._make_rows(texts, counts, vectors, text_target, max_length, max_target_length)
+        self._check_not_empty(rows, vectors, lexical_embeds)
         if return_tensors == "pt":
             batch: Any = DataCollatorWithFusion(self, pad_to_multiple_of)(rows)
             return batch
@@ -249,7 +257,7 @@ class T5FusionProcessor(ProcessorMixin):
 
     def rows(
         self,
-        text: Any,
+        text: Any = None,
         text_target: Any = None,
         lexical_texts: Any = None,
         lexical_embeds: Any = None,
@@ -264,7 +272,7 @@ class T5FusionProcessor(ProcessorMixin):
         of them and adds the placeholders. The rows hold placeholders only if a text has its own.
 
         Args:
-            text: One or more strings, in a list.
+            text: One or more strings, in a list. May be left out if the template has no `{text}`.
             text_target: Target texts, one per row.
             lexical_texts, lexical_embeds: As in a call of the processor.
             max_length: Largest number of ids per row, with `</s>` and without the placeholders.
@@ -272,14 +280,14 @@ class T5FusionProcessor(ProcessorMixin):
             batch_size, show_progress_bar: As in `encode`.
 
         Returns:
-            A dict per text: `input_ids`, `attention_mask` and, with targets, `labels`, lists of int. If any row has a
+            A dict per row: `input_ids`, `attention_mask` and, with targets, `labels`, lists of int. If any row has a
             vector, also `lexical_embeds`, an array (dim,) if each row has one vector, otherwise (vectors, dim); with
             several kinds, a dict of these by kind.
 
         Raises:
             ValueError, ImportError, OSError: As in a call of the processor.
         """
-        texts = read_texts("text", text)
+        texts = self._texts(text, lexical_texts, lexical_embeds, text_target)
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
         # The collator adds placeholders, so rows need none. But a text keeps placeholders of its own, and then needs
         # one per vector.
@@ -288,7 +296,9 @@ class T5FusionProcessor(ProcessorMixin):
             {name: len(given) for name, given in row.items() if placeholders[name].token in self._prompt(row_text)}
             for row_text, row in zip(texts, vectors, strict=True)
         ]
-        return self._make_rows(texts, counts, vectors, text_target, max_length, max_target_length)
+        rows = self._make_rows(texts, counts, vectors, text_target, max_length, max_target_length)
+        self._check_not_empty(rows, vectors, lexical_embeds)
+        return rows
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Save the tokenizer and the recipe, but not the truncation and padding of earlier calls.
@@ -342,6 +352,49 @@ class T5FusionProcessor(ProcessorMixin):
             )
         return vectors.to(DTYPES[self.lexical_dtype]).float()
 
+    def _texts(self, text: Any, lexical_texts: Any, lexical_embeds: Any, text_target: Any) -> list[str]:
+        """Return the text of each row; without `text`, an empty one for each row that the other arguments have.
+
+        Raises:
+            ValueError: `text` is missing though the template has `{text}`, or no other argument has rows; or
+                `read_texts` refuses it.
+        """
+        if text is not None:
+            return read_texts("text", text)
+        if self.reads_text:
+            raise ValueError(
+                f"`text` is missing, and the template {self.template!r} has a place for it; expected one string per "
+                "row. For rows without text, make the processor with a template without `{text}`, such as ''."
+            )
+        given = {"lexical_embeds": lexical_embeds, "lexical_texts": lexical_texts, "text_target": text_target}
+        for name, values in given.items():
+            if isinstance(values, Mapping) and values:
+                values = next(iter(values.values()))
+            if values is not None and values is not False:
+                return [""] * len(read_list(name, values))
+        raise ValueError("the call has no rows; expected `lexical_embeds`, with the vectors of one row or more.")
+
+    def _check_not_empty(self, rows: list[dict[str, Any]], vectors: list[RowVectors], lexical_embeds: Any) -> None:
+        """Check that the model has something to read in each row.
+
+        A call for rows without text may pass `lexical_embeds=False`, because it may add the vectors later.
+
+        Args:
+            rows: The rows of `_make_rows`.
+            vectors: The vectors of each row by kind.
+            lexical_embeds: As in `__call__`.
+
+        Raises:
+            ValueError: A row has neither text nor a vector.
+        """
+        if lexical_embeds is False and not self.reads_text:
+            return
+        placeholder_ids = (placeholder.token_id for placeholder in self._add_placeholders().values())
+        not_text = {self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *placeholder_ids}
+        for index, (row, of_row) in enumerate(zip(rows, vectors, strict=True)):
+            if not_text.issuperset(row["input_ids"]) and not any(map(len, of_row.values())):
+                raise bad_row(index, "text", NO_TEXT)
+
     def _vectors(
         self, texts: list[str], lexical_texts: Any, lexical_embeds: Any, batch_size: int, show_progress_bar: bool
     ) -> list[RowVectors]:
@@ -370,7 +423,7 @@ class T5FusionProcessor(ProcessorMixin):
             )
         if lexical_texts is None:
             for row, text in enumerate(texts):  # The vector of an empty text would be no reason to accept the row.
-                if not self.template.replace("{text}", text).strip():
+                if not (self._prompt(text) if self.reads_text else text).strip():
                     raise bad_row(row, "text", NO_TEXT)
         items = texts if lexical_texts is None else read_list("lexical_texts", lexical_texts, len(texts))
         texts_by_row = [texts_of_row(row, item) for row, item in enumerate(items)]
@@ -442,14 +495,9 @@ class T5FusionProcessor(ProcessorMixin):
             text_target, max_length, max_target_length: As in `__call__`.
 
         Raises:
-            ValueError: A row has neither text nor a vector, or `_ids` refuses it.
+            ValueError: `_ids` refuses a row.
         """
         ids_by_row = self._ids(texts, counts, max_length)
-        placeholder_ids = (placeholder.token_id for placeholder in self._add_placeholders().values())
-        not_text = {self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *placeholder_ids}
-        for index, (ids, of_row) in enumerate(zip(ids_by_row, vectors, strict=True)):
-            if not_text.issuperset(ids) and not any(map(len, of_row.values())):
-                raise bad_row(index, "text", NO_TEXT)
         rows: list[dict[str, Any]] = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in ids_by_row]
         for name in self.kinds:
             of_kind = [row.get(name, np.zeros((0, 0))) for row in vectors]
@@ -480,11 +528,12 @@ class T5FusionProcessor(ProcessorMixin):
         """
         prompts = [self._prompt(text) for text in texts]
         placeholders = self._add_placeholders()
-        totals = [sum(count * placeholders[name].tokens for name, count in row.items()) for row in counts]
+        # The tokenizer counts the placeholders that stand in the text.
+        added = [_count_added(prompt, row, placeholders) for prompt, row in zip(prompts, counts, strict=True)]
         rows: list[list[int]] = [[] for _ in texts]
-        for total in set(totals):  # Rows with as many placeholders share one call of the tokenizer.
+        for total in set(added):  # Rows to which as many placeholders are added share one call of the tokenizer.
             limit = None if max_length is None else max_length - total
-            indices = [index for index, row_total in enumerate(totals) if row_total == total]
+            indices = [index for index, row_total in enumerate(added) if row_total == total]
             if limit is not None and limit < 2:
                 problem = f"no room for text and </s> beside {total} placeholders in `max_length`={max_length}"
                 raise bad_row(indices[0], "text", f"{problem}; expected a `max_length` of at least {total + 2}")
@@ -511,6 +560,18 @@ class T5FusionProcessor(ProcessorMixin):
         if max_target_length is not None and max_target_length < 1:
             raise ValueError(f"`max_target_length` is {max_target_length}; expected at least 1, for </s>.")
         return tokenize(self.tokenizer, targets, max_target_length, as_targets=True)
+
+
+def _count_added(prompt: str, counts: Mapping[str, int], placeholders: Mapping[str, KindPlaceholder]) -> int:
+    """Return how many placeholders `insert_placeholders` adds to those that a prompt has itself.
+
+    Args:
+        prompt: The text in its template.
+        counts: The number of the row's vectors that get placeholders, by kind.
+        placeholders: The placeholders by kind.
+    """
+    needed = {name: count * placeholders[name].tokens for name, count in counts.items()}
+    return sum(max(0, number - prompt.count(placeholders[name].token)) for name, number in needed.items())
 
 
 def _recipe_of_bare_model(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class VectorScale(nn.Module):
             self.register_buffer(name, torch.empty(kind.dim, dtype=torch.float32))
         self.reset()
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the numbers were read off training vectors. (FSDP may have split them; then nothing is known.)"""
+        return not bool((self.limit == NO_LIMIT).any())
+
     def reset(self) -> None:
         """Set the numbers with which vectors stay unchanged. (With "log", small numbers do.)"""
         for name, buffer in self.named_buffers():

@@ -11,7 +11,10 @@ from ..finetune.vector_options import FORM, SCALES
 from ..kinds_t5fusion import PROJECTORS
 
 Data = Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")]
-TextColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the input text.")]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=DATA, help="Column of the input text. Leave it out if rows have vectors and no text."),
+]
 TargetColumn = Annotated[str, typer.Option(rich_help_panel=DATA, help="Column of the text to generate.")]
 TrainedTextColumn = Annotated[
     str | None,
@@ -71,6 +74,14 @@ Revision = Annotated[
 Split = Annotated[str, typer.Option(rich_help_panel=DATA, help="Split of a data set on the Hub.")]
 Limit = Annotated[
     int | None, typer.Option(rich_help_panel=DATA, help="Use at most this many rows, the first ones.", min=1)
+]
+SkipNan = Annotated[
+    bool,
+    typer.Option(
+        "--skip-nan",
+        rich_help_panel=VECTORS,
+        help="Leave out rows whose vectors hold NaN or infinity. By default, they are an error.",
+    ),
 ]
 EngineName = Enum("EngineName", {name: name for name in ENGINES}, type=str)  # type: ignore[misc]
 Engine = Annotated[

@@ -19,6 +19,7 @@ from .arguments import (
     EngineName,
     Limit,
     Revision,
+    SkipNan,
     Split,
     Trained,
     TrainedLexicalColumn,
@@ -63,6 +64,7 @@ def evaluate(
     revision: Revision = None,
     limit: Limit = None,
     encoding: Encoding = None,
+    skip_nan: SkipNan = False,
     engine: Engine = EngineName[REFERENCE],
     as_json: Annotated[
         bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON instead of a table.")
@@ -98,6 +100,8 @@ def evaluate(
             "columns or an encoding were given without a file. Name the file, or leave them out to evaluate on the "
             "rows that the training held out."
         )
+    elif skip_nan:
+        raise ValueError("--skip-nan was given without a file. Leave it out: the held-out rows are as in the training.")
     load_libraries()
     from ..finetune import columns_for, evaluate_file  # It is slow to import, and --help does not need it.
 
@@ -108,7 +112,7 @@ def evaluate(
     evaluation = evaluate_file(
         name, data, columns,
         vectors=vectors.value, seed=seed, split=split, revision=revision, limit=limit, encoding=encoding,
-        engine=engine.value,
+        skip_nan=skip_nan, engine=engine.value,
     )  # fmt: skip
     if not is_first_process():
         return

@@ -131,7 +131,7 @@ def generate(
             )
         else:
             columns = Columns(text_column or "text", None, lexical_column, vector)
-            chunks = _chunks_of_texts(texts, columns.text, limit, encoding)
+            chunks = _chunks_of_texts(texts, text_column or "text", limit, encoding)
             generated = generate_chunks(name, chunks, columns, output, decoding, **options)
     except GenerationStopped as stop:
         resume = "the same command without --overwrite" if overwrite else "the same command"

@@ -145,7 +145,9 @@ def _recipe(facts: "FolderInfo") -> list[str]:
         vectors += ", scaled to unit length" if recipe.get("normalize") else ", not normalised"
         if recipe.get("lexical_max_tokens"):
             vectors += f", of at most {recipe['lexical_max_tokens']} tokens"
-    return [f"prompt {json.dumps(recipe.get('template'), ensure_ascii=False)}", vectors]
+    template = recipe.get("template", "")
+    no_text = "" if "{text}" in template else ", and no text"
+    return [f"prompt {json.dumps(template, ensure_ascii=False)}{no_text}", vectors]
 
 
 def _training(facts: "FolderInfo") -> str:

@@ -12,7 +12,7 @@ from ..finetune.file_names import check_header, check_readable
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
 from ..finetune.run_config import SETTINGS, VECTOR_COLUMN, as_text, read_config
 from ..finetune.vector_options import parse_vector_columns
-from .arguments import Data, Encoding, LexicalColumn, Limit, TargetColumn, TextColumn, VectorColumn
+from .arguments import Data, Encoding, LexicalColumn, Limit, SkipNan, TargetColumn, TextColumn, VectorColumn
 from .libraries import load_libraries
 from .parsing import options_from, refuse_idle, with_options_of
 from .settings import parse_settings, settings_option
@@ -39,7 +39,8 @@ def read_defaults(context: typer.Context, file: Path | None) -> Path | None:
 def train(
     context: typer.Context,
     data: Data,
-    text_column: TextColumn,
+    *,
+    text_column: TextColumn = None,
     target_column: TargetColumn,
     lexical_column: LexicalColumn = None,
     vector_column: VectorColumn = None,
@@ -53,6 +54,7 @@ def train(
     ] = None,
     limit: Limit = None,
     encoding: Encoding = None,
+    skip_nan: SkipNan = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", rich_help_panel=OUTPUT, help="Resume from the last checkpoint in the output folder."),
@@ -88,11 +90,17 @@ def train(
 ):
     """Train LoRA, or all weights, on rows with a text, a target text, and a vector beside the text.
 
+    Rows with vectors may have no text. Then leave --text-column out.
+
     Example: [bold]t5fusion train files.jsonl --text-column filename --target-column file_desc[/bold]
     """
     refuse_idle(context, IDLE_OPTIONS)
     settings = context.meta.get(SETTINGS, {}) | parse_settings(setting or [], "weight_decay=0.01")
     options, recipe = options_from(TrainingOptions, fields), options_from(Recipe, fields)
+    if not (text_column or vector_column or lexical_column):
+        raise ValueError(
+            "--text-column is missing. Only rows with --vector-column or --lexical-column may have no text."
+        )
     has_encoder = bool(lexical_column or recipe.encoder)
     if not has_encoder:
         refuse_idle(context, {"vector_column": ("lexical_dim",)})
@@ -118,7 +126,8 @@ def train(
     try:
         train_file(
             data, columns, output, options, replace(recipe, kinds=kinds),
-            validation=validation, limit=limit, encoding=encoding, resume=resume, overwrite=overwrite,
+            validation=validation, limit=limit, encoding=encoding, skip_nan=skip_nan, resume=resume,
+            overwrite=overwrite,
         )  # fmt: skip
     except Interrupted as stop:
         say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")

@@ -49,7 +49,9 @@ def _inputs(facts: "FolderInfo") -> list[str]:
     is_given = facts.recipe.get("lexical_source") == "given"
     if not is_given and not given_kinds:
         return ["a text"]
-    words = ["--file", "FILE", "--text-column", "COLUMN"]
+    words = ["--file", "FILE"]
+    if "{text}" in facts.recipe.get("template", "{text}"):
+        words += ["--text-column", "COLUMN"]
     if is_given and (has_encoder or not given_kinds):
         words += ["--lexical-column" if has_encoder else "--vector-column", "COLUMN"]
     return words + [word for kind in given_kinds for word in ("--vector-column", f"{kind['name']}=COLUMN")]

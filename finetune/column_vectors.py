@@ -19,6 +19,10 @@ MOST_SHOWN = 40  # characters of a text that an error quotes
 OTHER_VALUES = {bytes: "binary data", bool: "a single truth value"}
 
 
+class NotFinite(ValueError):
+    """A vector holds NaN, infinity, or null for a number that is missing."""
+
+
 def given_vectors(
     rows: Dataset, column: str, name_row: NameRow = "row {}".format, is_scaled: bool = True
 ) -> list[torch.Tensor | None]:
@@ -27,7 +31,11 @@ def given_vectors(
 
 
 def read_vectors(
-    rows: Dataset, column: str, name_row: NameRow = "row {}".format, is_scaled: bool = True
+    rows: Dataset,
+    column: str,
+    name_row: NameRow = "row {}".format,
+    is_scaled: bool = True,
+    not_finite: list[int] | None = None,
 ) -> Iterator[torch.Tensor | None]:
     """Yield the vectors of each row in a column, with only some hundreds of rows in memory at a time.
 
@@ -40,8 +48,11 @@ def read_vectors(
             one number); or any of these as JSON in a text, as in a CSV file.
         name_row: Returns the name of a row for errors, by its index.
         is_scaled: Whether the kind of the vectors has a scale. Without one, their norm must be 1e-6 to 1e18.
+        not_finite: A list that gets the index of each row whose vectors hold NaN, infinity, or null for a number. For
+            such a row, None is yielded. Without a list, it is an error.
 
     Raises:
+        NotFinite: Vectors hold NaN, infinity, or null for a number. It is a ValueError, and the message names the row.
         ValueError: A value holds no vectors, or their width differs from that of earlier rows. The message names the
             row.
     """
@@ -50,7 +61,7 @@ def read_vectors(
         vectors = _vectors_of_block(table.column(0), width, is_scaled)
         if vectors is None:  # Something is unusual, and maybe wrong: each value is looked at.
             values = column_rows[first : first + len(table)][column]
-            vectors = list(_check_each(values, column, width, first, name_row, is_scaled))
+            vectors = list(_check_each(values, column, width, first, name_row, is_scaled, not_finite))
         width = width or next((vector.shape[-1] for vector in vectors if vector is not None), None)
         first += len(table)
         yield from vectors
@@ -110,7 +121,13 @@ def _one_or_several(vectors: torch.Tensor) -> torch.Tensor | None:
 
 
 def _check_each(
-    values: Sequence, column: str, width: int | None, first: int, name_row: NameRow, is_scaled: bool
+    values: Sequence,
+    column: str,
+    width: int | None,
+    first: int,
+    name_row: NameRow,
+    is_scaled: bool,
+    not_finite: list[int] | None,
 ) -> Iterator[torch.Tensor | None]:
     """Yield what `read_vectors` yields for some values of a column, and check one value after another.
 
@@ -119,10 +136,10 @@ def _check_each(
         column: Name of the column, for errors.
         width: The width of earlier vectors; None if there are none.
         first: Index of the row of the first value.
-        name_row, is_scaled: As for `read_vectors`.
+        name_row, is_scaled, not_finite: As for `read_vectors`.
 
     Raises:
-        ValueError: A value holds no vectors, or some of another width.
+        NotFinite, ValueError: As `read_vectors`.
     """
     for index, value in enumerate(values, first):
         try:
@@ -131,7 +148,11 @@ def _check_each(
             if vectors is not None and vectors.shape[-1] != (width := width or vectors.shape[-1]):
                 raise ValueError(_describe(numbers))
         except ValueError as error:
-            raise _vector_error(name_row(index), column, str(error), width, isinstance(value, str)) from None
+            if not_finite is None or not isinstance(error, NotFinite):
+                kind = NotFinite if isinstance(error, NotFinite) else ValueError
+                raise kind(_vector_error(name_row(index), column, str(error), width, isinstance(value, str))) from None
+            not_finite.append(index)
+            vectors = None
         yield vectors
 
 
@@ -151,14 +172,17 @@ def _numbers_of(value: Any) -> np.ndarray:
         raise ValueError(OTHER_VALUES.get(type(value), f"a {type(value).__name__}"))
     is_several = bool(value) and all(isinstance(item, list) for item in value)
     vectors = value if is_several else [value]
-    if not all(isinstance(number, (int, float, Decimal)) for vector in vectors for number in vector):
-        raise ValueError(f"{len(value)} values, not all of them numbers")
+    others = [number for vector in vectors for number in vector if not isinstance(number, (int, float, Decimal))]
+    if others:
+        # JSON has no NaN, and pandas writes null for it.
+        kind = NotFinite if all(number is None for number in others) else ValueError
+        raise kind(f"{len(value)} values, not all of them numbers")
     if len(set(map(len, vectors))) > 1:
         raise ValueError(f"{len(value)} vectors of unequal width")
     try:
         return np.asarray(value, dtype=np.float64)
     except OverflowError:  # an integer of hundreds of digits
-        raise ValueError(f"{len(vectors[0])} numbers, not all of them finite in float32") from None
+        raise NotFinite(f"{len(vectors[0])} numbers, not all of them finite in float32") from None
 
 
 def _read_text(text: str) -> Any:
@@ -185,14 +209,15 @@ def _readable(numbers: np.ndarray, is_scaled: bool) -> torch.Tensor | None:
     """Return the vectors of a row as `read_vectors` yields them.
 
     Raises:
-        ValueError: A number is not finite, or a vector has a norm that cannot be read. The message describes them.
+        NotFinite: A number is not finite.
+        ValueError: A vector has a norm that cannot be read. Either message describes the vectors.
     """
     if numbers.size == 0:
         return None
     with np.errstate(over="ignore"):
         vectors = torch.from_numpy(np.atleast_2d(numbers).astype(np.float32))
     if not vectors.isfinite().all():
-        raise ValueError(f"{_describe(numbers)}, not all of them finite in float32")
+        raise NotFinite(f"{_describe(numbers)}, not all of them finite in float32")
     for vector in () if is_scaled else np.atleast_2d(numbers):
         if not has_readable_norm(vector):
             norm = np.linalg.norm(vector)
@@ -207,10 +232,8 @@ def _describe(numbers: np.ndarray) -> str:
     return f"{len(numbers)} numbers" if numbers.ndim == 1 else f"{len(numbers)} vectors of {numbers.shape[1]} numbers"
 
 
-def _vector_error(row: str, column: str, found: str, width: int | None, is_text: bool) -> ValueError:
-    """Return the error for a value that holds no vectors, or not those of `width` numbers."""
+def _vector_error(row: str, column: str, found: str, width: int | None, is_text: bool) -> str:
+    """Return the message for a value that holds no vectors, or not those of `width` numbers."""
     expected = f"{width} finite numbers, as in the first row that has a vector" if width else "finite numbers"
     advice = " In a text, write them as JSON, such as [0.1, 2]." if is_text else ""
-    return ValueError(
-        f"{row}, column {column!r}: {found}; expected one vector of {expected}, or a list of such vectors.{advice}"
-    )
+    return f"{row}, column {column!r}: {found}; expected one vector of {expected}, or a list of such vectors.{advice}"

@@ -3,18 +3,19 @@
 import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Dataset
 
 from ..common.console import say
 from ..kinds_t5fusion import DEFAULT_KIND
 from ..processing_t5fusion import MINILM
-from .column_vectors import is_list, read_vectors
+from .column_vectors import NameRow, NotFinite, is_list, read_vectors
 from .files import load_rows
 from .row_blocks import texts_of
 
@@ -25,7 +26,7 @@ TEXT_DTYPES = ("string", "large_string", "string_view", "null")
 class Columns(NamedTuple):
     """The names of a data set's columns; None for a column that is not used."""
 
-    text: str  # the input text
+    text: str | None = None  # the input text; if None, the rows have no text, and the model reads their vectors alone
     target: str | None = None  # the text to generate
     lexical: str | None = None  # the text that the encoder makes the vector from; if None, the input text
     vector: str | Mapping[str, str] | None = None  # the vectors themselves; for several kinds, their columns by kind
@@ -96,45 +97,97 @@ def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
             raise ValueError(f"column {column!r} holds values of type {dtype}; expected text.")
 
 
-def rows_with_text(rows: Dataset, columns: Sequence[str]) -> list[int]:
-    """Return the numbers of the rows that have text in each of `columns`. White space alone is no text.
+def are_usable(rows: Dataset, columns: Columns, numbers: Sequence[int] | None = None) -> np.ndarray:
+    """Return which rows have text in each column of texts and, if they have no text, a vector: bool (rows,).
+
+    White space alone is no text.
+
+    Args:
+        rows: The rows.
+        columns: The columns to read.
+        numbers: Number of each row in its file, for errors; if None, they are counted from 0.
 
     Raises:
-        ValueError: A column holds anything but text.
+        ValueError: A column of texts holds anything but text, or a column of vectors anything but vectors.
     """
-    return [int(row) for row in np.flatnonzero(_have_text(rows, columns))]
+    usable = have_text(rows, columns.texts)
+    if columns.text is None and columns.lexical is None and columns.vector:
+        usable &= _have_vector(rows, columns, lambda index: f"row {index if numbers is None else numbers[index]}")
+    return usable
 
 
-def _have_text(rows: Dataset, columns: Sequence[str]) -> np.ndarray:
+def have_text(rows: Dataset, columns: Sequence[str]) -> np.ndarray:
     """Return which rows have text in each of `columns`, bool (rows,); ValueError if a column holds anything else."""
     check_texts(rows, columns)
+    if not columns:
+        return np.ones(len(rows), dtype=bool)
     texts_by_row = zip(*(texts_of(rows, column) for column in columns), strict=True)
     return np.fromiter((all(text and text.strip() for text in texts) for texts in texts_by_row), dtype=bool)
 
 
-def without_empty(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
-    """Return the rows that have text in each of `columns`, and how many rows were left out.
+def usable_rows(rows: Dataset, columns: Columns, skip_nan: bool = False) -> Dataset:
+    """Return the rows that `are_usable`, and print how many were left out.
+
+    Args:
+        rows: The rows.
+        columns: The columns to read.
+        skip_nan: Whether to leave out rows whose vectors hold NaN or infinity.
 
     Raises:
-        ValueError: A column holds anything but text.
-    """
-    kept = _have_text(rows, columns)
-    return (rows if kept.all() else rows.select(np.flatnonzero(kept))), int((~kept).sum())
-
-
-def with_all_texts(rows: Dataset, columns: Columns) -> Dataset:
-    """Return the rows that have text in each column of texts, and print how many were left out.
-
-    Raises:
-        ValueError: A column is missing or holds anything but text, or no row is left.
+        ValueError: A column is missing or holds something else than it should, or no row is left.
     """
     check_columns(rows, columns.by_use.values())
-    rows, dropped = without_empty(rows, columns.texts)
+    numbers = finite_rows(rows, columns) if skip_nan else np.arange(len(rows))
+    if dropped := len(rows) - len(numbers):
+        rows = rows.select(numbers)
+        say(f"{dropped} {'row' if dropped == 1 else 'rows'} with NaN or infinity left out; {len(rows)} remain.")
+    usable = are_usable(rows, columns, numbers.tolist())
+    dropped = int((~usable).sum())
+    lack = "an empty text" if columns.text is not None else "an empty text or without a vector"
     if dropped:
-        say(f"{dropped} {'row' if dropped == 1 else 'rows'} with an empty text left out; {len(rows)} remain.")
+        rows = rows.select(np.flatnonzero(usable))
+        say(f"{dropped} {'row' if dropped == 1 else 'rows'} with {lack} left out; {len(rows)} remain.")
     if len(rows) == 0:
-        raise ValueError("no row has text in every column that is used.")
+        needed = "text in every column that is used" + ("" if columns.text is not None else ", and a vector")
+        raise ValueError(f"no row has {needed}.")
     return rows
+
+
+def report_no_text(columns: Columns, names: Iterable[str]) -> None:
+    """Print that the rows have no text, if no column of texts is named.
+
+    Args:
+        columns: The columns to read.
+        names: The names of all columns that there are.
+    """
+    if columns.text is None:
+        unread = "text" in names and "text" not in columns.by_use.values()
+        hint = " (The column 'text' is not read; --text-column would name it.)" if unread else ""
+        say(f"The rows have no text: the model reads their vectors alone.{hint}")
+
+
+def finite_rows(rows: Dataset, columns: Columns) -> np.ndarray:
+    """Return the numbers of the rows whose vectors hold neither NaN nor infinity, int64.
+
+    Raises:
+        ValueError: A column of vectors holds something else.
+    """
+    is_finite = np.ones(len(rows), dtype=bool)
+    for column in columns.by_kind.values():
+        not_finite: list[int] = []
+        for _ in read_vectors(rows, column, not_finite=not_finite):
+            pass
+        is_finite[not_finite] = False
+    return np.flatnonzero(is_finite)
+
+
+@contextmanager
+def advising_skip_nan() -> Iterator[None]:
+    """Add to an error about NaN or infinity, raised in this context, which option leaves such rows out."""
+    try:
+        yield
+    except NotFinite as error:
+        raise ValueError(f"{error} To leave out rows with NaN or infinity, give --skip-nan.") from error
 
 
 def first_rows(rows: Dataset, limit: int | None) -> Dataset:
@@ -143,7 +196,12 @@ def first_rows(rows: Dataset, limit: int | None) -> Dataset:
 
 
 def load_split(
-    data: str, columns: Columns, validation: str | None = None, encoder: str | None = None, encoding: str | None = None
+    data: str,
+    columns: Columns,
+    validation: str | None = None,
+    encoder: str | None = None,
+    encoding: str | None = None,
+    skip_nan: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """Return the rows to train on, and those to validate with. Rows without text are left out.
 
@@ -152,17 +210,18 @@ def load_split(
         validation: A file or data set to validate with; if None, `hold_out` splits `data`.
         encoder: The encoder that the user named. If there is one, columns of vectors may stay unread.
         encoding: Encoding of CSV files; None for UTF-8.
+        skip_nan: Whether to leave out rows whose vectors hold NaN or infinity.
 
     Raises:
         ValueError: The rows cannot be used or split, or they hold vectors that no option reads.
         OSError: There is neither a file nor a data set of this name.
     """
-    rows = with_all_texts(load_rows(data, encoding=encoding), columns)
+    rows = usable_rows(load_rows(data, encoding=encoding), columns, skip_nan)
     if not (columns.lexical or columns.vector or encoder):
         _check_no_vectors(rows, data)
     if validation is None:
         return hold_out(rows, columns)
-    return rows, with_all_texts(load_rows(validation, "validation", encoding), columns)
+    return rows, usable_rows(load_rows(validation, "validation", encoding), columns, skip_nan)
 
 
 def _check_no_vectors(rows: Dataset, data: str) -> None:
@@ -188,7 +247,9 @@ def vector_columns(rows: Dataset) -> list[str]:
 def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     """Split rows: about nine tenths to train on, one tenth to validate with. All rows of a text go to the same side.
 
-    There is one exception. If vectors (or the texts that they are made from) have a column of their own, the input
+    Rows without text are split by the vector, or by the text that it is made from.
+
+    There is one more exception. If vectors (or the texts that they are made from) have a column of their own, the input
     texts may be prompts that many rows share. If there are more than twice as many different pairs of text and vector
     as different texts, rows are split by pair: all rows of a pair go to the same side, and a message says so. In all
     other cases the split depends on the texts alone, so it is the same with and without vectors.
@@ -200,31 +261,39 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     keys, key_name, texts = text_keys, "text", _count_distinct(text_keys)
     # Reading all vectors takes time, so it is left out where the number of rows already excludes that many pairs.
     if (columns.lexical or columns.vector) and (len(rows) > 2 * texts or texts == 1):
-        others = [_vector_keys(rows, column) for column in columns.by_kind.values()]
+        others = [vector_keys(rows, column) for column in columns.by_kind.values()]
         if columns.lexical:
             others.append(texts_of(rows, columns.lexical))
         pair_keys = _hashes(map("\n".join, zip(_stripped(rows, columns.text), *others, strict=True)))
-        if _count_distinct(pair_keys) > 2 * texts or _count_distinct(pair_keys) == 1:
+        if _count_distinct(pair_keys) > 2 * texts or _count_distinct(pair_keys) == 1 or columns.text is None:
+            text = ["text"] if columns.text is not None else []
             vectors = ["vectors" if len(columns.by_kind) > 1 else "vector"] if columns.vector else []
             lexical = [repr(columns.lexical)] if columns.lexical else []
-            keys, key_name = pair_keys, " and ".join(["text", *vectors, *lexical])
+            keys, key_name = pair_keys, " and ".join([*text, *vectors, *lexical])
     held_out = _held_out(keys)
     if held_out.all() or not held_out.any() or _count_distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
         raise ValueError(f"{_why_not_split(keys, key_name)}. Name a file with --validation.")
-    if keys is not text_keys:
+    if columns.text is None:
+        say(f"{len(rows)} rows have no text; those to validate with are chosen by {key_name}.")
+    elif keys is not text_keys:
         word = "text" if texts == 1 else "texts"
         say(f"{len(rows)} rows have {texts} different {word}; those to validate with are chosen by {key_name}.")
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
 
-def _stripped(rows: Dataset, column: str) -> Iterator[str]:
-    """Yield the texts in a column without the white space around them."""
-    return (str(text).strip() for text in texts_of(rows, column))
+def _stripped(rows: Dataset, column: str | None) -> Iterator[str]:
+    """Yield the texts in a column without the white space around them; empty texts without a column."""
+    return (str(text).strip() for text in input_texts(rows, column))
 
 
-def _vector_keys(rows: Dataset, column: str) -> Iterator[str]:
+def input_texts(rows: Dataset, column: str | None) -> Iterator[str]:
+    """Yield the input text of each row; an empty one if there is no column of texts."""
+    return repeat("", len(rows)) if column is None else texts_of(rows, column)
+
+
+def vector_keys(rows: Dataset, column: str, name_row: NameRow = "row {}".format) -> Iterator[str]:
     """Yield a string for each row. Rows with equal vectors get equal strings."""
-    for vector in read_vectors(rows, column):
+    for vector in read_vectors(rows, column, name_row):
         yield "" if vector is None else hashlib.md5(vector.numpy().tobytes()).hexdigest()
 
 
@@ -283,7 +352,7 @@ def vector_widths(rows: Dataset, columns: Columns) -> dict[str, int]:
     """
     widths = {}
     for kind, column in columns.by_kind.items():
-        vectors = _vectors_named_by_text(rows, columns, column)
+        vectors = read_vectors(rows, column, row_names(rows, columns))
         width = next((vector.shape[-1] for vector in vectors if vector is not None), None)
         if width is None:
             raise ValueError(f"column {column!r} holds no vector in any of {len(rows)} rows.")
@@ -297,12 +366,18 @@ def has_vector(rows: Dataset, columns: Columns) -> np.ndarray:
     Raises:
         ValueError: No row has one, or a column holds something else.
     """
-    found = np.zeros(len(rows), dtype=bool)
-    for column in columns.by_kind.values():
-        vectors = _vectors_named_by_text(rows, columns, column)
-        found |= np.fromiter((vector is not None for vector in vectors), dtype=bool, count=len(rows))
+    found = _have_vector(rows, columns, row_names(rows, columns))
     if not found.any():
         raise ValueError(f"{no_vector_in(columns)} in any of {len(rows)} rows.")
+    return found
+
+
+def _have_vector(rows: Dataset, columns: Columns, name_row: NameRow) -> np.ndarray:
+    """Return which rows have a vector of any kind, bool (rows,); ValueError if a column holds something else."""
+    found = np.zeros(len(rows), dtype=bool)
+    for column in columns.by_kind.values():
+        vectors = read_vectors(rows, column, name_row)
+        found |= np.fromiter((vector is not None for vector in vectors), dtype=bool, count=len(rows))
     return found
 
 
@@ -314,6 +389,7 @@ def no_vector_in(columns: Columns) -> str:
     )
 
 
-def _vectors_named_by_text(rows: Dataset, columns: Columns, column: str) -> Iterator[torch.Tensor | None]:
-    """Yield the vectors in a column. Errors name a row by its text."""
-    return read_vectors(rows, column, lambda index: f"the row of {rows[index][columns.text]!r}")
+def row_names(rows: Dataset, columns: Columns) -> NameRow:
+    """Return a function that names a row for errors: by its first text, or else by its index."""
+    column = next(iter(columns.texts), None)
+    return lambda index: f"row {index}" if column is None else f"the row of {rows[index][column]!r}"

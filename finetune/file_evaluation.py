@@ -17,7 +17,18 @@ from ..common.run_folder import find_trained
 from ..engines.choosing import choose_engine, load_engine
 from ..engines.names import REFERENCE, check_engine
 from ..processing_t5fusion import T5FusionProcessor
-from .data import Columns, check_trained_columns, first_rows, has_vector, hub_data_set, load_split, with_all_texts
+from .data import (
+    Columns,
+    advising_skip_nan,
+    check_trained_columns,
+    first_rows,
+    has_vector,
+    hub_data_set,
+    input_texts,
+    load_split,
+    report_no_text,
+    usable_rows,
+)
 from .evaluation import Evaluation, VectorCondition, evaluate_large, save_evaluation, summarize, vector_conditions
 from .files import load_rows
 from .inputs import make_inputs, report_counts, uses_encoder
@@ -27,6 +38,7 @@ from .trained_model import columns_for, load_on_device
 from .training import held_out_loss
 
 
+@advising_skip_nan()
 def evaluate_file(
     name: str | Path,
     data: str | Path | None = None,
@@ -38,6 +50,7 @@ def evaluate_file(
     revision: str | None = None,
     limit: int | None = None,
     encoding: str | None = None,
+    skip_nan: bool = False,
     engine: str = REFERENCE,
 ) -> Evaluation:
     """Measure the loss and the scores of a model on the rows of a file, or on the rows that its training held out.
@@ -59,6 +72,8 @@ def evaluate_file(
         revision: Branch, tag or commit of the repository.
         limit: Use at most this many rows, the first ones.
         encoding: Encoding of a CSV file; None for UTF-8.
+        skip_nan: Leave out rows of the file whose vectors hold NaN or infinity. By default, they are an error. (Without
+            `data`, this is as in the training.)
         engine: What generates the texts, a name in `t5fusion.engines.ENGINES`. By default, the model itself. The losses
             are always the model's own.
 
@@ -78,7 +93,8 @@ def evaluate_file(
         rows, columns = held_out_rows(folder), _columns_of_training(folder, columns)
     else:
         columns = columns or columns_for(name, revision=revision, vectors=uses_vectors)
-        rows = _rows_of_file(str(data), columns, trained_columns(folder), split, limit, encoding)
+        rows = _rows_of_file(str(data), columns, trained_columns(folder), split, limit, encoding, skip_nan)
+    report_no_text(columns, rows.column_names)
     model, processor, limits = load_on_device(folder)
     generator, chosen = load_engine(model, engine), choose_engine(model, engine).name
     eval_loss = None
@@ -99,7 +115,8 @@ def evaluate_file(
     report_counts(counts, *limits)
     # The scores ignore white space, but the model card shows each sample on one line.
     references = [" ".join(target.split()) for target in rows[columns.target]]
-    evaluation = replace(summarize(results, rows[columns.text], references), eval_loss=eval_loss, engine=chosen)
+    texts = list(input_texts(rows, columns.text))
+    evaluation = replace(summarize(results, texts, references), eval_loss=eval_loss, engine=chosen)
     if not processes().is_main_process or not Path(name).is_dir():
         return evaluation
     source = {"data": str(data), "split": split} if data is not None and hub_data_set(str(data)) else {}
@@ -115,14 +132,20 @@ def _columns_of_training(folder: Path, columns: Columns | None) -> Columns:
 
 
 def _rows_of_file(
-    data: str, columns: Columns, trained: Columns | None, split: str, limit: int | None, encoding: str | None
+    data: str,
+    columns: Columns,
+    trained: Columns | None,
+    split: str,
+    limit: int | None,
+    encoding: str | None,
+    skip_nan: bool,
 ) -> Dataset:
-    """Return the first `limit` rows of a file that have a text and a target."""
+    """Return the first `limit` rows of a file that are usable (see `usable_rows`) and have a target."""
     if columns.target is None:
         raise ValueError("an evaluation needs a target column. Name one: --target-column, or Columns(text, target).")
     rows = load_rows(data, split, encoding)
     check_trained_columns(rows, columns, trained)
-    return first_rows(with_all_texts(rows, columns), limit)
+    return first_rows(usable_rows(rows, columns, skip_nan), limit)
 
 
 def held_out_rows(folder: str | Path) -> Dataset:
@@ -140,7 +163,10 @@ def held_out_rows(folder: str | Path) -> Dataset:
             f"{command('evaluate', folder, 'FILE')}."
         )
     # An encoder is named only so that unread columns of vectors are allowed, as they were in training.
-    _, rows = load_split(source["data"], columns, source["validation"], encoder="any", encoding=source["encoding"])
+    _, rows = load_split(
+        source["data"], columns, source["validation"], encoder="any", encoding=source["encoding"],
+        skip_nan=source.get("skip_nan", False),
+    )  # fmt: skip
     rows = first_rows(rows, source["limit"])
     if len(rows) != record["held_out_rows"]:
         raise ValueError(

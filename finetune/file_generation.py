@@ -12,7 +12,7 @@ from ..common.console import say
 from ..common.progress import Progress
 from ..common.run_folder import find_trained, trained_digest
 from ..engines.choosing import choose_engine, load_engine
-from .data import Columns, check_trained_columns, no_vector_in
+from .data import Columns, check_trained_columns, no_vector_in, report_no_text
 from .decoding import Decoding, seed_of_chunk
 from .generation import Output, generate_rows, generate_texts
 from .inputs import make_inputs, report_counts
@@ -106,7 +106,7 @@ def generate_file(
     columns_to_read = columns or columns_for(name, revision=revision, vectors=vectors)
 
     def chunks() -> Iterable[Chunk]:
-        return first_of(read_chunks(str(data), split, columns_to_read.text, encoding), limit)
+        return first_of(read_chunks(str(data), split, columns_to_read.text or "text", encoding), limit)
 
     decoding = Decoding(num_beams, max_new_tokens, batch_size, settings, seed, engine)
     return generate_chunks(
@@ -163,6 +163,7 @@ def generate_chunks(
             return generate_texts(model, rows, processor, decoding.batch_size, advance, **options)
 
     checked = _checked_columns(chunks, columns, trained_columns(folder))
+    report_no_text(columns, ())
     try:
         with Progress("Generating", total() if writer else None) as progress:
             counts = generate_rows(checked, columns, inputs, generate, writer, reread, progress)
@@ -172,7 +173,7 @@ def generate_chunks(
         if writer:
             writer.close()
     generated = _count(writer)
-    _report(generated, counts, limits)
+    _report(generated, counts, limits, columns)
     if columns.vector and vectors and 0 < counts["inputs"] == counts["without vectors"] and not generated.earlier:
         raise ValueError(
             f"{no_vector_in(columns)} in any row; all {generated.rows} texts are generated from the rows' text alone."
@@ -198,10 +199,11 @@ def _count(writer: Output | None) -> Generated:
     return Generated(rows=sum(numbers), earlier=numbers[0])
 
 
-def _report(generated: Generated, counts: Counter, limits: tuple[int, int]) -> None:
+def _report(generated: Generated, counts: Counter, limits: tuple[int, int], columns: Columns) -> None:
     """Print how many rows were cut, empty or without a vector; raise ValueError if there are no rows."""
     if generated.rows == 0:
         raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
     report_counts(counts, *limits)
     if counts["empty"]:
-        say(f"{counts['empty']} rows have an empty text; their output is null.")
+        lack = "an empty text" if columns.texts else "neither text nor a vector"
+        say(f"{counts['empty']} rows have {lack}; their output is null.")

@@ -1,6 +1,7 @@
 """Train on the rows of a file, as `t5fusion train` does."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from ..common.next_commands import command
 from ..kinds_t5fusion import DEFAULT_KIND, VectorKind, plain_kind
 from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import recorded_commit
-from .data import Columns, first_rows, hub_data_set, load_split, vector_widths
+from .data import Columns, advising_skip_nan, first_rows, hub_data_set, load_split, report_no_text, vector_widths
 from .inputs import input_parts, report_counts
 from .options import Recipe, TrainingOptions
 from .output_folder import CHECKPOINTS, check_output
@@ -22,6 +23,7 @@ from .trainer import check_launch, training_arguments
 from .training import train
 
 
+@advising_skip_nan()
 def train_file(
     data: str | Path,
     columns: Columns,
@@ -32,6 +34,7 @@ def train_file(
     validation: str | Path | None = None,
     limit: int | None = None,
     encoding: str | None = None,
+    skip_nan: bool = False,
     resume: bool = False,
     overwrite: bool = False,
 ) -> torch.nn.Module:
@@ -52,6 +55,7 @@ def train_file(
         validation: File or data set to validate with after each epoch; if None, a tenth of the rows is held out.
         limit: Use at most this many rows to train on, and this many to validate with.
         encoding: Encoding of CSV files; None for UTF-8.
+        skip_nan: Leave out rows whose vectors hold NaN or infinity. By default, they are an error.
         resume: Resume from the last checkpoint in `output`. All other arguments must be as before.
         overwrite: Replace what an earlier training saved in `output`.
 
@@ -67,9 +71,11 @@ def train_file(
     data, output, validation = str(data), Path(output), None if validation is None else str(validation)
     check_launch()
     _check_columns_for_training(columns, recipe)
+    recipe = _recipe_for(columns, recipe)
     if options.settings:  # They are checked before the vectors are made, which can take hours.
         training_arguments(options, output / CHECKPOINTS)
-    rows, held_out = load_split(data, columns, validation, recipe.encoder, encoding)
+    rows, held_out = load_split(data, columns, validation, recipe.encoder, encoding, skip_nan)
+    report_no_text(columns, rows.column_names)
     rows, held_out = first_rows(rows, limit), first_rows(held_out, limit)
     if is_first_process():  # The folder, too, is checked before the vectors are made.
         check_output(output, resume, overwrite)
@@ -79,8 +85,11 @@ def train_file(
     limits = (options.max_source, options.max_target)
     counts: Counter = Counter()
     run = run_yaml(
-        columns, options, recipe, data=data, validation=validation, limit=limit, encoding=encoding, output=output
+        columns, options, recipe, data=data, validation=validation, limit=limit, encoding=encoding,
+        skip_nan=skip_nan or None, output=output,
     )  # fmt: skip
+    source = {"data": _absolute(data), "validation": _absolute(validation), "limit": limit, "encoding": encoding}
+    source |= {"skip_nan": True} if skip_nan else {}
     with rows_folder() as folder:
         inputs, held_out_inputs = (
             keep_rows(folder / name, input_parts(part, columns, processor, limits, counts), tuple(processor.kinds))
@@ -89,8 +98,7 @@ def train_file(
         report_counts(counts, *limits)
         model = train(
             inputs, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
-            source={"data": _absolute(data), "validation": _absolute(validation), "limit": limit, "encoding": encoding},
-            run=run,
+            source=source, run=run,
         )  # fmt: skip
     say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
     return model
@@ -100,6 +108,10 @@ def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
     """Raise ValueError if there is no target column, or another column or the encoder would have no effect."""
     if columns.target is None:
         raise ValueError("training needs a target column. Name one: Columns(text, target).")
+    if columns.text is None and not (columns.vector or columns.lexical):
+        raise ValueError(
+            "training needs a column of texts or of vectors. Name one: --text-column, --vector-column, or both."
+        )
     has_encoder = columns.lexical or recipe.encoder
     if has_encoder and isinstance(columns.vector, str):
         raise ValueError(
@@ -114,6 +126,28 @@ def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
         raise ValueError(
             f"`kinds` has options for {', '.join(map(repr, unknown))}, which no column of vectors has as its kind."
         )
+
+
+def _recipe_for(columns: Columns, recipe: Recipe) -> Recipe:
+    """Return the recipe, without a place for the text in its template if the rows have no text.
+
+    Raises:
+        ValueError: The template has a place for the text, and there is no column of texts, or the reverse.
+    """
+    if columns.text is None and recipe.template == Recipe.template:
+        return replace(recipe, template="")
+    if columns.text is None and "{text}" in recipe.template:
+        raise ValueError(
+            f"the template {recipe.template!r} has a place for a text, and no column of texts is named. Give "
+            "--text-column, or leave {text} out of --template."
+        )
+    encodes_text = not (columns.vector or columns.lexical) or (recipe.encoder and not columns.lexical)
+    if columns.text is not None and "{text}" not in recipe.template and not encodes_text:
+        raise ValueError(
+            f"the template {recipe.template!r} has no {{text}}, so nothing reads the column {columns.text!r}. Put "
+            "{text} into --template, or leave --text-column out."
+        )
+    return recipe
 
 
 def _new_processor(

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
 from ..common.progress import Progress
 from ..processing_t5fusion import T5FusionProcessor
-from .data import Columns, check_columns, check_texts, rows_with_text
+from .data import Columns, are_usable, check_columns, check_texts
 from .inputs import batches
 from .output_file import OutputFile
 from .parallel import shared
@@ -78,7 +79,8 @@ def generate_rows(
         progress: Counts the rows; None to show nothing.
 
     Returns:
-        The counts of `inputs` over the rows of this run, and `empty`: the number of rows without text, which get null.
+        The counts of `inputs` over the rows of this run, and `empty`: the number of rows without text, or with neither
+        text nor a vector. They get null.
 
     Raises:
         ValueError: A column is missing or holds no text, or a text of an earlier run belongs to another row.
@@ -137,12 +139,13 @@ def _generate_chunk(
     generate: Generate,
     advance: Advance,
 ) -> tuple[list[str | None], Counter[str]]:
-    """Return a generated text for each row of a chunk (None for a row without text), and the counts."""
-    with_text = rows_with_text(chunk.rows, columns.texts)
-    counts = Counter(empty=len(chunk.rows) - len(with_text))
+    """Return a generated text for each row of a chunk (None for a row that is not usable), and the counts."""
+    numbers = range(chunk.first, chunk.first + len(chunk.rows))
+    usable = np.flatnonzero(are_usable(chunk.rows, columns, numbers)).tolist()
+    counts = Counter(empty=len(chunk.rows) - len(usable))
     texts: list[str | None] = [None] * len(chunk.rows)
-    if with_text:
-        rows = inputs(chunk.rows.select(with_text), [chunk.first + row for row in with_text], counts)
-        for row, text in zip(with_text, generate(rows, chunk.first, advance), strict=True):
+    if usable:
+        rows = inputs(chunk.rows.select(usable), [numbers[row] for row in usable], counts)
+        for row, text in zip(usable, generate(rows, chunk.first, advance), strict=True):
             texts[row] = text
     return texts, counts

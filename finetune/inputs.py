@@ -13,8 +13,8 @@ from ..common.console import say
 from ..common.limits import MAX_SOURCE, MAX_TARGET
 from ..kinds_t5fusion import VectorKind, token_of
 from ..processing_t5fusion import T5FusionProcessor
-from .column_vectors import read_vectors
-from .data import Columns
+from .column_vectors import NameRow, read_vectors
+from .data import Columns, input_texts, row_names
 from .row_blocks import BLOCK, texts_of
 from .vector_cache import encode_cached, encode_distinct
 
@@ -39,7 +39,7 @@ def make_inputs(
 
     Args:
         rows: Rows that have text in each column of texts.
-        columns: The columns to read.
+        columns: The columns to read. Without a column of the input text, each row has an empty one.
         processor: The tokenizer and the recipe.
         limits: Longest text and longest target, in tokens.
         vectors: Whether to give the model vectors.
@@ -49,8 +49,8 @@ def make_inputs(
         progress: Whether to show how far the encoder has come; see `encode_cached`.
 
     Raises:
-        ValueError: The vectors are missing, or their width is not the processor's; or the columns are those of kinds
-            that the model does not read.
+        ValueError: The vectors are missing, or their width is not the processor's; the columns are those of kinds
+            that the model does not read; or there is a column of texts, and the model reads none, or the reverse.
     """
     updated = Counter() if counts is None else counts
     parts = input_parts(rows, columns, processor, limits, updated, vectors, keep, numbers, progress)
@@ -76,9 +76,10 @@ def input_parts(
     Args, Raises:
         As for `make_inputs`.
     """
+    check_text_column(columns, processor)
     vectors_by_row = _vectors_by_row(rows, columns, processor, keep, numbers, progress) if vectors else None
-    texts, targets = texts_of(rows, columns.text), texts_of(rows, columns.target) if columns.target else None
-    placed = vectors_by_row is not None and _has_placeholders(processor, texts_of(rows, columns.text))
+    texts, targets = input_texts(rows, columns.text), texts_of(rows, columns.target) if columns.target else None
+    placed = vectors_by_row is not None and _has_placeholders(processor, input_texts(rows, columns.text))
     first = 0
     while first < len(rows):
         part_vectors = None if vectors_by_row is None else _next_block(vectors_by_row)
@@ -86,6 +87,23 @@ def input_parts(
         part_targets = None if targets is None else list(islice(targets, len(part)))
         yield prepare(part, part_targets, part_vectors, processor, *limits, counts, placed)
         first += len(part)
+
+
+def check_text_column(columns: Columns, processor: T5FusionProcessor) -> None:
+    """Check that there is a column of the input text if the model reads one, and no column if nothing reads it.
+
+    Raises:
+        ValueError: A column is missing, or would have no effect.
+    """
+    prompt = f"its prompt is {processor.template!r}"
+    if columns.text is None and processor.reads_text:
+        raise ValueError(f"the model reads a text ({prompt}), and no column of texts is named. Give --text-column.")
+    encodes_text = processor.lexical_source == "text" and columns.lexical is None
+    if columns.text is not None and not processor.reads_text and not encodes_text:
+        raise ValueError(
+            f"the model reads no text, only vectors ({prompt}, without {{text}}). Give rows of a file with their "
+            "vectors (--vector-column), and neither texts nor --text-column."
+        )
 
 
 def _next_block(vectors_by_row: Iterator[VectorsOfRow]) -> list[VectorsOfRow]:
@@ -125,7 +143,12 @@ def _vectors_by_row(
     kinds, given = processor.kinds, _columns_of_kinds(columns, processor.kinds)
     of_kinds: dict[str, Iterable[torch.Tensor | None]] = {}
     if uses_encoder(columns, processor):
-        texts = rows[columns.lexical or columns.text][:]
+        if (column := columns.lexical or columns.text) is None:
+            raise ValueError(
+                "the encoder makes vectors from texts, and no column of texts is named. Give --text-column or "
+                "--lexical-column."
+            )
+        texts = rows[column][:]
         encoded = encode_cached(texts, processor, progress) if keep else encode_distinct(texts, processor)
         of_kinds[next(iter(kinds))] = encoded
     elif not given and processor.lexical_source == "given":
@@ -134,7 +157,8 @@ def _vectors_by_row(
             "--vector-column, as in training, or --no-vectors."
         )
     for kind, column in given.items():
-        of_kinds[kind] = _vectors_in_column(rows, columns.text, column, kinds[kind], numbers)
+        name_row = row_names(rows, columns) if numbers is None else lambda index: f"row {numbers[index]}"
+        of_kinds[kind] = _vectors_in_column(rows, column, kinds[kind], name_row)
     if not of_kinds:
         return None
     if len(kinds) == 1:
@@ -173,21 +197,16 @@ def _present(kinds: Iterable[str], of_row: Sequence[torch.Tensor | None]) -> dic
 
 
 def _vectors_in_column(
-    rows: Dataset, text_column: str, column: str, kind: VectorKind, numbers: Sequence[int] | None
+    rows: Dataset, column: str, kind: VectorKind, name_row: NameRow
 ) -> Iterator[torch.Tensor | None]:
     """Yield the vectors in a column; raise ValueError if they are not those of a kind.
 
     Args:
         rows: The rows.
-        text_column: The column of the text by which errors name a row, if there are no `numbers`.
         column: The column of the vectors.
         kind: Their kind.
-        numbers: See `make_inputs`.
+        name_row: Returns the name of a row for errors, by its index.
     """
-
-    def name_row(index: int) -> str:
-        return f"row {numbers[index]}" if numbers is not None else f"the row of {rows[index][text_column]!r}"
-
     for vectors in read_vectors(rows, column, name_row, is_scaled=kind.scale is not None):
         if vectors is not None and vectors.shape[-1] != kind.dim:
             raise ValueError(

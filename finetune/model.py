@@ -25,7 +25,8 @@ def build_model(
     Args:
         options: The options of the training.
         processor: The processor of the rows.
-        rows: Rows of `inputs.prepare`. The fusion layer is fitted to them (see `T5WithFusion.fit_fusion`).
+        rows: Rows of `inputs.prepare`. The fusion layer is fitted to them (see `T5WithFusion.fit_fusion`), or if it is
+            frozen, its scales are.
         commit: Commit of the base model; None for its main branch.
 
     Raises:
@@ -35,20 +36,28 @@ def build_model(
     """
     model = _load_base_model(options, processor, commit)
     with_vectors = any(row.get("lexical_embeds") is not None for row in rows)
-    if options.train_fusion and with_vectors:
-        model.fit_fusion(rows) if options.fusion_start == "targets" else model.fit_scales(rows)
+    has_scale = any(kind.scale for kind in model.config.kinds.values())
+    if with_vectors and options.train_fusion and options.fusion_start == "targets":
+        model.fit_fusion(rows)
+    elif with_vectors and (options.train_fusion or has_scale):
+        model.fit_scales(rows)
     if options.full:
         model.encoder.fusion.requires_grad_(options.train_fusion)
         return model
     check_target_modules(model, options)
     lora: dict[str, object] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
-    if not (options.train_fusion and with_vectors):
+    # A frozen layer without a scale is the same in every process, so it is not saved. But its scales must be.
+    holds_fusion = with_vectors and (options.train_fusion or has_scale)
+    if not holds_fusion:
         lora["modules_to_save"] = []
     if options.target_modules is not None:
         lora["target_modules"] = list(options.target_modules)
     lora |= read_settings(options.settings).lora
     torch.manual_seed(options.seed)
-    return get_peft_model(model, model.lora_config(**lora))
+    peft_model = get_peft_model(model, model.lora_config(**lora))
+    if holds_fusion:
+        model.fusion_to_fit().requires_grad_(options.train_fusion)
+    return peft_model
 
 
 def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, commit: str | None) -> T5WithFusion:

@@ -97,7 +97,9 @@ class Recipe:
         None, "Model of sentence-transformers that makes the vectors. Default: all-MiniLM-L6-v2.", panel=VECTORS
     )
     lexical_dim: int = option(384, "Width of the encoder's vectors.", COUNT, panel=VECTORS)
-    template: str = option("{text}", "The prompt. {text} stands for the row's text.", panel=DATA)
+    template: str = option(
+        "{text}", "The prompt. {text} stands for the row's text; rows without text need no {text}.", panel=DATA
+    )
     kinds: Mapping[str, Mapping[str, Any]] | None = option(
         None,
         "Options of the kinds of vectors that columns hold: tokens, projector and scale, by the name of the kind, such "
@@ -133,9 +135,13 @@ class TrainingOptions:
     )
     train_fusion: bool = option(
         True,
-        "Train the fusion layer. Otherwise it keeps its initial random weights, which are the same on every machine.",
+        "Train the fusion layer. Otherwise it keeps its initial random weights, which are the same on every machine, "
+        "and only the scales of its vectors are read off the rows.",
         panel=VECTORS,
-        opposite=("freeze_fusion", "Keep the fusion layer at its initial random weights."),
+        opposite=(
+            "freeze_fusion",
+            "Keep the fusion layer at its initial random weights. Only the scales of vectors are read off the rows.",
+        ),
     )
     fusion_start: Literal["targets", "random"] = option(
         "targets",

@@ -1,9 +1,9 @@
 """The output file of `t5fusion generate`, with all rows and their generated texts.
 
 While texts are generated, they are appended to a file beside the output, NAME.partial. Each of its lines is JSON: the
-text of a row, and the text that was generated for it. An interrupted run resumes from that file. When all rows have
-their line, the rows are read once more, the output is written with all their columns, and NAME.partial is removed. So
-the output is whole as soon as it exists.
+text of a row (or a digest of its vectors, if it has no text), and the text that was generated for it. An interrupted
+run resumes from that file. When all rows have their line, the rows are read once more, the output is written with all
+their columns, and NAME.partial is removed. So the output is whole as soon as it exists.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import portalocker
 import pyarrow as pa
@@ -21,7 +21,7 @@ from ..common.console import say
 from ..common.run_files import read_json
 from ..engines.names import REFERENCE
 from .data import Columns
-from .earlier_texts import EarlierText, texts_in_output, texts_in_partial
+from .earlier_texts import EarlierText, key_column, row_keys, texts_in_output, texts_in_partial
 from .file_names import check_ending, kind_of
 from .output_columns import all_vector_columns, output_column, report_output_column, table_without
 from .output_formats import UNFINISHED, can_hold_vectors, json_line, write_whole
@@ -92,7 +92,7 @@ class OutputFile:
         self.file.seek(0)
         # It becomes None when all earlier texts have been compared with the rows.
         self.earlier_texts: Iterator[EarlierText] | None = (
-            texts_in_partial(self.file, columns.text) if self.is_resumed else texts_in_output(path, columns.text)
+            texts_in_partial(self.file, columns) if self.is_resumed else texts_in_output(path, columns)
         )
 
     @property
@@ -153,19 +153,21 @@ class OutputFile:
         self._remember_columns(rows)
         if self.earlier_texts is None:
             return 0
-        count = 0
-        for text in rows[self.columns.text]:
+        keys = row_keys(rows, self.columns, self.earlier_rows)
+        for count in range(len(rows)):
             earlier = next(self.earlier_texts, None)
             if earlier is None:
                 self._begin_appending(self.earlier_rows + count)
                 break
-            if not earlier.belongs_to(text):
+            if not earlier.belongs_to(key := next(keys)):
                 row = self.earlier_rows + count
+                whose = "" if self.columns.text is None else f", whose text is {key!r}"
                 raise ValueError(
-                    f"row {row} of {self._earlier_file} is not row {row} of the input, whose text is {text!r}. Name "
-                    "another --output, or give --overwrite."
+                    f"row {row} of {self._earlier_file} is not row {row} of the input{whose}. Name another --output, "
+                    "or give --overwrite."
                 )
-            count += 1
+        else:
+            count = len(rows)
         self.earlier_rows += count
         return count
 
@@ -176,8 +178,8 @@ class OutputFile:
             OSError: They cannot be written, for example because the disk is full. The file may hold some of them.
         """
         self._report_dropped()
-        texts = rows[self.columns.text]
-        lines = b"".join(self._line(*pair) for pair in zip(texts, outputs, strict=True))
+        keys = row_keys(rows, self.columns)
+        lines = b"".join(self._line(*pair) for pair in zip(keys, outputs, strict=True))
         try:
             self._record_made_with()
             self.file.write(lines)
@@ -246,9 +248,10 @@ class OutputFile:
         """Return the columns that the file cannot hold."""
         return [] if can_hold_vectors(self.path) else all_vector_columns(rows, self.columns)
 
-    def _line(self, text: str | None, output: str | None) -> bytes:
+    def _line(self, key: Any, output: str | None) -> bytes:
         """Return the line of NAME.partial for a row."""
-        return json_line({self.columns.text: text, output_column([self.columns.text]): output})
+        name = key_column(self.columns)
+        return json_line({name: key, output_column([name]): output})
 
     def _begin_appending(self, rows: int) -> None:
         """Prepare NAME.partial for more rows. If it is new, first copy the texts of the earlier output into it.
@@ -262,8 +265,8 @@ class OutputFile:
             return
         unfinished = _open_locked(self.partial.with_name(self.partial.name + UNFINISHED))
         unfinished.truncate(0)
-        for earlier in islice(texts_in_output(self.path, self.columns.text), rows):
-            unfinished.write(self._line(earlier.text, earlier.output))
+        for earlier in islice(texts_in_output(self.path, self.columns), rows):
+            unfinished.write(self._line(earlier.key, earlier.output))
         unfinished.flush()
         os.fsync(unfinished.fileno())
         unfinished.close()
@@ -273,16 +276,16 @@ class OutputFile:
 
     def _tables(self, name: str, reread: Callable[[], Iterable[Chunk]] | None) -> Iterator[pa.Table]:
         """Yield the rows of the output, chunk by chunk, with the generated texts in the column called `name`."""
-        generated = texts_in_partial(self.file, self.columns.text)
+        generated = texts_in_partial(self.file, self.columns)
         if reread is None:
             while part := list(islice(generated, CHUNK)):
                 texts, outputs = zip(*part, strict=True)
-                columns = {self.columns.text: texts, name: outputs}
+                columns = {key_column(self.columns): texts, name: outputs}
                 yield pa.table({column: pa.array(values, pa.string()) for column, values in columns.items()})
             return
         for _, rows in reread():
-            texts, part = rows[self.columns.text][:], list(islice(generated, len(rows)))
-            if len(part) < len(texts) or not all(each.belongs_to(text) for each, text in zip(part, texts, strict=True)):
+            keys, part = row_keys(rows, self.columns), list(islice(generated, len(rows)))
+            if len(part) < len(rows) or not all(each.belongs_to(key) for each, key in zip(part, keys, strict=True)):
                 raise ValueError(f"the input changed while {self.partial} was made. Give --overwrite to start over.")
             outputs = pa.array([each.output for each in part], pa.string())
             yield table_without(rows, self._dropped(rows)).append_column(name, outputs)

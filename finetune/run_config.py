@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = {"text_column": "text", "target_column": "target", "lexical_column": "lexical", "vector_column": "vector"}
 # The other arguments of `train_file`.
-ARGUMENTS = ("data", "validation", "limit", "encoding", "output", "resume", "overwrite")
+ARGUMENTS = ("data", "validation", "limit", "encoding", "skip_nan", "output", "resume", "overwrite")
 SETTINGS = "set"  # the key of the settings, which --set gives on the command line
 VECTOR_COLUMN = "vector_column"  # the key of the columns of vectors, with the options of their kinds
 
@@ -88,7 +88,9 @@ def read_run(file: str | Path) -> dict[str, Any]:
     from .data import Columns  # It is slow to import, and the command line reads a file without it.
 
     given = read_config(file)
-    missing = [name for name in ("data", "text_column", "target_column") if name not in given]
+    has_vectors = "vector_column" in given or "lexical_column" in given
+    needed = ("data", *(() if has_vectors else ("text_column",)), "target_column")
+    missing = [name for name in needed if name not in given]
     if missing:
         raise ValueError(f"{file} does not name {', '.join(missing)}.")
     names = {name: given[key] for key, name in COLUMNS.items() if key in given}

@@ -33,17 +33,17 @@ def columns_for(
         vectors: Whether the model is given vectors. If not, neither `lexical` nor `vector` is taken from the training.
 
     Raises:
-        ValueError: No text column is given, and the folder does not record the columns of the training.
+        ValueError: No column of texts or vectors is given, and the folder does not record those of the training.
         OSError: There is neither such a folder nor such a repository.
     """
     trained = trained_columns(find_trained(str(name), revision))
-    if trained is None and text is None:
+    if trained is None and text is None and not (vectors and (lexical or vector)):
         raise ValueError(
             f"{name} does not record the columns that it was trained with. Name them: --text-column, --target-column, "
             "and --lexical-column or --vector-column if there was one."
         )
     if trained is None:
-        return Columns(str(text), target, lexical, vector)
+        return Columns(text, target, lexical, vector)
     if vectors:
         lexical, vector = _columns_of_vectors(trained, lexical, vector)
     return Columns(text or trained.text, target or trained.target, lexical, vector)

@@ -31,6 +31,16 @@ MOST_START_ROWS = 20_000  # the most rows that the start reads; more take long a
 FEW_REPORT_ROWS = 50  # With fewer held-out rows, the report adds that they may not be enough.
 MOST_REPORT_BATCHES = 64  # the most held-out batches that the report measures
 
+# Why vectors stay unscaled, and what to do
+UNREADABLE = (
+    "no rows with vectors and labels can be read from the training set in advance (it is streamed, or its rows are no "
+    "dicts). Call `model.fit_fusion(rows)` before training, with some thousands of rows."
+)
+FROZEN = (
+    "the fusion layer is frozen, or has other weights than its initial ones. Call `model.fit_scales(rows)` before "
+    "training, on an adapter that holds the layer: one without `modules_to_save=[]`."
+)
+
 
 class FusionCallback(TrainerCallback):
     """Callback that calls `fit_fusion` before training, and reports after training if the vectors bring nothing.
@@ -47,18 +57,15 @@ class FusionCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state, control, model=None, train_dataloader=None, **kwargs):
         fused = fused_model(model) if self.start else None
-        if fused is not None and is_on(TRAINER) and has_initial_fusion(fused):
-            rows = start_rows(train_dataloader)
-            unscaled = [name for name, kind in fused.config.kinds.items() if kind.scale]
-            if rows:
-                fused.fit_fusion(rows)
-            elif unscaled and state.is_world_process_zero:
-                print(
-                    f"The {' and '.join(unscaled)} vectors are not scaled, because no rows with vectors and labels can "
-                    "be read from the training set in advance (it is streamed, or its rows are no dicts). Call "
-                    "`model.fit_fusion(rows)` before training, with some thousands of rows.",
-                    file=sys.stderr,
-                )
+        if fused is None or not is_on(TRAINER):
+            return
+        will_start = has_initial_fusion(fused)
+        rows = start_rows(train_dataloader) if will_start else []
+        if rows:
+            fused.fit_fusion(rows)
+        elif (unscaled := unscaled_kinds(fused)) and state.is_world_process_zero:
+            explained = UNREADABLE if will_start else FROZEN
+            print(f"The {' and '.join(unscaled)} vectors are not scaled, because {explained}", file=sys.stderr)
 
     def on_train_end(self, args, state: TrainerState, control, model=None, eval_dataloader=None, **kwargs):
         fused = fused_model(model)
@@ -91,6 +98,18 @@ def fused_model(model) -> T5WithFusion | None:
     model = getattr(model, "module", model)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return base if isinstance(base, T5WithFusion) else None
+
+
+def unscaled_kinds(model: T5WithFusion) -> list[str]:
+    """Return the kinds of vectors that have a scale which was not read off any rows yet."""
+    try:
+        fusion = model.fusion_to_fit()
+    except ValueError:  # The adapter does not hold the layer, so the base model's own is used.
+        fusion = model.encoder.fusion
+        fusion = getattr(fusion, "original_module", fusion)
+    return [
+        name for name, kind in model.config.kinds.items() if kind.scale and not fusion.projector(name).scale.is_fitted
+    ]
 
 
 def has_initial_fusion(model: T5WithFusion) -> bool:

@@ -273,7 +273,8 @@ def make_metadata(facts: dict[str, Any]) -> ModelCardData:
         if name in measures and facts["evaluated_on"]
     ]
     kinds = [*([peft_type.lower()] if peft_type else []), *(["onnx"] if facts["has_graphs"] else [])]
-    samples = [{"text": row["text"], "output": {"text": row["output"]}} for row in evaluation.get("samples", [])]
+    rows = [row for row in evaluation.get("samples", []) if row["text"]]  # The Hub shows a sample by its text.
+    samples = [{"text": row["text"], "output": {"text": row["output"]}} for row in rows]
     return ModelCardData(
         base_model=facts["base_model"],
         library_name="peft" if facts["has_adapter"] else "transformers",

@@ -152,8 +152,10 @@ class LoadingPaths:
             vectors["lexical_embeds"] = given
         elif not has_encoder and processor.lexical_source != "none":
             vectors["lexical_embeds"] = torch.randn(1, processor.lexical_dim)
+        reads_text = "{text}" in processor.template or (has_encoder and processor.lexical_source == "text")
+        texts = [["app_config"]] if reads_text or not vectors else []
         try:
-            return processor(["app_config"], **vectors)
+            return processor(*texts, **vectors)
         except ImportError as error:
             raise Untried(f"not tried: {error}") from error
         except OSError as error:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from t5fusion.finetune.data import rows_with_text
+from t5fusion.finetune.data import have_text
 from t5fusion.finetune.files import lines_of, load_rows
 from t5fusion.finetune.streaming import read_chunks
 
@@ -189,12 +189,12 @@ def test_parquet_columns_without_text_are_named(place):
     for rows in (load_rows("x.parquet"), next(read_chunks("x.parquet")).rows):
         for column, kind in (("b", "binary"), ("d", "timestamp"), ("n", "decimal128")):
             with pytest.raises(ValueError, match=f"column '{column}' holds values of type {kind}.*; expected text"):
-                rows_with_text(rows, [column])
+                have_text(rows, [column])
     kinds = {"v": pa.string_view(), "l": pa.large_string(), "d": pa.dictionary(pa.int32(), pa.string())}
     pq.write_table(pa.table({name: pa.array(["a"]).cast(kind) for name, kind in kinds.items()}), place / "y.parquet")
-    assert rows_with_text(load_rows("y.parquet"), list(kinds)) == [0]
+    assert have_text(load_rows("y.parquet"), list(kinds)).tolist() == [True]
     pq.write_table(pa.table({"n": pa.nulls(2)}), place / "z.parquet")
-    assert rows_with_text(load_rows("z.parquet"), ["n"]) == []
+    assert have_text(load_rows("z.parquet"), ["n"]).tolist() == [False, False]
 
 
 def test_a_file_is_read_if_the_cache_of_datasets_cannot_be_written(place, monkeypatch):

@@ -13,7 +13,7 @@ from t5fusion import T5FusionProcessor
 from t5fusion.common.console import is_first_process, say
 from t5fusion.common.losses import Losses, paired_bootstrap
 from t5fusion.common.run_folder import load_trained, trained_limits
-from t5fusion.finetune.data import without_empty
+from t5fusion.finetune.data import have_text
 from t5fusion.finetune.evaluation import change_vectors, evaluate
 from t5fusion.finetune.files import load_rows
 from t5fusion.finetune.inputs import prepare
@@ -54,9 +54,9 @@ def test_a_column_of_numbers_is_refused_and_not_taken_for_empty(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"name": 1, "parts": [1]}\n')
     table = load_rows(str(tmp_path / "rows.jsonl"))
     with pytest.raises(ValueError, match="column 'name' holds values of type int64; expected text"):
-        without_empty(table, ["name"])
+        have_text(table, ["name"])
     with pytest.raises(ValueError, match="column 'parts' holds values of type list; expected text"):
-        without_empty(table, ["parts"])
+        have_text(table, ["parts"])
 
 
 def test_cut_texts_are_counted_and_texts_that_just_fit_are_not(processor, capsys):

@@ -21,6 +21,7 @@ from t5fusion.finetune.model import build_model, trainable_share
 from t5fusion.finetune.options import TrainingOptions
 from t5fusion.finetune.trainer import FusionTrainer, Interrupted
 from t5fusion.finetune.training import train
+from t5fusion.kinds_t5fusion import VectorKind
 
 DIM = 8
 LETTERS = "abcdefghijklmnopqrst"
@@ -426,3 +427,48 @@ def test_an_adapter_of_another_program_is_loaded(trained, rows, processor):
     finally:
         (folder / "kept.json").rename(folder / "training.json")
     assert losses(loaded, rows, processor).sums.tolist() == losses(model, rows, processor).sums.tolist(), kind
+
+
+@pytest.fixture(scope="module")
+def raw_rows(base):
+    """Rows of a price each, and their processor."""
+    given = {"lexical_encoder": None, "lexical_source": "given"}
+    processor = make_processor(str(base), vectors={"price": VectorKind(1, scale="log")}, **given)
+    prices = [{"price": torch.tensor([10.0 ** (index / 4)])} for index in range(len(LETTERS))]
+    targets = [f"settings of {letter}" for letter in LETTERS]
+    return prepare([f"app_{letter}" for letter in LETTERS], targets, prices, processor), processor
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_frozen_fusion_layer_keeps_its_scales(raw_rows, options, tmp_path, full):
+    rows, processor = raw_rows
+    frozen = options(train_fusion=False, full=full)
+    model = train(rows[:16], rows[16:], processor, frozen, tmp_path / "run")
+    loaded, _ = load_trained(tmp_path / "run")
+    assert losses(loaded, rows, processor).sums.tolist() == losses(model, rows, processor).sums.tolist()
+    saved = {name.rpartition(".fusion.")[2]: value for name, value in weights_of(tmp_path / "run").items()}
+    untuned = T5WithFusion(frozen.base_model, vectors=processor.vectors)
+    untuned.fit_scales(rows[:16])
+    assert untuned.encoder.fusion.scale.is_fitted
+    for name, value in untuned.encoder.fusion.state_dict().items():  # the weights are the initial ones
+        assert torch.equal(saved[name], value), name
+    others = [name for name, weight in model.named_parameters() if ".fusion." in name and weight.requires_grad]
+    assert not others and any(weight.requires_grad for weight in model.parameters())
+
+
+def test_a_frozen_fusion_layer_stays_frozen_in_a_resumed_training(raw_rows, options, tmp_path, monkeypatch):
+    rows, processor = raw_rows
+    frozen = options(train_fusion=False)
+
+    class Stopped(FusionTrainer):
+        def __init__(self, *args, callbacks, **kwargs):
+            super().__init__(*args, callbacks=[*callbacks, PressCtrlC(1)], **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "FusionTrainer", Stopped)
+        with pytest.raises(Interrupted):
+            train(rows[:16], rows[16:], processor, frozen, tmp_path / "stopped")
+    train(rows[:16], rows[16:], processor, frozen, tmp_path / "whole")
+    train(rows[:16], rows[16:], processor, frozen, tmp_path / "stopped", resume=True)
+    whole, resumed = (weights_of(tmp_path / name) for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)  # It was stopped at the end of an epoch.

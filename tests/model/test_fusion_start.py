@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from t5fusion import T5WithFusion, fitting_t5fusion
-from t5fusion.fitting_t5fusion import STRENGTHS, Moments, mean_embeddings, read_moments, ridge, token_weights
+from t5fusion.fitting_t5fusion import (
+    STRENGTHS,
+    Moments,
+    mean_embeddings,
+    penalty_unit,
+    read_moments,
+    ridge,
+    token_weights,
+)
 from t5fusion.kinds_t5fusion import DEFAULT_KIND
 
 DIM = 8
@@ -208,3 +216,38 @@ def test_equal_targets_leave_the_initial_weights(model):
     before = model.encoder.fusion.projection.weight.detach().clone()
     assert model.fit_fusion(as_rows(torch.randn(6, DIM), [[5, 6, 1]] * 6)) == 0
     assert torch.equal(model.encoder.fusion.projection.weight, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("factor", [1e-5, 1e-3, 1e6, 1e15])
+def test_the_length_of_all_vectors_does_not_matter(model, factor):
+    vectors, labels, _ = rows_of(model, rows=60)
+    noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(4))
+    vectors = torch.nn.functional.normalize(vectors + noise)
+    explained = model.fit_fusion(as_rows(vectors, labels))
+    projected = model.encoder.fusion.projection(vectors)
+    assert 0.05 < explained
+    assert model.fit_fusion(as_rows(vectors * factor, labels)) == pytest.approx(explained, abs=1e-6)
+    torch.testing.assert_close(model.encoder.fusion.projection(vectors * factor), projected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_unit_of_penalties_is_one_for_vectors_about_as_long_as_one():
+    """So embeddings of unit length start with the same bits as in 0.1.0, whatever their mean is."""
+    numbers = torch.Generator().manual_seed(0)
+    for mean, width, noise in ((0, 8, 1), (0, 768, 1), (1, 384, 1), (1, 384, 0.3), (0, 384, 1.7)):
+        x = noise * torch.nn.functional.normalize(torch.randn(100, width, generator=numbers)) + mean / width**0.5
+        assert penalty_unit(moments_of(x, x)) == 1
+    assert penalty_unit(moments_of(1e-3 * x, x)) == 1e-6 and penalty_unit(moments_of(1e6 * x, x)) == 1e12
+    assert penalty_unit(moments_of(torch.ones(9, 3) / 3, torch.ones(9, 1))) == 1
+
+
+def test_huge_vectors_with_as_many_columns_as_rows_divide_by_nothing(model):
+    """Beside their squares, the smallest penalty is lost in rounding."""
+    numbers = torch.Generator().manual_seed(0)
+    x, y = 1e17 * torch.randn(6, 30, generator=numbers), torch.randn(6, 4, generator=numbers)
+    for unit in (1.0, penalty_unit(moments_of(x, y))):
+        weight, explained = ridge(moments_of(x, y), unit)
+        assert torch.isfinite(weight).all() and explained < 1
+    vectors = list(1e17 * torch.randn(6, DIM, generator=numbers))
+    model.fit_fusion(as_rows(vectors, [[5 + row, 6, 1] for row in range(6)]))
+    assert torch.isfinite(model.encoder.fusion.projection.weight).all()

@@ -186,3 +186,56 @@ def test_the_config_names_one_pipeline(folder):
     assert (folder / "pipeline_t5fusion.py").exists()
     # A model that was loaded through the pipeline's config saves the same again.
     assert DataCollatorWithFusion(make_tokenizer()).lexical_token_id == T5WithFusion(folder).config.lexical_token_id
+
+
+# --- rows without text
+
+VECTOR_INPUTS = {
+    "vectors": lambda write: write(lexical_embeds=VECTORS, **SHORT),
+    "a list of vectors": lambda write: write(lexical_embeds=list(VECTORS), **SHORT),
+    "rows": lambda write: write([{"lexical_embeds": vector, "size": 3} for vector in VECTORS], **SHORT),
+    "columns": lambda write: write({"lexical_embeds": VECTORS, "size": range(5)}, **SHORT),
+    "columns of lists": lambda write: write({"lexical_embeds": VECTORS.tolist()}, **SHORT),
+    "a stream": lambda write: [one for (one,) in write(({"lexical_embeds": vector} for vector in VECTORS), **SHORT)],
+    "a data set": lambda write: [
+        one for (one,) in write(Dataset.from_dict({"lexical_embeds": VECTORS.tolist()}), **SHORT)
+    ],
+    "one row": lambda write: [write({"lexical_embeds": vector}, **SHORT)[0] for vector in VECTORS],
+    "one vector": lambda write: [write(lexical_embeds=vector, **SHORT)[0] for vector in VECTORS],
+    "one list of numbers": lambda write: [write(lexical_embeds=vector.tolist(), **SHORT)[0] for vector in VECTORS],
+    "texts, which nothing reads": lambda write: write(TEXTS, lexical_embeds=VECTORS, **SHORT),
+}
+
+
+@pytest.fixture(scope="module", params=["", "describe:"])
+def write_of_vectors(request, folder):
+    given = {"lexical_encoder": None, "lexical_source": "given"}
+    processor = T5FusionProcessor(make_tokenizer(), lexical_dim=DIM, template=request.param, **given)
+    return T5FusionPipeline(T5WithFusion(folder), processor=processor)
+
+
+@pytest.mark.parametrize("inputs", VECTOR_INPUTS)
+def test_rows_without_text(write_of_vectors, inputs):
+    processor, model = write_of_vectors.processor, write_of_vectors.model
+    generated = model.generate(**processor(lexical_embeds=VECTORS), **SHORT)
+    expected = processor.batch_decode(generated, skip_special_tokens=True)
+    assert len(set(expected)) > 2 and texts_of(VECTOR_INPUTS[inputs](write_of_vectors)) == expected
+
+
+def test_several_kinds_without_text(plain_folders):
+    kinds = {"a": 3, "b": 2}
+    processor = T5FusionProcessor(
+        make_tokenizer(), vectors=kinds, lexical_encoder=None, lexical_source="given", template=""
+    )
+    write = T5FusionPipeline(T5WithFusion(plain_folders["flan"], vectors=kinds), processor=processor)
+    given = {"a": VECTORS[:, :3], "b": VECTORS[:, 3:5]}
+    expected = write(["", "", "", "", ""], lexical_embeds=given, **SHORT)
+    assert write(lexical_embeds=given, **SHORT) == write({"lexical_embeds": given}, **SHORT) == expected
+    one = {name: vectors[0] for name, vectors in given.items()}
+    assert write(lexical_embeds=one, **SHORT) == write({"lexical_embeds": one}, **SHORT) == expected[:1]
+
+
+def test_a_model_that_reads_text_needs_it(write):
+    for call in (lambda: write(lexical_embeds=VECTORS), lambda: write({"lexical_embeds": VECTORS})):
+        with pytest.raises(ValueError, match="an input of the pipeline is .*; expected a string, or a dict with"):
+            call()

@@ -216,6 +216,26 @@ def test_a_trainer_says_that_a_stream_cannot_be_scaled(plain_folders, tmp_path, 
         assert said != fitted_before
 
 
+def test_a_trainer_says_that_a_frozen_layer_has_no_scale(plain_folders, tmp_path, capsys):
+    model = price_model(plain_folders)
+    processor = T5FusionProcessor(
+        str(plain_folders["flan"]), vectors=model.config.kinds, lexical_encoder=None, lexical_source="given"
+    )
+    rows = price_rows(8)
+    peft_model = get_peft_model(model, model.lora_config(target_modules=["q"], modules_to_save=[]))
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True
+    )
+    Trainer(peft_model, arguments, DataCollatorWithFusion(processor), rows).train()
+    assert "The price vectors are not scaled, because the fusion layer is frozen" in capsys.readouterr().err
+    model = price_model(plain_folders)
+    peft_model = get_peft_model(model, model.lora_config(target_modules=["q"]))
+    model.fit_scales(rows)
+    model.fusion_to_fit().requires_grad_(False)
+    Trainer(peft_model, arguments, DataCollatorWithFusion(processor), rows).train()
+    assert "not scaled" not in capsys.readouterr().err
+
+
 # --- saved and loaded
 
 

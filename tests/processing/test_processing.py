@@ -180,7 +180,7 @@ def test_error(processor, name):
         ([], "`text` is empty; expected a string, or a list"),
         (["a", 3], "row 1 of the batch, `text`: of type int; expected a string"),
         ([["a", "b"]], "row 0 of the batch, `text`: of type list; expected a string"),
-        (None, "`text` is of type NoneType; expected a string, or a list"),
+        (None, "`text` is missing, and the template 'Filename: {text}' has a place for it; expected one string"),
         (b"ab", "`text` is of type bytes; expected"),
         ({"text": "a"}, "`text` is of type dict; expected"),
         (np.array("a"), "`text` is of type ndarray; expected"),
@@ -609,3 +609,83 @@ def test_remote_code_without_the_package(processor, tmp_path):
 def test_a_folder_that_does_not_exist_is_said_to_be_missing(loaded, name):
     with pytest.raises(OSError, match=f"^there is no folder {name}. Check the path"):
         loaded.from_pretrained(name)
+
+
+# --- rows without text
+
+GIVEN = {"lexical_encoder": None, "lexical_source": "given", "lexical_dim": 3}
+
+
+@pytest.mark.parametrize("template", ["describe:", "", "a <lexical> b"])
+def test_a_template_without_text_reads_vectors_alone(tokenizer, tmp_path, template):
+    T5FusionProcessor(tokenizer, template=template, **GIVEN).save_pretrained(tmp_path)
+    processor = T5FusionProcessor.from_pretrained(tmp_path)
+    assert processor.template == template and not processor.reads_text
+    batch = processor(lexical_embeds=VECTORS, text_target=TEXTS)
+    ids = processor.tokenizer(template)["input_ids"]
+    ids = ids if "<lexical>" in template else [processor.lexical_token_id, *ids]
+    assert batch["input_ids"].tolist() == [ids] * 3 and np.array_equal(batch["lexical_embeds"], VECTORS)
+    assert processor(["x", "y", "z"], lexical_embeds=VECTORS)["input_ids"].tolist() == [ids] * 3  # no text is read
+    rows = processor.rows(None, TEXTS, lexical_embeds=VECTORS)
+    assert {name: value.tolist() for name, value in DataCollatorWithFusion(processor)(rows).items()} == {
+        name: value.tolist() for name, value in batch.items()
+    }
+
+
+def test_rows_without_text_may_get_their_vectors_later(tokenizer):
+    """As in `dataset.map`, if the vectors are a column of the data set."""
+    processor = T5FusionProcessor(tokenizer, template="", **GIVEN)
+    columns = processor(text_target=TEXTS, lexical_embeds=False, return_tensors=None)
+    assert columns["input_ids"] == [[1]] * 3 and len(columns["labels"]) == 3
+    with pytest.raises(ValueError, match="row 1 .*no token of text and no vector"):
+        processor(lexical_embeds=[VECTORS[0], None])
+    with pytest.raises(ValueError, match="no token of text and no vector"):
+        DataCollatorWithFusion(processor.tokenizer)([{"input_ids": [1]}])
+
+
+def test_a_template_without_text_and_an_encoder(tokenizer, monkeypatch):
+    """The vectors are made from texts that the model itself does not read."""
+    encode = lambda self, texts, *_: torch.tensor([[len(text), 1.0, 2.0] for text in texts])  # noqa: E731
+    monkeypatch.setattr(T5FusionProcessor, "encode", encode)
+    processor = T5FusionProcessor(tokenizer, lexical_dim=3, template="")
+    assert processor(TEXTS)["lexical_embeds"][:, 0].tolist() == [10, 1, 12]
+    assert processor(lexical_texts=["ab", "c"])["lexical_embeds"][:, 0].tolist() == [2, 1]
+    with pytest.raises(ValueError, match="row 1 .*no token of text and no vector"):
+        processor(["a", " "])
+    with pytest.raises(ValueError, match="the call has no rows; expected `lexical_embeds`, with the vectors of one"):
+        processor()
+
+
+def test_a_template_with_text_needs_it(processor):
+    with pytest.raises(ValueError, match="`text` is missing, and the template 'Filename: {text}' has a place for it"):
+        processor(lexical_embeds=VECTORS)
+    with pytest.raises(ValueError, match="`text` is missing"):
+        processor.rows(lexical_embeds=VECTORS)
+
+
+# --- placeholders in the text
+
+
+@pytest.mark.parametrize("text", ["<lexical> a b c d e", "a <lexical> b c d e", "a b c d e"])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_placeholders_count_once_against_the_length(tokenizer, text, tokens):
+    kinds = {"image": VectorKind(3, tokens=tokens, scale=None)}
+    processor = T5FusionProcessor(tokenizer, vectors=kinds, lexical_encoder=None, lexical_source="given")
+    whole = processor([text], lexical_embeds=VECTORS[:1])["input_ids"]
+    for length in range(tokens + 3, whole.shape[1] + 1):
+        ids = processor([text], lexical_embeds=VECTORS[:1], max_length=length)["input_ids"][0].tolist()
+        assert len(ids) == length and ids.count(processor.lexical_token_id) == tokens and ids[-1] == 1
+    row = processor.rows([text], lexical_embeds=VECTORS[:1], max_length=whole.shape[1])[0]
+    assert len(row["input_ids"]) == whole.shape[1] - (0 if "<lexical>" in text else tokens)  # The collator adds them.
+    assert row["input_ids"][-2:] == whole[0, -2:].tolist()
+
+
+def test_the_placeholders_of_each_kind_count_once(tokenizer):
+    kinds = {"a": VectorKind(3, scale=None), "b": VectorKind(3, tokens=2, scale=None)}
+    processor = T5FusionProcessor(tokenizer, vectors=kinds, lexical_encoder=None, lexical_source="given")
+    text, given = "x <lexical:b> y <lexical:b> z a b", {"a": VECTORS[:1], "b": [VECTORS[:2]]}
+    whole = processor([text], lexical_embeds=given)["input_ids"]
+    assert processor([text], lexical_embeds=given, max_length=whole.shape[1])["input_ids"].tolist() == whole.tolist()
+    assert processor([text], lexical_embeds=given, max_length=whole.shape[1] - 1)["input_ids"].shape[1] == (
+        whole.shape[1] - 1
+    )
