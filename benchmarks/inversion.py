@@ -116,8 +116,10 @@ def run(variant: str, tokens: int, training: str, seed: int, data: "Data", args:
     start = time.monotonic()
     set_seed(seed)
     model = fused_model(variant, tokens, data.training_vectors.shape[1])
-    processor = T5FusionProcessor(BASE, vectors=model.config.kinds, lexical_encoder=None, lexical_source="given")
-    rows = processor.rows([""] * len(data.training), data.training, lexical_embeds=data.training_vectors)
+    processor = T5FusionProcessor(
+        BASE, vectors=model.config.kinds, lexical_encoder=None, lexical_source="given", template=""
+    )
+    rows = processor.rows(text_target=data.training, lexical_embeds=data.training_vectors)
     if variant in ("linear", "mlp"):
         model.fit_fusion(rows)
     if training == "lora":
@@ -132,7 +134,7 @@ def run(variant: str, tokens: int, training: str, seed: int, data: "Data", args:
     trainer.remove_callback(FusionCallback)  # It would start the variants that begin at random.
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    held_out = processor.rows([""] * len(data.held_out), data.held_out, lexical_embeds=data.held_out_vectors)
+    held_out = processor.rows(text_target=data.held_out, lexical_embeds=data.held_out_vectors)
     parts = {"held out": held_out, "training": rows[: len(held_out)]}
     part_losses = {name: losses(model, part, processor).mean for name, part in parts.items()}
     texts = write_sentences(model, processor, data.held_out_vectors)
@@ -155,8 +157,7 @@ def write_sentences(model: Any, processor: T5FusionProcessor, vectors: np.ndarra
     model.eval()
     texts: list[str] = []
     for part in np.array_split(vectors, range(BATCH, len(vectors), BATCH)):
-        batch = processor([""] * len(part), lexical_embeds=part)
-        ids = model.generate(**batch, max_new_tokens=40, do_sample=False, num_beams=1)
+        ids = model.generate(**processor(lexical_embeds=part), max_new_tokens=40, do_sample=False, num_beams=1)
         texts += processor.batch_decode(ids, skip_special_tokens=True)
     return texts
 
@@ -211,7 +212,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     args.folder.mkdir(parents=True, exist_ok=True)
-    text = None if args.text is None else args.text.read_text(encoding="utf-8")
+    text = None if args.text is None else args.text.read_text(encoding="utf-8", errors="replace")
     data = encode(docstring_sentences() if text is None else sentences_of(text), args.rows)
     print(f"{len(data.training):,} sentences to train on, {len(data.held_out)} to test on", flush=True)
     # Seed by seed, so that an interrupted run has all variants.
