@@ -36,7 +36,7 @@ rows = processor.rows(["describe: figure"] * 480, targets, lexical_embeds=vector
 model = T5WithFusion(BASE, vectors=KINDS, dtype=torch.float32)
 model = get_peft_model(model, model.lora_config())
 arguments = TrainingArguments(
-    "runs/kinds_of_vectors/checkpoints", num_train_epochs=4, learning_rate=2e-3, per_device_train_batch_size=16,
+    "runs/kinds_of_vectors/checkpoints", num_train_epochs=2, learning_rate=4e-3, per_device_train_batch_size=16,
     save_strategy="no", report_to="none",
 )  # fmt: skip
 Trainer(model, arguments, DataCollatorWithFusion(processor), rows).train()

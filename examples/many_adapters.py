@@ -27,7 +27,7 @@ french = [FRENCH[name] for name in english]
 def train(model, targets):
     rows = processor.rows([QUESTION] * 320, targets, lexical_embeds=colours)
     arguments = TrainingArguments(
-        "runs/many_adapters/checkpoints", num_train_epochs=4, learning_rate=2e-3, per_device_train_batch_size=16,
+        "runs/many_adapters/checkpoints", num_train_epochs=2, learning_rate=2e-3, per_device_train_batch_size=16,
         save_strategy="no", report_to="none",
     )  # fmt: skip
     Trainer(model, arguments, DataCollatorWithFusion(processor), rows).train()

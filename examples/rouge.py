@@ -25,7 +25,7 @@ def rows_of(colours, names):
 model = T5WithFusion(BASE, vectors={"colour": 3}, dtype=torch.float32)
 model = get_peft_model(model, model.lora_config())
 arguments = Seq2SeqTrainingArguments(
-    "runs/rouge", num_train_epochs=3, learning_rate=2e-3, per_device_train_batch_size=16, eval_strategy="epoch",
+    "runs/rouge", num_train_epochs=2, learning_rate=2e-3, per_device_train_batch_size=16, eval_strategy="epoch",
     predict_with_generate=True, generation_max_length=12, save_strategy="no", report_to="none",
 )  # fmt: skip
 trainer = Seq2SeqTrainer(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from warm import warm_python
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
@@ -63,7 +64,8 @@ def installed(wheel, tmp_path_factory):
 
 def run_installed(installed, script):
     environment = {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1", "PATH": "", "HOME": str(installed.parent)}
-    return run(sys.executable, "-c", script, cwd=installed.parent, env=environment).split()
+    environment["OMP_NUM_THREADS"] = "1"  # as the interpreter that has imported torch
+    return run(warm_python(), "-c", script, cwd=installed.parent, env=environment).split()
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(sources, wheel):

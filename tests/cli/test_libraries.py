@@ -3,9 +3,9 @@
 import os
 import pty
 import subprocess
-import sys
 
 import pytest
+from warm import warm_python
 
 ARE_SHOWN = """
 import os
@@ -41,7 +41,7 @@ def load(folder, is_terminal, **environment):
     screen, terminal = pty.openpty()
     try:
         done = subprocess.run(
-            [sys.executable, "-c", ARE_SHOWN],
+            [warm_python(), "-c", ARE_SHOWN],
             cwd=folder,
             env=os.environ | environment,
             stdout=subprocess.PIPE,

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
+from warm import warm_python
 
 from t5fusion import finetune
 from t5fusion.finetune import (
@@ -66,7 +66,7 @@ def test_the_lines_in_the_documentation_run(room, monkeypatch, capsys):
 
 def test_importing_the_package_loads_none_of_its_modules():
     code = "import sys, t5fusion.finetune as f; print([m for m in sys.modules if m.startswith('t5fusion.finetune.')])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert subprocess.run([warm_python(), "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_every_public_name_is_there():

@@ -15,6 +15,7 @@ from forks import Forks
 from safetensors.torch import load_file, save_file
 from tiny_disk import tiny_disk
 from training_folder import fill_training_folder
+from warm import warm_python
 
 from t5fusion.finetune.checkpoints import last_checkpoint
 
@@ -184,7 +185,7 @@ with folder.held():
 
 
 def test_a_disk_that_is_full_at_the_first_save(tmp_path):
-    words = [sys.executable, "-c", FILLED_LATER]
+    words = [warm_python(), "-c", FILLED_LATER]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].startswith("OSError: later cannot be written (File too large). Free some space")
 

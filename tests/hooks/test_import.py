@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, T5ForConditionalGeneration, Trainer, TrainingArguments
+from warm import warm_python
 
 from t5fusion import T5WithFusion
 from t5fusion.hooks import trainer_hook
@@ -109,7 +110,7 @@ OFF = [(), (PEFT,), (TRAINER,), (PUSH,), (PEFT, TRAINER, PUSH)]
 def test_the_list_of_what_import_changes(off):
     environment = {name: value for name, value in os.environ.items() if name not in CHANGED_BY}
     environment |= dict.fromkeys(off, "0") | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", COMPARE]
+    command = [warm_python(), "-W", "ignore", "-c", COMPARE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     changed = set(json.loads(done.stdout.splitlines()[-1]))

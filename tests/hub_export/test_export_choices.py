@@ -1,19 +1,28 @@
 """A bundle keeps the choices that were made when the model was built, and changes made before the adapter was saved."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoTokenizer
+from warm import warm_python
 
 from t5fusion import T5WithFusion
+from t5fusion.hub_export import verification
 from t5fusion.hub_export.bundle import export
 from t5fusion.hub_export.manifest import MANIFEST, json_digest, read_manifest
 from t5fusion.hub_export.upload import prepare_files
 from t5fusion.hub_export.verification import verify
 
 QV = {"task_type": "SEQ_2_SEQ_LM", "r": 4, "target_modules": ["q", "v"], "init_lora_weights": False}
+
+
+@pytest.fixture(autouse=True)
+def warm_readers(monkeypatch):
+    """`verify` starts its reader's process with torch already imported, as it does where tests run it as a command."""
+    monkeypatch.setattr(verification, "sys", SimpleNamespace(executable=warm_python()))
 
 
 def saved_adapter(model, base, folder):

@@ -10,6 +10,9 @@ import socket
 import sys
 
 OWN_OF_A_FORK = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED")  # A fork reads these itself.
+# sklearn and torch set these when they are imported, in the server too. So the process of the tests has them from some
+# test on, which is no reason for a new interpreter.
+SET_BY_IMPORTS = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR")
 NO_ANSWER = 70  # exit code if the server ends
 
 
@@ -19,11 +22,10 @@ def can_fork(arguments, read_when_imported, settings):
     while options and options[0] in ("-I", "-u", "-W"):
         del options[: 1 + (options[0] == "-W")]
     is_known = bool(options) and (options[0] in ("-c", "-m") or not options[0].startswith("-"))
-    current = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(tuple(read_when_imported)) and name not in OWN_OF_A_FORK
-    }
+    current = {name: value for name, value in os.environ.items() if name.startswith(tuple(read_when_imported))}
+    for name in OWN_OF_A_FORK + SET_BY_IMPORTS:
+        current.pop(name, None)
+        settings.pop(name, None)
     return is_known and current == settings
 
 

@@ -1,0 +1,39 @@
+"""The warm interpreter: its processes are forks, which have torch, and import transformers as a new process does."""
+
+import os
+import subprocess
+
+import pytest
+from warm import warm_python
+
+TORCH_IS_THERE = "import sys; print('torch' in sys.modules)"
+TRANSFORMERS_IS_NOT = """
+import sys
+print("transformers" in sys.modules)
+import transformers
+from transformers.models import t5
+print(hasattr(transformers, "T5ForConditionalGeneration"), hasattr(t5, "T5Config"), hasattr(t5, "nothing"))
+"""
+SET_BY_IMPORTS = {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+
+
+def run(code, **environment):
+    """Return what code prints in a process with these variables, and without the others that imports set."""
+    others = {name: value for name, value in os.environ.items() if name not in SET_BY_IMPORTS}
+    command, environment = [warm_python(), "-c", code], others | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("environment", [{}, SET_BY_IMPORTS], ids=["before", "after"])
+def test_a_process_is_a_fork_before_and_after_the_imports_that_set_variables(environment):
+    """sentence-transformers imports sklearn, which sets two. After the first encoder, all processes would be slow."""
+    assert run(TORCH_IS_THERE, **environment) == "True\n"
+
+
+def test_a_variable_that_a_library_reads_at_its_import_needs_a_new_interpreter():
+    assert run(TORCH_IS_THERE, MKL_VERBOSE="0") == "False\n"
+
+
+def test_a_fork_imports_transformers_itself():
+    """It knows the layout of the models beforehand, with the same names."""
+    assert run(TRANSFORMERS_IS_NOT) == "False\nTrue True False\n"
