@@ -33,6 +33,11 @@ class ExportPlan:
     fused_model: T5WithFusion
     processor: T5FusionProcessor
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the bundle gets the adapter of the run folder, beside the model or merged into it."""
+        return self.kind != "fused" and self.run.has_adapter
+
 
 def make_plan(
     source: str, kind: Kind, base_model: str | None, recipe: dict[str, Any], say: Callable[[str], None]
