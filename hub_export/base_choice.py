@@ -1,7 +1,7 @@
 """Find the base model that an adapter was trained on, and choose the one that readers of its bundle get."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +110,37 @@ class BaseModel:
             raise base_error(str(self), error) from error
 
 
-def choose_base(
-    run: RunFolder, given: str | None, kind: Kind, say: Callable[[str], None]
-) -> tuple[BaseModel, BaseModel | None]:
-    """Return the base model that an adapter was trained on and the one that readers get, both pinned to a commit.
+@dataclass(frozen=True)
+class BaseChoice:
+    """Which base model an adapter was trained on, and which one readers get.
 
     Args:
-        run: The folder with the adapter.
+        trained_on: The base model of the training. If no adapter is exported, it is the exported model itself.
+        published: The base model on the Hub that readers get. None if it is a folder, or if no adapter is exported.
+        options: Keywords of `T5WithFusion` that load `trained_on` as it was in training.
+    """
+
+    trained_on: BaseModel
+    published: BaseModel | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def choose_base(run: RunFolder, given: str | None, kind: Kind, say: Callable[[str], None]) -> BaseChoice:
+    """Choose the base model of a run folder's bundle. Models on the Hub are pinned to a commit.
+
+    Args:
+        run: The run folder. If it holds no adapter, it is the model itself.
         given: The user's `--base-model`, or None for the base model that the adapter was trained on.
         kind: The kind of the bundle. Readers of an "adapter" need a base model on the Hub, since the bundle carries no
-            base weights. For the other kinds, the second of the pair is None if the base model is a folder.
+            base weights. For the other kinds, readers get none if the base model is a folder.
         say: Function that gets a line about each assumption that cannot be checked.
 
     Raises:
         ValueError: No file names the base model of the training, or readers cannot load theirs from the Hub.
         OSError: A base model cannot be loaded.
     """
+    if not run.has_adapter:
+        return BaseChoice(BaseModel(str(run.path)), options=run.load_options)
     given_base = BaseModel.parse(given) if given else None
     trained_on = find_trained_on(run, given_base, say)
     published = given_base or trained_on
@@ -145,7 +160,7 @@ def choose_base(
             f"the adapter was trained on the subfolder {subfolder} of {trained_on}, and readers of a bundle get a base "
             "model from the root of its repository. Use --kind standalone or merged."
         )
-    return trained_on, None if published.is_folder else published.pinned()
+    return BaseChoice(trained_on, None if published.is_folder else published.pinned(), run.load_options)
 
 
 def find_trained_on(run: RunFolder, given: BaseModel | None, say: Callable[[str], None]) -> BaseModel:
@@ -198,28 +213,41 @@ def check_no_other_commit(base_model: BaseModel) -> None:
         )
 
 
-def load_fused_model(trained_on: BaseModel, published: BaseModel | None, options: dict[str, Any]) -> T5WithFusion:
-    """Load the model beneath an adapter, and check that readers get the same weights.
-
-    Args:
-        trained_on: The base model of the training. Without an adapter, it is the model itself.
-        published: The base model that readers get, or None if they need none.
-        options: Keywords of `T5WithFusion` that load it as it was in training.
+def load_fused_model(choice: BaseChoice, kind: Kind) -> T5WithFusion:
+    """Load the model beneath an adapter, or the model itself, and name the readers' base model in its config.
 
     Raises:
-        ValueError: The base model that readers get has other weights.
+        ValueError: The base model that readers get has other weights; or an adapter is to be merged into quantised
+            weights.
         OSError: A base model cannot be loaded.
     """
-    fused_model = trained_on.load(**options)
-    if published is None or published == trained_on:
-        return fused_model
-    ours, theirs = fused_model.state_dict(), published.load(**options).state_dict()
+    trained_on, published = choice.trained_on, choice.published
+    fused_model = trained_on.load(**choice.options)
+    if published is not None and published != trained_on:
+        check_same_weights(choice, fused_model, published.load(**choice.options))
+    if kind == "merged" and getattr(fused_model.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{trained_on} is quantised: LoRA merged into it would be rounded away in part. Use --kind adapter, or "
+            "standalone."
+        )
+    if kind != "fused" or trained_on.is_folder:  # A fused model on the Hub names its base model already.
+        fused_model.config.backbone = published.name if published else None
+        fused_model.config.backbone_revision = published.revision if published else None
+    return fused_model
+
+
+def check_same_weights(choice: BaseChoice, trained: T5WithFusion, published: T5WithFusion) -> None:
+    """Check that the base model that readers get has the weights of the base model of the training.
+
+    Raises:
+        ValueError: It has other weights.
+    """
+    ours, theirs = trained.state_dict(), published.state_dict()
     differing = [key for key in ours.keys() | theirs.keys() if key not in ours or key not in theirs]
     differing += [key for key in ours.keys() & theirs.keys() if not torch.equal(ours[key].float(), theirs[key].float())]
     if differing:
         raise ValueError(
-            f"the adapter was trained on {trained_on}, and {published} is another model: {len(differing)} weights "
-            f"differ, for example {min(differing)}. Name the base model that it was trained on, or use --kind "
-            "standalone."
+            f"the adapter was trained on {choice.trained_on}, and {choice.published} is another model: "
+            f"{len(differing)} weights differ, for example {min(differing)}. Name the base model that it was trained "
+            "on, or use --kind standalone."
         )
-    return fused_model

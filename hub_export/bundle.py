@@ -1,32 +1,24 @@
 """Write a bundle: the folder that goes to the Hub, with everything that a reader needs to load the model."""
 
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-from peft.utils import load_peft_weights
-from safetensors.torch import save_file
-
-from ..common.remote_code import write_code
 from ..common.replace_folder import replace, workplace
-from ..common.run_files import ADAPTER_CONFIG, CONFIG, EVALUATION, read_json
-from ..common.run_folder import RunFolder, load_adapter
+from ..common.run_files import EVALUATION
 from ..common.writing import writing
-from ..naming_t5fusion import UNPUSHED_BASE
 from ..saving_t5fusion import apply_umask
 from .card import CARD, make_card
 from .evaluation import evaluation_still_holds
 from .kinds import parse_kind
-from .manifest import MANIFEST, bundle_files, write_json, write_manifest
+from .manifest import MANIFEST, bundle_files, write_manifest
+from .model_files import write_model
 from .onnx_graphs import check_installed, write_graphs
-from .plan import ExportPlan, make_plan
+from .plan import make_plan
 from .reference import write_reference
 
 Format = Literal["safetensors", "onnx"]
-REMEDY = "Name the base model that it was trained on with --base-model ID."
 
 
 def export(
@@ -110,47 +102,6 @@ def check_target(bundle: Path, overwrite: bool) -> str | None:
     if not overwrite:
         raise ValueError(f"{bundle} holds a bundle already. Choose another folder, or give --overwrite.")
     return (bundle / CARD).read_text(encoding="utf-8") if (bundle / CARD).exists() else None
-
-
-def write_model(plan: ExportPlan, new_bundle: Path) -> torch.nn.Module:
-    """Write code, config and weights, and return the model as readers will have it.
-
-    Raises:
-        ValueError: The adapter does not fit the fused model.
-    """
-    fused_model, run, kind = plan.fused_model, plan.run, plan.kind
-    has_adapter = run.has_adapter and kind != "fused"
-    if has_adapter and kind != "merged":
-        write_adapter(run, new_bundle)
-    if kind == "adapter":
-        write_code(fused_model, new_bundle)
-    elif kind != "merged":
-        fused_model.save_pretrained(new_bundle)
-    if not has_adapter:
-        return fused_model
-    if kind == "standalone":  # The config says that the adapter belongs on top of these weights.
-        write_json(new_bundle / CONFIG, read_json(new_bundle / CONFIG) | {"adapter_beside": True})
-    model = load_adapter(fused_model, run.path, remedy=REMEDY)  # It changes `fused_model`, which is saved by now.
-    if kind != "merged":
-        return model
-    with warnings.catch_warnings():  # The embeddings of a FLAN-T5 are untied from the start.
-        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-        merged = model.merge_and_unload()
-    merged.save_pretrained(new_bundle)
-    return merged
-
-
-def write_adapter(run: RunFolder, new_bundle: Path) -> None:
-    """Write the adapter's weights, and its config for readers who do not have this package.
-
-    `push` replaces the name of the base model by that of the repository.
-    """
-    weights = load_peft_weights(str(run.path), device="cpu")
-    save_file(weights, new_bundle / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = run.adapter_config | {"base_model_name_or_path": UNPUSHED_BASE, "revision": None}
-    if config.get("task_type") is None:  # PEFT then names a class of this package, which readers do not have.
-        config |= {"task_type": "SEQ_2_SEQ_LM", "auto_mapping": None}
-    write_json(new_bundle / ADAPTER_CONFIG, config)
 
 
 def copy_others(bundle: Path, new_bundle: Path, leave_out: list[str]) -> None:

@@ -11,7 +11,7 @@ from ..common.run_folder import RunFolder
 from ..common.saved_files import ADAPTER_WEIGHTS, one_sentence_errors
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
-from .base_choice import BaseModel, choose_base, load_fused_model
+from .base_choice import BaseChoice, BaseModel, choose_base, load_fused_model
 from .kinds import Kind
 from .recipe import choose_processor
 
@@ -33,6 +33,11 @@ class ExportPlan:
     fused_model: T5WithFusion
     processor: T5FusionProcessor
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the bundle gets the adapter of the run folder, beside the model or merged into it."""
+        return self.kind != "fused" and self.run.has_adapter
+
 
 def make_plan(
     source: str, kind: Kind, base_model: str | None, recipe: dict[str, Any], say: Callable[[str], None]
@@ -51,28 +56,16 @@ def make_plan(
             or readers could not make the vectors.
         OSError: A base model or a tokenizer cannot be loaded.
     """
-    published, options = None, {}
     if kind == "fused":
-        trained_on = BaseModel.parse(source)
-        run = RunFolder(trained_on.name)
+        choice = BaseChoice(BaseModel.parse(source))
+        run = RunFolder(choice.trained_on.name)
     else:
         run = RunFolder(source)
         check_run(run, kind)
-        if run.has_adapter:
-            trained_on, published = choose_base(run, base_model, kind, say)
-        else:
-            trained_on = BaseModel(str(run.path))
-        options = run.load_options
-    fused_model = load_fused_model(trained_on, published, options)
-    if kind == "merged" and getattr(fused_model.config, "quantization_config", None) is not None:
-        raise ValueError(
-            f"{trained_on} is quantised: LoRA merged into it would be rounded away in part. Use --kind adapter, or "
-            "standalone."
-        )
-    if kind != "fused" or trained_on.is_folder:  # A fused model on the Hub names its base model already.
-        fused_model.config.backbone = published.name if published else None
-        fused_model.config.backbone_revision = published.revision if published else None
-    return ExportPlan(kind, run, fused_model, choose_processor(run, trained_on, fused_model, recipe, say))
+        choice = choose_base(run, base_model, kind, say)
+    fused_model = load_fused_model(choice, kind)
+    processor = choose_processor(run, choice.trained_on, fused_model, recipe, say)
+    return ExportPlan(kind, run, fused_model, processor)
 
 
 def check_run(run: RunFolder, kind: Kind) -> None:
