@@ -27,7 +27,7 @@ LEVELS = (
         "packing_t5fusion",
         "scaling_t5fusion",
     ),
-    ("configuration_t5fusion",),
+    ("configuration_t5fusion", "samples_t5fusion"),
     ("kinds_t5fusion",),
     ("tiny_t5", "tiny_t5_v2"),
 )
