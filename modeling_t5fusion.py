@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     # them. transformers 5.0 does not follow the imports of those files in turn. So the root files that are not imported
     # above are imported here. These imports never run.
     from .arguments_t5fusion import read_vectors  # noqa: F401
+    from .blocks_t5fusion import RowBlock  # noqa: F401
     from .collating_t5fusion import DataCollatorWithFusion  # noqa: F401
     from .pipeline_t5fusion import T5FusionPipeline  # noqa: F401
     from .processing_t5fusion import T5FusionProcessor  # noqa: F401

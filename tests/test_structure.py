@@ -18,7 +18,7 @@ LEVELS = (
     ("modeling_t5fusion",),
     ("fitting_t5fusion", "loading_t5fusion", "pipeline_t5fusion"),
     ("saving_t5fusion", "processing_t5fusion"),
-    ("naming_t5fusion", "collating_t5fusion", "arguments_t5fusion"),
+    ("naming_t5fusion", "collating_t5fusion", "arguments_t5fusion", "blocks_t5fusion"),
     (
         "checking_t5fusion",
         "rows_t5fusion",
