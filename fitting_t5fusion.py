@@ -9,9 +9,8 @@ on, the model reads a vector as a mixture of the words that the target probably 
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from .blocks_t5fusion import RowBlock, Words, read_blocks, split_off
 from .kinds_t5fusion import DEFAULT_KIND, VectorKind
-from .rows_t5fusion import Ids, RowVectors, Vectors, as_array, vectors_of_kinds
 from .scaling_t5fusion import MOST_VECTORS, VectorScale, scale_advice
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
@@ -31,7 +30,6 @@ else:
 STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties per row and unit, to choose from
 SMALLEST_FREEDOM = 1e-7  # With fewer degrees of freedom per row, an estimate of errors is nothing but rounding errors.
 UNIT_VARIANCES = (0.01, 10)  # variances of vectors (summed over their columns) for which the unit of penalties is 1
-FIRST_TEXT_ID = 2  # Smaller ids are <pad> (0), </s> (1), and the negative ids that the loss ignores.
 FIRST_ROWS = 100_000  # Token frequencies and scales come from this many rows. Memory never holds more rows.
 CHUNK_ROWS = 8192  # the most rows whose numbers are in memory as float64
 
@@ -92,7 +90,8 @@ class FittingMixin(Model):
         """
         fusion = self.fusion_to_fit()
         projectors = {name: fusion.projector(name) for name in self.config.kinds}
-        fit_scales([vectors for vectors, _ in islice(read_rows(rows, self.config.kinds), FIRST_ROWS)], projectors)
+        first, _ = split_off(read_blocks(rows, self.config.kinds, CHUNK_ROWS), FIRST_ROWS)
+        fit_scales(first, projectors)
 
     def fusion_to_fit(self) -> Any:
         """Return the fusion layer that training changes: the active adapter's copy, or the model's own.
@@ -134,9 +133,9 @@ class Moments:
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add rows: float (rows, inputs) and float (rows, outputs)."""
-        x, y = inputs.double(), outputs.double()
-        x_mean, y_mean = x.mean(0), y.mean(0)
-        x, y = x - x_mean, y - y_mean
+        # Products in float32 take half the time, but change the weight by one part in ten thousand.
+        x_mean, y_mean = inputs.mean(0, dtype=torch.float64), outputs.mean(0, dtype=torch.float64)
+        x, y = inputs - x_mean, outputs - y_mean  # in float64
         x_shift, y_shift = x_mean - self.input_mean, y_mean - self.output_mean
         rows = self.rows + len(x)
         shift_weight = self.rows * len(x) / rows
@@ -198,106 +197,78 @@ def read_moments(
         ValueError: A vector has another width, or no row has both a vector and labels.
     """
     moments: dict[str, Moments] = {}
-    # Token weights and scales are those of the first block, so that memory does not grow with the number of rows.
-    pairs, weights = read_rows(rows, kinds), None
-    while block := list(islice(pairs, FIRST_ROWS)):
-        if weights is None:
-            weights = token_weights([np.unique(target) for _, target in block], len(embeddings))
-            fit_scales([vectors for vectors, _ in block], projectors)
-        for start in range(0, len(block), CHUNK_ROWS):
-            chunk = block[start : start + CHUNK_ROWS]
-            for name, kind in kinds.items():
-                of_kind = [(mean_vector(given[name]), target) for given, target in chunk if name in given]
-                if not of_kind:
-                    continue
-                vectors = torch.from_numpy(np.stack([vector for vector, _ in of_kind]))
-                inputs = projectors[name].last_inputs(vectors).cpu()
-                parts = [target_parts(target, kind.tokens) for _, target in of_kind]
-                outputs = [mean_embeddings(words, embeddings, weights) for words in zip(*parts, strict=True)]
-                if name not in moments:
-                    moments[name] = Moments(inputs.shape[1], kind.tokens * embeddings.shape[1])
-                moments[name].add(inputs, torch.cat(outputs, dim=1))
+    # Token weights and scales are those of the first rows, so that memory does not grow with the number of rows.
+    first, others = split_off(read_blocks(rows, kinds, CHUNK_ROWS), FIRST_ROWS)
+    weights = token_weights([block.distinct_words() for block in first], len(embeddings))
+    fit_scales(first, projectors)
+    while first:
+        _add_block(moments, first.pop(0), kinds, projectors, embeddings, weights)
+    for block in others:
+        _add_block(moments, block, kinds, projectors, embeddings, weights)
     if not moments:
         raise ValueError("no row has both `lexical_embeds` and `labels`; expected one or more that do.")
     return moments
 
 
-def fit_scales(rows: Sequence[RowVectors], projectors: Mapping[str, Any]) -> None:
+def _add_block(
+    moments: dict[str, Moments],
+    block: RowBlock,
+    kinds: Mapping[str, VectorKind],
+    projectors: Mapping[str, Any],
+    embeddings: Tensor,
+    weights: Tensor,
+) -> None:
+    """Add a block of rows to the moments of each kind, in place. The other arguments are those of `read_moments`."""
+    for name, counts in block.counts.items():
+        of_kind = block.only(counts > 0)
+        if of_kind.rows == 0:
+            continue
+        # The numbers of a file that is mapped into memory cannot be written to, and torch would warn about that.
+        vectors = torch.from_numpy(np.require(of_kind.mean_vectors(name), requirements="W"))
+        inputs = projectors[name].last_inputs(vectors).cpu()
+        parts = (of_kind.distinct_words(part, kinds[name].tokens) for part in range(kinds[name].tokens))
+        outputs = torch.cat([mean_embeddings(words, embeddings, weights) for words in parts], dim=1)
+        if name not in moments:
+            moments[name] = Moments(inputs.shape[1], outputs.shape[1])
+        moments[name].add(inputs, outputs)
+
+
+def fit_scales(blocks: Sequence[RowBlock], projectors: Mapping[str, Any]) -> None:
     """Fit the scale of each kind that has one to the vectors of some rows, and print if another scale may be better."""
     for name, projector in projectors.items():
-        of_kind = [vectors[name] for vectors in rows if name in vectors]
-        if not of_kind:
+        of_kind = [block.only(block.counts[name] > 0) for block in blocks if name in block.counts]
+        rows = sum(block.rows for block in of_kind)
+        if not rows:
             continue
-        step = -(-len(of_kind) // MOST_VECTORS)  # rounded up
-        vectors = torch.from_numpy(np.concatenate(of_kind[::step]))
+        step = -(-rows // MOST_VECTORS)  # rounded up
+        starts = np.cumsum([0, *(block.rows for block in of_kind)])
+        sampled = [
+            block.only((np.arange(block.rows) + start) % step == 0).vectors[name]
+            for block, start in zip(of_kind, starts[:-1], strict=True)
+        ]
+        vectors = torch.from_numpy(np.concatenate(sampled))
         if isinstance(projector.scale, VectorScale):
             projector.scale.fit(vectors)
         if os.environ.get("RANK", "0") == "0" and (advice := scale_advice(name, projector.kind, vectors)):
             print(f"fit_fusion: {advice}", file=sys.stderr)
 
 
-def read_rows(rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, VectorKind]) -> Iterator[tuple[RowVectors, Ids]]:
-    """Yield a row's vectors of each kind, float32 (vectors, dim), and its target's words, int64 (tokens,), in order.
-
-    Rows without a vector or without labels are skipped, and so are a row's kinds without a vector.
-
-    Args:
-        rows: See `FittingMixin.fit_fusion`.
-        kinds: The model's kinds of vectors by name.
-
-    Raises:
-        ValueError: A vector has another width.
-    """
-    for index, row in enumerate(rows):
-        vectors = vectors_of_kinds(index, row.get("lexical_embeds"), kinds)
-        vectors = {name: of_kind for name, of_kind in vectors.items() if len(of_kind)}
-        if not vectors or row.get("labels") is None:
-            continue
-        for name, of_kind in vectors.items():
-            if of_kind.shape[1] != kinds[name].dim:
-                raise ValueError(_width_message(index, name, of_kind.shape[1], kinds[name].dim))
-        target = as_array(row["labels"]).ravel().astype(np.int64)
-        yield vectors, target[target >= FIRST_TEXT_ID]
-
-
-def _width_message(row: int, kind: str, found: int, expected: int) -> str:
-    """Return what is wrong with a row whose vector of a kind has `found` numbers, and what to do."""
-    if kind != DEFAULT_KIND:
-        return f"row {row} has a {kind} vector of {found} numbers; expected {expected}, as `config.vectors` says."
-    return (
-        f"row {row} has a vector of {found} numbers; expected {expected} (`config.lexical_dim`). Use the encoder of "
-        f"the training, or build the model with `lexical_dim={found}`."
-    )
-
-
-def mean_vector(vectors: Vectors) -> Vectors:
-    """Return the mean of vectors, (vectors, dim), as (dim,)."""
-    return vectors[0] if len(vectors) == 1 else vectors.mean(0)  # Most rows have one, and the mean takes its time.
-
-
-def target_parts(target: Ids, count: int) -> list[Ids]:
-    """Return the distinct words of `count` consecutive parts of a target, int64 (words,) each.
-
-    A part of a short target may be empty. It then has the words of the whole target.
-    """
-    parts = [target] if count == 1 else np.array_split(target, count)
-    return [np.unique(part if len(part) else target) for part in parts]
-
-
-def token_weights(words: Sequence[Ids], tokens: int) -> Tensor:
+def token_weights(words: Sequence[Words], tokens: int) -> Tensor:
     """Return the inverse document frequency of each token, log(rows / rows that hold it), float32 (tokens,).
 
     So rare tokens weigh more (Sparck Jones 1972).
 
     Args:
-        words: The distinct tokens of each row.
+        words: The distinct tokens of each row, by blocks of rows.
         tokens: The number of tokens in the vocabulary.
     """
-    row_counts = torch.bincount(torch.from_numpy(np.concatenate(words)), minlength=tokens).clamp(min=1)
-    return (len(words) / row_counts).log()
+    rows = sum(len(block.starts) for block in words)
+    ids = np.concatenate([block.ids for block in words]) if words else np.zeros(0, dtype=np.int64)
+    row_counts = torch.bincount(torch.from_numpy(ids), minlength=tokens).clamp(min=1)
+    return (rows / row_counts).log()
 
 
-def mean_embeddings(words: Sequence[Ids], embeddings: Tensor, weights: Tensor) -> Tensor:
+def mean_embeddings(words: Words, embeddings: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted mean of the embeddings of each row's tokens, float (rows, d_model); zeros for no tokens.
 
     Args:
@@ -305,8 +276,7 @@ def mean_embeddings(words: Sequence[Ids], embeddings: Tensor, weights: Tensor) -
         embeddings: The embedding table, float (tokens, d_model), on the CPU.
         weights: The weight of each token, float (tokens,).
     """
-    ids = torch.from_numpy(np.concatenate(words))
-    starts = torch.from_numpy(np.cumsum([0, *map(len, words[:-1])]))
+    ids, starts = torch.from_numpy(words.ids), torch.from_numpy(words.starts)
     sums = embedding_bag(ids, embeddings, starts, mode="sum", per_sample_weights=weights[ids])
     totals = embedding_bag(ids, weights[:, None], starts, mode="sum")
     return sums / totals.clamp(min=1e-6)

@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     # them. transformers 5.0 does not follow the imports of those files in turn. So the root files that are not imported
     # above are imported here. These imports never run.
     from .arguments_t5fusion import read_vectors  # noqa: F401
+    from .blocks_t5fusion import RowBlock  # noqa: F401
     from .collating_t5fusion import DataCollatorWithFusion  # noqa: F401
     from .pipeline_t5fusion import T5FusionPipeline  # noqa: F401
     from .processing_t5fusion import T5FusionProcessor  # noqa: F401
+    from .samples_t5fusion import LoadedWeights  # noqa: F401
     from .tokenizing_t5fusion import tokenize  # noqa: F401
 
     # peft is optional. transformers refuses to load remote code that imports a missing package outside a `try`.
@@ -121,7 +123,7 @@ class VectorProjector(nn.Module):
                 layer.bias.zero_()
         self.last_layer.bias.copy_(self.initial_bias())
         # Keep three digits, because the last bits of a sum over millions of numbers differ between machines.
-        self.norm.weight.fill_(float(f"{token_embeddings.double().square().mean().sqrt().item():.3g}"))
+        self.norm.weight.fill_(float(f"{root_mean_square(token_embeddings):.3g}"))
 
 
 class LexicalFusion(VectorProjector):
@@ -160,6 +162,13 @@ class LexicalFusion(VectorProjector):
         super().reset_parameters(token_embeddings)
         for kind in self.others:
             self.others[kind].reset_parameters(token_embeddings)
+
+
+def root_mean_square(table: torch.Tensor) -> float:
+    """Return the root mean square of an embedding table, float (rows, d_model)."""
+    # A table in float64 is twice as large as in float32. So only some of its rows are in float64 at a time.
+    squares = sum(rows.double().square().sum().item() for rows in table.split(1024))
+    return float((squares / table.numel()) ** 0.5)
 
 
 def initial_projection(shape: torch.Size, seed: int = 0) -> torch.Tensor:

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from .kinds_t5fusion import VectorKind
+from .samples_t5fusion import LoadedWeights, is_same, sample
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
     from transformers import PreTrainedModel as Model
@@ -45,7 +45,7 @@ class SavingMixin(Model):
 
     def remember_loaded_weights(self) -> None:
         """Keep samples of the weights as they were loaded. `check_reloadable` compares with them."""
-        self._loaded_samples = {name: _sample(name, value) for name, value in _fitted_numbers(self)}
+        self._loaded_weights = LoadedWeights(_fitted_numbers(self))
 
     def check_reloadable(self, adapter: str | None = None, config: Any = None, with_tables: bool = False) -> None:
         """Check that a reload of what is about to be saved gives this model.
@@ -88,8 +88,8 @@ class SavingMixin(Model):
             adapter: Name of the adapter.
             config: Its `PeftConfig`.
         """
-        samples = getattr(self, "_loaded_samples", None)
-        if samples is None:  # The model was built from a config, not loaded.
+        loaded_weights = getattr(self, "_loaded_weights", None)
+        if loaded_weights is None:  # The model was built from a config, not loaded.
             return []
         in_copies = {name for name, module in self.named_modules() if adapter in getattr(module, "modules_to_save", ())}
         merged = {name for name, module in self.named_modules() if getattr(module, "merged", False)}
@@ -97,22 +97,23 @@ class SavingMixin(Model):
         biases_saved = getattr(config, "bias", "none") != "none"
         changed = []
         for name, value in _fitted_numbers(self):
-            loaded = samples.get(PEFT_WRAPPERS.sub("", name))
-            if loaded is None or (biases_saved and name.endswith("bias")):
+            loaded_name = PEFT_WRAPPERS.sub("", name)
+            if biases_saved and name.endswith("bias"):
                 continue
             if UNDER_COPY in name and name.partition(UNDER_COPY)[0] in in_copies:
                 continue
             if UNDER_TUNER in name and (not tuner_keeps_base or name.partition(UNDER_TUNER)[0] in merged):
                 continue
-            if not _same(loaded, _sample(name, value)):
-                changed.append(PEFT_WRAPPERS.sub("", name))
+            if not is_same(loaded_weights.sample(loaded_name), sample(name, value)):
+                changed.append(loaded_name)
         return changed
 
     @property
     def loaded_rows(self) -> int:
         """Number of rows that the embedding table had when the model was loaded."""
-        loaded = getattr(self, "_loaded_samples", {}).get("shared.weight")
-        return int(self.config.vocab_size if loaded is None else loaded[-1])
+        loaded_weights = getattr(self, "_loaded_weights", None)
+        rows = None if loaded_weights is None else loaded_weights.rows("shared.weight")
+        return int(self.config.vocab_size if rows is None else rows)
 
     def is_resized(self) -> bool:
         """Return whether the embedding table was resized since the model was loaded."""
@@ -238,36 +239,6 @@ def _fitted_numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of a model, and the scales of its vectors, which are buffers, by name."""
     yield from model.named_parameters()
     yield from ((name, value) for name, value in model.named_buffers() if ".fusion." in name)
-
-
-def _sample(name: str, value: Tensor) -> Tensor | None:
-    """Return a sample of a weight's numbers, float32 (n,) on the CPU; None if they cannot be compared.
-
-    The sample has one number of each row, or all numbers of a weight of the fusion layer. That is enough to notice a
-    change: training and merging change nearly all numbers of a weight, and people who change a weight by hand change
-    whole rows, those of their tokens. The last number of the sample is the count of rows, so that a resized embedding
-    table gives another sample. The numbers of quantised and of sharded weights cannot be compared.
-    """
-    is_plain = type(value) in (nn.Parameter, Tensor)
-    if value.is_meta or not value.is_floating_point() or not is_plain or value.numel() == 0:
-        return None
-    numbers = value.detach()
-    if numbers.dim() == 2 and ".fusion." not in name:
-        row = torch.arange(len(numbers), device=numbers.device)
-        numbers = numbers[row, row % numbers.shape[1]]
-    return torch.cat([numbers.reshape(-1).float().cpu(), torch.tensor([float(value.shape[0])], device="cpu")])
-
-
-def _same(loaded: Tensor | None, current: Tensor | None) -> bool:
-    """Return whether two samples are equal or cannot be compared.
-
-    Samples that a cast to half precision makes equal count as equal, because the model may have been cast.
-    """
-    if loaded is None or current is None or loaded.shape != current.shape or loaded[-1] != current[-1]:
-        return True
-    return torch.equal(loaded, current) or any(
-        torch.equal(loaded.to(dtype), current.to(dtype)) for dtype in (torch.bfloat16, torch.float16)
-    )
 
 
 __all__ = ["SavingMixin"]

@@ -17,6 +17,7 @@ import numpy as np
 import portalocker
 import pyarrow as pa
 
+from ..blocks_t5fusion import RowArrays
 from ..common.writing import temporary_folder, writing
 from .vector_cache import cache_folder
 
@@ -65,6 +66,10 @@ class PreparedRows(Sequence[dict[str, Any]]):
         for part, (start, end) in enumerate(pairwise(starts)):
             yield from map(self.parts[part].row, range(end - start))
 
+    def row_arrays(self) -> Iterator[RowArrays]:
+        """Yield the vectors and labels of consecutive rows, in arrays that share the file's memory."""
+        return (part.arrays() for part in self.parts)
+
 
 class _Part:
     """Some consecutive rows of the file."""
@@ -84,6 +89,14 @@ class _Part:
         if present:
             row[VECTORS] = present if self.has_kinds else present[""]
         return row
+
+    def arrays(self) -> RowArrays:
+        """Return the vectors and the labels of all rows."""
+        labels = self.lists["labels"]
+        vectors = {kind: of_kind.arrays() for kind, of_kind in self.vectors.items()}
+        lengths = np.diff(labels.offsets)
+        is_labelled = np.ones(len(lengths), dtype=bool) if labels.is_null is None else ~labels.is_null
+        return RowArrays(vectors, labels.values[labels.offsets[0] : labels.offsets[-1]], lengths, is_labelled)
 
 
 class _Lists:
@@ -115,6 +128,11 @@ class _Vectors:
             return None
         numbers = self.numbers[self.offsets[first] : self.offsets[end]]
         return numbers if end - first == 1 else numbers.reshape(end - first, -1)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return all numbers, how many numbers each vector has, and how many vectors each row has."""
+        offsets = self.offsets[self.rows[0] : self.rows[-1] + 1]
+        return self.numbers[offsets[0] : offsets[-1]], np.diff(offsets), np.diff(self.rows)
 
 
 def keep_rows(file: Path, parts: Iterable[list[dict]], kinds: Sequence[str] = ()) -> PreparedRows:

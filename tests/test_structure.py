@@ -18,7 +18,7 @@ LEVELS = (
     ("modeling_t5fusion",),
     ("fitting_t5fusion", "loading_t5fusion", "pipeline_t5fusion"),
     ("saving_t5fusion", "processing_t5fusion"),
-    ("naming_t5fusion", "collating_t5fusion", "arguments_t5fusion"),
+    ("naming_t5fusion", "collating_t5fusion", "arguments_t5fusion", "blocks_t5fusion"),
     (
         "checking_t5fusion",
         "rows_t5fusion",
@@ -27,7 +27,7 @@ LEVELS = (
         "packing_t5fusion",
         "scaling_t5fusion",
     ),
-    ("configuration_t5fusion",),
+    ("configuration_t5fusion", "samples_t5fusion"),
     ("kinds_t5fusion",),
     ("tiny_t5", "tiny_t5_v2"),
 )

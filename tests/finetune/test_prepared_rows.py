@@ -13,7 +13,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from t5fusion import DataCollatorWithFusion, VectorKind, tiny_t5_v2
+from t5fusion import DataCollatorWithFusion, T5WithFusion, VectorKind, tiny_t5_v2
+from t5fusion.blocks_t5fusion import read_blocks
 from t5fusion.common.base_models import make_processor
 from t5fusion.finetune import inputs as inputs_module
 from t5fusion.finetune.column_vectors import read_vectors
@@ -25,6 +26,7 @@ from t5fusion.finetune.prepared_rows import IN_USE, NEW, keep_rows, rows_folder
 from t5fusion.finetune.record import rows_digest
 from t5fusion.finetune.training import train
 from t5fusion.finetune.vector_cache import cache_folder
+from t5fusion.kinds_t5fusion import plain_kind
 
 COLUMNS = Columns("name", "target", vector="vector")
 LIMITS = (128, 64)
@@ -84,6 +86,54 @@ def test_rows_of_several_kinds_on_disk_equal_those_in_memory(tmp_path, base):
     assert kept[2]["lexical_embeds"]["image"].shape == (2, 2) and kept[1]["lexical_embeds"]["image"].shape == (2,)
     batch, other = (DataCollatorWithFusion(processor)(rows[:5])["lexical_embeds"] for rows in (kept, expected))
     assert all(torch.equal(batch[name], other[name]) for name in kinds) and batch["image"].shape == (5, 3, 2)
+
+
+@pytest.mark.parametrize("size", [5, 8192])
+def test_blocks_of_rows_on_disk_equal_those_of_rows_in_memory(tmp_path, size):
+    kinds = {"user": VectorKind(8, scale=None), "image": VectorKind(2, tokens=3)}
+    numbers = np.random.default_rng(0)
+    rows = []
+    for index in range(60):
+        images = numbers.standard_normal((index % 4, 2), dtype=np.float32)
+        users = numbers.standard_normal((0 if index % 5 == 2 else 1, 8), dtype=np.float32)
+        vectors = {name: of_kind for name, of_kind in (("user", users), ("image", images)) if of_kind.size}
+        labels = None if index % 7 == 3 else numbers.integers(-1, 9, index % 6).tolist()
+        rows.append({"input_ids": [5], "attention_mask": [1], "labels": labels, "lexical_embeds": vectors or None})
+    kept = keep_rows(tmp_path / "rows", [rows[:17], rows[17:18], rows[18:]], tuple(kinds))
+    blocks, expected = list(read_blocks(kept, kinds, size)), list(read_blocks(rows, kinds, 8192))
+    assert len(expected) == 1 and max(block.rows for block in blocks) <= size
+    ends = np.cumsum([0, *(block.rows for block in blocks)])
+    assert ends[-1] == expected[0].rows < 60
+    for block, start, end in zip(blocks, ends[:-1], ends[1:], strict=True):
+        whole = expected[0].between(start, end)
+        assert np.array_equal(block.words, whole.words) and np.array_equal(block.lengths, whole.lengths)
+        for name in block.vectors:
+            assert np.array_equal(block.vectors[name], whole.vectors[name])
+            assert np.array_equal(block.counts[name], whole.counts[name])
+
+
+def test_the_start_of_rows_on_disk_is_that_of_rows_in_memory(tmp_path, base, processor):
+    rows = make_inputs(some_rows(), COLUMNS, processor, LIMITS, counts=Counter())
+    kept = keep_rows(tmp_path / "rows", [rows])
+    of_disk, of_memory = (T5WithFusion(base, lexical_dim=8) for _ in range(2))
+    assert of_disk.fit_fusion(kept) == of_memory.fit_fusion(rows)
+    for value, other in zip(of_disk.parameters(), of_memory.parameters(), strict=True):
+        assert torch.equal(value, other)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros(7, np.float32), "row 4 has a vector of 7 numbers; expected 8"),
+        (np.full(8, np.nan, np.float32), "row 4 of the batch, `lexical_embeds`: 8 numbers that are NaN"),
+        (np.full(8, 1e-20, np.float32), "row 4 of the batch, `lexical_embeds`: a vector of Euclidean norm 2.83e-20"),
+    ],
+)
+def test_a_wrong_vector_on_disk_is_named(tmp_path, wrong, message):
+    row = {"input_ids": [5], "attention_mask": [1], "labels": [5], "lexical_embeds": np.ones(8, np.float32)}
+    kept = keep_rows(tmp_path / "rows", [[row] * 3, [row, row | {"lexical_embeds": wrong}, row]])
+    with pytest.raises(ValueError, match=message):
+        list(read_blocks(kept, plain_kind(8), 8192))
 
 
 def test_a_block_of_large_vectors_has_fewer_rows(monkeypatch, processor):

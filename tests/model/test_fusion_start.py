@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from t5fusion import T5WithFusion, fitting_t5fusion
+from t5fusion.blocks_t5fusion import RowBlock, Words
 from t5fusion.fitting_t5fusion import (
     STRENGTHS,
     Moments,
@@ -123,9 +124,15 @@ def test_a_target_without_words_has_the_mean_zero():
     assert torch.equal(means[1], torch.zeros(2)) and (means[[0, 2]] > 0.99).all()
 
 
+def words_of(labels):
+    words = [sorted({token for token in row if token > 1}) for row in labels]
+    ids = np.array([token for row in words for token in row], dtype=np.int64)
+    return Words(ids, np.cumsum([0, *map(len, words[:-1])]))
+
+
 def target_means(labels, embeddings):
-    words = [np.array(sorted({token for token in row if token > 1}), dtype=np.int64) for row in labels]
-    return mean_embeddings(words, embeddings.detach(), token_weights(words, len(embeddings)))
+    words = words_of(labels)
+    return mean_embeddings(words, embeddings.detach(), token_weights([words], len(embeddings)))
 
 
 def as_rows(vectors, labels):
@@ -194,8 +201,7 @@ def test_rows_are_read_once_and_only_a_block_is_held(model, monkeypatch):
     in_blocks = moments_from(rows_that_count(), model)
     assert in_blocks.rows == 100 and len(alive) == 100
     # The tokens' frequencies are those of the first block.
-    words = [np.unique([token for token in row if token > 1]) for row in labels]
-    means = mean_embeddings(words, embeddings, token_weights(words[:10], len(embeddings)))
+    means = mean_embeddings(words_of(labels), embeddings, token_weights([words_of(labels[:10])], len(embeddings)))
     torch.testing.assert_close(in_blocks.input_output_products, moments_of(vectors, means).input_output_products)
 
 
@@ -251,3 +257,16 @@ def test_huge_vectors_with_as_many_columns_as_rows_divide_by_nothing(model):
     vectors = list(1e17 * torch.randn(6, DIM, generator=numbers))
     model.fit_fusion(as_rows(vectors, [[5 + row, 6, 1] for row in range(6)]))
     assert torch.isfinite(model.encoder.fusion.projection.weight).all()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_the_words_of_a_part(parts):
+    """Each target is split as `np.array_split` does; an empty part has the words of the whole target."""
+    targets = [[7, 5, 5, 9, 3, 8, 7], [4], [], [6, 6], [2, 3, 4, 5, 6]]
+    words, lengths = np.array([word for target in targets for word in target]), np.array([*map(len, targets)])
+    block = RowBlock({}, {}, words, lengths)
+    for part in range(parts):
+        found = block.distinct_words(part, parts)
+        for target, own in zip(targets, np.split(found.ids, found.starts[1:]), strict=True):
+            split = np.array_split(target, parts)[part]
+            assert own.tolist() == sorted({*(split if len(split) else target)})
