@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -47,6 +48,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # `_encoder` holds the loaded encoder: (its id and revision, the model, the model's own limit of tokens). It is a slot,
 # because attributes in slots are neither saved nor pickled.
 NOT_SAVED = ("_encoder",)
+BRACES = re.compile(r"\{\w*\}")
 ENCODER_LOCK = threading.Lock()  # If several threads need an encoder at once, one of them loads it.
 
 
@@ -73,7 +75,8 @@ class T5FusionProcessor(ProcessorMixin):
         vectors: The kinds of vectors, as the model's config has them (`T5FusionConfig`); None for one kind.
 
     Raises:
-        ValueError: `lexical_source` or `lexical_dtype` has another value.
+        ValueError: `template` is no string, or has braces around another word than `text`; or `lexical_source` or
+            `lexical_dtype` has another value.
         OSError: The tokenizer cannot be loaded.
     """
 
@@ -94,6 +97,12 @@ class T5FusionProcessor(ProcessorMixin):
         lexical_source: str = "text",
         vectors: Any = None,
     ) -> None:
+        # Braces around another word are a typing error, which would hide the texts from the model.
+        if not isinstance(template, str) or ("{text}" not in template and BRACES.search(template)):
+            raise ValueError(
+                f"`template` is {template!r}; expected a string with '{{text}}' in it, such as 'Filename: {{text}}'; "
+                "or, for rows without text, one without braces."
+            )
         check_choice("lexical_source", lexical_source, LEXICAL_SOURCES)
         check_choice("lexical_dtype", lexical_dtype, DTYPES)
         if isinstance(tokenizer, (str, os.PathLike)):

@@ -254,7 +254,16 @@ def test_the_options_of_train_are_made_from_the_dataclasses(room):
         option = options.pop(name)
         assert option.help == help and option.opts == [f"--{name.replace('_', '-')}"] and not option.secondary_opts
         assert option.default == (False if "opposite" in field.metadata else field.default)
-    written_out = {"data", "text_column", "target_column", "lexical_column", "vector_column", "output", "validation"}
+    written_out = {
+        "data",
+        "text_column",
+        "target_column",
+        "lexical_column",
+        "vector_column",
+        "output",
+        "validation",
+        "skip_nan",
+    }
     assert set(options) == written_out | {"limit", "encoding", "resume", "overwrite", "config"}
 
 

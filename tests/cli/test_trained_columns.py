@@ -8,6 +8,8 @@ import torch
 from forks import Forks
 from safetensors.torch import load_file, save_file
 
+from t5fusion.common.measures import SCORE_NAMES
+
 VECTORS = ["--vector-column", "vector"]
 LINES = "abcdefgh"
 
@@ -144,7 +146,7 @@ def test_a_file_is_read_by_the_columns_of_the_training(fp32, room, run):
     named = ["--text-column", "name", *VECTORS, "--max-new-tokens", "4"]
     out, _ = run("generate", "limited", "--file", "valid.jsonl", "--max-new-tokens", "4")
     assert len(out.splitlines()) == 20 and out == run("generate", "limited", "--file", "valid.jsonl", *named)[0]
-    assert len(json.loads(run("evaluate", "limited", "valid.jsonl", "--json")[0])) == 6
+    assert len(json.loads(run("evaluate", "limited", "valid.jsonl", "--json")[0])) == 1 + len(SCORE_NAMES)
     lines = [json.loads(line) for line in (room / "valid.jsonl").read_text().splitlines()]
     for old, new, kind in (("name", "title", "text"), ("vector", "embedding", "vector"), ("text", "target", "target")):
         rows = [{new if name == old else name: value for name, value in line.items()} for line in lines]

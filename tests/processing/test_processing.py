@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -277,10 +278,19 @@ def test_empty_text_in_a_template(encoding):
     assert batch["labels"][1].tolist() == [1, -100, -100]
 
 
-@pytest.mark.parametrize("field", [{"template": "text"}, {"lexical_source": "name"}, {"lexical_dtype": "int8"}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"template": "It: {txt}"},
+        {"template": "{}"},
+        {"template": 5},
+        {"lexical_source": "name"},
+        {"lexical_dtype": "int8"},
+    ],
+)
 def test_bad_recipe(tokenizer, field):
     ((name, value),) = field.items()
-    with pytest.raises(ValueError, match=f"`{name}` is '{value}'; expected"):
+    with pytest.raises(ValueError, match=f"`{name}` is {re.escape(repr(value))}; expected"):
         T5FusionProcessor(tokenizer, **field)
 
 
