@@ -59,6 +59,11 @@ def test_the_picture_of_the_architecture_has_every_room():
     assert set(drawn) == rooms
 
 
+def test_the_page_on_security_lists_every_file_that_travels():
+    travelling = {file.name for file in ROOT.glob("*_t5fusion.py")}
+    assert set(re.findall(r"`(\w+_t5fusion\.py)`", read(ROOT / "SECURITY.md"))) == travelling
+
+
 def public_objects():
     """(name, object) of each public name, and of the public methods and properties that this package gives it."""
     for module_name in PUBLIC:
