@@ -6,7 +6,6 @@ import shutil
 
 import pandas as pd
 import pytest
-from forks import Forks
 
 from t5fusion.common.folder_info import folder_info
 from t5fusion.common.next_commands import after_info
@@ -41,20 +40,6 @@ def room(save_plain_t5, tmp_path_factory):
         room / "rows.csv", index=False
     )
     return room
-
-
-@pytest.fixture(scope="module")
-def run(room):
-    """A function that runs a command. It returns what the command prints, or its error."""
-    forks = Forks(room)
-
-    def run(*words, fails=False):
-        code, out, err = forks.run(*words)
-        assert (code == 1) == fails and "Traceback" not in err, err
-        return err.splitlines()[-1] if fails else (out, err)
-
-    yield run
-    forks.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from forks import Forks
 
 from t5fusion import DataCollatorWithFusion, processing_t5fusion
 from t5fusion.common.base_models import make_processor
@@ -74,20 +73,6 @@ def room(save_plain_t5, tmp_path_factory):
         table[name] = ["" if value is None else json.dumps(value) for value in table[name]]
     table.to_csv(room / "rows.csv", index=False)
     return room
-
-
-@pytest.fixture(scope="module")
-def run(room):
-    """A function that runs a command. It returns what the command prints, or its error."""
-    forks = Forks(room)
-
-    def run(*words, fails=False):
-        code, out, err = forks.run(*words)
-        assert (code == 1) == fails and "Traceback" not in err, err
-        return err.splitlines()[-1] if fails else (out, err)
-
-    yield run
-    forks.close()
 
 
 @pytest.fixture(scope="module")

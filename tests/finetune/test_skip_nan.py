@@ -8,7 +8,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forks import Forks
 
 from t5fusion.finetune import read_run
 
@@ -44,20 +43,6 @@ def room(save_plain_t5, tmp_path_factory):
     as_texts = [row | {name: json.dumps(row[name]) for name in ("v", "price")} for row in rows]
     pd.DataFrame(as_texts).to_csv(room / "rows.csv", index=False)
     return room
-
-
-@pytest.fixture(scope="module")
-def run(room):
-    """A function that runs a command. It returns what the command prints, or its error."""
-    forks = Forks(room)
-
-    def run(*words, fails=False):
-        code, out, err = forks.run(*words)
-        assert (code == 1) == fails and "Traceback" not in err, err
-        return err.splitlines()[-1] if fails else (out, err)
-
-    yield run
-    forks.close()
 
 
 @pytest.fixture(scope="module")
