@@ -1,7 +1,7 @@
 """T5 with a second kind of input: lexical vectors beside the text.
 
 `import t5fusion` registers the model type with transformers and PEFT, and installs the hooks (see `t5fusion.hooks`).
-The public names are loaded when they are first used.
+In the program `t5fusion`, the public names are loaded when they are first used.
 """
 
 import sys

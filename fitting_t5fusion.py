@@ -48,10 +48,11 @@ class FittingMixin(Model):
 
         Args:
             rows: Rows as `DataCollatorWithFusion` takes them: a list, a `datasets.Dataset` or any iterable, read once.
-                Each row needs `labels`, token ids with or without padding, and `lexical_embeds`, float (dim,) or
-                (vectors, dim), or a dict of these by kind. Several vectors of a row count as their mean. Rows without a
-                vector of a kind are skipped for that kind. Memory does not grow with the number of rows: after 100,000
-                of them, only sums are kept. The frequencies of tokens, and the scales, are those of the first 100,000.
+                Rows are used that have `labels`, token ids with or without padding, and `lexical_embeds`, float (dim,)
+                or (vectors, dim), or a dict of these by kind. Several vectors of a row count as their mean. Rows
+                without a vector of a kind are skipped for that kind. Memory does not grow with the number of rows:
+                after 100,000 of them, only sums are kept. The frequencies of tokens, and the scales, are those of the
+                first 100,000.
 
         Returns:
             The share of the variance of the targets' mean embeddings that the vectors would explain on other rows, as

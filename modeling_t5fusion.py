@@ -252,15 +252,15 @@ class LexicalEncoder(T5InitMixin, T5Stack):
 
         Args:
             input_ids: int64 (batch, length). Pass either these or `inputs_embeds`.
-            inputs_embeds: Float (batch, length, d_model). Positions that equal the embedding of a kind's placeholder
-                are placeholders.
+            inputs_embeds: Float (batch, length, d_model). If vectors of a kind are given, positions that equal the
+                embedding of its placeholder are placeholders.
             lexical_embeds: Float (batch, dim) or (batch, vectors, dim); with several kinds, a dict of these by the name
                 of the kind. A row with fewer placeholders than vectors uses its first vectors; the others must be zero,
                 that is, padding.
 
         Raises:
-            ValueError: Vectors and placeholders do not match, or the vectors have another dtype, device or width. The
-                message says what to do.
+            ValueError: Vectors and placeholders do not match (on a GPU, this is a RuntimeError), or the vectors have
+                another dtype, device or width. The message says what to do.
         """
         vectors = vectors_by_kind(lexical_embeds, self.kinds)
         placeholder_masks, inputs_embeds = self._find_placeholders(input_ids, inputs_embeds, vectors)

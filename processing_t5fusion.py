@@ -64,7 +64,7 @@ class T5FusionProcessor(ProcessorMixin):
         lexical_dim: Width of a vector; with `vectors`, of the first kind, and need not be given.
         normalize: Whether `encode` scales vectors to unit length.
         lexical_dtype: "float32", "float16" or "bfloat16": the precision to which `encode` rounds vectors, for data sets
-            that keep them in half precision. The vectors are returned as float32 in any case.
+            that keep them in half precision. `encode` itself returns float32.
         lexical_max_tokens: Number of tokens of a text that the encoder reads; None for the encoder's own limit.
         template: The prompt, with `{text}` for the text. The vector is made from the text alone. A template without
             `{text}`, such as "describe:" or "", is for rows without text: the model reads their vectors alone, and
@@ -284,7 +284,7 @@ class T5FusionProcessor(ProcessorMixin):
             text: One or more strings, in a list. May be left out if the template has no `{text}`.
             text_target: Target texts, one per row.
             lexical_texts, lexical_embeds: As in a call of the processor.
-            max_length: Largest number of ids per row, with `</s>` and without the placeholders.
+            max_length: Largest number of ids per row, with `</s>` and without the placeholders that the collator adds.
             max_target_length: Largest number of ids per target.
             batch_size, show_progress_bar: As in `encode`.
 

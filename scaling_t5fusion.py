@@ -18,7 +18,7 @@ LIMIT = 10.0  # standard deviations; once a scale is fitted, a value further awa
 NO_LIMIT = torch.finfo(torch.float32).max  # infinity in a saved file would look like a failed training
 SMALL_SHARE = 0.05  # the share of a column's sizes that count as small; "log" keeps these on a linear scale
 MOST_VECTORS = 20_000  # the most vectors that a scale is fitted to; more would take long and change little
-# Ratios of large sizes to small ones from which on another scale is advised: of numbers in a column, of vectors.
+# Another scale is advised above these ratios of large sizes to small ones: of numbers in a column, of vectors.
 ORDERS_OF_MAGNITUDE, MANY_TIMES_LONGER = 300, 2
 EPSILON = 1e-6  # a column whose standard deviation is below this share of its mean is constant but for rounding
 

@@ -1,7 +1,7 @@
 """What a scale is worth: raw numbers as vectors, with a scale and without, beside numbers standardised by hand.
 
     python benchmarks/raw_numbers.py                        # all tasks
-    python benchmarks/raw_numbers.py price --seeds 0        # one task, one seed
+    python benchmarks/raw_numbers.py prices --seeds 0        # one task, one seed
 
 All rows have the same text, so the model can read the target in the vector only. The table shows the loss on rows that
 no training saw, as the mean over the seeds. The digits and the diabetes data come with scikit-learn, which

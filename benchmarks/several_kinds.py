@@ -76,8 +76,8 @@ def packages() -> list[Package]:
     kept = [p for section in by_section.values() if len(section) >= FEWEST_PACKAGES for p in section[:MOST_PACKAGES]]
     if len(kept) < TRAINING_ROWS + HELD_OUT_ROWS:
         raise RuntimeError(
-            f"apt knows {len(kept)} source packages with tags; expected at least {TRAINING_ROWS + HELD_OUT_ROWS}. "
-            "Run `apt-get update` on Debian."
+            f"{len(kept)} source packages of apt have tags and a frequent section; expected at least "
+            f"{TRAINING_ROWS + HELD_OUT_ROWS}. Run `apt-get update` on Debian."
         )
     return [kept[index] for index in np.random.default_rng(0).permutation(len(kept))]
 

@@ -83,7 +83,7 @@ def evaluate(
     is saved.
 
     Without DATA, the rows that the training held out are read again. They must be unchanged. On the same machine, their
-    eval_loss equals that of the training's last evaluation, bit for bit.
+    eval_loss equals, bit for bit, the one that training measured for the saved model.
 
     Example: [bold]t5fusion evaluate runs/files[/bold]
 

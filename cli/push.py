@@ -74,18 +74,25 @@ def reader_lines(bundle: Path, repo_id: str, revision: str | None = None) -> lis
 
     pin = f', revision="{revision}"' if revision else ""
     facts = folder_info(str(bundle))
-    given = ""
+    recipe, kinds = facts.recipe, facts.recipe.get("vectors") or []
+    encoder, source = recipe.get("lexical_encoder"), recipe.get("lexical_source")
     lines = ["from transformers import AutoModelForSeq2SeqLM, AutoProcessor"]
-    if facts.recipe.get("lexical_source") == "given" and facts.recipe.get("lexical_encoder"):
-        given = ', lexical_texts=["the text that the vector is made from"]'
-    elif facts.recipe.get("lexical_source") == "given":
-        width = facts.vectors[0].width
-        lines = ["import torch", *lines, f"vectors = torch.randn(1, {width})  # your vectors, one for each text"]
-        given = ", lexical_embeds=vectors"
+    arguments = []
+    if "{text}" in recipe.get("template", "{text}") or (encoder and source == "text"):
+        arguments.append('["a text"]')
+    if encoder and source == "given":
+        arguments.append('lexical_texts=["the text that the vector is made from"]')
+    if source != "none" and (not encoder or len(kinds) > 1):
+        vectors = f"torch.randn(1, {facts.vectors[0].width})  # your vectors, one for each text"
+        if len(kinds) > 1:
+            given = (f'"{kind["name"]}": torch.randn(1, {kind["dim"]})' for kind in (kinds[1:] if encoder else kinds))
+            vectors = f"{{{', '.join(given)}}}  # your vectors, one of each kind for each text"
+        lines = ["import torch", *lines, f"vectors = {vectors}"]
+        arguments.append("lexical_embeds=vectors")
     return [
         *lines,
         f'processor = AutoProcessor.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)',
         f'model = AutoModelForSeq2SeqLM.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)',
-        f'outputs = model.generate(**processor(["a text"]{given}))',
+        f"outputs = model.generate(**processor({', '.join(arguments)}))",
         "print(processor.batch_decode(outputs, skip_special_tokens=True))",
     ]

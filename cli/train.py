@@ -50,7 +50,7 @@ def train(
     ] = None,
     validation: Annotated[
         str | None,
-        typer.Option(rich_help_panel=DATA, help="File to validate with. Default: a tenth of DATA is held out."),
+        typer.Option(rich_help_panel=DATA, help="File or data set to validate with. Default: a tenth of DATA."),
     ] = None,
     limit: Limit = None,
     encoding: Encoding = None,

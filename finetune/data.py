@@ -203,7 +203,7 @@ def load_split(
     encoding: str | None = None,
     skip_nan: bool = False,
 ) -> tuple[Dataset, Dataset]:
-    """Return the rows to train on, and those to validate with. Rows without text are left out.
+    """Return the rows to train on, and those to validate with, of those that `are_usable`.
 
     Args:
         data: A file, or the id of a data set on the Hub.

@@ -141,7 +141,7 @@ class _Start(NamedTuple):
     commit: str | None  # commit of the base model; None for a folder
     checkpoint: Path | None = None  # checkpoint to resume from
     damaged: Sequence[Path] = ()  # newer checkpoints that are not whole
-    seconds: float = 0.0  # duration of the training before it was resumed
+    seconds: float = 0.0  # duration that an earlier, finished training recorded
 
 
 def _find_start(
@@ -253,7 +253,7 @@ def _log_beside_checkpoints(trainer: FusionTrainer) -> None:
 
 
 def _run(trainer: FusionTrainer, stopper: StopOnSignal, start: _Start) -> float:
-    """Train, and return the duration in seconds, including the time before training was resumed."""
+    """Train, and return the duration in seconds, with that of an earlier, finished training that this one resumes."""
     progress = ShowProgress()
     trainer.add_callback(progress)
     stopper.accelerator = trainer.accelerator

@@ -141,7 +141,7 @@ def test_the_card_of_an_encoder_beside_other_kinds_passes_those(run, make_bundle
     texts = ', lexical_texts=["what the vector is made of"]' if source == "given" else ""
     for block, call in zip(code_blocks(card), ("write", "processor"), strict=False):
         assert (
-            'vectors = {  # replace these by your own vectors, one of each kind for each text\n    "image": tor'
+            'vectors = {  # replace these with your own vectors, one of each kind for each text\n    "image": tor'
             in block
         )
         assert f'{call}(["app_config"]{texts}, lexical_embeds=vectors)' in block and '"lexical"' not in block

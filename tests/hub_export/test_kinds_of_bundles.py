@@ -1,6 +1,7 @@
 """Bundles of a model that reads several kinds of vectors: exported, verified, pushed, and read without t5fusion."""
 
 import re
+import textwrap
 
 import pytest
 from author import Author
@@ -61,11 +62,12 @@ def test_every_loading_path_gives_the_trained_model(author, kind, options):
 
 def test_the_card_of_a_pushed_bundle_lists_the_kinds_and_runs(author, hub, tmp_path):
     author.t5fusion("export", "run", "pushed")
-    author.t5fusion("push", "pushed", "me/kinds")
+    printed, _ = author.t5fusion("push", "pushed", "me/kinds")
     card = hub.repo("me/kinds").files()["README.md"].decode()
     assert "| `image` | 7 | 4 | mlp |" in card and "| `user` | 5 | 1 | linear |" in card
     reader = Author(hub, tmp_path / "reader", token=None)
-    for example in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[:2]:
+    of_push = textwrap.dedent(printed.partition("types:\n")[2])
+    for example in [of_push, *re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[:2]]:
         assert '"image": torch.randn(1, 7)' in example
         written, _ = reader.python(f"import torch; torch.manual_seed(0)\n{example}")
         assert written.strip()
