@@ -71,28 +71,18 @@ def push(
 def reader_lines(bundle: Path, repo_id: str, revision: str | None = None) -> list[str]:
     """Return the lines of Python with which a reader of a pushed bundle loads it and generates a text."""
     from ..common.folder_info import folder_info  # It imports the Hub's client, which --help does not need.
+    from ..hub_export.reader_call import reader_call
 
     pin = f', revision="{revision}"' if revision else ""
     facts = folder_info(str(bundle))
-    recipe, kinds = facts.recipe, facts.recipe.get("vectors") or []
-    encoder, source = recipe.get("lexical_encoder"), recipe.get("lexical_source")
+    call = reader_call(facts.recipe, facts.recipe.get("lexical_encoder"))
     lines = ["from transformers import AutoModelForSeq2SeqLM, AutoProcessor"]
-    arguments = []
-    if "{text}" in recipe.get("template", "{text}") or (encoder and source == "text"):
-        arguments.append('["a text"]')
-    if encoder and source == "given":
-        arguments.append('lexical_texts=["the text that the vector is made from"]')
-    if source != "none" and (not encoder or len(kinds) > 1):
-        vectors = f"torch.randn(1, {facts.vectors[0].width})  # your vectors, one for each text"
-        if len(kinds) > 1:
-            given = (f'"{kind["name"]}": torch.randn(1, {kind["dim"]})' for kind in (kinds[1:] if encoder else kinds))
-            vectors = f"{{{', '.join(given)}}}  # your vectors, one of each kind for each text"
-        lines = ["import torch", *lines, f"vectors = {vectors}"]
-        arguments.append("lexical_embeds=vectors")
+    if call.vector_lines:
+        lines = ["import torch", *lines, *call.vector_lines.splitlines()]
     return [
         *lines,
         f'processor = AutoProcessor.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)',
         f'model = AutoModelForSeq2SeqLM.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)',
-        f"outputs = model.generate(**processor({', '.join(arguments)}))",
+        f"outputs = model.generate(**processor({call.arguments}))",
         "print(processor.batch_decode(outputs, skip_special_tokens=True))",
     ]

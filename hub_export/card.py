@@ -21,6 +21,7 @@ from ..common.run_folder import RunFolder
 from ..finetune.file_names import FILE_KINDS
 from .kinds import Kind
 from .onnx_graphs import ENCODER
+from .reader_call import reader_call
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 CARD = "README.md"
@@ -224,6 +225,7 @@ def read_facts(bundle: RunFolder, run: RunFolder, kind: Kind, evaluated: RunFold
     record, evaluation = (run.record, evaluated.evaluation) if trained else ({}, {})
     embedded = run.embedded_base or bundle.embedded_base
     base_model = None if embedded else hub_id(config.get("backbone"), run.path)
+    encoder = hub_id(encoder_id(recipe["lexical_encoder"]), run.path)
     return {
         "kind": kind,
         "embedded": embedded,
@@ -231,7 +233,8 @@ def read_facts(bundle: RunFolder, run: RunFolder, kind: Kind, evaluated: RunFold
         "title": f"{(embedded or base_model or 'T5').rpartition('/')[2]} with lexical vectors",
         "revision": config.get("backbone_revision"),
         "recipe": recipe,
-        "encoder": hub_id(encoder_id(recipe["lexical_encoder"]), run.path),
+        "encoder": encoder,
+        "call": reader_call(recipe, encoder),
         "prompt": json.dumps(recipe["template"], ensure_ascii=False),
         "has_adapter": bundle.has_adapter,
         "has_graphs": (bundle.path / ENCODER).exists(),
