@@ -150,6 +150,6 @@ def _wrong_width(kind: str, given: int, expected: int) -> str:
     argument = f"lexical_dim={given}"
     return (
         f"vectors of {given} numbers; expected {expected}, the processor's `lexical_dim`. Make them as in training. "
-        f"For vectors of another width, train with `T5WithFusion(..., {argument})` and "
+        f"For vectors of a different width, train with `T5WithFusion(..., {argument})` and "
         f"`T5FusionProcessor(..., {argument}, lexical_encoder=None, lexical_source='given')`"
     )

@@ -17,11 +17,11 @@ from .rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, Ids, RowVectors, Vectors
 FIRST_TEXT_ID = 2  # Smaller ids are <pad> (0), </s> (1), and the negative ids that the loss ignores.
 
 
-class Words(NamedTuple):
-    """The distinct words of each of some rows, in order."""
+class DistinctTokens(NamedTuple):
+    """The distinct tokens of the target of each row, in order of their ids."""
 
-    ids: Ids  # int64 (words,), row after row
-    starts: Ids  # where the words of each row start, int64 (rows,)
+    ids: Ids  # int64 (tokens,), row after row
+    starts: Ids  # where the tokens of each row start, int64 (rows,)
 
 
 class RowBlock(NamedTuple):
@@ -29,8 +29,8 @@ class RowBlock(NamedTuple):
 
     vectors: dict[str, Vectors]  # by kind, float32 (vectors, dim), row after row
     counts: dict[str, Ids]  # by kind, how many vectors each row has, int64 (rows,)
-    words: Ids  # the words of the targets, int64 (words,), row after row
-    lengths: Ids  # how many words each target has, int64 (rows,)
+    tokens: Ids  # ids of the tokens of the targets, int64 (tokens,), row after row
+    lengths: Ids  # how many tokens each target has, int64 (rows,)
 
     @property
     def rows(self) -> int:
@@ -41,7 +41,7 @@ class RowBlock(NamedTuple):
         """Return the rows from `start` to before `end`."""
         vectors = {name: _between(self.vectors[name], counts, start, end) for name, counts in self.counts.items()}
         counts = {name: counts[start:end] for name, counts in self.counts.items()}
-        return RowBlock(vectors, counts, _between(self.words, self.lengths, start, end), self.lengths[start:end])
+        return RowBlock(vectors, counts, _between(self.tokens, self.lengths, start, end), self.lengths[start:end])
 
     def only(self, kept: npt.NDArray[np.bool_]) -> "RowBlock":
         """Return the rows that `kept`, bool (rows,), marks."""
@@ -49,7 +49,7 @@ class RowBlock(NamedTuple):
             return self
         vectors = {name: self.vectors[name][np.repeat(kept, counts)] for name, counts in self.counts.items()}
         counts = {name: counts[kept] for name, counts in self.counts.items()}
-        return RowBlock(vectors, counts, self.words[np.repeat(kept, self.lengths)], self.lengths[kept])
+        return RowBlock(vectors, counts, self.tokens[np.repeat(kept, self.lengths)], self.lengths[kept])
 
     def mean_vectors(self, kind: str) -> Vectors:
         """Return the mean vector of each row that has vectors of a kind, float32 (rows, dim)."""
@@ -59,25 +59,25 @@ class RowBlock(NamedTuple):
         starts = np.cumsum(counts) - counts
         return np.add.reduceat(self.vectors[kind], starts) / counts[:, None].astype(np.float32)
 
-    def distinct_words(self, part: int = 0, parts: int = 1) -> Words:
-        """Return the distinct words of one of several consecutive parts of each target.
+    def distinct_tokens(self, part: int = 0, parts: int = 1) -> DistinctTokens:
+        """Return the distinct tokens of one of several consecutive parts of each target.
 
-        The first parts are longer by a word if the target cannot be divided evenly. A part of a short target may be
-        empty. It then has the words of the whole target.
+        The first parts are longer by a token if the target cannot be divided evenly. A part of a short target may be
+        empty. It then has the tokens of the whole target.
         """
         row = np.repeat(np.arange(self.rows), self.lengths)
-        words = self.words
+        tokens = self.tokens
         if parts > 1:
-            place, length = np.arange(len(words)) - (np.cumsum(self.lengths) - self.lengths)[row], self.lengths[row]
-            short, longer = np.divmod(length, parts)  # `longer` parts have `short + 1` words each, the others `short`.
+            place, length = np.arange(len(tokens)) - (np.cumsum(self.lengths) - self.lengths)[row], self.lengths[row]
+            short, longer = np.divmod(length, parts)  # `longer` parts have `short + 1` tokens each, the others `short`.
             first = part * short + np.minimum(part, longer)
             is_inside = (first <= place) & (place < first + short + (part < longer))
             is_inside |= part >= length
-            row, words = row[is_inside], words[is_inside]
-        span = int(words.max(initial=0)) + 1
-        pairs = np.sort(row * span + words)
+            row, tokens = row[is_inside], tokens[is_inside]
+        span = int(tokens.max(initial=0)) + 1
+        pairs = np.sort(row * span + tokens)
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # `np.unique` takes five times as long.
-        return Words(pairs % span, np.searchsorted(pairs, np.arange(self.rows) * span))
+        return DistinctTokens(pairs % span, np.searchsorted(pairs, np.arange(self.rows) * span))
 
 
 def _between(values: Any, counts: Ids, start: int, end: int) -> Any:
@@ -103,7 +103,7 @@ def read_blocks(rows: Any, kinds: Mapping[str, VectorKind], size: int) -> Iterat
         size: The most rows in a block.
 
     Raises:
-        ValueError: A vector has another width than its kind, or is refused by the collator too.
+        ValueError: The width of a vector is not that of its kind, or the collator refuses it too.
     """
     if not hasattr(rows, "row_arrays"):
         yield from _stack(read_rows(rows, kinds), size)
@@ -134,7 +134,7 @@ def split_off(blocks: Iterable[RowBlock], count: int) -> tuple[list[RowBlock], I
 def read_rows(
     rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, VectorKind], first: int = 0
 ) -> Iterator[tuple[RowVectors, Ids]]:
-    """Yield a row's vectors of each kind, float32 (vectors, dim), and its target's words, int64 (tokens,), in order.
+    """Yield a row's vectors of each kind, float32 (vectors, dim), and the ids of its target's tokens, int64 (tokens,).
 
     Rows without a vector or without labels are skipped, and so are a row's kinds without a vector.
 
@@ -144,7 +144,7 @@ def read_rows(
         first: Index of the first row, for the message.
 
     Raises:
-        ValueError: A vector has another width.
+        ValueError: The width of a vector is not that of its kind.
     """
     for index, row in enumerate(rows, first):
         vectors = vectors_of_kinds(index, row.get("lexical_embeds"), kinds)
@@ -198,9 +198,9 @@ def _block_of_arrays(arrays: RowArrays, kinds: Mapping[str, VectorKind]) -> RowB
         vectors[name], counts[name] = numbers.reshape(-1, kinds[name].dim), vectors_of_row.astype(np.int64)
         if not _are_readable(vectors[name], kinds[name]):
             return None
-    is_word = arrays.labels >= FIRST_TEXT_ID
-    ends = np.concatenate([[0], np.cumsum(is_word)])[np.cumsum([0, *arrays.lengths])]
-    block = RowBlock(vectors, counts, arrays.labels[is_word].astype(np.int64), np.diff(ends))
+    is_text = arrays.labels >= FIRST_TEXT_ID
+    ends = np.concatenate([[0], np.cumsum(is_text)])[np.cumsum([0, *arrays.lengths])]
+    block = RowBlock(vectors, counts, arrays.labels[is_text].astype(np.int64), np.diff(ends))
     has_vector: Any = sum(counts.values(), np.zeros(block.rows, dtype=np.int64)) > 0
     return block.only(has_vector & arrays.is_labelled)
 
@@ -215,4 +215,4 @@ def _are_readable(vectors: Vectors, kind: VectorKind) -> bool:
     return bool((is_readable | (norms == 0)).all())
 
 
-__all__ = ["RowArrays", "RowBlock", "Words", "read_blocks", "read_rows", "split_off"]
+__all__ = ["DistinctTokens", "RowArrays", "RowBlock", "read_blocks", "read_rows", "split_off"]

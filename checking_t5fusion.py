@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from .configuration_t5fusion import PLACED_TOKEN_IDS
-from .kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, token_of
+from .kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, counted, token_of
 
 LexicalEmbeds = torch.Tensor | Mapping[str, torch.Tensor]  # the vectors of one kind, or of several by name
 
@@ -123,7 +123,7 @@ def check_vectors(
         name: Name of the kind, for the message.
 
     Raises:
-        ValueError: The vectors have another dtype, device or shape.
+        ValueError: The vectors have a different dtype, device or shape.
     """
     batch, width = is_placeholder.shape[0], kind.dim
     given = "`lexical_embeds`" if name == DEFAULT_KIND else f"`lexical_embeds[{name!r}]`"
@@ -206,19 +206,17 @@ class RowCounts(NamedTuple):
 def _mismatch_message(counts: RowCounts, placeholder: Placeholder) -> str:
     """Return what is wrong with a row's number of placeholders, and what to do."""
     token, token_id = placeholder
+    found = f"row {counts.row} holds {counted(counts.placeholders, 'placeholder')} {token} (id {token_id})"
     if counts.padded_count == 0:
-        return (
-            f"row {counts.row} holds {counts.placeholders} placeholders {token} (id {token_id}), but no vectors were "
-            "given. Pass them as `lexical_embeds`, or leave the placeholders out."
-        )
+        return f"{found}, but no vectors were given. Pass them as `lexical_embeds`, or leave the placeholders out."
     if not counts.any_placeholder:
         return (
             f"`lexical_embeds` were given, but no row holds a placeholder {token} (id {token_id}). Use "
             "DataCollatorWithFusion or T5FusionProcessor, which place it."
         )
-    expected = "one placeholder" if counts.tokens == 1 else f"{counts.tokens} placeholders"
+    expected = f"{counted(counts.tokens, 'placeholder')} per vector"
     return (
-        f"row {counts.row} holds {counts.placeholders} placeholders {token} (id {token_id}) for {counts.vectors} "
-        f"vectors; expected {expected} per vector. Use DataCollatorWithFusion or T5FusionProcessor, which place them; "
-        "a row with fewer vectors than others is padded with zeros."
+        f"{found} for {counted(counts.vectors, 'vector')}; expected {expected}. "
+        "Use DataCollatorWithFusion or T5FusionProcessor, which place them; a row with fewer vectors than others is "
+        "padded with zeros."
     )

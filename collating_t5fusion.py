@@ -169,11 +169,11 @@ class DataCollatorWithFusion:
         Raises:
             ValueError: If a row is wrong, the message names its index in the batch and the field.
 
-                - The row has neither text nor a vector; `input_ids` are not integers, or have another number of
-                  placeholders than the row has vectors; or `attention_mask` has another length.
+                - The row has neither text nor a vector; `input_ids` are not integers, or have a different number of
+                  placeholders than the row has vectors; or `attention_mask` has a different length.
                 - `labels` are missing where other rows have them, are not integers, or are all padding.
                 - `lexical_embeds` are not finite, not of one width, of an unknown kind or, without a scale, of a norm
-                  outside 1e-6 to 1e18; or no row has them, and a column of another name holds vectors.
+                  outside 1e-6 to 1e18; or no row has them, and a column of a different name holds vectors.
                 - A row is longer, or has more vectors, than `padding="max_length"` allows.
                 - There are no rows.
                 - A column that the model does not read holds something other than strings, numbers, or arrays of one
@@ -232,7 +232,7 @@ class DataCollatorWithFusion:
 
         Raises:
             ValueError: The row has neither text nor a vector, its ids are not integers or hold another number of
-                placeholders, or the mask has another length.
+                placeholders, or the mask has a different length.
         """
         ids = _read_ids(index, "input_ids", row.get("input_ids"))
         pad = self.tokenizer.pad_token_id

@@ -2,14 +2,15 @@
 
 The output of a fusion layer with random weights means nothing to T5, and low-rank adapters learn to ignore it before
 the layer has learnt anything. The closed-form start needs no gradients: a ridge regression predicts the mean embedding
-of a target's words from the row's vector, and its weights become those of the layer. So from the first training step
-on, the model reads a vector as a mixture of the words that the target probably has.
+of a target's tokens from the row's vector, and its weights become those of the layer. So from the first training step
+on, the model reads a vector as a mixture of the tokens that the target probably has.
 """
 
 import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from .blocks_t5fusion import RowBlock, Words, read_blocks, split_off
-from .kinds_t5fusion import DEFAULT_KIND, VectorKind
+from .blocks_t5fusion import DistinctTokens, RowBlock, read_blocks, split_off
+from .kinds_t5fusion import DEFAULT_KIND, VectorKind, counted
 from .scaling_t5fusion import MOST_VECTORS, VectorScale, scale_advice
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
@@ -61,9 +62,9 @@ class FittingMixin(Model):
             tell. The projection of that kind then stays as it is.
 
         Raises:
-            ValueError: No row has both labels and a vector; a vector has another width than its kind, or is refused by
-                the collator too; or the active adapter does not hold the fusion layer, so that the result would not be
-                saved.
+            ValueError: No row has both labels and a vector; the width of a vector is not that of its kind, or the
+                collator refuses it too; or the active adapter does not hold the fusion layer, so that the result would
+                not be saved.
         """
         fusion = self.fusion_to_fit()
         projectors = {name: fusion.projector(name) for name in self.config.kinds}
@@ -71,7 +72,8 @@ class FittingMixin(Model):
         shares = []
         for name, moments in read_moments(rows, self.config.kinds, projectors, embeddings).items():
             # A scale has brought the numbers to the size for which the penalties are made.
-            weight, explained = ridge(moments, 1.0 if self.config.kinds[name].scale else penalty_unit(moments))
+            unit = 1.0 if self.config.kinds[name].scale else penalty_unit(moments)
+            weight, explained = start_weight(moments, self.config.kinds[name].tokens, unit)
             if explained > 0:
                 start_from(projectors[name], weight, moments)
             shares.append(explained)
@@ -87,7 +89,8 @@ class FittingMixin(Model):
             rows: As for `fit_fusion`. At most 100,000 of them are read.
 
         Raises:
-            ValueError: A vector has another width than its kind, or the active adapter does not hold the fusion layer.
+            ValueError: The width of a vector is not that of its kind, or the active adapter does not hold the fusion
+                layer.
         """
         fusion = self.fusion_to_fit()
         projectors = {name: fusion.projector(name) for name in self.config.kinds}
@@ -130,7 +133,7 @@ class Moments:
         self.input_mean, self.output_mean = zeros(input_width), zeros(output_width)
         self.input_products = zeros(input_width, input_width)
         self.input_output_products = zeros(input_width, output_width)
-        self.output_squares = 0.0
+        self.output_squares = zeros(output_width)
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add rows: float (rows, inputs) and float (rows, outputs)."""
@@ -142,10 +145,37 @@ class Moments:
         shift_weight = self.rows * len(x) / rows
         self.input_products += x.T @ x + shift_weight * torch.outer(x_shift, x_shift)
         self.input_output_products += x.T @ y + shift_weight * torch.outer(x_shift, y_shift)
-        self.output_squares += y.square().sum().item() + shift_weight * y_shift.square().sum().item()
+        self.output_squares += y.square().sum(0) + shift_weight * y_shift.square()
         self.input_mean += x_shift * len(x) / rows
         self.output_mean += y_shift * len(x) / rows
         self.rows = rows
+
+    def of_outputs(self, outputs: slice) -> "Moments":
+        """Return the moments of all inputs and some of the outputs."""
+        part = copy(self)
+        part.output_mean = self.output_mean[outputs]
+        part.input_output_products = self.input_output_products[:, outputs]
+        part.output_squares = self.output_squares[outputs]
+        return part
+
+
+def start_weight(moments: Moments, tokens: int, unit: float) -> tuple[Tensor, float]:
+    """Return the weight of a projector's last layer, float64 (tokens * d_model, inputs), and the share explained.
+
+    Every token of a vector starts from the prediction for the whole target. To that is added a prediction of how the
+    token's part of the target differs from the whole, which has a penalty of its own, because it is harder.
+
+    Args:
+        moments: The moments of a kind; see `read_moments`.
+        tokens: The number of tokens of a vector.
+        unit: The unit of the penalties.
+    """
+    d_model = len(moments.output_mean) // (tokens if tokens == 1 else tokens + 1)
+    whole, explained = ridge(moments.of_outputs(slice(d_model)), unit)
+    if tokens == 1:
+        return whole, explained
+    differences, explained_differences = ridge(moments.of_outputs(slice(d_model, None)), unit)
+    return whole.repeat(tokens, 1) + (differences if explained_differences > 0 else 0), explained
 
 
 def start_from(projector: Any, weight: Tensor, moments: Moments) -> None:
@@ -169,9 +199,8 @@ def _report(kind: str, rows: int, explained: float) -> None:
     """Print on standard error how much the vectors of a kind explain. (`kind` ends in a space, or is empty.)"""
     share = f"{explained:.1%} of" if explained > 0 else "nothing of"
     consequence = "" if explained > 0 else " Their projection stays as it was."
-    row_count = "1 row" if rows == 1 else f"{rows:,} rows"
     print(
-        f"fit_fusion: the {kind}vectors of {row_count} explain {share} their targets' words.{consequence}",
+        f"fit_fusion: the {kind}vectors of {counted(rows, 'row')} explain {share} their targets' words.{consequence}",
         file=sys.stderr,
     )
 
@@ -185,22 +214,24 @@ def read_moments(
     """Return, for each kind that some rows have, the moments of its inputs and of the embeddings that it predicts.
 
     The inputs are what the last linear layer of the kind's projector reads of a row's mean vector: the vector itself,
-    or the hidden layer of an MLP. The outputs are the mean embeddings of the target's words. If a vector becomes k
-    tokens, the target is split into k parts, and each token predicts the words of one part.
+    or the hidden layer of an MLP. The outputs are the mean embedding of the target's tokens. If a vector becomes k > 1
+    tokens, the target is split into k parts, and k more outputs follow: the mean embedding of each part less that of
+    the whole target.
 
     Args:
         rows: See `FittingMixin.fit_fusion`.
         kinds: The model's kinds of vectors by name.
         projectors: The `VectorProjector` of each kind.
-        embeddings: The embedding table, float (tokens, d_model), on the CPU.
+        embeddings: The embedding table, float (vocabulary, d_model), on the CPU.
 
     Raises:
-        ValueError: A vector has another width, or no row has both a vector and labels.
+        ValueError: A vector has a different width, or no row has both a vector and labels.
     """
     moments: dict[str, Moments] = {}
     # Token weights and scales are those of the first rows, so that memory does not grow with the number of rows.
-    first, others = split_off(read_blocks(rows, kinds, CHUNK_ROWS), FIRST_ROWS)
-    weights = token_weights([block.distinct_words() for block in first], len(embeddings))
+    size = max(1, CHUNK_ROWS // max(kind.tokens for kind in kinds.values()))
+    first, others = split_off(read_blocks(rows, kinds, size), FIRST_ROWS)
+    weights = token_weights([block.distinct_tokens() for block in first], len(embeddings))
     fit_scales(first, projectors)
     while first:
         _add_block(moments, first.pop(0), kinds, projectors, embeddings, weights)
@@ -227,8 +258,11 @@ def _add_block(
         # The numbers of a file that is mapped into memory cannot be written to, and torch would warn about that.
         vectors = torch.from_numpy(np.require(of_kind.mean_vectors(name), requirements="W"))
         inputs = projectors[name].last_inputs(vectors).cpu()
-        parts = (of_kind.distinct_words(part, kinds[name].tokens) for part in range(kinds[name].tokens))
-        outputs = torch.cat([mean_embeddings(words, embeddings, weights) for words in parts], dim=1)
+        outputs = mean_embeddings(of_kind.distinct_tokens(), embeddings, weights)
+        if (count := kinds[name].tokens) > 1:
+            parts = (of_kind.distinct_tokens(part, count) for part in range(count))
+            differences = (mean_embeddings(part, embeddings, weights) - outputs for part in parts)
+            outputs = torch.cat([outputs, *differences], dim=1)
         if name not in moments:
             moments[name] = Moments(inputs.shape[1], outputs.shape[1])
         moments[name].add(inputs, outputs)
@@ -254,30 +288,30 @@ def fit_scales(blocks: Sequence[RowBlock], projectors: Mapping[str, Any]) -> Non
             print(f"fit_fusion: {advice}", file=sys.stderr)
 
 
-def token_weights(words: Sequence[Words], tokens: int) -> Tensor:
-    """Return the inverse document frequency of each token, log(rows / rows that hold it), float32 (tokens,).
+def token_weights(targets: Sequence[DistinctTokens], vocabulary: int) -> Tensor:
+    """Return the inverse document frequency of each token, log(rows / rows that hold it), float32 (vocabulary,).
 
     So rare tokens weigh more (Sparck Jones 1972).
 
     Args:
-        words: The distinct tokens of each row, by blocks of rows.
-        tokens: The number of tokens in the vocabulary.
+        targets: The distinct tokens of each target, by blocks of rows.
+        vocabulary: The number of tokens in the vocabulary.
     """
-    rows = sum(len(block.starts) for block in words)
-    ids = np.concatenate([block.ids for block in words]) if words else np.zeros(0, dtype=np.int64)
-    row_counts = torch.bincount(torch.from_numpy(ids), minlength=tokens).clamp(min=1)
+    rows = sum(len(block.starts) for block in targets)
+    ids = np.concatenate([block.ids for block in targets]) if targets else np.zeros(0, dtype=np.int64)
+    row_counts = torch.bincount(torch.from_numpy(ids), minlength=vocabulary).clamp(min=1)
     return (rows / row_counts).log()
 
 
-def mean_embeddings(words: Words, embeddings: Tensor, weights: Tensor) -> Tensor:
+def mean_embeddings(targets: DistinctTokens, embeddings: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted mean of the embeddings of each row's tokens, float (rows, d_model); zeros for no tokens.
 
     Args:
-        words: The distinct tokens of each row.
-        embeddings: The embedding table, float (tokens, d_model), on the CPU.
-        weights: The weight of each token, float (tokens,).
+        targets: The distinct tokens of each target.
+        embeddings: The embedding table, float (vocabulary, d_model), on the CPU.
+        weights: The weight of each token, float (vocabulary,).
     """
-    ids, starts = torch.from_numpy(words.ids), torch.from_numpy(words.starts)
+    ids, starts = torch.from_numpy(targets.ids), torch.from_numpy(targets.starts)
     sums = embedding_bag(ids, embeddings, starts, mode="sum", per_sample_weights=weights[ids])
     totals = embedding_bag(ids, weights[:, None], starts, mode="sum")
     return sums / totals.clamp(min=1e-6)
@@ -305,7 +339,8 @@ def ridge(moments: Moments, unit: float = 1.0) -> tuple[Tensor, float]:
     Returns:
         The weight, float64 (outputs, inputs), and the share of the outputs' variance that it explains on held-out rows.
     """
-    if moments.output_squares == 0:
+    output_squares = moments.output_squares.sum().item()
+    if output_squares == 0:
         return torch.zeros_like(moments.input_output_products.T), 0.0
     values, directions = torch.linalg.eigh(moments.input_products)
     values = values.clamp(min=0)  # Rounding makes some of them negative.
@@ -319,11 +354,11 @@ def ridge(moments: Moments, unit: float = 1.0) -> tuple[Tensor, float]:
         freedom = 1 - parameters / moments.rows
         if freedom < SMALLEST_FREEDOM:
             return math.inf
-        return (moments.output_squares - explained) / freedom**2
+        return (output_squares - explained) / freedom**2
 
     best_error, best_strength = min((left_out_error(strength * unit), strength * unit) for strength in STRENGTHS)
     weight = directions @ (projected / (values + best_strength * moments.rows)[:, None])
-    return weight.T, 1 - best_error / moments.output_squares
+    return weight.T, 1 - best_error / output_squares
 
 
 __all__ = ["FittingMixin"]

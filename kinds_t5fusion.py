@@ -29,7 +29,7 @@ class VectorKind:
             the model then reads the direction of a vector, not its length.
 
     Raises:
-        ValueError: A field has another type or range.
+        ValueError: A field has a different type or range.
     """
 
     dim: int
@@ -124,6 +124,11 @@ def check_name(name: Any) -> str:
             f"`vectors` names a kind {name!r}; expected a letter or `_`, then letters, digits, `_` and `-`."
         )
     return name
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 row", "2,000 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def token_of(name: str, position: int) -> str:

@@ -338,7 +338,7 @@ def _fill_adapter(peft: Any, model: Any, name: str, weights: dict[str, Any], nam
 
     Raises:
         KeyError: Weights of the adapter are missing, or some weights belong to no part of it.
-        RuntimeError: A weight has another shape.
+        RuntimeError: A weight has a different shape.
     """
     result = peft.utils.set_peft_model_state_dict(model, weights, name)
     # PEFT also lists the model's own weights as missing, some of them under the names that its wrappers give them.
@@ -454,7 +454,7 @@ def choices_of(
         token_chosen: Whether the caller gave `lexical_token_id`. For a base model it then counts as a choice, even if
             it equals the default, because finding the default would need the tokenizer.
     """
-    if not hasattr(config, "lexical_token_id"):  # This is no config of a fused model. `T5WithFusion` refuses it.
+    if not hasattr(config, "lexical_token_id"):  # This is not the config of a fused model. `T5WithFusion` refuses it.
         return {}
     token = {} if "lexical_token_id" in saved else {"lexical_token_id": config.lexical_token_id}
     default, _ = fused_config(source, hub_kwargs, saved, None, dict(token))
@@ -600,7 +600,7 @@ def free_token_id(name: NameOrPath, hub_kwargs: dict[str, Any]) -> int | None:
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
-    except (ImportError, ValueError) as error:  # A package is missing, or the file is of another kind.
+    except (ImportError, ValueError) as error:  # A package is missing, or the file is of a different kind.
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"the tokenizer of {name} cannot be loaded ({cause}), so the id of {LEXICAL_TOKEN} is unknown. If its only "

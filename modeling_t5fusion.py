@@ -271,7 +271,7 @@ class LexicalEncoder(T5InitMixin, T5Stack):
                 if not torch.is_grad_enabled():
                     continue
                 given = inputs_embeds.new_zeros(inputs_embeds.shape[0], 1, kind.dim)
-            # The fusion layer may have another dtype, and be on another device, than the token embeddings.
+            # The fusion layer may have a different dtype, and be on a different device, than the token embeddings.
             projected = self.fusion(given, name).to(inputs_embeds)
             inputs_embeds = put_in_place(inputs_embeds, placeholder_masks[name], projected)
         return inputs_embeds
@@ -282,8 +282,8 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         """Return masks of each kind's placeholders, bool (batch, length), and embeddings (batch, length, d_model).
 
         Raises:
-            ValueError: The tokenizer of the rows has another id for the placeholder; or `inputs_embeds` are given, and
-                the placeholder has no row in the embedding table that would show where it stands.
+            ValueError: The tokenizer of the rows has a different id for the placeholder; or `inputs_embeds` are given,
+                and the placeholder has no row in the embedding table that would show where it stands.
         """
         first_id = self.config.lexical_token_id
         if input_ids is not None:
@@ -586,7 +586,7 @@ class T5WithFusion(
             if not self._has_trained_on_vectors:
                 logger.warning_once(
                     "This training batch has no vectors, so the fused model trains as the plain T5. Vectors are read "
-                    "from the column `lexical_embeds`; the Trainer drops a column of another name."
+                    "from the column `lexical_embeds`; the Trainer drops a column of a different name."
                 )
             return
         self._has_trained_on_vectors = True

@@ -18,7 +18,7 @@ EMBEDDED = (FIRST_EMBEDDED, NEWEST_EMBEDDED)
 # The end of the name of the projection's weight, (tokens * d_model, dim). What stands before it depends on the adapter.
 PROJECTION_WEIGHT = "fusion.projection.weight"
 # Until `push` fills in the repository, an adapter in a bundle has this name for its base model. No repository can have
-# this name, so no class loads another model by mistake.
+# this name, so no class loads a different model by mistake.
 NOT_PUSHED = "not on a Hub yet"
 UNPUSHED_BASE = (
     f"{NOT_PUSHED}; push it, or type AutoModelForSeq2SeqLM.from_pretrained(FOLDER, trust_remote_code=True), with "
@@ -43,7 +43,7 @@ class FusedName(NamedTuple):
 
     @classmethod
     def parse(cls, name: Any) -> "FusedName":
-        """Parse a recorded name. A name of another form is taken for the checkpoint's own id or folder."""
+        """Parse a recorded name. A name of a different form is taken for the checkpoint's own id or folder."""
         parts = FUSED_NAME_PATTERN.fullmatch(name) if isinstance(name, str) else None
         return cls(parts[1], parts[2], json.loads(parts[3] or "{}")) if parts else cls(name)
 
@@ -132,7 +132,7 @@ def not_in_cache(name: Any, setting: str = "HF_HUB_OFFLINE") -> str:
 
 
 def hub_unreachable(name: Any, cause: object) -> str:
-    """Say that a name is no folder, and that the Hub could not be asked for it because of `cause`."""
+    """Say that a name is not a folder, and that the Hub could not be asked for it because of `cause`."""
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
     return (
         f"there is no folder {name}, and the Hub could not be reached for a repository of this name ({reason}). Check "
@@ -141,7 +141,7 @@ def hub_unreachable(name: Any, cause: object) -> str:
 
 
 def _why_not_found(name: Any, error: BaseException, is_local_only: bool) -> str | None:
-    """Return a sentence that says why there is neither a folder nor a repository; None for an error of another kind.
+    """Return a sentence that says why there is neither a folder nor a repository; None for other errors.
 
     The Hub's client is behind `error`. Its errors are known by their names, because `t5fusion --help` imports this file
     and has no time to import the client.

@@ -89,8 +89,8 @@ class T5FusionPipeline(Pipeline):
             or a generator, an iterator over the results of single inputs.
 
         Raises:
-            ValueError: An input is neither a text nor a row; a row holds vectors by another name; columns or arguments
-                differ in length; or a call of the processor raises it.
+            ValueError: An input is neither a text nor a row; a row holds vectors by a different name; columns or
+                arguments differ in length; or a call of the processor raises it.
             ImportError, OSError: The processor cannot make vectors; see `T5FusionProcessor.encode`.
         """
         if hasattr(inputs, "column_names"):  # a `datasets.Dataset`
@@ -236,7 +236,7 @@ def _read_row(row: Any, given: dict[str, Any]) -> dict[str, Any]:
         given: Columns that were given beside the row, as arguments. They replace the row's own.
 
     Raises:
-        ValueError: `row` is neither a text nor a row, or holds vectors by another name.
+        ValueError: `row` is neither a text nor a row, or holds vectors by a different name.
     """
     columns = {"text": row} if isinstance(row, str) else row
     if not isinstance(columns, Mapping) or not isinstance(columns.get("text"), str):
@@ -286,7 +286,7 @@ def _rows_by_kind(lexical_embeds: Mapping[str, Any], count: int) -> list[dict[st
         count: Number of rows.
 
     Raises:
-        ValueError: A kind has another number of items.
+        ValueError: A kind has a different number of items.
     """
     for name, values in lexical_embeds.items():
         if len(values) != count:
@@ -300,7 +300,7 @@ def _rows_of_list(inputs: Any, given: dict[str, Any]) -> Iterator[dict[str, Any]
     """Yield the rows of a list of texts or rows, each with its item of the columns that were given beside the list.
 
     Raises:
-        ValueError: A column has another length than the list, or an input is neither a text nor a row.
+        ValueError: A column has a different length than the list, or an input is neither a text nor a row.
     """
     for name, values in given.items():
         if values is not False and len(values) != len(inputs):

@@ -16,7 +16,7 @@ from transformers.utils import cached_file, logging
 from .arguments_t5fusion import read_list, read_texts, read_vectors, texts_of_row
 from .collating_t5fusion import DataCollatorWithFusion
 from .configuration_t5fusion import T5FusionConfig
-from .kinds_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, VectorKind, list_kinds, plain_kind, read_kinds
+from .kinds_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, VectorKind, counted, list_kinds, plain_kind, read_kinds
 from .naming_t5fusion import (
     HUB_KEYWORDS,
     PROJECTION_WEIGHT,
@@ -75,8 +75,8 @@ class T5FusionProcessor(ProcessorMixin):
         vectors: The kinds of vectors, as the model's config has them (`T5FusionConfig`); None for one kind.
 
     Raises:
-        ValueError: `template` is no string, or has braces around another word than `text`; or `lexical_source` or
-            `lexical_dtype` has another value.
+        ValueError: `template` is not a string, or has braces around a word that is not `text`; or the value of
+            `lexical_source` or `lexical_dtype` is unknown.
         OSError: The tokenizer cannot be loaded.
     """
 
@@ -97,7 +97,7 @@ class T5FusionProcessor(ProcessorMixin):
         lexical_source: str = "text",
         vectors: Any = None,
     ) -> None:
-        # Braces around another word are a typing error, which would hide the texts from the model.
+        # Braces around a different word are a typing error, which would hide the texts from the model.
         if not isinstance(template, str) or ("{text}" not in template and BRACES.search(template)):
             raise ValueError(
                 f"`template` is {template!r}; expected a string with '{{text}}' in it, such as 'Filename: {{text}}'; "
@@ -440,7 +440,7 @@ class T5FusionProcessor(ProcessorMixin):
         return [{first: made} | others for made, others in zip(encoded, given, strict=True)]
 
     def _check_vectors_needed(self, lexical_embeds: Any) -> None:
-        """Check that a call without vectors of the first kind gives vectors of another kind.
+        """Check that a call without vectors of the first kind gives vectors of a different kind.
 
         This is for a recipe whose vectors are given with each call.
 
@@ -544,7 +544,9 @@ class T5FusionProcessor(ProcessorMixin):
             limit = None if max_length is None else max_length - total
             indices = [index for index, row_total in enumerate(added) if row_total == total]
             if limit is not None and limit < 2:
-                problem = f"no room for text and </s> beside {total} placeholders in `max_length`={max_length}"
+                problem = (
+                    f"no room for text and </s> beside {counted(total, 'placeholder')} in `max_length`={max_length}"
+                )
                 raise bad_row(indices[0], "text", f"{problem}; expected a `max_length` of at least {total + 2}")
             prompts_of_total = [prompts[index] for index in indices]
             for index, row_ids in zip(indices, tokenize(self.tokenizer, prompts_of_total, limit), strict=True):
@@ -613,7 +615,7 @@ def _width_of_adapter(name: Any, hub_kwargs: dict[str, Any]) -> int:
     file = _find_file(name, "adapter_model.safetensors", hub_kwargs)
     if file is not None:
         with safe_open(file, "pt") as weights:
-            for key in weights.keys():  # noqa: SIM118 (It is no dict.)
+            for key in weights.keys():  # noqa: SIM118 (It is not a dict.)
                 if key.endswith(PROJECTION_WEIGHT):
                     return int(weights.get_slice(key).get_shape()[-1])
     return DEFAULT_DIM

@@ -14,7 +14,7 @@ import torch
 from transformers import AddedToken
 
 from .configuration_t5fusion import PLACED_TOKEN_IDS
-from .kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, token_of
+from .kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, counted, token_of
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.floating[Any]]
@@ -106,9 +106,8 @@ def insert_placeholders(
             ids, mask = np.repeat(ids, repeats), np.repeat(mask, repeats)
         elif present != count * placeholder.tokens:
             remedy = f"Give as many vectors, or leave {placeholder.token} out: it is added for you"
-            raise bad_row(
-                row, field, f"{present} placeholders {placeholder.token}; expected {count}, one per vector. {remedy}"
-            )
+            found = f"{counted(present, 'placeholder')} {placeholder.token}"
+            raise bad_row(row, field, f"{found}; expected {count}, one per vector. {remedy}")
     front = np.array(in_front, dtype=np.int64)
     return np.concatenate([front, ids]), np.concatenate([np.ones_like(front), mask])
 
@@ -165,8 +164,8 @@ def vectors_of_row(index: int, value: Any, field: str = "lexical_embeds", scale:
         scale: The scale of their kind. With one, numbers may have any size.
 
     Raises:
-        ValueError: The numbers have another shape or are not finite; or, without a scale, a vector's norm is outside
-            1e-6 to 1e18.
+        ValueError: The shape of the numbers is wrong, or they are not finite; or, without a scale, a vector's norm is
+            outside 1e-6 to 1e18.
     """
     try:
         array = np.zeros((0, 0)) if value is None else as_array(value)

@@ -134,7 +134,7 @@ def sample(name: str, value: Tensor) -> Tensor | None:
     The sample has one number of each row, or all numbers of a weight of the fusion layer. That is enough to notice a
     change: training and merging change nearly all numbers of a weight, and people who change a weight by hand change
     whole rows, those of their tokens. The last number of the sample is the count of rows, so that a resized embedding
-    table gives another sample.
+    table gives a different sample.
     """
     if not can_be_sampled(value):
         return None

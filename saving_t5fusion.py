@@ -74,7 +74,7 @@ class SavingMixin(Model):
             )
             raise ValueError(
                 f"{len(changed)} weights beneath the adapter {adapter!r}, {changed[0]} among them, have changed since "
-                "they were loaded, and the adapter does not hold them: a reload would give another model. "
+                "they were loaded, and the adapter does not hold them: a reload would give a different model. "
                 f"{remedy} the fused model by itself first (`T5WithFusion.save_pretrained`), reload that model, and "
                 "train the adapter on it."
             )
@@ -127,8 +127,8 @@ class SavingMixin(Model):
             **kwargs: Its keywords.
 
         Raises:
-            ValueError: A reload would give another model (see `check_reloadable`), or the model has an adapter and a
-                resized embedding table.
+            ValueError: A reload would give a different model (see `check_reloadable`), or the model has an adapter
+                and a resized embedding table.
         """
         adapters = self.active_adapters() if self._hf_peft_config_loaded else [None]
         for adapter in adapters:

@@ -83,7 +83,7 @@ class VectorScale(nn.Module):
         self.limit.fill_(LIMIT)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move the buffers to another device, but leave out casts to another dtype."""
+        """Move the buffers to a different device, but leave out casts to a different dtype."""
         exact = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers():

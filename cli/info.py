@@ -10,6 +10,7 @@ import typer
 from ..common.console import say
 from ..common.measures import SCORE_NAMES
 from ..common.panels import OUTPUT
+from ..kinds_t5fusion import counted
 from ..naming_t5fusion import EMBEDDED
 from .arguments import Revision
 
@@ -117,8 +118,7 @@ def _adapter(facts: "FolderInfo") -> list[str]:
 
 
 def _vectors(kind: "VectorFacts") -> str:
-    numbers = "1 number" if kind.width == 1 else f"{kind.width} numbers"
-    width = f"{numbers} each" if kind.width else "of a width that no file here records"
+    width = f"{counted(kind.width, 'number')} each" if kind.width else "of a width that no file here records"
     tokens = "" if kind.tokens == 1 else f"{kind.tokens} "
     projector = "" if kind.projector == "linear" else f", by an {kind.projector.upper()}"
     scale = "" if kind.scale is None else f", {SCALES[kind.scale]}"
@@ -182,4 +182,4 @@ def _size(facts: "FolderInfo") -> str:
     if facts.size is None:
         return "not known: the Hub cannot be asked"
     size = f"{facts.size / 1e6:,.1f} MB" if facts.size >= 1e5 else f"{facts.size / 1e3:,.1f} kB"
-    return f"{size} in {facts.files} file{'' if facts.files == 1 else 's'}"
+    return f"{size} in {counted(facts.files or 0, 'file')}"

@@ -38,5 +38,5 @@ def parse_settings(assignments: list[str], example: str) -> dict[str, Any]:
         try:
             settings[name] = read_yaml(value)
         except ValueError as error:
-            raise ValueError(f"--set {name}: {value!r} is no value in YAML ({error}).") from error
+            raise ValueError(f"--set {name}: {value!r} is not a value in YAML ({error}).") from error
     return settings

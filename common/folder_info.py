@@ -186,7 +186,7 @@ def _is_on_fused_model(files: RunFiles) -> bool:
 def _foreign_content(files: RunFiles, model_type: str | None) -> str:
     """Describe what the folder holds that t5fusion does not work with, for the error."""
     if files.has_adapter:
-        return f"an adapter on {files.adapter_config.get('base_model_name_or_path')}, which is no fused model"
+        return f"an adapter on {files.adapter_config.get('base_model_name_or_path')}, which is not a fused model"
     if model_type:
         return f"a model of type {model_type}"
     return "a config.json that names no model" if files.has_config else "no model and no adapter"

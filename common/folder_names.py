@@ -27,8 +27,8 @@ def check_folder(name: str, revision: str | None = None) -> None:
 
     Raises:
         ValueError: A revision is given for a folder.
-        OSError: The folder is that of an interrupted training; or `name` is no folder, and no valid id; or it looks
-            like a path; or it is not in the Hub's cache, and HF_HUB_OFFLINE is set.
+        OSError: The folder is that of an interrupted training; or `name` is neither a folder nor a valid id; or it
+            looks like a path; or it is not in the Hub's cache, and HF_HUB_OFFLINE is set.
     """
     folder = Path(name)
     recover(folder)
@@ -38,7 +38,7 @@ def check_folder(name: str, revision: str | None = None) -> None:
         check_ended(folder)
         return
     if folder.is_file() or _is_path(name):
-        problem = "is a file" if folder.is_file() else "is no folder"
+        problem = "is a file" if folder.is_file() else "is not a folder"
         raise OSError(f"{name} {problem}; expected a folder, or the id of a repository on the Hub, OWNER/NAME.")
     if _is_cached(name):
         return
@@ -113,7 +113,7 @@ def check_source(source: str, is_base_model: bool) -> None:
     if is_base_model and source not in EMBEDDED:
         check_reachable(source)
     elif not is_base_model and not Path(source).is_dir():
-        problem = "is a file" if Path(source).is_file() else "is no folder"
+        problem = "is a file" if Path(source).is_file() else "is not a folder"
         raise OSError(f"{source} {problem}; expected a folder that `t5fusion train` wrote.")
     if not is_base_model:
         check_ended(Path(source))

@@ -29,7 +29,7 @@ def check_can_push(repo_id: str, token: str | bool | None = None) -> None:
         token: The token of the client, as `HfApi` takes it: None or True for that of the environment, False for none.
 
     Raises:
-        OSError: `repo_id` is no valid id, HF_HUB_OFFLINE is set, or there is no token.
+        OSError: `repo_id` is not a valid id, HF_HUB_OFFLINE is set, or there is no token.
     """
     try:
         validate_repo_id(repo_id)

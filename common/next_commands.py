@@ -1,4 +1,4 @@
-"""The commands that the program advises to type next. Each runs as it stands, but for its words in capitals."""
+"""The commands that the program advises to type next. Each runs as it stands, except for its words in capitals."""
 
 import shlex
 from pathlib import Path

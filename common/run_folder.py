@@ -82,7 +82,7 @@ def load_trained(folder: str | Path) -> tuple[torch.nn.Module, T5FusionProcessor
     Raises:
         OSError: There is neither such a folder nor such a repository within reach; it holds no adapter and no model, or
             no processor; or its base model cannot be loaded.
-        ValueError: A file is damaged or belongs to another kind of model, or `check_numbers` refuses a weight.
+        ValueError: A file is damaged or belongs to a different kind of model, or `check_numbers` refuses a weight.
     """
     folder = find_trained(str(folder))
     run = RunFolder(folder)
@@ -115,7 +115,7 @@ def load_processor(folder: Path) -> T5FusionProcessor:
     """Load the processor that was saved in a folder.
 
     Raises:
-        ValueError: Its files are damaged, or belong to another kind of processor.
+        ValueError: Its files are damaged, or belong to a different kind of processor.
     """
     config = read_json(folder / PROCESSOR_CONFIG)
     kind = config.get("processor_class", T5FusionProcessor.__name__)
@@ -144,7 +144,7 @@ def load_adapter(fused_model: T5WithFusion, folder: Path, remedy: str = "") -> P
             cause = str(error).strip().splitlines()[-1].strip()
             sentences = (
                 f"the adapter in {folder} does not fit {fused_model.config.backbone or 'its base model'} ({cause}).",
-                "It was trained on another base model, or its files are damaged.",
+                "It was trained on a different base model, or its files are damaged.",
                 remedy,
             )
             raise ValueError(" ".join(filter(None, sentences))) from error

@@ -66,7 +66,7 @@ def read_weights(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
             yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
         else:
             with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118, because it is no dict
+                for name in opened.keys():  # noqa: SIM118, because it is not a dict
                     yield name, opened.get_tensor(name)
     except GeneratorExit:
         raise

@@ -67,7 +67,7 @@ standard library. The text of a row is a name. Its vector is an embedding of {{ 
 {%- if worth.low > 0 %}: the model reads its vectors{% endif %}.</p>
 <h2>{{ examples|length }} held-out names</h2>
 <p>They are spread evenly over the held-out names, and nobody chose them. The last text of each was written with the
-vector of another name.</p>
+vector of a different name.</p>
 {% for example in examples -%}
 <article>
 <header><code>{{ example.name }}</code> <q>{{ example.target }}</q></header>

@@ -144,7 +144,7 @@ def check_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Check that the weights in a checkpoint have the names and shapes of the model's weights. Shards are not checked.
 
     Raises:
-        ValueError: A weight is missing, unknown, or has another shape.
+        ValueError: A weight is missing, unknown, or has a different shape.
     """
     if isinstance(model, PeftModel):
         file, expected = checkpoint / "adapter_model.safetensors", get_peft_model_state_dict(model)
@@ -158,7 +158,7 @@ def check_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     saved = {expected[name].data_ptr() for name in shapes if name in expected}  # Tied weights are saved once.
     wrong += [name for name, value in expected.items() if name not in shapes and value.data_ptr() not in saved]
     if wrong:
-        raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape, for example {min(wrong)}")
+        raise ValueError(f"{len(wrong)} weights are missing, unknown or of a different shape, for example {min(wrong)}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
+from ..kinds_t5fusion import counted
 from ..rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, has_readable_norm
 from .row_blocks import VECTOR_BLOCK, blocks
 
@@ -176,13 +177,13 @@ def _numbers_of(value: Any) -> np.ndarray:
     if others:
         # JSON has no NaN, and pandas writes null for it.
         kind = NotFinite if all(number is None for number in others) else ValueError
-        raise kind(f"{len(value)} values, not all of them numbers")
+        raise kind(f"{counted(len(value), 'value')}, not all of them numbers")
     if len(set(map(len, vectors))) > 1:
         raise ValueError(f"{len(value)} vectors of unequal width")
     try:
         return np.asarray(value, dtype=np.float64)
     except OverflowError:  # an integer of hundreds of digits
-        raise NotFinite(f"{len(vectors[0])} numbers, not all of them finite in float32") from None
+        raise NotFinite(f"{counted(len(vectors[0]), 'number')}, not all of them finite in float32") from None
 
 
 def _read_text(text: str) -> Any:
@@ -201,7 +202,7 @@ def _read_text(text: str) -> Any:
             value = text
     if isinstance(value, (str, dict)):
         shown = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
-        raise ValueError(f"a text that is no list of numbers, {shown!r}")
+        raise ValueError(f"a text that is not a list of numbers, {shown!r}")
     return value
 
 
@@ -221,19 +222,23 @@ def _readable(numbers: np.ndarray, is_scaled: bool) -> torch.Tensor | None:
     for vector in () if is_scaled else np.atleast_2d(numbers):
         if not has_readable_norm(vector):
             norm = np.linalg.norm(vector)
+            numbers_of_vector = counted(len(vector), "number")
             raise ValueError(
-                f"{len(vector)} numbers of Euclidean norm {norm:.3g}, outside {SMALLEST_NORM:g} to {LARGEST_NORM:g}"
+                f"{numbers_of_vector} of Euclidean norm {norm:.3g}, outside {SMALLEST_NORM:g} to {LARGEST_NORM:g}"
             )
     return _one_or_several(vectors)
 
 
 def _describe(numbers: np.ndarray) -> str:
     """Describe the numbers of a row, (dim,) or (vectors, dim), in a few words."""
-    return f"{len(numbers)} numbers" if numbers.ndim == 1 else f"{len(numbers)} vectors of {numbers.shape[1]} numbers"
+    if numbers.ndim == 1:
+        return counted(len(numbers), "number")
+    return f"{counted(len(numbers), 'vector')} of {counted(numbers.shape[1], 'number')}"
 
 
 def _vector_error(row: str, column: str, found: str, width: int | None, is_text: bool) -> str:
     """Return the message for a value that holds no vectors, or not those of `width` numbers."""
-    expected = f"{width} finite numbers, as in the first row that has a vector" if width else "finite numbers"
+    as_first = ", as in the first row that has a vector"
+    expected = f"{counted(width, 'finite number')}{as_first}" if width else "finite numbers"
     advice = " In a text, write them as JSON, such as [0.1, 2]." if is_text else ""
     return f"{row}, column {column!r}: {found}; expected one vector of {expected}, or a list of such vectors.{advice}"

@@ -13,7 +13,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..common.console import say
-from ..kinds_t5fusion import DEFAULT_KIND
+from ..kinds_t5fusion import DEFAULT_KIND, counted
 from ..processing_t5fusion import MINILM
 from .column_vectors import NameRow, NotFinite, is_list, read_vectors
 from .files import load_rows
@@ -140,13 +140,13 @@ def usable_rows(rows: Dataset, columns: Columns, skip_nan: bool = False) -> Data
     numbers = finite_rows(rows, columns) if skip_nan else np.arange(len(rows))
     if dropped := len(rows) - len(numbers):
         rows = rows.select(numbers)
-        say(f"{dropped} {'row' if dropped == 1 else 'rows'} with NaN or infinity left out; {len(rows)} remain.")
+        say(f"{counted(dropped, 'row')} with NaN or infinity left out; {len(rows)} remain.")
     usable = are_usable(rows, columns, numbers.tolist())
     dropped = int((~usable).sum())
     lack = "an empty text" if columns.text is not None else "an empty text or without a vector"
     if dropped:
         rows = rows.select(np.flatnonzero(usable))
-        say(f"{dropped} {'row' if dropped == 1 else 'rows'} with {lack} left out; {len(rows)} remain.")
+        say(f"{counted(dropped, 'row')} with {lack} left out; {len(rows)} remain.")
     if len(rows) == 0:
         needed = "text in every column that is used" + ("" if columns.text is not None else ", and a vector")
         raise ValueError(f"no row has {needed}.")
@@ -273,11 +273,11 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     held_out = _held_out(keys)
     if held_out.all() or not held_out.any() or _count_distinct(keys) < min(HELD_OUT_ONE_IN, len(rows) / 2):
         raise ValueError(f"{_why_not_split(keys, key_name)}. Name a file with --validation.")
+    choice = f"the rows to validate with are chosen by {key_name}."
     if columns.text is None:
-        say(f"{len(rows)} rows have no text; those to validate with are chosen by {key_name}.")
+        say(f"{len(rows)} rows have no text; {choice}")
     elif keys is not text_keys:
-        word = "text" if texts == 1 else "texts"
-        say(f"{len(rows)} rows have {texts} different {word}; those to validate with are chosen by {key_name}.")
+        say(f"{len(rows)} rows have {counted(texts, 'different text')}; {choice}")
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
 

@@ -99,7 +99,7 @@ def generate_file(
 
     Raises:
         GenerationStopped: Ctrl-C was pressed.
-        ValueError: An argument or the rows cannot be used, `output` has another ending or holds other rows, or the
+        ValueError: An argument or the rows cannot be used, `output` has a different ending or holds other rows, or the
             model is damaged.
         OSError: A file, a data set, the model or its base model cannot be read, or `output` cannot be written.
     """

@@ -35,7 +35,7 @@ def check_readable(data: str, encoding: str | None = None, kinds: Iterable[str] 
         kinds: The suffixes of the kinds of files that can be read.
 
     Raises:
-        ValueError: The file is of another kind, is empty, or has no encoding to choose.
+        ValueError: The file is of a different kind, is empty, or has no encoding to choose.
         OSError: There is no such file.
     """
     path, kind = Path(data), kind_of(data)
@@ -54,8 +54,8 @@ def check_readable(data: str, encoding: str | None = None, kinds: Iterable[str] 
 def check_header(data: str, columns: Iterable[str | None], encoding: str | None = None) -> None:
     """Check that a CSV or JSONL file has these columns, if a short look into the file tells.
 
-    A long JSONL file, a damaged file and a file of another type pass. The code that later reads the whole file reports
-    what is wrong with it.
+    A long JSONL file, a damaged file and a file of a different type pass. The code that later reads the whole file
+    reports what is wrong with it.
 
     Args:
         data: The name of the file.

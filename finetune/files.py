@@ -31,7 +31,7 @@ def load_rows(data: str, split: str = "train", encoding: str | None = None) -> D
         encoding: The encoding of a CSV file; None for UTF-8.
 
     Raises:
-        ValueError: The file is of another kind, is damaged, or has another encoding.
+        ValueError: The file is of a different kind, is damaged, or has a different encoding.
         OSError: There is neither a file nor a data set of this name.
     """
     with reading(data, encoding):
@@ -88,7 +88,7 @@ def reading(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_
         kinds: The suffixes of the kinds of files that can be read.
 
     Raises:
-        ValueError: The file is of another kind, is empty, or cannot be read.
+        ValueError: The file is of a different kind, is empty, or cannot be read.
         OSError: There is no such file, or the data set cannot be fetched.
     """
     check_readable(data, encoding, kinds)
@@ -129,7 +129,7 @@ def lines_of(file: BinaryIO, encoding: str | None = None, keep_ends: bool = Fals
         keep_ends: Whether lines keep their ends.
 
     Raises:
-        ValueError: The text has another encoding, or Python has no encoding of that name.
+        ValueError: The text has a different encoding, or Python has no encoding of that name.
     """
     try:
         name = codecs.lookup(encoding or "utf-8").name

@@ -92,7 +92,7 @@ def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
     adaptable = {
         name
         for name, module in model.named_modules()
-        # `shared` is left out: T5 reads the embedding table under another name, so an adapter there has no effect.
+        # `shared` is left out: T5 reads the embedding table under a different name, so an adapter there has no effect.
         # The fusion layer is left out: it trains as a whole, so PEFT puts no adapter on it.
         if isinstance(module, (nn.Linear, nn.Embedding))
         and module is not model.shared

@@ -48,7 +48,7 @@ def option(
         panel: The panel of --help that shows the option, one of `common.panels`.
         **command_line: What the command line needs to know. `parse`: a function that turns the text on the command
             line into the value. `opposite`: name and help of a flag that sets the field from True to False. `metavar`:
-            the word that --help shows for the value. `command_line`: False for a field that is no option there.
+            the word that --help shows for the value. `command_line`: False for a field that is not an option there.
     """
     return field(default=default, metadata={"help": help, "allowed": allowed, "panel": panel, **command_line})
 

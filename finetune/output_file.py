@@ -36,11 +36,11 @@ def check_output_name(path: Path) -> None:
     """Check that a file of generated texts can have this name.
 
     Raises:
-        ValueError: Its ending is not in `OUTPUT_ENDINGS`; it is no regular file; or it holds the JSON lines that
+        ValueError: Its ending is not in `OUTPUT_ENDINGS`; it is not a regular file; or it holds the JSON lines that
             earlier releases wrote under any name, but its ending now stands for another format.
     """
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file. Name another --output, or leave it out to print the lines.")
+        raise ValueError(f"{path} is not a regular file. Name another --output, or leave it out to print the lines.")
     made_with_file = path.with_name(path.name + MADE_WITH)
     if made_with_file.exists() and path.exists() and kind_of(str(path)) != ".jsonl":
         with path.open("rb") as file:

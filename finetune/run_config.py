@@ -57,7 +57,7 @@ def read_config(file: str | Path) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in KEYS:
             hint = did_you_mean(name, KEYS, "see `t5fusion train --help` for the names.")
-            raise ValueError(f"{file} names {key}, which is no option of `t5fusion train`; {hint}")
+            raise ValueError(f"{file} names {key}, which is not an option of `t5fusion train`; {hint}")
         if name in arguments:
             raise ValueError(f"{file} gives {name} twice.")
         arguments[name] = value

@@ -119,10 +119,12 @@ def fit_setting(name: str, value: Any, kind: Any) -> Any:
 
 
 def set_by_option(name: str, option: str, flag: str) -> ValueError:
-    """Return the error for a field that is no setting, because an option sets it.
+    """Return the error for a field that is not a setting, because an option sets it.
 
     Args:
         name: The field.
         option, flag: The option's name in Python and on the command line.
     """
-    return ValueError(f"`{name}` is no setting: the option `{option}` sets it. Give that ({flag} on the command line).")
+    return ValueError(
+        f"`{name}` is not a setting: the option `{option}` sets it. Give that ({flag} on the command line)."
+    )

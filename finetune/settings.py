@@ -29,7 +29,7 @@ _HUB = "`t5fusion export` and `t5fusion push` bring a model to the Hub"
 _IDLE = "it has no effect here"
 _OURS = "t5fusion sets it"
 _BEST = "the model with the lowest held-out loss is the best one"
-NO_SETTING = {  # fields that are no settings, and the reason
+NO_SETTING = {  # fields that are not settings, and the reason
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"), _HUB),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _HUB),
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "local_rank", "disable_tqdm"), _IDLE),
@@ -51,10 +51,10 @@ def read_settings(settings: Mapping[str, Any] | None, options: Collection[str] =
 
     Args:
         settings: A value for each name: a number, a text, true or false, null, or a list or mapping of these.
-        options: Names of options, which are no settings.
+        options: Names of options, which are not settings.
 
     Raises:
-        ValueError: A name is unknown or no setting, or a value has another type than the field.
+        ValueError: A name is unknown or no setting, or a value has a different type than the field.
     """
     checked = Settings({}, {})
     for name, value in (settings or {}).items():
@@ -103,7 +103,7 @@ def _check_name(name: str, options: Collection[str]) -> None:
     if option is not None:
         raise set_by_option(name, option, f"--{option.replace('_', '-')}")
     if name in NO_SETTING:
-        raise ValueError(f"`{name}` is no setting: {NO_SETTING[name]}. Leave it out.")
+        raise ValueError(f"`{name}` is not a setting: {NO_SETTING[name]}. Leave it out.")
     known = [*_field_types()[0], *_field_types()[1]]
     if name not in known:
         hint = did_you_mean(name, [*known, *options], "see the pages of transformers and PEFT for the names.")

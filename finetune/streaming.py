@@ -42,7 +42,7 @@ def read_chunks(
         encoding: The encoding of a .txt or CSV file; None for UTF-8.
 
     Raises:
-        ValueError: The file is of another kind, is damaged, or has another encoding.
+        ValueError: The file is of a different kind, is damaged, or has a different encoding.
         OSError: There is neither a file nor a data set of this name.
     """
     with reading(data, encoding, STREAMED_KINDS):

@@ -44,7 +44,7 @@ def parse_vector_columns(
         `Columns.vector` and `Recipe.kinds`.
 
     Raises:
-        ValueError: A value has another form or an unknown option, or a kind or a column is named twice.
+        ValueError: A value has a different form or an unknown option, or a kind or a column is named twice.
     """
     parsed = [_parse(value) for value in values or []]
     if not takes_options and (given := next((each for each in parsed if each.options), None)):
@@ -77,7 +77,7 @@ def parse_vector_columns(
 
 
 def _parse(value: str) -> VectorColumn:
-    """Return a value of --vector-column; ValueError if it has another form."""
+    """Return a value of --vector-column; ValueError if it has a different form."""
     named, *options = _split(value, ":")
     kind, *rest = _split(named, "=", 1)
     column = rest[0] if rest else kind
@@ -167,7 +167,7 @@ def check_kind_options(kinds: KindOptions) -> None:
     """Check the options of kinds: fields of VectorKind that a value of --vector-column can set.
 
     Raises:
-        ValueError: A kind has another field, or a field has another value.
+        ValueError: A kind has another field, or a field has a different value.
     """
     for kind, options in kinds.items():
         if unknown := [name for name in options if name not in OPTIONS]:

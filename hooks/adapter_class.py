@@ -54,7 +54,7 @@ class FusedAdapter(Base):
         """Save as PEFT does, and the embedding table too if it was resized.
 
         Raises:
-            ValueError: A reload would give another model (`T5WithFusion.check_reloadable`).
+            ValueError: A reload would give a different model (`T5WithFusion.check_reloadable`).
         """
         base = self.get_base_model()
         if isinstance(base, T5WithFusion) and is_on(PEFT):

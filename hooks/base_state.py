@@ -2,7 +2,7 @@
 
 With prompt learning, both functions assume that the base model has no wrapped layers. But PEFT has wrapped its fusion
 layer, which trains with the adapter (docs/upstream/base_state_of_prompt_learning.py). So the functions get an object
-that looks like the model with an adapter of another type. For that, they look for wrapped layers.
+that looks like the model with an adapter of a different type. For that, they look for wrapped layers.
 """
 
 from collections.abc import Callable

@@ -55,7 +55,7 @@ def add_fusion(config: PeftConfig, model: nn.Module) -> None:
     with the same object (`PeftModel.from_pretrained(..., config=config)`) would not get the trained layer.
 
     Raises:
-        ValueError: The adapter was trained with another placeholder or vector width (`check_choices`).
+        ValueError: The adapter was trained with a different placeholder or vector width (`check_choices`).
     """
     if not is_on(PEFT) or not has_fusion(model):
         return
@@ -83,7 +83,7 @@ def check_choices(config: PeftConfig, model: nn.Module) -> None:
     Embedded base models have the same shapes, so their weights are told apart by name.
 
     Raises:
-        ValueError: The name of the adapter's base model records another value, or another embedded base model.
+        ValueError: The name of the adapter's base model records a different value, or another embedded base model.
     """
     base_model, _, choices = FusedName.parse(config.base_model_name_or_path)
     base_model = str(base_model).replace("\\", "/").rpartition("/")[2]  # early releases recorded a path

@@ -53,7 +53,7 @@ def export(
 
     Raises:
         ValueError: `source` holds no model of this kind; readers would not get the model that was trained; the folder
-            is not empty; the encoder's vectors have another width than the model's; or the adapter cannot be merged
+            is not empty; the encoder's vectors have a different width than the model's; or the adapter cannot be merged
             into ONNX graphs.
         OSError: A base model or a tokenizer cannot be loaded, or the bundle cannot be written.
         ImportError: The packages that write ONNX graphs are not installed.

@@ -60,7 +60,7 @@ def make_card(
         evaluated: Folder whose evaluation.json is used instead of the one in the run folder.
 
     Raises:
-        ValueError: `previous` has a broken marker or unreadable metadata, or `repo_id` is no valid id.
+        ValueError: `previous` has a broken marker or unreadable metadata, or `repo_id` is not a valid id.
     """
     facts = read_facts(RunFolder(bundle), run, kind, run if evaluated is None else RunFolder(evaluated))
     data = make_metadata(facts)
@@ -83,7 +83,7 @@ def name_repository(card: str, repo_id: str, revision: str = REVISION) -> str:
         revision: The tag that the card advises readers to pin.
 
     Raises:
-        ValueError: `repo_id` is no valid id on the Hub, or the card has a broken marker.
+        ValueError: `repo_id` is not a valid id on the Hub, or the card has a broken marker.
     """
     validate_repo_id(repo_id)
     section = find_sections(card).get("load", slice(0, 0))

@@ -34,7 +34,7 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
     """
     file = bundle / MANIFEST
     if not file.exists():
-        raise ValueError(f"{bundle} is no bundle: it holds no {MANIFEST}. Make one with `t5fusion export`.")
+        raise ValueError(f"{bundle} is not a bundle: it holds no {MANIFEST}. Make one with `t5fusion export`.")
     try:
         manifest = read_json(file)
         digest, digests = manifest.pop("digest"), [*manifest["files"].values()]

@@ -114,7 +114,7 @@ def check_encoder(processor: T5FusionProcessor, say: Callable[[str], None]) -> N
     """Check the recipe's encoder by encoding a text, and say so if the encoder cannot be loaded here.
 
     Raises:
-        ValueError: The encoder is a folder of this machine; its vectors have another width than the model's; or the
+        ValueError: The encoder is a folder of this machine; its vectors have a different width than the model's; or the
             vectors are to be made of the text, and no encoder is named.
     """
     encoder = processor.lexical_encoder

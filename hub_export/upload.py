@@ -84,7 +84,7 @@ def push(
 
     Raises:
         ValueError: The bundle does not verify, or readers cannot download its base model.
-        OSError: `repo_id` is no valid id; there is no token; HF_HUB_OFFLINE is set; or the Hub refused the bundle or
+        OSError: `repo_id` is not a valid id; there is no token; HF_HUB_OFFLINE is set; or the Hub refused the bundle or
             could not be reached. The repository is as it was, or complete except for a tag; the message says which.
     """
     bundle, api = Path(bundle), api or HfApi()

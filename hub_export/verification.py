@@ -72,7 +72,7 @@ def verify(
         The report. `report.ok` says whether every check passed.
 
     Raises:
-        ValueError: `name` is no bundle, or carries code that is not this package's, or weights that are not numbers.
+        ValueError: `name` is not a bundle, or carries code that is not this package's, or weights that are not numbers.
         OSError: The Hub has no such repository, or cannot be reached; or the disk of temporary files is full.
     """
     report = Report()
@@ -114,7 +114,7 @@ def make_spec(
     """Return what reader_check.py needs to know about a bundle (see its `main`).
 
     Raises:
-        ValueError: The config is damaged, or belongs to another kind of model.
+        ValueError: The config is damaged, or belongs to a different kind of model.
     """
     with one_sentence_errors(f"{bundle.path / 'config.json'}"):
         config = T5FusionConfig.from_dict(dict(bundle.model_config))

@@ -3,7 +3,7 @@
     python -m benchmarks.speed curves
 
 Both train with three seeds, as `t5fusion train` does, with the options of docs/method.md. The losses are measured in
-fp32 for both. This takes an hour on two idle cores, and is no part of `make bench`.
+fp32 for both. This takes an hour on two idle cores, and is not part of `make bench`.
 """
 
 import statistics

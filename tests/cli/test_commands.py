@@ -194,7 +194,7 @@ BAD_INPUT = {
     ),
     "no vectors in the column": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "body", "--base-model", "base", "--output", "new"],
-        ", column 'body': a text that is no list of numbers, 'return a'; expected one vector of finite numbers, or",
+        ", column 'body': a text that is not a list of numbers, 'return a'; expected one vector of finite numbers, or",
     ),
     "nothing to resume": (
         ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--base-model", "base", "--output", "new", "--resume"],

@@ -527,7 +527,7 @@ def make() -> Table:
     table = Table(
         "Tools",
         "These are other tools that people use with a T5. Each check compares the numbers with those of the same model "
-        "without the tool: to the bit, unless the tool computes in another way.",
+        "without the tool: to the bit, unless the tool computes in a different way.",
         ["outcome"],
     )
     for row, (check, arguments, models) in CHECKS.items():

@@ -57,7 +57,7 @@ def source(tmp_path):
     files = {
         "shop/__init__.py": '"""A shop with many things."""\nfrom .stock import *\n',
         "shop/stock.py": MODULE,
-        "shop/broken.py": 'def f(:\n    """This one is no valid Python."""\n',
+        "shop/broken.py": 'def f(:\n    """This one is not valid Python."""\n',
         "shop/old.py": 'print "of another version"\n',
         "shop/tests/test_stock.py": '"""A test that is passed over."""\n',
         "tests/other.py": '"""Another test that is passed over."""\n',

@@ -126,7 +126,7 @@ def test_only_the_direction_from_the_mean_is_read():
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["quickstart", "data", "own_vectors"])
 def test_the_page_runs_as_printed(page, tmp_path):
-    """Its blocks, in order, in one folder. Blocks of another kind than "console" and "python" are not run."""
+    """Its blocks, in order, in one folder. Blocks of a different kind than "console" and "python" are not run."""
     forks, ran = Forks(tmp_path), 0
     for language, block in FENCE.findall(read(ROOT / "docs" / f"{page}.md")):
         runs = [{"code": block}] if language == "python" else []

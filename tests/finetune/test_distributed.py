@@ -32,7 +32,7 @@ LAUNCH = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", 
 DDP = [*LAUNCH, "--num_processes", "2", "--multi_gpu"]
 FSDP = [*LAUNCH, "--num_processes", "2", "--use_fsdp", "--fsdp_version", "2"]
 FSDP += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-BOUND = 2e-6  # relative; the losses are sums of the same numbers in another order
+BOUND = 2e-6  # relative; the losses are sums of the same numbers in a different order
 
 
 def succeed(forks, *words, **options):

@@ -314,8 +314,8 @@ def test_a_full_disk_is_reported_and_the_output_is_resumed(room, commands, whole
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        ("/dev/full", "/dev/full is no regular file. Name another --output, or leave it out to print the lines."),
-        ("model", "model is no regular file."),
+        ("/dev/full", "/dev/full is not a regular file. Name another --output, or leave it out to print the lines."),
+        ("model", "model is not a regular file."),
         ("rows.jsonl/x.csv", "rows.jsonl/x.csv.partial cannot be written (File exists)."),
         ("/proc/x.jsonl", "/proc/x.jsonl.partial cannot be written ("),
         ("x.txt", "x.txt ends in .txt; expected one of .jsonl, .csv, .parquet, .jsonl.gz, .csv.gz."),

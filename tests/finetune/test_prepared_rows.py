@@ -106,7 +106,7 @@ def test_blocks_of_rows_on_disk_equal_those_of_rows_in_memory(tmp_path, size):
     assert ends[-1] == expected[0].rows < 60
     for block, start, end in zip(blocks, ends[:-1], ends[1:], strict=True):
         whole = expected[0].between(start, end)
-        assert np.array_equal(block.words, whole.words) and np.array_equal(block.lengths, whole.lengths)
+        assert np.array_equal(block.tokens, whole.tokens) and np.array_equal(block.lengths, whole.lengths)
         for name in block.vectors:
             assert np.array_equal(block.vectors[name], whole.vectors[name])
             assert np.array_equal(block.counts[name], whole.counts[name])

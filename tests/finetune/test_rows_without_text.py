@@ -56,7 +56,7 @@ def weights(folder):
 def test_training_says_that_rows_have_no_text(room, trained):
     for kind, printed in trained.items():
         assert f"{NO_TEXT}\n" in printed and "2 rows with an empty text or without a vector left out; 58 rem" in printed
-        assert "58 rows have no text; those to validate with are chosen by vector.\n" in printed
+        assert "58 rows have no text; the rows to validate with are chosen by vector.\n" in printed
         assert f"Saved in runs/{kind}. Next: t5fusion generate runs/{kind} --file rows.{kind}" in printed
     assert weights(room / "runs/parquet") == weights(room / "runs/csv") != weights(room / "runs/jsonl")
 

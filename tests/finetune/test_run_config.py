@@ -146,8 +146,8 @@ def test_every_option_of_train_can_stand_in_the_file(tmp_path):
 
 
 REFUSED = {
-    "a misspelt name": ("epoch: 1", "names epoch, which is no option of `t5fusion train`; did you mean `epochs`?"),
-    "a strange name": ("zzz: 1", "names zzz, which is no option of `t5fusion train`; see `t5fusion train"),
+    "a misspelt name": ("epoch: 1", "names epoch, which is not an option of `t5fusion train`; did you mean `epochs`?"),
+    "a strange name": ("zzz: 1", "names zzz, which is not an option of `t5fusion train`; see `t5fusion train"),
     "a name given twice": ("epochs: 1\nepochs: 2", "is no YAML: epochs is given twice"),
     "a name spelt in two ways": ("base-model: a\nbase_model: b", "gives base_model twice"),
     "no mapping": ("- epochs", "holds no options; expected lines such as `epochs: 2`"),
@@ -185,7 +185,7 @@ def test_settings_on_the_command_line():
         ("weight_decay",): "--set weight_decay has no value; expected NAME=VALUE",
         ("=1",): "--set =1 has no value",
         ("a=1", "a=2"): "--set a was given twice",
-        ("a=[1",): r"--set a: '\[1' is no value in YAML",
+        ("a=[1",): r"--set a: '\[1' is not a value in YAML",
     }.items():
         with pytest.raises(ValueError, match=sentence):
             parse_settings(list(words), "weight_decay=0.01")

@@ -393,10 +393,14 @@ DAMAGE = {
     ),
     "no weights": ("adapter_model.safetensors", lambda file: file.unlink(), "there is no adapter_model.safetensors"),
     "empty options": ("options.json", lambda file: file.write_text(""), "options.json is damaged"),
-    "options of another type": ("options.json", lambda file: file.write_text("[1]"), "options.json is damaged"),
+    "options of a different type": ("options.json", lambda file: file.write_text("[1]"), "options.json is damaged"),
     "options of another program": ("options.json", lambda file: file.write_text("{}"), "options.json is not what t5f"),
     "empty state": ("trainer_state.json", lambda file: file.write_text(""), "trainer_state.json is damaged"),
-    "state of another type": ("trainer_state.json", lambda file: file.write_text("3"), "trainer_state.json is damaged"),
+    "state of a different type": (
+        "trainer_state.json",
+        lambda file: file.write_text("3"),
+        "trainer_state.json is damaged",
+    ),
     "state of another program": (
         "trainer_state.json",
         lambda file: file.write_text('{"mine": 1}'),
@@ -465,10 +469,10 @@ FOREIGN = {  # intact files of another training
         lambda file: save_file({"mine": torch.ones(1)}, file),
         "its weights cannot be loaded",
     ),
-    "weights of another shape": (
+    "weights of a different shape": (
         "adapter_model.safetensors",
         lambda file: change(file, **{NAME: torch.ones(3, 5)}),
-        f"its weights cannot be loaded (1 weights are missing, unknown or of another shape, for example {NAME})",
+        f"its weights cannot be loaded (1 weights are missing, unknown or of a different shape, for example {NAME})",
     ),
 }
 

@@ -181,7 +181,7 @@ REFUSED = {
         "a column was given for user vectors; expected the model's kinds, image, price, tags. Give --vector",
     ),
     "another width": ("image=tags", "column 'tags' holds vectors of 4 numbers; expected 6, as in training."),
-    "no vectors": ("image=name", "row 0, column 'name': a text that is no list of numbers, 'app_as'; expected one"),
+    "no vectors": ("image=name", "row 0, column 'name': a text that is not a list of numbers, 'app_as'; expected one"),
 }
 
 

@@ -286,7 +286,7 @@ def test_an_adapter_of_transformers_is_refused_too(base, tmp_path):
     model = T5WithFusion(base)
     model.add_adapter(LoraConfig(**QV, modules_to_save=[]))
     change_projection(model)
-    with pytest.raises(ValueError, match="a reload would give another model"):
+    with pytest.raises(ValueError, match="a reload would give a different model"):
         model.save_pretrained(tmp_path)
 
 

@@ -376,7 +376,7 @@ def test_an_adapter_that_does_not_fit_is_refused(author, bare, tmp_path, bundle)
 def test_a_folder_without_a_model_is_refused(author, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "neither an adapter nor a model" in author.refused("export", tmp_path / "empty", tmp_path / "bundle")
-    assert "is no bundle" in author.refused("verify", tmp_path / "empty")
+    assert "is not a bundle" in author.refused("verify", tmp_path / "empty")
 
 
 def test_a_recipe_is_given_only_once(author, bare, tmp_path):
@@ -934,7 +934,7 @@ def test_names_that_are_neither_a_folder_nor_an_id(author, bundle, rows, tmp_pat
     (tmp_path / "file").touch()
     cases = {
         "runs/mine": "there is no folder runs/mine, and as an id: there is no repository",
-        "./mine": "./mine is no folder; expected a folder, or the id",
+        "./mine": "./mine is not a folder; expected a folder, or the id",
         tmp_path / "file": "is a file; expected a folder",
     }
     for name, expected in cases.items():

@@ -157,8 +157,8 @@ def test_vectors_without_placeholders_are_refused(by_onnx):
     token_id = by_onnx.config.lexical_token_id
     for ids, vectors, words in (
         ([[5, 6, 7, 1]], 1, "no row holds a placeholder"),
-        ([[token_id, 6, 7, 1]], 2, "1 placeholders <lexical> (id 6128) for 2 vectors"),
-        ([[token_id, token_id, 7, 1]], 1, "2 placeholders <lexical> (id 6128) for 1 vectors"),
+        ([[token_id, 6, 7, 1]], 2, "1 placeholder <lexical> (id 6128) for 2 vectors"),
+        ([[token_id, token_id, 7, 1]], 1, "2 placeholders <lexical> (id 6128) for 1 vector"),
         ([[token_id, 6, 7, 1]], 0, "no vectors were given"),
     ):
         rows = {"input_ids": torch.tensor(ids), "lexical_embeds": random_vectors(1, vectors, 384)}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from t5fusion import T5WithFusion, fitting_t5fusion
-from t5fusion.blocks_t5fusion import RowBlock, Words
+from t5fusion import T5WithFusion, VectorKind, fitting_t5fusion
+from t5fusion.blocks_t5fusion import DistinctTokens, RowBlock
 from t5fusion.fitting_t5fusion import (
     STRENGTHS,
     Moments,
@@ -104,7 +104,7 @@ def test_moments_of_blocks_are_those_of_all_rows(sizes):
     torch.testing.assert_close(moments.input_mean, x.mean(0))
     torch.testing.assert_close(moments.input_products, centred.T @ centred, rtol=1e-7, atol=1e-6)
     torch.testing.assert_close(moments.input_output_products, centred.T @ outputs, rtol=1e-7, atol=1e-6)
-    assert moments.output_squares == pytest.approx(outputs.square().sum().item(), rel=1e-7)
+    assert moments.output_squares.sum().item() == pytest.approx(outputs.square().sum().item(), rel=1e-7)
 
 
 def test_rare_words_weigh_more_in_the_mean():
@@ -119,19 +119,19 @@ def test_rare_words_weigh_more_in_the_mean():
         torch.testing.assert_close(mean, expected)
 
 
-def test_a_target_without_words_has_the_mean_zero():
+def test_a_target_without_tokens_has_the_mean_zero():
     means = target_means([[5, 6, 1], [1, 0, -100], [5, 7, 1]], torch.ones(8, 2))
     assert torch.equal(means[1], torch.zeros(2)) and (means[[0, 2]] > 0.99).all()
 
 
-def words_of(labels):
+def tokens_of(labels):
     words = [sorted({token for token in row if token > 1}) for row in labels]
     ids = np.array([token for row in words for token in row], dtype=np.int64)
-    return Words(ids, np.cumsum([0, *map(len, words[:-1])]))
+    return DistinctTokens(ids, np.cumsum([0, *map(len, words[:-1])]))
 
 
 def target_means(labels, embeddings):
-    words = words_of(labels)
+    words = tokens_of(labels)
     return mean_embeddings(words, embeddings.detach(), token_weights([words], len(embeddings)))
 
 
@@ -171,7 +171,7 @@ def moments_from(rows, model):
     return read_moments(rows, model.config.kinds, projectors, model.shared.weight.detach())[DEFAULT_KIND]
 
 
-def test_padding_is_no_word(model):
+def test_padding_is_not_a_token_of_the_target(model):
     """Some rows are padded with <pad>, some with the id that the loss ignores, as collators do."""
     vectors, labels, _ = rows_of(model, rows=30)
     padded = [[*ids, *[0] * (row % 3), *[-100] * (row % 2)] for row, ids in enumerate(labels)]
@@ -201,7 +201,7 @@ def test_rows_are_read_once_and_only_a_block_is_held(model, monkeypatch):
     in_blocks = moments_from(rows_that_count(), model)
     assert in_blocks.rows == 100 and len(alive) == 100
     # The tokens' frequencies are those of the first block.
-    means = mean_embeddings(words_of(labels), embeddings, token_weights([words_of(labels[:10])], len(embeddings)))
+    means = mean_embeddings(tokens_of(labels), embeddings, token_weights([tokens_of(labels[:10])], len(embeddings)))
     torch.testing.assert_close(in_blocks.input_output_products, moments_of(vectors, means).input_output_products)
 
 
@@ -259,14 +259,33 @@ def test_huge_vectors_with_as_many_columns_as_rows_divide_by_nothing(model):
     assert torch.isfinite(model.encoder.fusion.projection.weight).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("ordered", [True, False])
+def test_each_token_starts_from_the_whole_target_and_how_its_part_differs(base, ordered):
+    """If the vectors do not tell the parts apart, all tokens of a vector start alike."""
+    model = T5WithFusion(str(base), vectors={"pair": VectorKind(12, tokens=2, scale=None)})
+    numbers = torch.Generator().manual_seed(0)
+    words = torch.randint(0, 6, (400, 2), generator=numbers)
+    one_hot = torch.nn.functional.one_hot(words, 6).float()
+    vectors = one_hot.flatten(1) if ordered else one_hot.sum(1).repeat(1, 2)
+    rows = as_rows(vectors, [[*(10 + pair).tolist(), 1] for pair in words])
+    explained = model.fit_fusion(rows)
+    one_token = T5WithFusion(str(base), vectors={"pair": VectorKind(12, scale=None)})
+    assert explained == one_token.fit_fusion(rows) > 0.8
+    first, second = model.encoder.fusion.projector("pair").last_layer.weight.chunk(2)
+    whole = one_token.encoder.fusion.projector("pair").last_layer.weight
+    torch.testing.assert_close((first + second) / 2, whole, rtol=0.02, atol=0.05 * whole.abs().max().item())
+    assert torch.equal(first, second) != ordered
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
-def test_the_words_of_a_part(parts):
-    """Each target is split as `np.array_split` does; an empty part has the words of the whole target."""
+def test_the_tokens_of_a_part(parts):
+    """Each target is split as `np.array_split` does; an empty part has the tokens of the whole target."""
     targets = [[7, 5, 5, 9, 3, 8, 7], [4], [], [6, 6], [2, 3, 4, 5, 6]]
-    words, lengths = np.array([word for target in targets for word in target]), np.array([*map(len, targets)])
-    block = RowBlock({}, {}, words, lengths)
+    tokens, lengths = np.array([token for target in targets for token in target]), np.array([*map(len, targets)])
+    block = RowBlock({}, {}, tokens, lengths)
     for part in range(parts):
-        found = block.distinct_words(part, parts)
+        found = block.distinct_tokens(part, parts)
         for target, own in zip(targets, np.split(found.ids, found.starts[1:]), strict=True):
             split = np.array_split(target, parts)[part]
             assert own.tolist() == sorted({*(split if len(split) else target)})

@@ -231,7 +231,7 @@ def test_a_placeholder_too_many_or_too_few_is_refused(model, batch, change):
     if change > 0:
         row_ids[-1] = user
     count = 2 + change
-    match = f"row 1 holds {count} placeholders <lexical:user> \\(id {user}\\) for 1 vectors; expected 2 placeholders"
+    match = f"row 1 holds {count} placeholders? <lexical:user> \\(id {user}\\) for 1 vector; expected 2 placeholders"
     with pytest.raises(ValueError, match=match):
         model(**batch)
 

@@ -90,7 +90,7 @@ def test_no_valid_id(errors):
         assert told[door][0] == (
             "there is no folder no such. Check the path, or name a repository on the Hub, OWNER/NAME."
         ), door
-    assert "no such is no folder; expected a folder" in told["load_trained"][0]
+    assert "no such is not a folder; expected a folder" in told["load_trained"][0]
 
 
 def test_errors_of_repositories_that_exist_are_those_of_transformers(errors, hub, base):

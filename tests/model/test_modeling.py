@@ -745,14 +745,14 @@ def refused(model, batch, sentence, **changes):
 def test_fewer_placeholders_than_vectors(flan, inputs_for):
     batch = inputs_for(flan, (2, 1, 2), (3, 3, 3))
     batch["input_ids"][2, 0] = 5
-    refused(flan, batch, r"row 2 holds 1 placeholders <lexical> \(id 135\) for 2 vectors; expected one .* with zeros")
+    refused(flan, batch, r"row 2 holds 1 placeholder <lexical> \(id 135\) for 2 vectors; expected 1 .* with zeros")
 
 
 def test_more_placeholders_than_vectors(flan, inputs_for):
     batch = inputs_for(flan, (1, 1), (3, 3))
     batch["input_ids"][1, 1] = flan.config.lexical_token_id
     refused(
-        flan, batch, r"row 1 holds 2 placeholders <lexical> \(id 135\) for 1 vectors; .*T5FusionProcessor, which place"
+        flan, batch, r"row 1 holds 2 placeholders <lexical> \(id 135\) for 1 vector; .*T5FusionProcessor, which place"
     )
 
 
@@ -813,7 +813,7 @@ def test_a_misspelt_keyword_is_refused(plain_folders):
         T5WithFusion(plain_folders["flan"], lexcial_dim=16)
 
 
-# --- a tokenizer with another placeholder than the model
+# --- a tokenizer with a different placeholder than the model
 
 
 @pytest.fixture
@@ -906,13 +906,13 @@ def test_a_vector_that_contains_zeros_is_not_padding(flan, inputs_for):
     batch = inputs_for(flan, (2, 1), (3, 3))
     batch["lexical_embeds"][:, :, 7] = 0
     batch["input_ids"][0, 1] = 5  # one placeholder for two vectors
-    refused(flan, batch, r"row 0 holds 1 placeholders <lexical> \(id 135\) for 2 vectors")
+    refused(flan, batch, r"row 0 holds 1 placeholder <lexical> \(id 135\) for 2 vectors")
     batch = inputs_for(flan, (1, 1), (3, 3))
     only_one_number = torch.zeros(2, 1, 384)
     only_one_number[:, :, 0] = 1
     batch["input_ids"][1, 0] = 5
     refused(
-        flan, batch, r"row 1 holds 0 placeholders <lexical> \(id 135\) for 1 vectors", lexical_embeds=only_one_number
+        flan, batch, r"row 1 holds 0 placeholders <lexical> \(id 135\) for 1 vector", lexical_embeds=only_one_number
     )
 
 

@@ -125,7 +125,7 @@ ERRORS = {
     "a number": (3, "an input of the pipeline is int; expected a string, or a dict"),
     "no text": ({"name": "a", "size": 3}, "is a dict with name, size; expected .*`rename_column"),
     "a number in a list": (["a", 3], "an input of the pipeline is int"),
-    "vectors by another name": ({"text": "a", "vector": VECTORS[0]}, "column `vector` .*'lexical_embeds'"),
+    "vectors by a different name": ({"text": "a", "vector": VECTORS[0]}, "column `vector` .*'lexical_embeds'"),
     "columns of unequal length": ({"text": ["a", "b"], "lexical_embeds": [VECTORS[0]]}, "columns differ in length"),
     "no vectors": ("a", f"`lexical_embeds=`, {DIM} numbers"),
     "another width": ({"text": "a", "lexical_embeds": VECTORS[0, :3]}, f"vectors of 3 numbers; expected {DIM}"),

@@ -321,7 +321,7 @@ def test_an_adapter_without_the_layer_cannot_lose_a_changed_scale(plain_folders,
     noise = [{"labels": [10 + row % 2, 1], "lexical_embeds": numbers(40, 1)[row]} for row in range(40)]
     assert model.fit_fusion(noise) <= 0  # The weights stay as they were, and the scale does not.
     frozen = LoraConfig(target_modules=["q"], modules_to_save=[], task_type="SEQ_2_SEQ_LM")
-    with pytest.raises(ValueError, match="a reload would give another model"):
+    with pytest.raises(ValueError, match="a reload would give a different model"):
         get_peft_model(model, frozen).save_pretrained(tmp_path)
 
 

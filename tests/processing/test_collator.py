@@ -339,7 +339,7 @@ def test_vectors_of_zeros_are_not_refused():
     assert collated["lexical_embeds"].tolist() == [[[0.0] * DIM] * 2, [[1.0] * DIM, [0.0] * DIM]]
 
 
-# --- vectors under another name
+# --- vectors under a different name
 
 
 @pytest.mark.parametrize("wrap_in", [list, np.array, torch.tensor, lambda x: torch.tensor(x).bfloat16()])

@@ -126,7 +126,7 @@ def test_pad_to_multiple_of(processor):
 def test_a_placeholder_in_the_text_keeps_its_place(processor):
     ids = processor("a <lexical>", lexical_embeds=VECTORS[0])["input_ids"][0].tolist()
     assert ids.count(processor.lexical_token_id) == 1 and ids[-2:] == [processor.lexical_token_id, 1]
-    with pytest.raises(ValueError, match="row 0 .*`text`: 1 placeholders <lexical>; expected 2, one per vector"):
+    with pytest.raises(ValueError, match="row 0 .*`text`: 1 placeholder <lexical>; expected 2, one per vector"):
         processor("a <lexical>", lexical_embeds=VECTORS[:2])
 
 
