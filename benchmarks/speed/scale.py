@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from .measure import Result
 
 SIZES, FULL_SIZES = (10_000, 100_000), (10_000, 100_000, 1_000_000)
 GENERATED, FULL_GENERATED = (2_000, 20_000), (2_000, 20_000, 100_000)
-DIM, BLOCK = 384, 10_000
+BLOCK = 10_000  # rows that are written at once
+WIDTHS = {"384 numbers": {"vector": 384}, "two kinds, 384 and 128 numbers": {"item": 384, "user": 128}}
 MEMORY_GOAL, LINEAR, START = 500, 1.1, 0.1  # MB; ratio of the times per row; share of the preparation
 ANSWER = "\nANSWER "
 
@@ -34,21 +35,27 @@ def measure(sizes: Sequence[int] = SIZES, generated: Sequence[int] = GENERATED) 
     """Measure sets of these sizes."""
     with tempfile.TemporaryDirectory(dir=".") as name:  # /tmp may lie in memory.
         folder = Path(name)
-        prepared = {size: in_child("prepare", write_rows(folder, size, DIM)) for size in sizes}
+        prepared = {
+            vectors: {size: in_child("prepare", write_rows(folder, size, widths)) for size in sizes}
+            for vectors, widths in WIDTHS.items()
+        }
         save_small_model(folder / "model")
-        written = {size: in_child("generate", write_rows(folder, size, 8), folder / "model") for size in generated}
-    return [*results_of_training(prepared), *results_of_generation(written)]
+        written = {
+            size: in_child("generate", write_rows(folder, size, {"vector": 8}), folder / "model") for size in generated
+        }
+    results = [result for vectors, measured in prepared.items() for result in results_of_training(vectors, measured)]
+    return [*results, *results_of_generation(written)]
 
 
-def results_of_training(measured: dict[int, dict[str, float]]) -> list[Result]:
+def results_of_training(vectors: str, measured: dict[int, dict[str, float]]) -> list[Result]:
     """Return the results of preparing sets: for each size `seconds`, `start` in seconds, and `megabytes`."""
     smallest, largest = min(measured), max(measured)
     shares = {size: each["start"] / each["seconds"] for size, each in measured.items()}
     return [
-        growth("prepare rows of 384 numbers", measured),
-        memory("prepare rows of 384 numbers, and start the fusion layer", measured),
+        growth(f"prepare rows of {vectors}", measured),
+        memory(f"prepare rows of {vectors}, and start the fusion layer", measured),
         Result(
-            work=f"start the fusion layer with {largest:,} rows",
+            work=f"start the fusion layer with {largest:,} rows of {vectors}",
             unit="seconds",
             goal=f"at most {START} of the preparation",
             peers={"the preparation": measured[largest]["seconds"]},
@@ -94,21 +101,23 @@ def memory(work: str, measured: dict[int, dict[str, float]]) -> Result:
     )
 
 
-def write_rows(folder: Path, number: int, dim: int) -> Path:
-    """Write a Parquet file of rows with a name, a target and a vector of `dim` numbers. All names differ."""
+def write_rows(folder: Path, number: int, widths: Mapping[str, int]) -> Path:
+    """Write a Parquet file of rows with a name, a target, and columns of vectors of these widths. All names differ."""
     numbers, words = np.random.default_rng(0), np.array([f"word{index}" for index in range(500)])
-    file = folder / f"{number}_{dim}.parquet"
-    schema = pa.schema({"name": pa.string(), "target": pa.string(), "vector": pa.list_(pa.float32())})
+    file = folder / f"{number}_{'_'.join(widths)}.parquet"
+    lists = dict.fromkeys(widths, pa.list_(pa.float32()))
+    schema = pa.schema({"name": pa.string(), "target": pa.string(), **lists})
     with pq.ParquetWriter(file, schema) as writer:
         for start in range(0, number, BLOCK):
             rows = min(BLOCK, number - start)
             picked = words[numbers.integers(0, len(words), (rows, 8))]
-            vectors = numbers.standard_normal((rows, dim), dtype=np.float32)
             columns = {
                 "name": [f"{start + row} {' '.join(each[:3])}" for row, each in enumerate(picked)],
                 "target": [" ".join(each[3:]) for each in picked],
-                "vector": pa.FixedSizeListArray.from_arrays(vectors.ravel(), dim).cast(schema.field("vector").type),
             }
+            for column, width in widths.items():
+                vectors = numbers.standard_normal(rows * width, dtype=np.float32)
+                columns[column] = pa.FixedSizeListArray.from_arrays(vectors, width).cast(lists[column])
             writer.write_table(pa.table(columns, schema=schema))
     return file
 
@@ -151,15 +160,26 @@ def prepare_rows(data: str) -> dict[str, float]:
 
     from .shape import flan_t5_small
 
-    model = flan_t5_small(num_layers=1, lexical_dim=DIM)
-    processor = make_processor(str(tiny_t5_v2.PATH), lexical_encoder=None, lexical_dim=DIM, lexical_source="given")
-    columns = Columns("name", "target", vector="vector")
+    vector_columns = pq.read_schema(data).names[2:]
+    widths = next(widths for widths in WIDTHS.values() if [*widths] == vector_columns)
+    given = {"lexical_encoder": None, "lexical_source": "given"}
+    if len(widths) == 1:
+        model = flan_t5_small(num_layers=1)
+        processor = make_processor(str(tiny_t5_v2.PATH), **given)
+        columns = Columns("name", "target", vector="vector")
+    else:
+        kinds = {name: {"dim": width, "scale": None} for name, width in widths.items()}
+        model = flan_t5_small(num_layers=1, vectors=kinds)
+        processor = make_processor(str(tiny_t5_v2.PATH), vectors=kinds, **given)
+        columns = Columns("name", "target", vector={name: name for name in kinds})
     started = time.perf_counter()
     rows, held_out = load_split(data, columns)
     with rows_folder() as folder:
         kept = [
-            keep_rows(folder / f"{index}.arrow", input_parts(part, columns, processor, (128, 64), Counter()))
-            for index, part in enumerate((rows, held_out))
+            keep_rows(folder / f"{index}.arrow", parts, tuple(processor.kinds))
+            for index, parts in enumerate(
+                input_parts(part, columns, processor, (128, 64), Counter()) for part in (rows, held_out)
+            )
         ]
         prepared = time.perf_counter()
         model.fit_fusion(kept[0])

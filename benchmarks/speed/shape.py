@@ -1,11 +1,13 @@
 """The published shape of google/flan-t5-small, with random weights, for measurements of speed."""
 
+from typing import Any
+
 import torch
 
 from t5fusion import T5FusionConfig, T5WithFusion
 
 
-def flan_t5_small(**changes: int) -> T5WithFusion:
+def flan_t5_small(**changes: Any) -> T5WithFusion:
     """Return a fused model of flan-t5-small's shape with random weights, the same at every call.
 
     Args:

@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
 
 import t5fusion
+from t5fusion import T5FusionProcessor, VectorKind
 from t5fusion.engines import ENGINES, choose_engine, load_engine
 from t5fusion.engines.features import Features, detect_features
 from t5fusion.engines.packed_model import REFUSED, PackedT5
@@ -71,6 +72,27 @@ def test_vectors_are_read_as_the_model_reads_them(flan, inputs_for, vectors, bea
         distance = engine(**batch, decoder_input_ids=torch.zeros(3, 1, dtype=torch.int64)).logits
         distance = distance - engine(**other, decoder_input_ids=torch.zeros(3, 1, dtype=torch.int64)).logits
         assert (distance.abs().amax((1, 2)) > 1e-3).tolist() == [count > 0 for count in vectors]
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_vectors_of_several_kinds_are_read_as_the_model_reads_them(plain_folders, beams):
+    kinds = {"user": 5, "image": VectorKind(7, tokens=4, projector="mlp"), "price": VectorKind(1, scale="log")}
+    model = t5fusion.T5WithFusion(str(plain_folders["flan"]), vectors=kinds).eval()
+    processor = T5FusionProcessor(
+        str(plain_folders["flan"]), vectors=kinds, lexical_encoder=None, lexical_source="given"
+    )
+    generator = torch.Generator().manual_seed(0)
+    vectors = {name: torch.randn(3, kind.dim, generator=generator) for name, kind in processor.kinds.items()}
+    vectors["image"] = [vectors["image"][:2], None, vectors["image"][1]]
+    batch = dict(processor(["app", "a_b", "user of it"], lexical_embeds=vectors))
+    engine, options = load_engine(model, "fp32"), {"num_beams": beams, "max_new_tokens": 10}
+    expected = model.generate(**batch, **options)
+    assert torch.equal(engine.generate(**batch, **options), expected)
+    other = batch | {"lexical_embeds": {name: -3 * numbers for name, numbers in batch["lexical_embeds"].items()}}
+    first = torch.zeros(3, 1, dtype=torch.int64)
+    logits, changed = (engine(**each, decoder_input_ids=first).logits for each in (batch, other))
+    torch.testing.assert_close(logits, model(**batch, decoder_input_ids=first).logits, rtol=1e-4, atol=1e-4)
+    assert ((changed - logits).abs().amax((1, 2)) > 1e-3).all()
 
 
 def test_vectors_without_placeholders_raise_the_error_of_the_model(flan, inputs_for):
