@@ -1,4 +1,4 @@
-# make demo | check | test | docs | matrix | compat | bench | lint | clean. Everything happens in .venv, which the first of them makes.
+# make demo | check | test | docs | matrix | compat | bench | gpu | lint | clean. Everything happens in .venv, which the first of them makes.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ EXTRAS := encoder,onnx,search,docs,dev
 COMPAT_EXTRAS := encoder,dev,compat
 BENCH := build/bench/venv
 BENCH_EXTRAS := encoder,dev,bench
-.PHONY: help venv demo check test docs matrix compat bench lint clean
+.PHONY: help venv demo check test docs matrix compat bench gpu lint clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -66,6 +66,12 @@ $(BENCH)/.installed: pyproject.toml constraints.txt
 
 bench: $(BENCH)/.installed ## benchmarks/RESULTS.md: speed beside other ways to do the same (SUBJECTS="loading generation" for some of it)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BENCH)/bin/python -m benchmarks.speed $(SUBJECTS)
+
+# The CUDA build of torch that is installed is used: constraints.txt pins its version, not its build.
+gpu: $(STAMP) ## the tests that need a GPU, and their speed, for a machine that has one
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("There is no GPU that torch can use. Install a CUDA build of torch into $(VENV).")'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.speed gpu
 
 lint: $(STAMP) build/types ## ruff and mypy
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from .machine import describe_machine
 from .results import write_results
 
@@ -21,7 +23,9 @@ SUBJECTS = {
     "fusion_cost": "What fusion costs",
     "loading": "Loading and memory",
     "scale": "Scale",
+    "gpu": "On a GPU",
 }
+NEEDS_GPU = ("gpu",)
 FOLDER = Path(__file__).parents[1]
 CHILD = """
 import importlib, json, sys
@@ -32,13 +36,17 @@ print("\\n" + json.dumps([asdict(result) for result in module.measure()]))
 
 
 def main() -> None:
-    """Measure the subjects that the command line names, or all, and write the page."""
+    """Measure the subjects that the command line names, or all that need no GPU, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"one of {', '.join(SUBJECTS)}; default: all")
-    chosen = parser.parse_args().subjects or list(SUBJECTS)
+    parser.add_argument(
+        "subjects", nargs="*", metavar="SUBJECT", help=f"one of {', '.join(SUBJECTS)}; default: all but gpu"
+    )
+    chosen = parser.parse_args().subjects or [name for name in SUBJECTS if name not in NEEDS_GPU]
     unknown = [name for name in chosen if name not in SUBJECTS]
     if unknown:
         parser.error(f"there is no subject {unknown[0]!r}; expected some of {', '.join(SUBJECTS)}")
+    if set(chosen) & set(NEEDS_GPU) and not torch.cuda.is_available():
+        parser.exit(1, "There is no GPU that torch can use. Install a CUDA build of torch.\n")
     file = FOLDER / "RESULTS.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name in chosen:

@@ -5,12 +5,14 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 PACKAGES = ("torch", "transformers", "peft", "sentence-transformers", "onnxruntime", "ctranslate2")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def describe_machine() -> str:
-    """Return the processor, its fast instructions, memory, versions and the date in one sentence."""
+    """Return the processor, its fast instructions, memory, GPU, versions and the date in one sentence."""
     fields = {}
     if Path("/proc/cpuinfo").exists():
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
@@ -20,9 +22,10 @@ def describe_machine() -> str:
     features = ", ".join(name for name in FEATURES if name in flags) or "none of the fast instructions known here"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {found}" for name in PACKAGES if (found := installed(name)))
+    gpu = f"{torch.cuda.get_device_name()}; " if torch.cuda.is_available() else ""
     return (
         f"{os.cpu_count()} cores of {fields.get('model name', 'an unknown processor')} ({features}), {memory:.0f} GiB; "
-        f"{versions}; {datetime.date.today()}"
+        f"{gpu}{versions}; {datetime.date.today()}"
     )
 
 

@@ -6,6 +6,8 @@ import torch
 
 from t5fusion import T5FusionConfig, T5WithFusion
 
+LARGE = {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16}  # google/flan-t5-large
+
 
 def flan_t5_small(**changes: Any) -> T5WithFusion:
     """Return a fused model of flan-t5-small's shape with random weights, the same at every call.

@@ -32,9 +32,9 @@ Batch = dict[str, torch.Tensor]
 Step = Callable[[], None]
 
 
-def peft_model(fast: bool) -> torch.nn.Module:
-    """Return a fused model with LoRA and random weights, in training mode."""
-    model = flan_t5_small()
+def peft_model(fast: bool, **shape: int) -> torch.nn.Module:
+    """Return a fused model with LoRA and random weights, in training mode; `shape` are fields of its config."""
+    model = flan_t5_small(**shape)
     model.fast_training = fast
     config = LoraConfig(
         r=32, lora_alpha=32, target_modules=["q", "v"], lora_dropout=0.05, bias="none",
@@ -60,11 +60,12 @@ def even_batch(model: torch.nn.Module, rows: int, padded_to: int | None = None) 
 def step_of(model: torch.nn.Module, batches: list[Batch], bf16: bool) -> Step:
     """Return a function that trains on one batch after another: forward, backward, clipping, AdamW."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    device = weights[0].device.type
     optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=True)
 
     def step() -> None:
         for batch in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
                 loss = model(**batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
