@@ -7,6 +7,7 @@ Until then, each byte from the program is a signal for the fork, and the end of 
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import importlib.machinery
@@ -17,7 +18,9 @@ import runpy
 import select
 import signal
 import socket
+import struct
 import sys
+import tempfile
 import threading
 import types
 import warnings
@@ -101,6 +104,7 @@ def serve(listener):
             if process == 0:
                 for number, file in enumerate(files):
                     os.dup2(file, number)
+                join_namespaces(connection)
                 for file in (*files, *running, *(other.fileno() for _, other in running.values())):
                     os.close(file)
                 connection.close()
@@ -109,6 +113,18 @@ def serve(listener):
             for file in files:
                 os.close(file)
             running[os.pidfd_open(process)] = process, connection
+
+
+def join_namespaces(connection):
+    """Join the namespaces of the program, in which `unshare` may have given it another host name, or disks."""
+    program, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    for kind in ("user", "uts", "mnt"):  # The first one permits to join the others.
+        theirs = f"/proc/{program}/ns/{kind}"
+        if os.readlink(theirs) != os.readlink(f"/proc/self/ns/{kind}"):
+            with open(theirs) as namespace:
+                failed = ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0)
+            if failed:
+                raise OSError(ctypes.get_errno(), f"setns: {theirs}")
 
 
 def receive(listener):
@@ -135,6 +151,7 @@ def become_a_python(arguments, environment, folder):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # An import may have looked for it, but this environment may name another one.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115, open until the end
     sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
