@@ -14,6 +14,7 @@ import importlib.machinery
 import json
 import os
 import pickle
+import re
 import runpy
 import select
 import signal
@@ -49,7 +50,12 @@ class LayoutFinder:
     name = "transformers.utils.import_utils"
 
     def __init__(self):
-        """Let a child process import transformers, because this one must not know it."""
+        """Let a child process import transformers, because this one must not know it.
+
+        The child also sends the regular expressions that its imports, and the first loading of a model, have compiled.
+        These are a thousand. Forks find them compiled.
+        """
+        re._MAXCACHE = 10_000  # Python's own limit of 512 would let them push each other out.
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -57,13 +63,19 @@ class LayoutFinder:
             with contextlib.suppress(ImportError), open(writer, "wb") as file:
                 models = Path(importlib.import_module("transformers").__file__).parent / "models"
                 found = importlib.import_module(self.name).create_import_structure_from_path(models)
-                pickle.dump((str(models), pickle.dumps(found)), file)
+                with contextlib.suppress(ImportError, AttributeError):  # Releases of transformers differ here.
+                    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("t5")
+                for name in ("peft", "datasets"):
+                    importlib.import_module(name)
+                pickle.dump((str(models), pickle.dumps(found), [words for _, *words in re._cache]), file)
             os._exit(0)
         os.close(writer)
         with open(reader, "rb") as file:
             written = file.read()
         os.waitpid(child, 0)
-        self.models, self.layout = pickle.loads(written) if written else ("", b"")
+        self.models, self.layout, expressions = pickle.loads(written) if written else ("", b"", [])
+        for pattern, flags in expressions:
+            re.compile(pattern, flags)
 
     def find_spec(self, name, path=None, target=None):
         """Find the module as usual, and give it the layout once it has run."""
