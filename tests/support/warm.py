@@ -29,7 +29,8 @@ PRELOADED = (
     "torch", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor",
     "numpy", "pandas", "pyarrow.dataset", "pyarrow.parquet", "rouge_score.rouge_scorer", "sacrebleu", "scipy.io",
     "scipy.optimize", "sklearn.metrics", "sympy",
-    "anyio", "dill", "fsspec", "jinja2", "joblib", "multiprocess", "networkx", "pydantic", "typer._adapters", "yaml",
+    "anyio", "dill", "filelock", "fsspec", "h11", "httpx2", "jinja2", "joblib", "multiprocess", "networkx", "pydantic",
+    "safetensors.torch", "tokenizers", "truststore", "typer._adapters", "xxhash", "yaml",
 )  # fmt: skip
 # Beginnings of the names of variables that the preloaded modules, or the interpreter, read when they start.
 READ_WHEN_IMPORTED = ("CUDA", "KMP", "LD_", "MALLOC", "MKL", "OMP", "OPENBLAS", "PYTHON", "PYTORCH", "TORCH")
