@@ -26,8 +26,8 @@ def draw_rows(count, seed):
 
 
 processor = T5FusionProcessor(BASE, vectors={"colour": 3}, lexical_encoder=None, lexical_source="given")
-vectors, targets = draw_rows(480, seed=0)
-rows = processor.rows(["describe: colours"] * 480, targets, lexical_embeds=vectors)
+vectors, targets = draw_rows(320, seed=0)
+rows = processor.rows(["describe: colours"] * 320, targets, lexical_embeds=vectors)
 
 model = T5WithFusion(BASE, vectors={"colour": 3}, dtype=torch.float32)
 model = get_peft_model(model, model.lora_config())

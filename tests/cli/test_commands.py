@@ -1,12 +1,10 @@
 """The commands of `t5fusion`, run in processes of their own."""
 
 import dataclasses
-import functools
 import html
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -58,7 +56,8 @@ def room(base, tmp_path_factory):
     return room
 
 
-def start(room, *words, python=None, **options):
+def start(room, *words, program=None, **options):
+    """Start the command in a process of its own. `program` are words that do as `python -m t5fusion` does."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
@@ -68,7 +67,7 @@ def start(room, *words, python=None, **options):
     }
     environment.pop("T5FUSION_DEBUG", None)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [python or warm_python(), "-m", "t5fusion", *map(str, words)]
+    command = [*(program or [warm_python(), "-m", "t5fusion"]), *map(str, words)]
     return subprocess.Popen(command, cwd=room, env=environment, text=True, **pipes, **options)
 
 
@@ -338,7 +337,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_resume_continues(room, trained):
 @pytest.mark.parametrize("library", ["_opcode", "pydantic_core", "libtorch_cpu", "libarrow."])
 def test_ctrl_c_during_imports_prints_one_sentence(room, library):
     """The signal arrives while the program itself is imported, or while the command imports its libraries."""
-    process = start(room, *train_words("loading"), python=sys.executable)
+    process = start(room, *train_words("loading"), program=[sys.executable, "-m", "t5fusion"])
     while process.poll() is None and library not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
@@ -349,8 +348,8 @@ def test_ctrl_c_during_imports_prints_one_sentence(room, library):
 
 def test_a_full_disk_is_noticed_before_training(room):
     """No file can hold more than 10 bytes, as on a disk that is full from the start. A pipe takes the error."""
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10, -1))
-    process = start(room, *train_words("no-room"), python=sys.executable, preexec_fn=limit)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, -1)); "
+    process = start(room, *train_words("no-room"), program=[warm_python(), "-c", limit + COMMAND])
     out, err = process.communicate(timeout=180)
     assert process.returncode == 1 and out == "" and "Traceback" not in err, err
     # The prepared rows are the first file that is written.

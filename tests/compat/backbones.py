@@ -9,10 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from conftest import make_tokenizer
 from huggingface_hub import save_torch_state_dict
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
+from shared_fixtures import make_tokenizer
 from transformers import (
     AutoProcessor,
     AutoTokenizer,

@@ -1,7 +1,7 @@
 """Every way of decoding. Without vectors, the plain T5 must give the same; batches must give what single rows give."""
 
 import torch
-from conftest import make_tokenizer
+from shared_fixtures import make_tokenizer
 from transformers import GenerationConfig, TextIteratorStreamer, WatermarkingConfig
 
 from .models import batch_for, lexical_token_id, load

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from conftest import KINDS, make_inputs, save_plain
 from forks import Forks
+from shared_fixtures import KINDS, make_inputs, save_plain
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from t5fusion import T5WithFusion
@@ -71,7 +71,9 @@ def logits_of(model: torch.nn.Module, batch: dict[str, torch.Tensor], **options)
 
 @cache
 def forks() -> Forks:
-    forks = Forks(Path(KEPT.name), {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, imports="conftest, peft")
+    forks = Forks(
+        Path(KEPT.name), {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, imports="shared_fixtures, peft"
+    )
     atexit.register(forks.close)
     return forks
 

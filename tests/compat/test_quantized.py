@@ -2,8 +2,8 @@
 
 import pytest
 from compat import quantized
-from conftest import make_tokenizer
 from peft import get_peft_model
+from shared_fixtures import make_tokenizer
 
 from t5fusion.hub_export.bundle import export
 

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 import transformers
 from accelerate import cpu_offload, disk_offload, infer_auto_device_map
-from conftest import make_tokenizer
 from datasets import Dataset
 from forks import free_port
 from hub_server import HubServer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_model, save_model
+from shared_fixtures import make_tokenizer
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, pipeline

@@ -8,11 +8,11 @@ from tempfile import mkdtemp
 
 import numpy as np
 import torch
-from conftest import DIM, HIDE_THE_PACKAGE
 from datasets import Dataset
 from hub_server import HubServer
 from huggingface_hub import create_repo, upload_folder
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from shared_fixtures import DIM, HIDE_THE_PACKAGE
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,

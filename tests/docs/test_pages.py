@@ -123,11 +123,14 @@ def test_only_the_direction_from_the_mean_is_read():
     assert (near - other).abs().max() > 0.1
 
 
+ANSWERS = {"own_vectors": {"['red']\n", "['blue']\n"}}  # what blocks of a page print
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["quickstart", "data", "own_vectors"])
+@pytest.mark.parametrize("page", ["own_vectors", "data", "quickstart"])
 def test_the_page_runs_as_printed(page, tmp_path):
     """Its blocks, in order, in one folder. Blocks of a different kind than "console" and "python" are not run."""
-    forks, ran = Forks(tmp_path), 0
+    forks, printed = Forks(tmp_path), []
     for language, block in FENCE.findall(read(ROOT / "docs" / f"{page}.md")):
         runs = [{"code": block}] if language == "python" else []
         for line in block.splitlines() if language == "console" else ():
@@ -137,5 +140,5 @@ def test_the_page_runs_as_printed(page, tmp_path):
         for run in runs:
             status, out, err = forks.run(*run.pop("words", ()), **run)
             assert status == 0, f"{block}\n{out}\n{err}"
-            ran += 1
-    assert ran >= 4
+            printed.append(out)
+    assert len(printed) >= 4 and ANSWERS.get(page, set()) <= set(printed)

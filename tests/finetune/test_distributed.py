@@ -276,7 +276,7 @@ def test_two_machines(room, forks, alone):
         words = ["--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--machine_rank", rank]
         words += ["--main_process_ip", "127.0.0.2", "--main_process_port", port, "--mixed_precision", "no"]
         prefix = on_machine(f"127.0.0.{int(rank) + 2}")
-        start = launch(words, room / f"machine-{rank}", environment, [*prefix, sys.executable])
+        start = launch(words, room / f"machine-{rank}", environment, [*prefix, warm_python()])
         machines.append(start(*train, *TWO, "--epochs", "2", "--output", "out"))
     while any(machine.poll() is None for machine in machines):
         seen |= listening() - before

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer
 from peft import get_peft_model
+from shared_fixtures import make_tokenizer
 from transformers import EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -169,7 +168,7 @@ print([*Path("full").iterdir()])
 def test_a_disk_without_room_for_a_file_leaves_no_folder(tmp_path):
     """Its one folder takes the last entry of the disk, so the lock cannot be made."""
     disk = tiny_disk(tmp_path / "full", "nr_inodes=2")
-    out = subprocess.run([*disk, sys.executable, "-c", NO_FILE], cwd=tmp_path, stdout=subprocess.PIPE, text=True).stdout
+    out = subprocess.run([*disk, warm_python(), "-c", NO_FILE], cwd=tmp_path, stdout=subprocess.PIPE, text=True).stdout
     assert out.startswith("full/here cannot be written (No space left on device). Free some space") and "[]" in out
 
 

@@ -511,7 +511,7 @@ def trainer_for(model, rows, folder, **more):
     options = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "report_to": [], "use_cpu": True}
     arguments = TrainingArguments(str(folder), disable_tqdm=True, save_strategy="no", **options | more)
     from_rows = {"train_dataset": rows, "eval_dataset": rows[:20]}
-    tokenizer = pytest.importorskip("conftest").make_tokenizer()
+    tokenizer = pytest.importorskip("shared_fixtures").make_tokenizer()
     return Trainer(model=model, args=arguments, data_collator=DataCollatorWithFusion(tokenizer), **from_rows)
 
 

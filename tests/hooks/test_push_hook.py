@@ -10,11 +10,11 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import HIDE_THE_PACKAGE
 from forks import Forks
 from hub_server import HubServer, card_errors
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
+from shared_fixtures import HIDE_THE_PACKAGE
 from warm import warm_python
 
 from t5fusion.hooks.push_hook import is_hub_id

@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from forks import COMMAND
 from hub_server import HubServer, User
 from safetensors.torch import load_file, save_file
 from tiny_disk import tiny_disk
+from warm import warm_python
 
 from t5fusion import hub_export
 from t5fusion.hub_export import reader_check
@@ -826,7 +826,7 @@ def test_a_temporary_folder_that_the_reader_fills(author, copy, tmp_path):
     """The process that loads the bundle writes its code there."""
     disk = tiny_disk(tmp_path / "tiny", "size=64k")
     done = subprocess.run(
-        [*disk, sys.executable, "-c", COMMAND, "verify", copy, "--use-cache"], cwd=author.home,
+        [*disk, warm_python(), "-c", COMMAND, "verify", copy, "--use-cache"], cwd=author.home,
         env=author.environment | {"TMPDIR": str(tmp_path / "tiny")}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and "NO" not in done.stdout, done.stdout

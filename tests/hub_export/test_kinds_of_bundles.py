@@ -35,9 +35,11 @@ peft_model.save_pretrained(folder), processor.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
-def hub(plain_folders):
+def hub(save_plain_t5, tmp_path_factory):
+    """A Hub with a base model of FLAN-T5's kind, with one layer."""
+    flan = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_layers": 1}
     with HubServer(tokens={"hf_owner": "me"}) as hub:
-        hub.add_folder(BACKBONE, plain_folders["flan"])
+        hub.add_folder(BACKBONE, save_plain_t5(tmp_path_factory.mktemp("plain") / "flan", **flan))
         yield hub
 
 

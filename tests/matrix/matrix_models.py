@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from conftest import KINDS, save_plain
 from hub_server import HubServer
 from huggingface_hub import HfApi
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from shared_fixtures import KINDS, save_plain
 from transformers import AutoTokenizer
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion, VectorKind

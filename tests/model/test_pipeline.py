@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from shared_fixtures import make_tokenizer
 from transformers import GenerationConfig, pipeline
 
 from t5fusion import DataCollatorWithFusion, T5FusionPipeline, T5FusionProcessor, T5WithFusion

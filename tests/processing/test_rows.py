@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from shared_fixtures import make_tokenizer
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion, tiny_t5
 from t5fusion.finetune import prepare

@@ -38,6 +38,8 @@ for name in sys.argv[1:]:
         importlib.import_module(name)
     except ImportError:
         pass  # an optional dependency
+# The first model that a process loads makes transformers compile a thousand regular expressions.
+getattr(sys.modules.get("transformers.conversion_mapping"), "get_checkpoint_conversion_mapping", str)("t5")
 gc.collect()
 gc.freeze()  # forks do not collect what is loaded
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,7 +5,7 @@
 1. The first call starts a server (warm_server.py), which imports `PRELOADED`, and installs the program
    (warm_program.py).
 2. The program sends its arguments, environment, working directory and standard files to the server, which forks.
-3. The fork takes all these over. It runs the code, and ends, as `python` would.
+3. The fork takes all these over, and the program's host name and disks. It runs the code, and ends, as `python` would.
 4. The program passes signals on to the fork, and ends with the fork's exit code. If it is killed, the server kills the
    fork.
 5. The program runs the real interpreter if a fork would differ from it: with options other than -I, -u, -W, -c and -m,
@@ -29,7 +29,8 @@ PRELOADED = (
     "torch", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor",
     "numpy", "pandas", "pyarrow.dataset", "pyarrow.parquet", "rouge_score.rouge_scorer", "sacrebleu", "scipy.io",
     "scipy.optimize", "sklearn.metrics", "sympy",
-    "anyio", "dill", "fsspec", "jinja2", "joblib", "multiprocess", "networkx", "pydantic", "typer._adapters", "yaml",
+    "anyio", "dill", "filelock", "fsspec", "h11", "httpx2", "jinja2", "joblib", "multiprocess", "networkx", "pydantic",
+    "safetensors.torch", "tokenizers", "truststore", "typer._adapters", "xxhash", "yaml",
 )  # fmt: skip
 # Beginnings of the names of variables that the preloaded modules, or the interpreter, read when they start.
 READ_WHEN_IMPORTED = ("CUDA", "KMP", "LD_", "MALLOC", "MKL", "OMP", "OPENBLAS", "PYTHON", "PYTORCH", "TORCH")

@@ -13,6 +13,8 @@ OWN_OF_A_FORK = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED")  #
 # sklearn and torch set these when they are imported, in the server too. So the process of the tests has them from some
 # test on, which is no reason for a new interpreter.
 SET_BY_IMPORTS = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR")
+# Beginnings of the variables that a launcher gives its ranks. torch reads them when it trains, not when it is imported.
+SET_BY_LAUNCHERS = ("TORCHELASTIC_", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
 NO_ANSWER = 70  # exit code if the server ends
 
 
@@ -23,6 +25,7 @@ def can_fork(arguments, read_when_imported, settings):
         del options[: 1 + (options[0] == "-W")]
     is_known = bool(options) and (options[0] in ("-c", "-m") or not options[0].startswith("-"))
     current = {name: value for name, value in os.environ.items() if name.startswith(tuple(read_when_imported))}
+    current = {name: value for name, value in current.items() if not name.startswith(SET_BY_LAUNCHERS)}
     for name in OWN_OF_A_FORK + SET_BY_IMPORTS:
         current.pop(name, None)
         settings.pop(name, None)

@@ -7,17 +7,21 @@ Until then, each byte from the program is a signal for the fork, and the end of 
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import importlib.machinery
 import json
 import os
 import pickle
+import re
 import runpy
 import select
 import signal
 import socket
+import struct
 import sys
+import tempfile
 import threading
 import types
 import warnings
@@ -26,14 +30,11 @@ from pathlib import Path
 INTERRUPTED = "interrupted"
 
 
-def preload(names, fresh):
-    """Import modules, and check that they have imported none of the packages that a fork imports by itself."""
+def preload(names):
+    """Import modules."""
     for name in names:
         with contextlib.suppress(ImportError):  # Some are optional.
             importlib.import_module(name)
-    assert not sys.modules.keys() & set(fresh), sys.modules.keys() & set(fresh)
-    gc.collect()
-    gc.freeze()  # Forks then do not collect what is loaded.
 
 
 class LayoutFinder:
@@ -45,22 +46,8 @@ class LayoutFinder:
 
     name = "transformers.utils.import_utils"
 
-    def __init__(self):
-        """Let a child process import transformers, because this one must not know it."""
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(reader)
-            with contextlib.suppress(ImportError), open(writer, "wb") as file:
-                models = Path(importlib.import_module("transformers").__file__).parent / "models"
-                found = importlib.import_module(self.name).create_import_structure_from_path(models)
-                pickle.dump((str(models), pickle.dumps(found)), file)
-            os._exit(0)
-        os.close(writer)
-        with open(reader, "rb") as file:
-            written = file.read()
-        os.waitpid(child, 0)
-        self.models, self.layout = pickle.loads(written) if written else ("", b"")
+    def __init__(self, models, layout):
+        self.models, self.layout = models, layout
 
     def find_spec(self, name, path=None, target=None):
         """Find the module as usual, and give it the layout once it has run."""
@@ -78,6 +65,52 @@ class LayoutFinder:
 
         spec.loader.exec_module = run_and_tell
         return spec
+
+
+def learn_of_fresh_modules(fresh):
+    """Prepare what each fork would find again when it imports the fresh packages, which this process must not know.
+
+    A child process imports them, and tells the layout of transformers' models, the regular expressions that the imports
+    and the first loading of a model have compiled (a thousand), and which modules have code.
+    """
+    re._MAXCACHE = 10_000  # Python's own limit of 512 would let the expressions push each other out.
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        with contextlib.suppress(ImportError), open(writer, "wb") as file:
+            pickle.dump(describe_fresh_modules(fresh), file)
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        written = file.read()
+    os.waitpid(child, 0)
+    if written:
+        models, layout, expressions, modules = pickle.loads(written)
+        sys.meta_path.insert(0, LayoutFinder(models, layout))
+        for pattern, flags in expressions:
+            re.compile(pattern, flags)
+        keep_code(modules)
+
+
+def describe_fresh_modules(fresh):
+    """Return the folder of transformers' models, their layout, (pattern, flags) pairs, and (name, file) pairs."""
+    models = Path(importlib.import_module("transformers").__file__).parent / "models"
+    layout = importlib.import_module(LayoutFinder.name).create_import_structure_from_path(models)
+    with contextlib.suppress(ImportError, AttributeError):  # Releases of transformers differ here.
+        importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("t5")
+    for name in ("datasets", "peft", "transformers.models.t5.modeling_t5", "transformers.trainer_seq2seq"):
+        importlib.import_module(name)
+    files = [(name, getattr(module, "__file__", None) or "") for name, module in sys.modules.items()]
+    modules = [(name, file) for name, file in files if name.partition(".")[0] in fresh and file.endswith(".py")]
+    return str(models), pickle.dumps(layout), [words for _, *words in re._cache], modules
+
+
+def keep_code(modules):
+    """Read the compiled code of modules, so that forks need not read it."""
+    loader = importlib.machinery.SourceFileLoader
+    read, kept = loader.get_code, {file: loader(name, file).get_code(name) for name, file in modules}
+    loader.get_code = lambda self, name: kept.get(self.path) or read(self, name)
 
 
 def serve(listener):
@@ -101,6 +134,7 @@ def serve(listener):
             if process == 0:
                 for number, file in enumerate(files):
                     os.dup2(file, number)
+                join_namespaces(connection)
                 for file in (*files, *running, *(other.fileno() for _, other in running.values())):
                     os.close(file)
                 connection.close()
@@ -109,6 +143,18 @@ def serve(listener):
             for file in files:
                 os.close(file)
             running[os.pidfd_open(process)] = process, connection
+
+
+def join_namespaces(connection):
+    """Join the namespaces of the program, in which `unshare` may have given it another host name, or disks."""
+    program, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    for kind in ("user", "uts", "mnt"):  # The first one permits to join the others.
+        theirs = f"/proc/{program}/ns/{kind}"
+        if os.readlink(theirs) != os.readlink(f"/proc/self/ns/{kind}"):
+            with open(theirs) as namespace:
+                failed = ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0)
+            if failed:
+                raise OSError(ctypes.get_errno(), f"setns: {theirs}")
 
 
 def receive(listener):
@@ -135,6 +181,7 @@ def become_a_python(arguments, environment, folder):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # An import may have looked for it, but this environment may name another one.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115, open until the end
     sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
@@ -207,8 +254,11 @@ def finish(status):
 
 if __name__ == "__main__":
     folder, preloaded, fresh = json.loads(sys.argv[1])
-    preload(preloaded, fresh)
-    sys.meta_path.insert(0, LayoutFinder())
+    preload(preloaded)
+    learn_of_fresh_modules(fresh)
+    assert not sys.modules.keys() & set(fresh), sys.modules.keys() & set(fresh)
+    gc.collect()
+    gc.freeze()  # Forks then do not collect what is loaded.
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(folder + "/socket")
     listener.listen(64)
