@@ -22,7 +22,7 @@ PROGRAMS = {
     "python -m t5fusion": [sys.executable, "-m", "t5fusion"],
     "t5fusion": [str(Path(sys.executable).with_name("t5fusion"))],
 }
-COMMANDS = ["demo", "train", "generate", "evaluate", "info", "export", "verify", "push"]
+COMMANDS = ["demo", "train", "generate", "evaluate", "info", "shrink", "export", "verify", "push"]
 HELP = [["--help"], [], ["--version"], *([command, "--help"] for command in COMMANDS)]
 
 
