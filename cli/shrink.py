@@ -35,12 +35,10 @@ def shrink(
     Example: [bold]t5fusion shrink runs/files runs/small --rank 8 --dtype float16[/bold]
     """
     # These import the Hub's client, which --help does not need.
-    from ..common.folder_names import check_source
     from ..common.next_commands import after_shrink
     from ..common.run_files import RunFiles
     from ..finetune.shrinking import check_shrinkable
 
-    check_source(run, is_base_model=False)
     check_shrinkable(RunFiles(run), output, rank, dtype, overwrite)
     load_libraries()
     from ..finetune import shrink_adapter  # It loads what is slow to import.

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.folder_names import check_source
 from ..common.replace_folder import recover, replace, workplace
 from ..common.run_files import ADAPTER_CONFIG, ADAPTER_SAFETENSORS, RECORD, SHRUNK, RunFiles
 from ..common.weight_shapes import shapes_in
@@ -95,7 +96,7 @@ def check_shrinkable(files: RunFiles, output: Path, rank: int | None, dtype: str
     """Return the highest rank of a layer, after checking what `shrink_adapter` gets. torch is not imported.
 
     Raises:
-        ValueError: See `shrink_adapter`.
+        ValueError, OSError: See `shrink_adapter`.
     """
     if rank is None and dtype is None:
         raise ValueError(
@@ -103,6 +104,7 @@ def check_shrinkable(files: RunFiles, output: Path, rank: int | None, dtype: str
         )
     if dtype not in (None, *DTYPES):
         raise ValueError(f"the dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    check_source(str(files), is_base_model=False)
     _check_output(output, overwrite)
     _check_plain_lora(files)
     ranks = [shape[0] for name, shape in _shapes(files).items() if name.endswith(".lora_A.weight")]

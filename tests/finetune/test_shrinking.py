@@ -189,7 +189,7 @@ def test_the_other_commands_read_the_result(run, room, small, trained):
     kept = [{name: value.dtype for name, value in weights(room / each).items()} for each in ("small", "smaller")]
     assert kept[0] == kept[1] and not (room / "smaller" / "evaluation.json").exists()
     card = (room / "bundle" / "README.md").read_text()
-    assert "| made smaller after training | rank 8 → 3, saved in float16 |" in card
+    assert "| made smaller after training | from rank 8, saved in float16 |" in card
     assert "| final loss on the validation rows, with the larger adapter |" in card
     printed, _ = run("verify", "bundle")
     assert "ok AutoModelForSeq2SeqLM: to the bit" in printed and "NO " not in printed
