@@ -16,6 +16,7 @@ from .generate import generate
 from .info import info
 from .parsing import Commands, Stopped, UsageError
 from .push import push
+from .shrink import shrink
 from .train import train
 from .verify import verify
 
@@ -55,7 +56,7 @@ def set_up(
         raise typer.Exit(2)
 
 
-for command in (demo, train, generate, evaluate, info, export, verify, push):
+for command in (demo, train, generate, evaluate, info, shrink, export, verify, push):
     app.command()(command)
 
 

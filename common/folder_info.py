@@ -143,7 +143,7 @@ def _collect_facts(name: str, files: RunFiles, sizes: Mapping[str, int], is_remo
         weights=weights,
         recipe=_recipe(files),
         training=_training(record),
-        measures=evaluation.get("measures", {}) or _last_loss(record),
+        measures=evaluation.get("measures", {}) or ({} if files.is_shrunk else _last_loss(record)),
         worth_of_vectors=evaluation.get("worth_of_vectors", {}),
         measured_rows=evaluation.get("rows", record.get("held_out_rows")),
         versions=_versions(files, manifest),
@@ -266,7 +266,7 @@ def _count_weights(files: RunFiles) -> tuple[int | None, int | None]:
     They are the numbers that `train` prints, which count the fusion layer twice: PEFT keeps the initial layer in memory
     beside the trained one.
     """
-    if "weights" in files.record:
+    if "weights" in files.record and not files.is_shrunk:
         return files.record["trainable_weights"], files.record["weights"]
     in_folder = count_model_weights(files.path)
     adapter_shapes = shapes_in(files.path / ADAPTER_SAFETENSORS)

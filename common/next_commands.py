@@ -30,6 +30,12 @@ def after_generate(name: str) -> str:
     return files.export_command
 
 
+def after_shrink(folder: str | Path) -> str:
+    """Return the command that measures the model of a folder whose adapter has been made smaller."""
+    has_source = bool(RunFiles(folder).record.get("source"))  # Then `evaluate` reads the rows that training held out.
+    return command("evaluate", folder, *([] if has_source else ["DATA", *COLUMNS]))
+
+
 def after_info(facts: "FolderInfo") -> str:
     """Return the command that a user of this folder or repository most likely needs next."""
     name = facts.name.rstrip("/")

@@ -16,6 +16,7 @@ from .hub_errors import in_one_sentence
 
 RECORD, EVALUATION, MANIFEST = "training.json", "evaluation.json", "t5fusion.json"
 REFERENCE, ADAPTER_SAFETENSORS = "reference.safetensors", "adapter_model.safetensors"
+SHRUNK = "shrunk"  # field of training.json
 ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG = "adapter_config.json", "config.json", "processor_config.json"
 
 
@@ -66,6 +67,11 @@ class RunFiles:
     def manifest(self) -> dict[str, Any]:
         """t5fusion.json, which `export` writes, unchecked. (`hub_export.manifest.read_manifest` checks it.)"""
         return self._read(MANIFEST)
+
+    @property
+    def is_shrunk(self) -> bool:
+        """Whether `t5fusion shrink` wrote the folder. The losses in training.json are then of a larger adapter."""
+        return SHRUNK in self.record
 
     @property
     def has_adapter(self) -> bool:

@@ -1,4 +1,4 @@
-"""Train, evaluate and generate.
+"""Train, evaluate and generate, and make a trained adapter smaller.
 
 These functions read files (JSONL, CSV, Parquet) or a data set on the Hub, as the commands of the same names do:
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .metrics import rouge_metrics
     from .options import Recipe, TrainingOptions
     from .run_config import read_run
+    from .shrinking import Shrunk, shrink_adapter
     from .trained_model import columns_for
     from .trainer import Interrupted
     from .training import train
@@ -43,6 +44,7 @@ __all__ = [
     "GenerationStopped",
     "Interrupted",
     "Recipe",
+    "Shrunk",
     "TrainingOptions",
     "columns_for",
     "evaluate",
@@ -53,6 +55,7 @@ __all__ = [
     "prepare",
     "read_run",
     "rouge_metrics",
+    "shrink_adapter",
     "train",
     "train_file",
 ]
@@ -69,6 +72,7 @@ _MODULES = {
     ".metrics": ("rouge_metrics",),
     ".options": ("Recipe", "TrainingOptions"),
     ".run_config": ("read_run",),
+    ".shrinking": ("Shrunk", "shrink_adapter"),
     ".trained_model": ("columns_for",),
     ".trainer": ("Interrupted",),
     ".training": ("train",),

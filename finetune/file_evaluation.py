@@ -193,7 +193,9 @@ def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProc
     # The last evaluation was that of the saved model, unless the best model was saved.
     last_loss = next((entry["eval_loss"] for entry in reversed(record["history"]) if "eval_loss" in entry), None)
     loss_in_training = (record.get("best") or {}).get("eval_loss", last_loss)
-    if loss == loss_in_training:
+    if RunFiles(folder).is_shrunk:
+        say(f"eval_loss is {loss!r}, and was {loss_in_training!r} in training, with the larger adapter.")
+    elif loss == loss_in_training:
         say("eval_loss is exactly as in training.")
     else:
         say(

@@ -18,6 +18,7 @@ from .settings import check_settings
 from .vector_options import check_kind_options
 
 LORA_ONLY = ("rank", "alpha", "dropout", "target_modules")  # options that have no effect if all weights train
+DTYPES = ("float16", "bfloat16")  # in which `t5fusion shrink` saves weights
 
 
 class Allowed(NamedTuple):

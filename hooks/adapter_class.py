@@ -4,8 +4,9 @@ PEFT chooses the class of a `PeftModel` by the task type, whatever the model ben
 wrapped: if the model has a fusion layer, the new object changes its class before it is built, as torch's FSDP and
 `parametrize` do with their modules. The methods of `PeftModel` itself stay as they are, so no other model is touched.
 
-With T5FUSION_PEFT_HOOK=0, `add_adapter`, `add_weighted_adapter`, `save_pretrained` and `disable_adapter` do what PEFT's
-own methods do. With T5FUSION_PUSH_HOOK=0, so do `push_to_hub` and `create_or_update_model_card`.
+With T5FUSION_PEFT_HOOK=0, `add_adapter`, `load_adapter`, `add_weighted_adapter`, `save_pretrained` and
+`disable_adapter` do what PEFT's own methods do. With T5FUSION_PUSH_HOOK=0, so do `push_to_hub` and
+`create_or_update_model_card`.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from peft.utils import ModulesToSaveWrapper
 
 from ..modeling_t5fusion import T5WithFusion
 from ..saving_t5fusion import apply_umask
-from .peft_hook import add_fusion, has_fusion
+from .peft_hook import FUSION, add_fusion, has_fusion
 from .push_hook import name_base_in_card, push_with_code
 from .switches import PEFT, PUSH, is_on
 from .weighted_adapter import add_weighted
@@ -41,6 +42,19 @@ class FusedAdapter(Base):
         if peft_config.is_prompt_learning:  # For all others, PEFT calls `inject_adapter`, which is wrapped.
             add_fusion(peft_config, self.base_model)
         return super().add_adapter(adapter_name, peft_config, *args, **kwargs)
+
+    def load_adapter(self, model_id, adapter_name, *args, **kwargs):
+        """Load as PEFT does, and let the fusion layer compute in the dtype of the layer beneath it.
+
+        With `low_cpu_mem_usage`, PEFT puts the saved weights in the place of the layer's own, in the dtype that they
+        were saved in. It casts only those of the tuner.
+        """
+        result = super().load_adapter(model_id, adapter_name, *args, **kwargs)
+        for name, layer in self.named_modules() if kwargs.get("low_cpu_mem_usage") and is_on(PEFT) else ():
+            is_fusion = isinstance(layer, ModulesToSaveWrapper) and name.endswith(FUSION)
+            if is_fusion and adapter_name in layer.modules_to_save:
+                layer.modules_to_save[adapter_name].to(layer.original_module.norm.weight.dtype)
+        return result
 
     def add_weighted_adapter(self, adapters, weights, adapter_name, *args, **kwargs):
         """Combine adapters as PEFT does, and their fusion layers in the same way; see `weighted_adapter.py`."""

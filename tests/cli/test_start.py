@@ -22,7 +22,7 @@ PROGRAMS = {
     "python -m t5fusion": [sys.executable, "-m", "t5fusion"],
     "t5fusion": [str(Path(sys.executable).with_name("t5fusion"))],
 }
-COMMANDS = ["demo", "train", "generate", "evaluate", "info", "export", "verify", "push"]
+COMMANDS = ["demo", "train", "generate", "evaluate", "info", "shrink", "export", "verify", "push"]
 HELP = [["--help"], [], ["--version"], *([command, "--help"] for command in COMMANDS)]
 
 
@@ -101,6 +101,14 @@ REFUSED = {  # words, what the error says, exit code
     "no folder in runs": (["generate", "runs/nothing", "a text"], "there is no folder runs/nothing, though runs is", 1),
     "no folder to evaluate": (["evaluate", "a/b/c", *EVALUATE[2:]], "a/b/c is not a folder; expected a folder", 1),
     "no folder to export": (["export", "nothing", "bundle"], "nothing is not a folder; expected a folder that", 1),
+    "no folder to shrink": (["shrink", "nothing", "new", "--rank", "2"], "nothing is not a folder; expected a", 1),
+    "no smaller adapter": (["shrink", "folder", "new"], "Give --rank 8, --dtype float16, or both.", 1),
+    "no adapter to shrink": (
+        ["shrink", "folder", "new", "--rank", "2"],
+        "folder holds no training.json; expected a",
+        1,
+    ),
+    "no type of smaller numbers": (["shrink", "folder", "new", "--dtype", "int8"], "the dtype is 'int8'; expected", 1),
     "no folder to verify": (["verify", "../nothing"], "../nothing is not a folder; expected a folder", 1),
     "no folder to describe": (["info", "/nothing"], "/nothing is not a folder; expected a folder", 1),
     "a file's name": (["info", "model.safetensors"], "model.safetensors is not a folder; expected a folder", 1),
@@ -133,6 +141,7 @@ REFUSED = {  # words, what the error says, exit code
             ["evaluate", "a run"],
             ["info", "a run"],
             ["export", "a run", "new"],
+            ["shrink", "a run", "new", "--rank", "2"],
             ["verify", "a run"],
             ["push", "a run", "me/model"],
         )

@@ -1,6 +1,8 @@
 """Bundles of a model that reads several kinds of vectors: exported, verified, pushed, and read without t5fusion."""
 
+import json
 import re
+import shutil
 import textwrap
 
 import pytest
@@ -60,6 +62,19 @@ def test_every_loading_path_gives_the_trained_model(author, kind, options):
     assert "with a vector of 7 and one of 3 and one of 5 numbers" in report
     assert ("ok ONNX graphs" in report) == bool(options)
     assert ("ok T5WithFusion(base model).load_adapter: to the bit" in report) == (kind != "merged")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_a_smaller_adapter_loads_by_every_path(author, kind):
+    shutil.copytree(author.home / "run", author.home / f"run of {kind}")
+    numbers = dict.fromkeys(("rows", "held_out_rows", "trainable_weights", "weights", "seconds"), 1)
+    record = json.dumps({"options": {}, "versions": {}, **numbers})  # `train` writes it.
+    (author.home / f"run of {kind}" / "training.json").write_text(record)
+    author.t5fusion("shrink", f"run of {kind}", f"small {kind}", "--rank", "2", "--dtype", "float16")
+    author.t5fusion("export", f"small {kind}", f"bundle of small {kind}", "--kind", kind)
+    report, _ = author.t5fusion("verify", f"bundle of small {kind}")
+    assert "ok AutoModelForSeq2SeqLM: to the bit" in report
+    assert ("ok PeftModel" in report) == (kind == "adapter") and "NO " not in report
 
 
 def test_the_card_of_a_pushed_bundle_lists_the_kinds_and_runs(author, hub, tmp_path):
