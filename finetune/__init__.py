@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .metrics import rouge_metrics
     from .options import Recipe, TrainingOptions
     from .run_config import read_run
+    from .text_generator import TextGenerator
     from .trained_model import columns_for
     from .trainer import Interrupted
     from .training import train
@@ -43,6 +44,7 @@ __all__ = [
     "GenerationStopped",
     "Interrupted",
     "Recipe",
+    "TextGenerator",
     "TrainingOptions",
     "columns_for",
     "evaluate",
@@ -69,6 +71,7 @@ _MODULES = {
     ".metrics": ("rouge_metrics",),
     ".options": ("Recipe", "TrainingOptions"),
     ".run_config": ("read_run",),
+    ".text_generator": ("TextGenerator",),
     ".trained_model": ("columns_for",),
     ".trainer": ("Interrupted",),
     ".training": ("train",),
