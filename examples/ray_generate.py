@@ -1,6 +1,6 @@
 """Generate a text for each row of a very large set, on Ray: Parquet or JSONL files in, Parquet files out.
 
-pip install "ray[data]"
+pip install "ray[data]" aiohttp
 python examples/ray_generate.py runs/mine scored rows/*.parquet --workers 2
 
 The rows keep their columns, and get their texts in the column "output". The model is a run folder, a bundle or an id on
