@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .options import Recipe, TrainingOptions
     from .run_config import read_run
     from .shrinking import Shrunk, shrink_adapter
+    from .text_generator import TextGenerator
     from .trained_model import columns_for
     from .trainer import Interrupted
     from .training import train
@@ -45,6 +46,7 @@ __all__ = [
     "Interrupted",
     "Recipe",
     "Shrunk",
+    "TextGenerator",
     "TrainingOptions",
     "columns_for",
     "evaluate",
@@ -73,6 +75,7 @@ _MODULES = {
     ".options": ("Recipe", "TrainingOptions"),
     ".run_config": ("read_run",),
     ".shrinking": ("Shrunk", "shrink_adapter"),
+    ".text_generator": ("TextGenerator",),
     ".trained_model": ("columns_for",),
     ".trainer": ("Interrupted",),
     ".training": ("train",),

@@ -5,23 +5,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from accelerate.utils import broadcast_object_list
 
 from ..common.console import say
 from ..common.progress import Progress
-from ..common.run_folder import find_trained, trained_digest
-from ..engines.choosing import choose_engine, load_engine
+from ..common.run_folder import trained_digest
 from .data import Columns, check_trained_columns, no_vector_in, report_no_text
-from .decoding import Decoding, seed_of_chunk
-from .generation import Output, generate_rows, generate_texts
-from .inputs import make_inputs, report_counts
+from .decoding import Decoding
+from .generation import Output, generate_rows
+from .inputs import report_counts
 from .output_file import OutputFile, check_output_name
 from .parallel import processes
 from .record import trained_columns
 from .standard_output import StandardOutput
 from .streaming import Chunk, count_rows, first_of, read_chunks
-from .trained_model import columns_for, load_on_device
+from .text_generator import TextGenerator
+from .trained_model import columns_for
 
 
 class Generated(NamedTuple):
@@ -140,40 +139,29 @@ def generate_chunks(
     Returns, Raises:
         As `generate_file`.
     """
-    options = decoding.arguments()
-    columns, path = columns._replace(target=None), None if output is None else Path(output)
+    path = None if output is None else Path(output)
     if path:  # The name is checked now, because loading the model takes long.
         check_output_name(path)
-    folder = find_trained(str(name), revision)
-    model, processor, limits = load_on_device(folder)
-    model, chosen = load_engine(model, decoding.engine), choose_engine(model, decoding.engine).name
+    generator = TextGenerator(name, columns, vectors=vectors, revision=revision, **vars(decoding))
+    columns, options, folder = generator.columns, generator.options, generator.folder
     made_with: dict[str, Any] = {"model": trained_digest(folder), "columns": list(columns), "no_vectors": not vectors}
-    made_with |= {"batch_size": decoding.batch_size, "engine": chosen} | options
+    made_with |= {"batch_size": decoding.batch_size, "engine": generator.engine} | options
     made_with |= {"seed": decoding.seed} if options.get("do_sample") else {}
     writer: Output | None = None  # Only the first process writes.
     if processes().is_main_process:
         writer = OutputFile(path, columns, made_with, overwrite) if path else StandardOutput(columns)
-
-    def inputs(rows, numbers, counts):
-        return make_inputs(rows, columns, processor, limits, vectors, keep=False, numbers=numbers, counts=counts)
-
-    def generate(rows, first, advance):
-        with torch.random.fork_rng([] if model.device.type == "cpu" else [model.device]):
-            torch.manual_seed(seed_of_chunk(decoding.seed, first))
-            return generate_texts(model, rows, processor, decoding.batch_size, advance, **options)
-
     checked = _checked_columns(chunks, columns, trained_columns(folder))
     report_no_text(columns, ())
     try:
         with Progress("Generating", total() if writer else None) as progress:
-            counts = generate_rows(checked, columns, inputs, generate, writer, reread, progress)
+            counts = generate_rows(checked, columns, generator.inputs, generator.generate, writer, reread, progress)
     except KeyboardInterrupt:
         raise GenerationStopped(writer.rows if writer else None) from None
     finally:
         if writer:
             writer.close()
     generated = _count(writer)
-    _report(generated, counts, limits, columns)
+    _report(generated, counts, generator.limits, columns)
     if columns.vector and vectors and 0 < counts["inputs"] == counts["without vectors"] and not generated.earlier:
         raise ValueError(
             f"{no_vector_in(columns)} in any row; all {generated.rows} texts are generated from the rows' text alone."

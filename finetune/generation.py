@@ -100,7 +100,7 @@ def generate_rows(
             shown += rows
             progress.advance(rows)
 
-        return _generate_chunk(chunk, columns, inputs, generate, advance)
+        return generate_chunk(chunk, columns, inputs, generate, advance)
 
     for (chunk, written), (texts, counts) in shared(incomplete_chunks(chunks, columns, output), work):
         total_counts.update(counts)
@@ -132,7 +132,7 @@ def incomplete_chunks(chunks: Iterable[Chunk], columns: Columns, output: Output 
             yield chunk, counts[0]
 
 
-def _generate_chunk(
+def generate_chunk(
     chunk: Chunk,
     columns: Columns,
     inputs: MakeInputs,

@@ -22,6 +22,7 @@ TABLES = (
     "backbones",
     "quantized",
     "tools",
+    "ray_data",
     "defects",
 )
 # By its title on pages of earlier releases, the title that a section has now.

@@ -89,6 +89,15 @@ def test_hyperparameter_search(tmp_path):
 
 
 @pytest.mark.slow
+def test_ray_generate():
+    """`make compat` runs "ray_generate.py" with more kinds of rows."""
+    pytest.importorskip("ray")
+    from compat import ray_data
+
+    ray_data.generates("T5WithFusion", ray_data.GIVEN, ".jsonl")
+
+
+@pytest.mark.slow
 def test_the_notebook(tmp_path):
     """Its code cells, run in order in its folder, as Jupyter does. The stored output says the same as this run."""
     notebook = json.loads((EXAMPLES / "colours.ipynb").read_text(encoding="utf-8"))
