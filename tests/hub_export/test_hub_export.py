@@ -462,7 +462,7 @@ def test_verify_names_a_damaged_or_missing_file(author, copy):
         (copy / name).write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
         for damage in ("damaged", "missing"):
             report, complaint = check_only_files(author, copy)
-            assert f"{name} is {damage}" in report + complaint or (name == MANIFEST and "no bundle" in complaint)
+            assert f"{name} is {damage}" in report + complaint or (name == MANIFEST and "not a bundle" in complaint)
             (copy / name).unlink(missing_ok=True)
         (copy / name).write_bytes(data)
     (copy / "README.md").write_text("# Mine")
