@@ -156,7 +156,6 @@ class RowStream(Sequence[dict[str, Any]]):
         if index >= self.end + self.shuffle_buffer:
             say(f"Reading the first {index:,} rows again, to continue after them.")
         while index >= self.end:
-            self.window = NO_ROWS  # The memory of the last one is free before the next rows are read.
             self.window = next(self.windows)
             self.first, self.end = self.end, self.end + len(self.window.order)
         start = self.first + (index - self.first) // VECTOR_BLOCK * VECTOR_BLOCK
