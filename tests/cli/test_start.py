@@ -113,8 +113,8 @@ REFUSED = {  # words, what the error says, exit code
     "no base model in the cache": ([*TRAIN, "--base-model", "me/base"], "and HF_HUB_OFFLINE is set.", 1),
     "a stream without a number of steps": (
         [*TRAIN, "--streaming"],
-        "--streaming needs --max-steps, the number of steps to train, because nothing says how many rows there are. Give "
-        "--max-steps 1000, for example.",
+        "--streaming needs --max-steps, the number of steps to train, because nothing says how many rows there are. "
+        "Give --max-steps 1000, for example.",
         1,
     ),
     "epochs beside steps": (
