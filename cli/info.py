@@ -151,7 +151,8 @@ def _recipe(facts: "FolderInfo") -> list[str]:
 
 
 def _training(facts: "FolderInfo") -> str:
-    names = {"epochs": "epochs: {:g}", "batch_size": "batches of {}", "lr": "learning rate {:g}", "seed": "seed {}"}
+    names = {"epochs": "epochs: {:g}", "max_steps": "{:,} steps", "batch_size": "batches of {}"}
+    names |= {"lr": "learning rate {:g}", "seed": "seed {}"}
     training = facts.training
     parts = [f"on {training['data']}"] if "data" in training else []
     parts += [f"{training['rows']:,} rows"] if "rows" in training else []

@@ -20,6 +20,8 @@ from .settings import parse_settings, settings_option
 IDLE_OPTIONS = {  # the options that have no effect beside another one, by the name of that one
     "full": LORA_ONLY,
     "freeze_fusion": ("fusion_lr", "fusion_start"),
+    "max_steps": ("epochs",),
+    "streaming": ("epochs",),
     "resume": ("overwrite",),
 }
 

@@ -219,7 +219,8 @@ def _training(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts and options of training.json that `info` shows."""
     options = record.get("options", {})
     facts = {name: record.get(name) for name in ("data", "rows", "held_out_rows", "seconds", "processes")}
-    facts |= {name: options.get(name) for name in ("full", "epochs", "batch_size", "lr", "seed")}
+    length = "max_steps" if options.get("max_steps") else "epochs"
+    facts |= {name: options.get(name) for name in ("full", length, "batch_size", "lr", "seed")}
     return {name: value for name, value in facts.items() if value is not None}
 
 

@@ -30,7 +30,7 @@ NEEDED = {  # what a checkpoint must hold, and patterns of file names; a file mu
 # Options that the first checkpoints did not record. With their defaults, training is as it was then.
 OPTIONS_ADDED = (
     "gradient_accumulation", "warmup_steps", "lr_scheduler_type", "eval_steps", "save_steps", "logging_steps",
-    "keep_best", "patience", "settings", "vector_dropout",
+    "keep_best", "patience", "settings", "vector_dropout", "max_steps", "streaming", "shuffle_buffer",
 )  # fmt: skip
 
 

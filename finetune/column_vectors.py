@@ -37,6 +37,7 @@ def read_vectors(
     name_row: NameRow = "row {}".format,
     is_scaled: bool = True,
     not_finite: list[int] | None = None,
+    width: int | None = None,
 ) -> Iterator[torch.Tensor | None]:
     """Yield the vectors of each row in a column, with only some hundreds of rows in memory at a time.
 
@@ -51,13 +52,14 @@ def read_vectors(
         is_scaled: Whether the kind of the vectors has a scale. Without one, their norm must be 1e-6 to 1e18.
         not_finite: A list that gets the index of each row whose vectors hold NaN, infinity, or null for a number. For
             such a row, None is yielded. Without a list, it is an error.
+        width: The width of earlier vectors, if the rows are a part of a set; None for that of the first one here.
 
     Raises:
         NotFinite: Vectors hold NaN, infinity, or null for a number. It is a ValueError, and the message names the row.
         ValueError: A value holds no vectors, or their width differs from that of earlier rows. The message names the
             row.
     """
-    width, first, column_rows = None, 0, rows.select_columns([column])
+    first, column_rows = 0, rows.select_columns([column])
     for table in blocks(rows, [column], VECTOR_BLOCK):
         vectors = _vectors_of_block(table.column(0), width, is_scaled)
         if vectors is None:  # Something is unusual, and maybe wrong: each value is looked at.

@@ -2,7 +2,7 @@
 
 import hashlib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
@@ -18,9 +18,11 @@ from ..processing_t5fusion import MINILM
 from .column_vectors import NameRow, NotFinite, is_list, read_vectors
 from .files import load_rows
 from .row_blocks import texts_of
+from .streaming import load_first
 
 HELD_OUT_ONE_IN = 10  # One row in so many is held out.
 TEXT_DTYPES = ("string", "large_string", "string_view", "null")
+Widths = Mapping[str, int]  # the width of each kind of vectors, by the name of the kind
 
 
 class Columns(NamedTuple):
@@ -97,7 +99,9 @@ def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
             raise ValueError(f"column {column!r} holds values of type {dtype}; expected text.")
 
 
-def are_usable(rows: Dataset, columns: Columns, numbers: Sequence[int] | None = None) -> np.ndarray:
+def are_usable(
+    rows: Dataset, columns: Columns, numbers: Sequence[int] | None = None, widths: Widths | None = None
+) -> np.ndarray:
     """Return which rows have text in each column of texts and, if they have no text, a vector: bool (rows,).
 
     White space alone is no text.
@@ -106,14 +110,20 @@ def are_usable(rows: Dataset, columns: Columns, numbers: Sequence[int] | None = 
         rows: The rows.
         columns: The columns to read.
         numbers: Number of each row in its file, for errors; if None, they are counted from 0.
+        widths: The widths that the vectors must have; None for those of the first vectors.
 
     Raises:
         ValueError: A column of texts holds anything but text, or a column of vectors anything but vectors.
     """
     usable = have_text(rows, columns.texts)
     if columns.text is None and columns.lexical is None and columns.vector:
-        usable &= _have_vector(rows, columns, lambda index: f"row {index if numbers is None else numbers[index]}")
+        usable &= _have_vector(rows, columns, numbered(numbers), widths)
     return usable
+
+
+def numbered(numbers: Sequence[int] | None) -> NameRow:
+    """Return a function that names a row by its number in its file; with None, by its index."""
+    return lambda index: f"row {index if numbers is None else numbers[index]}"
 
 
 def have_text(rows: Dataset, columns: Sequence[str]) -> np.ndarray:
@@ -125,32 +135,59 @@ def have_text(rows: Dataset, columns: Sequence[str]) -> np.ndarray:
     return np.fromiter((all(text and text.strip() for text in texts) for texts in texts_by_row), dtype=bool)
 
 
-def usable_rows(rows: Dataset, columns: Columns, skip_nan: bool = False) -> Dataset:
-    """Return the rows that `are_usable`, and print how many were left out.
+class Usable(NamedTuple):
+    """Which rows are usable, by their indices."""
+
+    finite: np.ndarray  # the rows that are not left out because of NaN or infinity, int64
+    kept: np.ndarray  # those of them that `are_usable`, int64
+
+
+def find_usable(
+    rows: Dataset, columns: Columns, skip_nan: bool = False, first: int = 0, widths: Widths | None = None
+) -> Usable:
+    """Return which rows are usable.
 
     Args:
         rows: The rows.
         columns: The columns to read.
         skip_nan: Whether to leave out rows whose vectors hold NaN or infinity.
+        first: Number of the first row in its file, for errors.
+        widths: As for `are_usable`.
+
+    Raises:
+        ValueError: A column is missing, or holds something else than it should.
+    """
+    check_columns(rows, columns.by_use.values())
+    finite = finite_rows(rows, columns, first, widths) if skip_nan else np.arange(len(rows))
+    left = rows.select(finite) if len(finite) < len(rows) else rows
+    return Usable(finite, finite[are_usable(left, columns, (first + finite).tolist(), widths)])
+
+
+def left_out(not_finite: int, unusable: int, columns: Columns) -> dict[str, int]:
+    """Return how many rows were left out, by the words that say so; nothing for none."""
+    lack = "an empty text" if columns.text is not None else "an empty text or without a vector"
+    counts = {"NaN or infinity": not_finite, lack: unusable}
+    return {f"{counted(count, 'row')} with {lack} left out": count for lack, count in counts.items() if count}
+
+
+def usable_rows(rows: Dataset, columns: Columns, skip_nan: bool = False) -> Dataset:
+    """Return the rows that `are_usable`, and print how many were left out.
+
+    Args:
+        rows, columns, skip_nan: As for `find_usable`.
 
     Raises:
         ValueError: A column is missing or holds something else than it should, or no row is left.
     """
-    check_columns(rows, columns.by_use.values())
-    numbers = finite_rows(rows, columns) if skip_nan else np.arange(len(rows))
-    if dropped := len(rows) - len(numbers):
-        rows = rows.select(numbers)
-        say(f"{counted(dropped, 'row')} with NaN or infinity left out; {len(rows)} remain.")
-    usable = are_usable(rows, columns, numbers.tolist())
-    dropped = int((~usable).sum())
-    lack = "an empty text" if columns.text is not None else "an empty text or without a vector"
-    if dropped:
-        rows = rows.select(np.flatnonzero(usable))
-        say(f"{counted(dropped, 'row')} with {lack} left out; {len(rows)} remain.")
-    if len(rows) == 0:
+    finite, kept = find_usable(rows, columns, skip_nan)
+    remaining = len(rows)
+    for words, count in left_out(len(rows) - len(finite), len(finite) - len(kept), columns).items():
+        remaining -= count
+        say(f"{words}; {remaining} remain.")
+    if len(kept) == 0:
         needed = "text in every column that is used" + ("" if columns.text is not None else ", and a vector")
         raise ValueError(f"no row has {needed}.")
-    return rows
+    return rows if len(kept) == len(rows) else rows.select(kept)
 
 
 def report_no_text(columns: Columns, names: Iterable[str]) -> None:
@@ -166,19 +203,33 @@ def report_no_text(columns: Columns, names: Iterable[str]) -> None:
         say(f"The rows have no text: the model reads their vectors alone.{hint}")
 
 
-def finite_rows(rows: Dataset, columns: Columns) -> np.ndarray:
-    """Return the numbers of the rows whose vectors hold neither NaN nor infinity, int64.
+def finite_rows(rows: Dataset, columns: Columns, first: int = 0, widths: Widths | None = None) -> np.ndarray:
+    """Return the indices of the rows whose vectors hold neither NaN nor infinity, int64.
+
+    Args:
+        rows, columns, first, widths: As for `find_usable`.
 
     Raises:
         ValueError: A column of vectors holds something else.
     """
-    is_finite = np.ones(len(rows), dtype=bool)
-    for column in columns.by_kind.values():
+    is_finite, name_row = np.ones(len(rows), dtype=bool), numbered(range(first, first + len(rows)))
+    for kind, column in columns.by_kind.items():
         not_finite: list[int] = []
-        for _ in read_vectors(rows, column, not_finite=not_finite):
+        for _ in read_vectors(rows, column, name_row, not_finite=not_finite, width=(widths or {}).get(kind)):
             pass
         is_finite[not_finite] = False
     return np.flatnonzero(is_finite)
+
+
+def check_vectors(rows: Dataset, columns: Columns, numbers: Sequence[int], widths: Widths) -> None:
+    """Raise ValueError if a column of vectors holds anything else, or vectors of other widths.
+
+    Args:
+        rows, columns, numbers, widths: As for `are_usable`.
+    """
+    for kind, column in columns.by_kind.items():
+        for _ in read_vectors(rows, column, numbered(numbers), width=widths[kind]):
+            pass
 
 
 @contextmanager
@@ -202,6 +253,7 @@ def load_split(
     encoder: str | None = None,
     encoding: str | None = None,
     skip_nan: bool = False,
+    streaming: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """Return the rows to train on, and those to validate with, of those that `are_usable`.
 
@@ -211,17 +263,19 @@ def load_split(
         encoder: The encoder that the user named. If there is one, columns of vectors may stay unread.
         encoding: Encoding of CSV files; None for UTF-8.
         skip_nan: Whether to leave out rows whose vectors hold NaN or infinity.
+        streaming: Whether to read only the first rows of each set, `streaming.FIRST`.
 
     Raises:
         ValueError: The rows cannot be used or split, or they hold vectors that no option reads.
         OSError: There is neither a file nor a data set of this name.
     """
-    rows = usable_rows(load_rows(data, encoding=encoding), columns, skip_nan)
+    load = load_first if streaming else load_rows
+    rows = usable_rows(load(data, encoding=encoding), columns, skip_nan)
     if not (columns.lexical or columns.vector or encoder):
         _check_no_vectors(rows, data)
     if validation is None:
         return hold_out(rows, columns)
-    return rows, usable_rows(load_rows(validation, "validation", encoding), columns, skip_nan)
+    return rows, usable_rows(load(validation, "validation", encoding), columns, skip_nan)
 
 
 def _check_no_vectors(rows: Dataset, data: str) -> None:
@@ -257,14 +311,11 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     Raises:
         ValueError: There are too few different texts or pairs, or a vector is invalid (see `read_vectors`).
     """
-    text_keys = _hashes(_stripped(rows, columns.text))
+    text_keys = _text_keys(rows, columns)
     keys, key_name, texts = text_keys, "text", _count_distinct(text_keys)
     # Reading all vectors takes time, so it is left out where the number of rows already excludes that many pairs.
     if (columns.lexical or columns.vector) and (len(rows) > 2 * texts or texts == 1):
-        others = [vector_keys(rows, column) for column in columns.by_kind.values()]
-        if columns.lexical:
-            others.append(texts_of(rows, columns.lexical))
-        pair_keys = _hashes(map("\n".join, zip(_stripped(rows, columns.text), *others, strict=True)))
+        pair_keys = _pair_keys(rows, columns)
         if _count_distinct(pair_keys) > 2 * texts or _count_distinct(pair_keys) == 1 or columns.text is None:
             text = ["text"] if columns.text is not None else []
             vectors = ["vectors" if len(columns.by_kind) > 1 else "vector"] if columns.vector else []
@@ -279,6 +330,47 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     elif keys is not text_keys:
         say(f"{len(rows)} rows have {counted(texts, 'different text')}; {choice}")
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
+
+
+def find_held_out(rows: Dataset, held_out: Dataset, columns: Columns) -> Callable[[Dataset], np.ndarray]:
+    """Return a function that finds, among further rows of a set, those that belong to the rows held out.
+
+    They have the text of one of these rows, or its text and vector if `hold_out` has split by pairs.
+
+    Args:
+        rows, held_out: The first rows of the set, as `hold_out` has split them.
+        columns: The columns to read.
+
+    Returns:
+        A function of rows, which returns bool (rows,).
+    """
+    keys_of, held_keys = _text_keys, _as_set(_text_keys(held_out, columns))
+    if not held_keys.isdisjoint(_as_set(_text_keys(rows, columns))):
+        keys_of, held_keys = _pair_keys, _as_set(_pair_keys(held_out, columns))
+
+    def is_held_out(rows: Dataset) -> np.ndarray:
+        keys = map(tuple, keys_of(rows, columns).tolist())
+        return np.fromiter((key in held_keys for key in keys), dtype=bool, count=len(rows))
+
+    return is_held_out
+
+
+def _as_set(keys: np.ndarray) -> set[tuple[int, int]]:
+    """Return the hashes of `_hashes` as a set."""
+    return set(map(tuple, keys.tolist()))
+
+
+def _text_keys(rows: Dataset, columns: Columns) -> np.ndarray:
+    """Return the hash of each row's text, as `_hashes` does."""
+    return _hashes(_stripped(rows, columns.text))
+
+
+def _pair_keys(rows: Dataset, columns: Columns) -> np.ndarray:
+    """Return the hash of each row's text, its vectors and the text that a vector is made from, as `_hashes` does."""
+    others = [vector_keys(rows, column) for column in columns.by_kind.values()]
+    if columns.lexical:
+        others.append(texts_of(rows, columns.lexical))
+    return _hashes(map("\n".join, zip(_stripped(rows, columns.text), *others, strict=True)))
 
 
 def _stripped(rows: Dataset, column: str | None) -> Iterator[str]:
@@ -372,11 +464,11 @@ def has_vector(rows: Dataset, columns: Columns) -> np.ndarray:
     return found
 
 
-def _have_vector(rows: Dataset, columns: Columns, name_row: NameRow) -> np.ndarray:
+def _have_vector(rows: Dataset, columns: Columns, name_row: NameRow, widths: Widths | None = None) -> np.ndarray:
     """Return which rows have a vector of any kind, bool (rows,); ValueError if a column holds something else."""
     found = np.zeros(len(rows), dtype=bool)
-    for column in columns.by_kind.values():
-        vectors = read_vectors(rows, column, name_row)
+    for kind, column in columns.by_kind.items():
+        vectors = read_vectors(rows, column, name_row, width=(widths or {}).get(kind))
         found |= np.fromiter((vector is not None for vector in vectors), dtype=bool, count=len(rows))
     return found
 

@@ -165,7 +165,7 @@ def held_out_rows(folder: str | Path) -> Dataset:
     # An encoder is named only so that unread columns of vectors are allowed, as they were in training.
     _, rows = load_split(
         source["data"], columns, source["validation"], encoder="any", encoding=source["encoding"],
-        skip_nan=source.get("skip_nan", False),
+        skip_nan=source.get("skip_nan", False), streaming=record["options"].get("streaming", False),
     )  # fmt: skip
     rows = first_rows(rows, source["limit"])
     if len(rows) != record["held_out_rows"]:

@@ -14,10 +14,11 @@ from ..kinds_t5fusion import DEFAULT_KIND, VectorKind, plain_kind
 from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import recorded_commit
 from .data import Columns, advising_skip_nan, first_rows, hub_data_set, load_split, report_no_text, vector_widths
-from .inputs import input_parts, report_counts
+from .inputs import input_parts, make_inputs, report_counts
 from .options import Recipe, TrainingOptions
 from .output_folder import CHECKPOINTS, check_output
 from .prepared_rows import keep_rows, rows_folder
+from .row_stream import Block, RowReader, RowStream
 from .run_config import run_yaml
 from .trainer import check_launch, training_arguments
 from .training import train
@@ -74,8 +75,11 @@ def train_file(
     recipe = _recipe_for(columns, recipe)
     if options.settings:  # They are checked before the vectors are made, which can take hours.
         training_arguments(options, output / CHECKPOINTS)
-    rows, held_out = load_split(data, columns, validation, recipe.encoder, encoding, skip_nan)
+    rows, held_out = load_split(data, columns, validation, recipe.encoder, encoding, skip_nan, options.streaming)
     report_no_text(columns, rows.column_names)
+    reader = None
+    if options.streaming:
+        reader = RowReader(data, columns, rows, held_out if validation is None else None, encoding, skip_nan, limit)
     rows, held_out = first_rows(rows, limit), first_rows(held_out, limit)
     if is_first_process():  # The folder, too, is checked before the vectors are made.
         check_output(output, resume, overwrite)
@@ -96,12 +100,34 @@ def train_file(
             for name, part in {"rows.arrow": rows, "held_out.arrow": held_out}.items()
         )
         report_counts(counts, *limits)
+        to_train = inputs if reader is None else _streamed(reader, columns, processor, options, output)
         model = train(
-            inputs, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
-            source=source, run=run,
+            to_train, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
+            source=source, run=run, first=inputs,
         )  # fmt: skip
+    if reader is not None:
+        reader.report()
     say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
     return model
+
+
+def _streamed(
+    reader: RowReader, columns: Columns, processor: T5FusionProcessor, options: TrainingOptions, output: Path
+) -> RowStream:
+    """Return the rows to train on, which are read while the model trains. Their vectors are not kept on disk."""
+    limits = (options.max_source, options.max_target)
+
+    def make(block: Block) -> list[dict]:
+        rows, numbers = Dataset(block.rows), block.numbers.tolist()
+        # An encoder may draw random numbers when it is loaded. Those of the training must not depend on this.
+        with torch.random.fork_rng([]):
+            return make_inputs(
+                rows, columns, processor, limits, keep=False, numbers=numbers, counts=Counter(), progress=False
+            )
+
+    arguments = training_arguments(options, output / CHECKPOINTS)
+    rows_of_step = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    return RowStream(reader.read, make, arguments.max_steps * rows_of_step, options.shuffle_buffer, options.seed)
 
 
 def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:

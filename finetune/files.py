@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
 from ..common.errors import first_line
@@ -59,6 +60,9 @@ def file_tables(data: str, rows: int, encoding: str | None = None) -> Iterator[p
     if kind_of(data) == ".csv":
         yield from _csv_tables(data, rows, encoding)
         return
+    if kind_of(data) == ".parquet":
+        yield from _parquet_tables(data, rows)
+        return
     with TemporaryDirectory() as folder:
         if SPECIAL & set(data):
             # The link has a name without special characters.
@@ -70,6 +74,22 @@ def file_tables(data: str, rows: int, encoding: str | None = None) -> Iterator[p
         for table in streamed.with_format("arrow").iter(batch_size=rows):
             _check_text(table)
             yield table
+
+
+def _parquet_tables(data: str, rows: int) -> Iterator[pa.Table]:
+    """Yield the rows of a Parquet file, `rows` at a time. datasets would keep the whole file in memory meanwhile."""
+    # With `pre_buffer`, pyarrow would keep what it has read.
+    with pa.OSFile(data) as source, pq.ParquetFile(source, pre_buffer=False) as file:
+        left, is_empty = file.schema_arrow.empty_table(), True
+        for batch in file.iter_batches(rows):  # At the end of a row group, a batch may have fewer rows.
+            left = pa.concat_tables([left, pa.Table.from_batches([batch])])
+            while len(left) >= rows:
+                _check_text(left[:rows])
+                yield left[:rows]
+                left, is_empty = left[rows:], False
+    if len(left) or is_empty:
+        _check_text(left)
+        yield left
 
 
 def _check_text(table: pa.Table) -> None:

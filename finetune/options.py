@@ -150,6 +150,9 @@ class TrainingOptions:
         panel=VECTORS,
     )
     epochs: float = option(3.0, "Passes over the rows.", POSITIVE)
+    max_steps: int | None = option(
+        None, "Steps of the weights to train, instead of a number of epochs. --streaming needs it.", COUNT
+    )
     batch_size: int = option(8, "Rows in a batch, in each process.", COUNT)
     lr: float | None = option(None, "Peak learning rate. Default: 1e-3 for LoRA, 5e-4 for all weights.", POSITIVE)
     fusion_lr: float | None = option(
@@ -176,6 +179,12 @@ class TrainingOptions:
         True,
         "Put short rows of a batch into one sequence, so that less is padding. The result is the same within rounding.",
         opposite=("no_packing", "Do not put several short rows of a batch into one sequence."),
+    )
+    streaming: bool = option(
+        False, "Read the rows while the model trains on them, for a set that fits on no disk.", panel=DATA
+    )
+    shuffle_buffer: int = option(
+        10_000, "Rows that are in memory, and shuffled, at a time, if they are streamed.", COUNT, panel=DATA
     )
     seed: int = option(42, "Seed of the random numbers.", SEED)
     gradient_accumulation: int = option(1, "Batches whose gradients are added up for one step of the weights.", COUNT)
@@ -219,6 +228,7 @@ class TrainingOptions:
         check_fields(self)
         self._check_modules()
         self._check_best()
+        self._check_streaming()
         check_reporters(self.report_to or ())
         if self.settings:
             check_settings(self.settings, [each.name for each in fields(self)], without_lora=self.full)
@@ -247,6 +257,25 @@ class TrainingOptions:
                 f"{every}; to keep the best model, a checkpoint is needed after each evaluation. Give `eval_steps` "
                 "only, or both the same number."
             )
+
+    def _check_streaming(self) -> None:
+        """Check the number of steps, which a set that is streamed needs, and the options beside it."""
+        defaults = {each.name: each.default for each in fields(self)}
+        if self.max_steps is not None and self.epochs != defaults["epochs"]:
+            raise ValueError("`epochs` has no effect with `max_steps`. Leave one out.")
+        if self.streaming and self.steps is None:
+            raise ValueError(
+                "`streaming` needs `max_steps`, the number of steps to train, because nothing says how many rows there "
+                "are. Give `max_steps` 1000, for example."
+            )
+        if not self.streaming and self.shuffle_buffer != defaults["shuffle_buffer"]:
+            raise ValueError("`shuffle_buffer` has no effect without `streaming`. Leave it out.")
+
+    @property
+    def steps(self) -> int | None:
+        """The number of steps to train; None if it follows from the epochs. Earlier releases had it as a setting."""
+        steps = (self.settings or {}).get("max_steps", self.max_steps)
+        return steps if isinstance(steps, int) and steps > 0 else None
 
     @property
     def keeps_best(self) -> bool:

@@ -143,6 +143,8 @@ def run_yaml(columns: "Columns", options: TrainingOptions, recipe: Recipe, **arg
     idle = {  # options without effect, which `t5fusion train` would refuse
         *(LORA_ONLY if options.full else ()),
         *(() if options.train_fusion else ("fusion_start",)),
+        *(() if options.max_steps is None else ("epochs",)),
+        *(() if options.streaming else ("shuffle_buffer",)),
         *(("lexical_dim",) if columns.vector and not (columns.lexical or recipe.encoder) else ()),
     }
     run["base_model"] = base_name(options.base_model)

@@ -29,6 +29,7 @@ _HUB = "`t5fusion export` and `t5fusion push` bring a model to the Hub"
 _IDLE = "it has no effect here"
 _OURS = "t5fusion sets it"
 _BEST = "the model with the lowest held-out loss is the best one"
+ALSO_OPTIONS = ("max_steps",)  # Earlier releases had it as a setting only, and what they saved still loads.
 NO_SETTING = {  # fields that are not settings, and the reason
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"), _HUB),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _HUB),
@@ -99,7 +100,7 @@ def _check_with_peft(settings: dict[str, Any]) -> None:
 
 def _check_name(name: str, options: Collection[str]) -> None:
     """Raise ValueError unless a name is that of a setting."""
-    option = name if name in options else OPTION_FOR.get(name)
+    option = name if name in options and name not in ALSO_OPTIONS else OPTION_FOR.get(name)
     if option is not None:
         raise set_by_option(name, option, f"--{option.replace('_', '-')}")
     if name in NO_SETTING:

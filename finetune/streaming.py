@@ -17,6 +17,7 @@ from datasets import Dataset, load_dataset
 from .file_names import STREAMED_KINDS, is_zipped, kind_of
 from .files import file_tables, lines_of, opened, reading
 
+FIRST = 10_000  # rows of a streamed set that are read before the training
 CHUNK = 512  # rows: eight batches can be sorted by length, and a killed process loses little work
 
 
@@ -54,6 +55,18 @@ def read_chunks(
                 yield from chunks_of_texts(lines_of(file, encoding), text_column)
         else:
             yield from _numbered(map(Dataset, file_tables(data, CHUNK, encoding)))
+
+
+def load_first(data: str, split: str = "train", encoding: str | None = None) -> Dataset:
+    """Load the first `FIRST` rows of a file or of a data set on the Hub. Nothing is stored on disk.
+
+    Args, Raises:
+        As for `read_chunks`. A data set without rows is a ValueError.
+    """
+    tables = [rows.data.table for _, rows in first_of(read_chunks(data, split, encoding=encoding), FIRST)]
+    if not tables:
+        raise ValueError(f"{data} has no rows.")
+    return Dataset(pa.concat_tables(tables, promote_options="permissive"))
 
 
 def chunks_of_texts(texts: Iterable[str], text_column: str, rows: int | None = None) -> Iterator[Chunk]:

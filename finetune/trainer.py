@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.data import SequentialSampler
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
@@ -25,8 +26,10 @@ from ..common.progress import Progress
 from .checkpoints import check_weights, loading, problem_of, saving
 from .options import TrainingOptions
 from .output_folder import CONDITIONS, OutputFolder
+from .row_stream import RowStream
 from .settings import read_settings
 
+STREAMED_INTERVALS = 10  # How often a training from a streamed set evaluates, saves and logs by default.
 SAME_SIGNAL = 1.0  # seconds in which a process may get one signal twice: from the cluster and from its launcher
 
 
@@ -84,6 +87,11 @@ class FusionTrainer(Seq2SeqTrainer):
                 state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
             state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled = True
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Return the order of the rows. Those of a `RowStream` are shuffled, and can only be read in their order."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(rows) if isinstance(rows, RowStream) else super()._get_train_sampler(train_dataset)
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Return batches that are not packed: the Trainer weights the loss of a batch by its number of sequences."""
@@ -329,6 +337,7 @@ def training_arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTr
     arguments = dict(
         output_dir=str(checkpoints),
         num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
         per_device_train_batch_size=options.batch_size,
         per_device_eval_batch_size=64,
         gradient_accumulation_steps=options.gradient_accumulation,
@@ -358,9 +367,12 @@ def training_arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTr
 
 def _intervals(options: TrainingOptions) -> dict[str, Any]:
     """Return the arguments for when the Trainer evaluates, saves and logs: after each epoch, or every so many steps."""
-    steps = {"eval": options.eval_steps, "save": options.save_steps, "logging": options.logging_steps}
+    # A set that is streamed has no epochs.
+    default = math.ceil(options.steps / STREAMED_INTERVALS) if options.streaming and options.steps else None
+    given = {"eval": options.eval_steps, "save": options.save_steps, "logging": options.logging_steps}
+    steps = {name: number or default for name, number in given.items()}
     if options.keeps_best:
-        steps["save"] = options.eval_steps
+        steps["save"] = steps["eval"]
     arguments: dict[str, Any] = {f"{name}_strategy": "steps" if number else "epoch" for name, number in steps.items()}
     return arguments | {f"{name}_steps": number for name, number in steps.items() if number}
 

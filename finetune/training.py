@@ -48,6 +48,7 @@ def train(
     mark: str | None = None,
     source: dict[str, Any] | None = None,
     run: str | None = None,
+    first: Sequence[dict] | None = None,
 ) -> nn.Module:
     """Train, and save into `output`: adapter (or all weights), tokenizer, processor, `training.json` and `loss.svg`.
 
@@ -67,6 +68,8 @@ def train(
             overwritten.
         source: Where the rows come from, for the record: `data`, `validation`, `limit` and `encoding`.
         run: Content of `run.yaml`, which is written with the first checkpoint; None for no such file.
+        first: The first of the rows, if they are a `RowStream`: the fusion layer is fitted to them, and a resumed
+            training must have the same. None for all rows.
 
     Returns:
         The trained model: a `PeftModel`, or a `T5WithFusion` if `options.full`. Under FSDP its weights are shards; the
@@ -81,10 +84,11 @@ def train(
     arguments = training_arguments(options, Path(output) / CHECKPOINTS)
     folder = OutputFolder(Path(output), resume, overwrite, mark, run)
     with _locked(folder, arguments):
-        conditions = resume_conditions(rows, held_out, processor, options, columns, arguments.world_size)
+        first = rows if first is None else first
+        conditions = resume_conditions(first, held_out, processor, options, columns, arguments.world_size)
         start = _find_start(folder, arguments, options, conditions)
         disable_fsdp_ram_efficient_loading()  # It would load the weights in one process only, but all need them.
-        model = build_model(options, processor, rows, start.commit)
+        model = build_model(options, processor, first, start.commit)
         shares = _print_trainable_share(model, options)
         stopper = StopOnSignal()
         trainer = _make_trainer(model, rows, held_out, processor, options, arguments, stopper)

@@ -98,7 +98,11 @@ REFUSED = {  # words, what the error says, exit code
     "output in use": ([*TRAIN, "--output", "folder"], "folder is not empty. Choose another --output, or give", 1),
     "no demo": (["demo", "--output", "folder"], "folder holds something other than a demo", 1),
     "neither folder nor repository": (["generate", "./nothing", "a text"], "./nothing is not a folder; expected a", 1),
-    "no folder in runs": (["generate", "runs/nothing", "a text"], "there is no folder runs/nothing, though runs is", 1),
+    "no folder in runs": (
+        ["generate", "runs/nothing", "a text"],
+        "there is no folder runs/nothing, though runs is",
+        1,
+    ),
     "no folder to evaluate": (["evaluate", "a/b/c", *EVALUATE[2:]], "a/b/c is not a folder; expected a folder", 1),
     "no folder to export": (["export", "nothing", "bundle"], "nothing is not a folder; expected a folder that", 1),
     "no folder to shrink": (["shrink", "nothing", "new", "--rank", "2"], "nothing is not a folder; expected a", 1),
@@ -119,6 +123,22 @@ REFUSED = {  # words, what the error says, exit code
     "no base model for the demo": (["demo", "--output", "new", "--base-model", "./base"], "no such folder", 1),
     "not in the cache": (["generate", "me/model", "a text"], "cache does not hold it, and HF_HUB_OFFLINE is set.", 1),
     "no base model in the cache": ([*TRAIN, "--base-model", "me/base"], "and HF_HUB_OFFLINE is set.", 1),
+    "a stream without a number of steps": (
+        [*TRAIN, "--streaming"],
+        "--streaming needs --max-steps, the number of steps to train, because nothing says how many rows there are. "
+        "Give --max-steps 1000, for example.",
+        1,
+    ),
+    "epochs beside steps": (
+        [*TRAIN, "--streaming", "--max-steps", "9", "--epochs", "3"],
+        "--epochs has no effect with --max-steps. Leave one of them out.",
+        1,
+    ),
+    "a buffer without a stream": (
+        [*TRAIN, "--shuffle-buffer", "9"],
+        "--shuffle-buffer has no effect without --streaming. Leave it out.",
+        1,
+    ),
     "no such column": (
         ["train", "rows.jsonl", "--text-column", "nmae", "--target-column", "text"],
         "there is no column 'nmae'; the columns are name, text.",
