@@ -68,6 +68,8 @@ class FusionTrainer(Seq2SeqTrainer):
         fusion_lr: Peak learning rate of the fusion layer.
         folder: The run folder.
         conditions: The conditions that a resumed training must meet. Each checkpoint records them.
+        started: When the training started, in seconds of `time.monotonic`; for a resumed training, earlier by the
+            duration of what it resumes. Each checkpoint records the duration.
         damaged: Checkpoints to delete before the next one is saved. The Trainer keeps the newest ones, and would count
             these among them.
     """
@@ -75,6 +77,7 @@ class FusionTrainer(Seq2SeqTrainer):
     fusion_lr: float
     folder: OutputFolder
     conditions: dict
+    started: float
     damaged: Sequence[Path] = ()
 
     def create_accelerator_and_postprocess(self):
@@ -120,6 +123,11 @@ class FusionTrainer(Seq2SeqTrainer):
                 group["params"] = [weight for weight in group["params"] if id(weight) not in fusion_ids]
                 optimizer.add_param_group({**group, "params": fusion, "lr": self.fusion_lr})
 
+    @property
+    def seconds(self) -> float:
+        """Duration of the training until now, in seconds."""
+        return round(time.monotonic() - self.started, 1)
+
     def _save_checkpoint(self, *args, **kwargs) -> None:
         checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.is_world_process_zero():
@@ -133,7 +141,7 @@ class FusionTrainer(Seq2SeqTrainer):
                 if self.is_world_process_zero():
                     checkpoint.mkdir(parents=True, exist_ok=True)
                     # This file comes first, because the Trainer ends by deleting the previous checkpoint.
-                    (checkpoint / CONDITIONS).write_text(json.dumps(self.conditions))
+                    (checkpoint / CONDITIONS).write_text(json.dumps(self.conditions | {"seconds": self.seconds}))
                 super()._save_checkpoint(*args, **kwargs)
         except OSError:
             if self.is_world_process_zero() and problem_of(checkpoint) is not None:

