@@ -18,7 +18,7 @@ def read_texts(name: str, values: Any, count: int | None = None) -> list[str]:
         count: Expected number of strings; None for any number.
 
     Raises:
-        ValueError: There are none, or another number than `count`; or one is not a string of whole characters.
+        ValueError: There are none, or not `count` of them; or one is not a string of whole characters.
     """
     values = read_list(name, values, count)
     if not values:

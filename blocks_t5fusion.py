@@ -52,7 +52,7 @@ class RowBlock(NamedTuple):
         return RowBlock(vectors, counts, self.tokens[np.repeat(kept, self.lengths)], self.lengths[kept])
 
     def mean_vectors(self, kind: str) -> Vectors:
-        """Return the mean vector of each row that has vectors of a kind, float32 (rows, dim)."""
+        """Return the mean vector of each row that has vectors of a kind, float32 (rows that have one, dim)."""
         counts = self.counts[kind][self.counts[kind] > 0]
         if (counts == 1).all():
             return self.vectors[kind]
@@ -62,8 +62,8 @@ class RowBlock(NamedTuple):
     def distinct_tokens(self, part: int = 0, parts: int = 1) -> DistinctTokens:
         """Return the distinct tokens of one of several consecutive parts of each target.
 
-        The first parts are longer by a token if the target cannot be divided evenly. A part of a short target may be
-        empty. It then has the tokens of the whole target.
+        The first parts are longer by a token if the target cannot be divided evenly. If a target has fewer tokens than
+        there are parts, a part that would be empty has all its tokens.
         """
         row = np.repeat(np.arange(self.rows), self.lengths)
         tokens = self.tokens
@@ -103,7 +103,7 @@ def read_blocks(rows: Any, kinds: Mapping[str, VectorKind], size: int) -> Iterat
         size: The most rows in a block.
 
     Raises:
-        ValueError: The width of a vector is not that of its kind, or the collator refuses it too.
+        ValueError: The width of a vector is not that of its kind, or the collator would refuse the vector too.
     """
     if not hasattr(rows, "row_arrays"):
         yield from _stack(read_rows(rows, kinds), size)

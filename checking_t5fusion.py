@@ -123,7 +123,7 @@ def check_vectors(
         name: Name of the kind, for the message.
 
     Raises:
-        ValueError: The vectors have a different dtype, device or shape.
+        ValueError: The vectors are not floating point, on a different device, or of the wrong shape.
     """
     batch, width = is_placeholder.shape[0], kind.dim
     given = "`lexical_embeds`" if name == DEFAULT_KIND else f"`lexical_embeds[{name!r}]`"
@@ -180,7 +180,8 @@ def check_placeholders(
     mismatch = mismatch | (placeholder_counts % tokens != 0)
     if is_placeholder.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(
-            ~mismatch.any(), f"{placeholder.token} placeholders and lexical vectors do not agree in number"
+            ~mismatch.any(),
+            f"{placeholder.token} placeholders and vectors differ in number. On a CPU, the error names the row.",
         )
     elif mismatch.any():
         row = int(mismatch.nonzero()[0])

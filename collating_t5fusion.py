@@ -48,7 +48,7 @@ class Inputs(NamedTuple):
     mask: list[Ids]
     labels: list[Ids] | None
     vectors: dict[str, list[Vectors]]  # by kind
-    row_ids: list[Ids] | None = None  # number of the row of each id, from 1; None if each sequence holds one row
+    row_ids: list[Ids] | None = None  # to which row of its sequence each id belongs, from 1; None without packing
     target_row_ids: list[Ids] | None = None
 
 
@@ -59,8 +59,8 @@ class DataCollatorWithFusion:
     A row has `input_ids`. It may also have `attention_mask` (by default, everything but padding), `labels` and
     `lexical_embeds`: numbers, (dim,) for one vector or (vectors, dim) for several; missing, None or empty for a row
     without vectors. For a model with several kinds of vectors, it is a dict of these by the name of the kind. Lists,
-    arrays and tensors are accepted. Ids may come with padding, left or right, to any length, which is replaced by
-    padding on the right. They may hold placeholders where the vectors belong in the text: for each kind, none, or one
+    arrays and tensors are accepted. Padding that ids come with, left or right, is removed, and the batch is padded on
+    the right. They may hold placeholders where the vectors belong in the text: for each kind, none, or one
     per vector, or (if a vector becomes several tokens) one per token. Other columns are passed on: strings as lists,
     numbers and arrays of one shape as tensors.
 
@@ -163,7 +163,7 @@ class DataCollatorWithFusion:
             - `decoder_input_ids`, int64, in the shape of the labels, if there are labels and the collator has a
               `model`. (A model that gets labels makes the same ids from them.)
             - `row_ids` and `target_row_ids`, int64, in the shapes of `input_ids` and `labels`, if a sequence holds
-              several rows: the number of the row to which each belongs, from 1, and 0 for padding. The batch then has
+              several rows: to which row of its sequence each token belongs, from 1; 0 for padding. The batch then has
               fewer sequences than rows, and a sequence has the vectors of its rows, one after another.
 
         Raises:

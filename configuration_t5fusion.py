@@ -19,8 +19,8 @@ class T5FusionConfig(T5Config):
         lexical_dim: Width of a lexical vector. The default, 384, is that of all-MiniLM-L6-v2. With `vectors`, it is the
             width of the first kind, and need not be given.
         lexical_token_id: Id of the placeholder `<lexical>` in `input_ids`. It needs no row in the embedding table. The
-            default is the first id that T5's tokenizer leaves free, or `vocab_size` if that is smaller. Further kinds
-            of vectors take the ids after it.
+            default is the first id that T5's tokenizer leaves free, or `vocab_size` if that is smaller; for a larger
+            tokenizer, such as mT5's, pass `len(tokenizer)`. Further kinds of vectors take the ids after it.
         vectors: The kinds of vectors, in the order in which they stand before the text: a name for each, with a width
             or a [`VectorKind`], such as `{"item": 64, "image": VectorKind(512, tokens=8, projector="mlp")}`. A width
             means raw numbers, `VectorKind(width, scale="standard")`. None means one kind, "lexical", of width

@@ -63,8 +63,8 @@ class FittingMixin(Model):
 
         Raises:
             ValueError: No row has both labels and a vector; the width of a vector is not that of its kind, or the
-                collator refuses it too; or the active adapter does not hold the fusion layer, so that the result would
-                not be saved.
+                collator would refuse it too; or the active adapter does not hold the fusion layer, so that the
+                result would not be saved.
         """
         fusion = self.fusion_to_fit()
         projectors = {name: fusion.projector(name) for name in self.config.kinds}
@@ -108,10 +108,13 @@ class FittingMixin(Model):
         if copies is not None and fusion.active_adapters:
             return copies[fusion.active_adapters[0]]
         if getattr(self, "peft_config", None):
+            # PEFT puts the names of the active adapters into each layer that it wraps.
+            layers: Any = (module for module in self.modules() if hasattr(module, "base_layer"))
+            active = next((layer.active_adapters for layer in layers), list(self.peft_config))
             raise ValueError(
-                f"the adapter {', '.join(map(repr, self.peft_config))} does not hold the fusion layer, so fitted "
-                "weights would not be saved. Put the adapter on with `modules_to_save=['fusion']` in its config, which "
-                "is the default after `import t5fusion`, or call `fit_fusion` on a model without an adapter."
+                f"the active adapter {', '.join(map(repr, active))} does not hold the fusion "
+                "layer, so fitted weights would not be saved. Put the adapter on with `modules_to_save=['fusion']` in "
+                "its config, which is the default after `import t5fusion`, or call this on a model without an adapter."
             )
         return fusion
 
@@ -162,8 +165,8 @@ class Moments:
 def start_weight(moments: Moments, tokens: int, unit: float) -> tuple[Tensor, float]:
     """Return the weight of a projector's last layer, float64 (tokens * d_model, inputs), and the share explained.
 
-    Every token of a vector starts from the prediction for the whole target. To that is added a prediction of how the
-    token's part of the target differs from the whole, which has a penalty of its own, because it is harder.
+    Each token of a vector predicts the mean of the whole target, plus the difference between that and the mean of the
+    token's part. The differences are harder to predict, so they are fitted by themselves, with a penalty of their own.
 
     Args:
         moments: The moments of a kind; see `read_moments`.
@@ -300,7 +303,7 @@ def token_weights(targets: Sequence[DistinctTokens], vocabulary: int) -> Tensor:
     rows = sum(len(block.starts) for block in targets)
     ids = np.concatenate([block.ids for block in targets]) if targets else np.zeros(0, dtype=np.int64)
     row_counts = torch.bincount(torch.from_numpy(ids), minlength=vocabulary).clamp(min=1)
-    return (rows / row_counts).log()
+    return (rows / row_counts.float()).log()
 
 
 def mean_embeddings(targets: DistinctTokens, embeddings: Tensor, weights: Tensor) -> Tensor:
@@ -321,7 +324,7 @@ def penalty_unit(moments: Moments) -> float:
     """Return the unit of ridge penalties for vectors without a scale, so that their size does not matter.
 
     It is 1 for vectors about as long as unit vectors, and otherwise the power of ten that is nearest to their variance.
-    As the penalties to choose from are powers of ten and of its root, vectors of every size have the same choice.
+    So vectors that were multiplied by a power of ten have penalties that are equivalent.
     """
     variance = moments.input_products.trace().item() / moments.rows
     smallest, largest = UNIT_VARIANCES

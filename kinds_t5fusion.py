@@ -29,7 +29,7 @@ class VectorKind:
             the model then reads the direction of a vector, not its length.
 
     Raises:
-        ValueError: A field has a different type or range.
+        ValueError: A field has the wrong type, or is out of range.
     """
 
     dim: int
@@ -54,8 +54,11 @@ class VectorKind:
             raise ValueError(f"`scale` is {self.scale!r}; expected {', '.join(map(repr, SCALES[:-1]))} or None.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `dim`, and the fields that differ from their defaults. In a file, the default of `scale` is None."""
-        # Kinds that were saved before there were scales have none.
+        """Return `dim`, and the fields that differ from their defaults.
+
+        In this saved form, a missing `scale` means None, because kinds that were saved before there were scales have
+        none.
+        """
         defaults = {field.name: field.default for field in fields(self)} | {"scale": None}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
@@ -105,10 +108,10 @@ def _read_kind(name: str, given: Any) -> VectorKind:
     try:
         return VectorKind(**given) if isinstance(given, Mapping) else VectorKind(given)
     except (TypeError, ValueError) as error:
-        known = ", ".join(f"`{field.name}`" for field in fields(VectorKind))
+        known = ", ".join(f"`{field.name}`" for field in fields(VectorKind)[1:])
         cause: Any = error
         if isinstance(error, TypeError):
-            cause = f"it has the fields {', '.join(map(repr, given))}; expected {known}."
+            cause = f"it has the fields {', '.join(map(repr, given))}; expected `dim`, and some of {known}."
         raise ValueError(f"kind {name!r} in `vectors`: {cause}") from None
 
 

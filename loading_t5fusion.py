@@ -604,7 +604,7 @@ def free_token_id(name: NameOrPath, hub_kwargs: dict[str, Any]) -> int | None:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"the tokenizer of {name} cannot be loaded ({cause}), so the id of {LEXICAL_TOKEN} is unknown. If its only "
-            "file is `spiece.model`, type `pip install sentencepiece`. Or pass `lexical_token_id=`, the number of the "
-            "tokenizer's tokens."
+            "file is `spiece.model`, type `pip install sentencepiece`. Or pass "
+            "`lexical_token_id=len(tokenizer)`."
         ) from error
     return tokenizer.get_vocab().get(LEXICAL_TOKEN, len(tokenizer))

@@ -99,8 +99,8 @@ class VectorProjector(nn.Module):
     def initial_bias(self) -> torch.Tensor:
         """Return the initial bias of the last layer, float32 (outputs,): zeros if the kind has no scale.
 
-        The norm makes all token embeddings equally long, so without a bias, vectors of one direction would all become
-        the same embedding. Beside a bias as long as the projection of a typical vector, a vector's length changes the
+        The norm discards the length of a projection, so without a bias, vectors of one direction would all become the
+        same embedding. With a bias as long as the projection of a typical vector, a vector's length changes the
         direction of the sum.
         """
         outputs = self.last_layer.bias.shape[0]
@@ -259,8 +259,8 @@ class LexicalEncoder(T5InitMixin, T5Stack):
                 that is, padding.
 
         Raises:
-            ValueError: Vectors and placeholders do not match (on a GPU, this is a RuntimeError), or the vectors have
-                another dtype, device or width. The message says what to do.
+            ValueError: Vectors and placeholders do not match (on a GPU, this is a RuntimeError), or the vectors are
+                not floating point, on a different device, or of the wrong width. The message says what to do.
         """
         vectors = vectors_by_kind(lexical_embeds, self.kinds)
         placeholder_masks, inputs_embeds = self._find_placeholders(input_ids, inputs_embeds, vectors)
@@ -413,7 +413,7 @@ class T5WithFusion(
         if not hasattr(config, "lexical_dim"):
             raise ValueError(
                 f"a {type(config).__name__} has no `lexical_dim`; expected a T5FusionConfig. Convert it: "
-                "`T5FusionConfig(lexical_dim=384, **config.to_dict())`."
+                "`T5FusionConfig(lexical_dim=384, lexical_token_id=len(tokenizer), **config.to_dict())`."
             )
         super().__init__(config, *args, **kwargs)
         self.encoder = LexicalEncoder(self.encoder.config)
@@ -467,7 +467,7 @@ class T5WithFusion(
             lexical_embeds: Float (batch, dim) or (batch, vectors, dim), or a dict of these by kind; see
                 `LexicalEncoder.embed`.
                 Ignored if `encoder_outputs` are given, because those contain the vectors already.
-            row_ids: Number of the row, from 1, to which each token belongs, int64 (batch, length), and 0 for padding.
+            row_ids: To which row of its sequence each token belongs, from 1, int64 (batch, length); 0 for padding.
                 `DataCollatorWithFusion(packing=True)` makes them if a sequence holds several rows.
             target_row_ids: The same for each label, int64 (batch, labels). Give both or neither.
             Others: As in [`~transformers.T5ForConditionalGeneration.forward`].
@@ -477,8 +477,8 @@ class T5WithFusion(
 
         Raises:
             ValueError: Vectors and placeholders do not match (see `LexicalEncoder.embed`); the decoder has no input;
-                packed rows meet an attention that cannot keep them apart; or only one of `row_ids` and `target_row_ids`
-                is given.
+                packed rows are used with an attention that cannot keep them apart; or only one of `row_ids` and
+                `target_row_ids` is given.
             RuntimeError: On a GPU or in a compiled graph, vectors and placeholders do not match. (On a GPU, the error
                 comes with a later call.)
         """
@@ -530,7 +530,9 @@ class T5WithFusion(
     def _drop_vectors(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, row_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return the masks without the placeholders of rows drawn at random, a share of `config.vector_dropout`.
+        """Hide the placeholders of rows drawn at random, a share of `config.vector_dropout`.
+
+        Returned are `attention_mask` and `row_ids`, changed.
 
         A placeholder in front of the text that nothing attends to is as good as absent, because T5 knows only the
         distances between tokens. Inside a text, it still adds to the distance between its neighbours.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 COLUMNS = ("text", "lexical_texts", "lexical_embeds")  # the columns of a row that are read
-# These defaults are those of `t5fusion generate`. This file travels without that command, so they are repeated here.
+# The defaults of `t5fusion train` and `generate`. This file travels without those commands, so it repeats them.
 MAX_SOURCE = 128  # tokens of an input
 DECODING = {"max_new_tokens": 64, "do_sample": False}
 LENGTH_OPTIONS = ("max_length", "max_new_tokens", "generation_config")  # Each of them replaces `max_new_tokens` above.
@@ -42,7 +42,7 @@ class T5FusionPipeline(Pipeline):
     """Pipeline that generates a text for each row: `pipeline(model="me/describer", trust_remote_code=True)`.
 
     The processor makes the vectors by its recipe, unless they are given. By default, decoding is greedy, up to 64 new
-    tokens, and inputs are cut to 128 tokens, as in `t5fusion generate`.
+    tokens, and inputs are cut to 128 tokens, the default of `t5fusion train`.
 
     Args:
         model: A fused model, with or without an adapter.

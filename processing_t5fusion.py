@@ -71,12 +71,13 @@ class T5FusionProcessor(ProcessorMixin):
             `text` may be left out of calls.
         lexical_source: Where vectors come from. "text": they are made from the row's own text. "given": each call must
             pass `lexical_texts` or `lexical_embeds`. "none": there are no vectors, unless a call passes some. With
-            several kinds, this holds for the first; the vectors of the others are always given.
+            several kinds, the first may be made from text, and the others are always given; with "given", each call
+            must pass vectors of at least one kind.
         vectors: The kinds of vectors, as the model's config has them (`T5FusionConfig`); None for one kind.
 
     Raises:
-        ValueError: `template` is not a string, or has braces around a word that is not `text`; or the value of
-            `lexical_source` or `lexical_dtype` is unknown.
+        ValueError: `template` is not a string, or has braces but no `{text}`; the value of `lexical_source` or
+            `lexical_dtype` is unknown; or `vectors` and `lexical_dim` contradict each other.
         OSError: The tokenizer cannot be loaded.
     """
 
@@ -218,7 +219,7 @@ class T5FusionProcessor(ProcessorMixin):
             lexical_embeds: The vectors themselves, as numbers: (batch, dim), (batch, vectors, dim), or a list with one
                 array per row, (dim,) or (vectors, dim), or None for a row without vectors. With several kinds, a dict
                 of these by kind, or a list with a dict per row. `False` means no vectors and no placeholders; the ids
-                are then those of the tokenizer.
+                are then those of the tokenizer, and a text may not hold a placeholder of its own.
             text_target: Target texts, one per row.
             return_tensors: "pt" for a padded batch. None for rows without padding, as `Dataset.map` and
                 `DataCollatorWithFusion` take them; a single string then gives a single row.

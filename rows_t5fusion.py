@@ -106,6 +106,8 @@ def insert_placeholders(
             ids, mask = np.repeat(ids, repeats), np.repeat(mask, repeats)
         elif present != count * placeholder.tokens:
             remedy = f"Give as many vectors, or leave {placeholder.token} out: it is added for you"
+            if count == 0:
+                remedy = f"Give the row a vector, or take {placeholder.token} out of its text"
             found = f"{counted(present, 'placeholder')} {placeholder.token}"
             raise bad_row(row, field, f"{found}; expected {count}, one per vector. {remedy}")
     front = np.array(in_front, dtype=np.int64)
@@ -136,10 +138,10 @@ def vectors_of_kinds(index: int, value: Any, kinds: Mapping[str, VectorKind]) ->
 
 
 def check_kinds(index: int, by_kind: Mapping[str, Any], kinds: Mapping[str, VectorKind]) -> None:
-    """Check that a mapping by kind names only kinds that there are.
+    """Check that a mapping by kind names only known kinds.
 
     Raises:
-        ValueError: It names another.
+        ValueError: It names an unknown kind.
     """
     for name in by_kind:
         if name not in kinds:
@@ -150,7 +152,7 @@ def check_kinds(index: int, by_kind: Mapping[str, Any], kinds: Mapping[str, Vect
 
 
 def field_of(kind: str) -> str:
-    """Return how messages call the vectors of a kind: the argument, with the kind's name if it has one of its own."""
+    """Return what messages call the vectors of a kind: the argument, with the kind's name if it has one of its own."""
     return "lexical_embeds" if kind == DEFAULT_KIND else f"lexical_embeds[{kind!r}]"
 
 
@@ -180,19 +182,15 @@ def vectors_of_row(index: int, value: Any, field: str = "lexical_embeds", scale:
     with np.errstate(over="ignore"):  # A number too large for float32 becomes infinite, which is reported below.
         vectors = exact.astype(np.float32)
     if not np.isfinite(vectors).all():
-        count = np.count_nonzero(~np.isfinite(vectors))
-        raise bad_row(
-            index,
-            field,
-            f"{count} numbers that are NaN or infinite; expected finite ones. Encode it again, or remove the row",
-        )
+        count = int(np.count_nonzero(~np.isfinite(vectors)))
+        found = f"{counted(count, 'number')} {'is' if count == 1 else 'are'} NaN or infinite"
+        raise bad_row(index, field, f"{found}; expected finite ones. Compute the vector again, or remove the row")
     for vector in exact:
         if scale is None and not has_readable_norm(vector):
             norm = np.linalg.norm(vector)
             expected = f"{SMALLEST_NORM:g} to {LARGEST_NORM:g}, within which the model can tell vectors apart"
-            raise bad_row(
-                index, field, f"a vector of Euclidean norm {norm:.3g}; expected {expected}. Scale all vectors"
-            )
+            remedy = "Normalise all vectors, or give their kind a scale"
+            raise bad_row(index, field, f"a vector of Euclidean norm {norm:.3g}; expected {expected}. {remedy}")
     return vectors
 
 

@@ -133,8 +133,8 @@ def sample(name: str, value: Tensor) -> Tensor | None:
 
     The sample has one number of each row, or all numbers of a weight of the fusion layer. That is enough to notice a
     change: training and merging change nearly all numbers of a weight, and people who change a weight by hand change
-    whole rows, those of their tokens. The last number of the sample is the count of rows, so that a resized embedding
-    table gives a different sample.
+    whole rows, those of their tokens. The last number of the sample is the count of rows, by which
+    `is_same` knows a resized embedding table.
     """
     if not can_be_sampled(value):
         return None
@@ -146,7 +146,7 @@ def sample(name: str, value: Tensor) -> Tensor | None:
 
 
 def is_same(loaded: Tensor | None, current: Tensor | None) -> bool:
-    """Return whether two samples are equal or cannot be compared.
+    """Return whether two samples are equal or cannot be compared, as those of a resized table cannot.
 
     Samples that a cast to half precision makes equal count as equal, because the model may have been cast.
     """

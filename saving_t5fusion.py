@@ -73,8 +73,8 @@ class SavingMixin(Model):
                 else "Save"
             )
             raise ValueError(
-                f"{len(changed)} weights beneath the adapter {adapter!r}, {changed[0]} among them, have changed since "
-                "they were loaded, and the adapter does not hold them: a reload would give a different model. "
+                f"{len(changed)} of the weights beneath the adapter {adapter!r}, such as {changed[0]}, have changed "
+                "since they were loaded, and the adapter does not hold them: a reload would give a different model. "
                 f"{remedy} the fused model by itself first (`T5WithFusion.save_pretrained`), reload that model, and "
                 "train the adapter on it."
             )
@@ -176,7 +176,7 @@ def name_code(config: Any) -> None:
 
 
 def _keeps_base(config: Any) -> bool:
-    """Return whether a tuner leaves the base weights as they were.
+    """Return whether a tuner is known to leave the base weights as they were: LoRA with an ordinary start.
 
     A tuner that changes them changes them in the same way at a reload.
     """

@@ -24,9 +24,9 @@ EPSILON = 1e-6  # a column whose standard deviation is below this share of its m
 
 
 class VectorScale(nn.Module):
-    """Shifts and divides each column of the vectors of one kind, once `fit` has read the numbers off training vectors.
+    """Shifts and divides each column of the vectors of a kind, once `fit` has read means and deviations off rows.
 
-    Its numbers are buffers, because no gradient changes them. They stay in float32 if the model is cast: half precision
+    These are buffers, because no gradient changes them. They stay in float32 if the model is cast: half precision
     cannot tell a price of 5001 from one of 5000.
 
     Args:
@@ -48,7 +48,7 @@ class VectorScale(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the numbers were read off training vectors. (FSDP may have split them; then nothing is known.)"""
+        """Whether the numbers were read off training vectors. (If FSDP has left this process none of them: True.)"""
         return not bool((self.limit == NO_LIMIT).any())
 
     def reset(self) -> None:
@@ -106,8 +106,8 @@ def scale_advice(name: str, kind: VectorKind, vectors: Tensor) -> str:
         if not longest > MANY_TIMES_LONGER * shortest:  # NaN if all vectors are zeros
             return ""
         return (
-            f"the {name} vectors differ in length (most are between {shortest[0]:.3g} and {longest[0]:.3g} long), and "
-            "the model reads their direction only. If the length matters, build the model and the processor with "
+            f"the {name} vectors differ in norm (most have one between {shortest[0]:.3g} and {longest[0]:.3g}), and "
+            "the model reads their direction only. If the norm matters, build the model and the processor with "
             f"`vectors=`, and with `scale='standard'` in the `VectorKind` of {name!r}."
         )
     smallest, largest = _spread(vectors.abs())

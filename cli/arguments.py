@@ -73,7 +73,12 @@ Revision = Annotated[
 ]
 Split = Annotated[str, typer.Option(rich_help_panel=DATA, help="Split of a data set on the Hub.")]
 Limit = Annotated[
-    int | None, typer.Option(rich_help_panel=DATA, help="Use at most this many rows, the first ones.", min=1)
+    int | None,
+    typer.Option(
+        rich_help_panel=DATA,
+        help="Use at most this many rows, the first ones. `train` applies it to the held-out rows too.",
+        min=1,
+    ),
 ]
 SkipNan = Annotated[
     bool,

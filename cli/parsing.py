@@ -14,7 +14,7 @@ from ..common.panels import HELP, PANELS
 
 Command = TypeVar("Command", bound=Callable)
 Options = TypeVar("Options")
-FORMER_NAMES = {  # names of options in 0.1, by command and parameter; still accepted, but not shown by --help
+FORMER_NAMES = {  # earlier names of options, by command and parameter; still accepted, but not shown by --help
     ("train", "base_model"): "--base",
     ("demo", "base_model"): "--base",
     ("export", "base_model"): "--backbone",

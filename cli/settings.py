@@ -26,7 +26,7 @@ def parse_settings(assignments: list[str], example: str) -> dict[str, Any]:
         example: A text such as these, for errors.
 
     Raises:
-        ValueError: A text has no "=", a value is no YAML, or a name is given twice.
+        ValueError: A text has no "=", a value is not YAML, or a name is given twice.
     """
     settings: dict[str, Any] = {}
     for assignment in assignments:

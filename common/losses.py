@@ -60,7 +60,10 @@ def paired_bootstrap(a: Losses, b: Losses, samples: int = 10_000, seed: int = 0)
         ValueError: The numbers of tokens differ, so the losses are not of the same rows.
     """
     if not np.array_equal(a.tokens, b.tokens):
-        raise ValueError("the losses are not of the same rows: their numbers of tokens differ.")
+        raise ValueError(
+            f"the losses are not of the same rows: their numbers of tokens differ ({a.tokens.sum()} and "
+            f"{b.tokens.sum()} in all). Evaluate both models on the same rows, in the same order."
+        )
     generator, rows = np.random.default_rng(seed), len(a.sums)
     equal_chances = np.full(rows, 1 / rows)
     differences = np.empty(samples)

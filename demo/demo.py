@@ -48,7 +48,7 @@ DROPOUT = 0.0  # Two epochs hardly need dropout, and its random numbers take a f
 PRECISION: Literal["fp32"] = "fp32"
 PACKING = False  # Packing would change the last digits of the published losses.
 BODY_TOKENS = 64  # tokens of a body that the encoder reads
-SCORED_ROWS = 200  # About so many of the held-out rows get a generated text and scores.
+SCORED_ROWS = 200  # About this many of the held-out rows get a generated text and scores.
 TABLE_EXAMPLES, PAGE_EXAMPLES = 8, 5  # rows shown in the terminal and in demo.html
 DECODING: dict[str, Any] = {"max_new_tokens": 32, "no_repeat_ngram_size": 3}  # Small models tend to repeat themselves.
 

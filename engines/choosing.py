@@ -83,12 +83,12 @@ def _obstacle(model: nn.Module, engine: str) -> str:
     """Return why the engines other than torch cannot run a model; "" if they can."""
     device = next(model.parameters()).device
     if device.type != "cpu":
-        return f"it is on the device {device}, and this engine runs on a CPU"
+        return f"the model is on the device {device}, and the other engines run on a CPU"
     adapter: Any = getattr(model, "active_peft_config", None)
     if getattr(adapter, "is_prompt_learning", False):
-        return f"its {adapter.peft_type.value} adapter is made of inputs, which cannot be merged into weights"
+        return f"the model's {adapter.peft_type.value} adapter is made of inputs, which cannot be merged into weights"
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if engine in ("fp32", "auto") and dtypes != {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        return f"its weights are {names}, and this engine gives the same tokens for float32 alone"
+        return f"the model's weights are {names}, and only float32 gives the same tokens"
     return ""

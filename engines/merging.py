@@ -10,7 +10,7 @@ from torch import nn
 
 
 def merged_copy(model: nn.Module) -> Any:
-    """Return a fused model with its adapter, if it has one, merged into its weights. The model itself is not changed.
+    """Return a copy of a fused model with its adapter merged into its weights; without an adapter, the model itself.
 
     Raises:
         ValueError: The adapter cannot be merged.

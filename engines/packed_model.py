@@ -40,8 +40,8 @@ REFUSED = (
 class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
     """A fused model that only generates, on the CPU. `load_engine` makes it.
 
-    `generate` takes what transformers' takes, and gives what it gives: greedy decoding, beams, sampling, every
-    processor of logits. What it refuses is in `REFUSED`.
+    `generate` takes the arguments of transformers' `generate`, and returns the same types: greedy decoding, beams,
+    sampling, every processor of logits. What it refuses is in `REFUSED`.
 
     Args:
         model: The fused model. An adapter must be merged.

@@ -20,7 +20,7 @@ from .files import load_rows
 from .row_blocks import texts_of
 from .streaming import load_first
 
-HELD_OUT_ONE_IN = 10  # One row in so many is held out.
+HELD_OUT_ONE_IN = 10  # One row in this many is held out.
 TEXT_DTYPES = ("string", "large_string", "string_view", "null")
 Widths = Mapping[str, int]  # the width of each kind of vectors, by the name of the kind
 
@@ -74,7 +74,7 @@ def check_trained_columns(rows: Dataset, columns: Columns, trained: Columns | No
         trained: The columns that the model was trained with; None if they are not known.
 
     Raises:
-        ValueError: A column is missing. The message lists the columns that exist. If the missing column is one of the
+        ValueError: A column is missing. The message lists the columns that exist. If the missing column was used in
             training, it says which option names another.
     """
     of_training = {} if trained is None else trained.by_use
@@ -96,7 +96,9 @@ def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
     for column in columns:
         dtype = getattr(rows.features[column], "dtype", "list")
         if dtype not in TEXT_DTYPES:
-            raise ValueError(f"column {column!r} holds values of type {dtype}; expected text.")
+            raise ValueError(
+                f"column {column!r} holds values of type {dtype}; expected text. Convert it, or name another column."
+            )
 
 
 def are_usable(
@@ -303,10 +305,11 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
 
     Rows without text are split by the vector, or by the text that it is made from.
 
-    There is one more exception. If vectors (or the texts that they are made from) have a column of their own, the input
+    If vectors (or the texts that they are made from) have a column of their own, the input
     texts may be prompts that many rows share. If there are more than twice as many different pairs of text and vector
     as different texts, rows are split by pair: all rows of a pair go to the same side, and a message says so. In all
-    other cases the split depends on the texts alone, so it is the same with and without vectors.
+    other cases the split depends on the texts alone, so it is the same with and without
+    vectors.
 
     Raises:
         ValueError: There are too few different texts or pairs, or a vector is invalid (see `read_vectors`).
@@ -431,7 +434,7 @@ def is_held_out(name: str, one_in: int) -> bool:
 
     Args:
         name: The name, or another text that the rows share.
-        one_in: One name in so many is held out.
+        one_in: One name in this many is held out.
     """
     return int(hashlib.md5(name.lower().encode()).hexdigest(), 16) % one_in == 0
 

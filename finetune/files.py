@@ -120,7 +120,7 @@ def reading(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_
             raise ValueError(
                 f"{data} cannot be read as {FILE_KINDS.get(kind_of(data), 'text')}: {_cause(error)}."
             ) from error
-        raise OSError(f"{data} is no file, and no data set that could be fetched: {_cause(error)}.") from error
+        raise OSError(f"{data} is neither a file nor a data set that could be fetched: {_cause(error)}.") from error
 
 
 def _cause(error: BaseException) -> str:

@@ -11,14 +11,14 @@ from transformers import BatchFeature
 from ..collating_t5fusion import DataCollatorWithFusion
 from ..common.console import say
 from ..common.limits import MAX_SOURCE, MAX_TARGET
-from ..kinds_t5fusion import VectorKind, token_of
+from ..kinds_t5fusion import VectorKind, counted, token_of
 from ..processing_t5fusion import T5FusionProcessor
 from .column_vectors import NameRow, read_vectors
 from .data import Columns, input_texts, row_names
 from .row_blocks import BLOCK, texts_of
 from .vector_cache import encode_cached, encode_distinct
 
-MOST_NUMBERS = 2**25  # A block of rows ends early if their vectors have so many numbers, which are 128 MB.
+MOST_NUMBERS = 2**25  # A block of rows ends early if their vectors have this many numbers, which are 128 MB.
 # The vectors of a row: (dim,) or (vectors, dim); with several kinds, a dict of these by kind; None for no vector.
 VectorsOfRow = torch.Tensor | Mapping[str, torch.Tensor] | None
 VectorsOfRows = torch.Tensor | Sequence[VectorsOfRow]
@@ -290,11 +290,14 @@ def report_counts(counts: Counter, max_source: int, max_target: int) -> None:
     for kind, limit in (("inputs", max_source), ("targets", max_target)):
         if counts[f"cut {kind}"]:
             say(f"{counts[f'cut {kind}']} of {counts[kind]} {kind} are longer than {limit} tokens, and cut.")
-    for name in [name for name in counts if name.startswith("without ") and name != "without vectors"]:
-        if counts[name]:
-            say(f"{counts[name]} of {counts['inputs']} rows have no {name.split()[1]} vector.")
-    if counts["without vectors"]:
-        say(f"{counts['without vectors']} of {counts['inputs']} rows have no vector; the model reads only their text.")
+    rows = counted(counts["inputs"], "row")
+    lacked = [name for name in counts if name.startswith("without ") and counts[name]]
+    for name in sorted(lacked, key="without vectors".__eq__):  # The kinds come first.
+        lacking = f"{counts[name]} of {rows} {'has' if counts[name] == 1 else 'have'} no"
+        if name == "without vectors":
+            say(f"{lacking} vector; the model reads only their text.")
+        else:
+            say(f"{lacking} {name.split()[1]} vector.")
 
 
 def batches(

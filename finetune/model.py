@@ -30,7 +30,7 @@ def build_model(
         commit: Commit of the base model; None for its main branch.
 
     Raises:
-        ValueError: Model and tokenizer have different ids for `<lexical>`; or the base model is no T5, holds an
+        ValueError: Model and tokenizer have different ids for `<lexical>`; or the base model is not a T5, holds an
             adapter, or lacks one of `options.target_modules`.
         OSError: The base model cannot be loaded.
     """

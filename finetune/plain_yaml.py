@@ -39,7 +39,7 @@ def read_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        ValueError: The text is no YAML, or gives a key twice.
+        ValueError: The text is not YAML, or gives a key twice.
     """
     try:
         return yaml.load(text, _Reader)

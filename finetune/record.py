@@ -113,6 +113,6 @@ def pin_encoder(processor: T5FusionProcessor) -> None:
     name = processor.lexical_encoder
     if name is None or Path(name).is_dir() or processor.lexical_encoder_revision is not None:
         return
-    repository = name if "/" in name else f"sentence-transformers/{name}"  # That package reads a bare name so.
+    repository = name if "/" in name else f"sentence-transformers/{name}"  # That package reads a bare name this way.
     file = try_to_load_from_cache(repository, "modules.json")
     processor.lexical_encoder_revision = extract_commit_hash(file if isinstance(file, str) else None, None)

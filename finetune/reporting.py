@@ -55,5 +55,5 @@ def reporting(names: Collection[str]) -> Iterator[None]:
         package = type(error).__module__.partition(".")[0]
         for name in names:
             if package in REPORTERS[name][0]:
-                raise RuntimeError(f"{name} cannot take the losses: {error}") from error
+                raise RuntimeError(f"logging to {name} failed: {error}") from error
         raise

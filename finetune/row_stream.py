@@ -38,7 +38,7 @@ class Window(NamedTuple):
     order: np.ndarray  # the indices of the rows, int64 (rows,)
 
     def rows(self, start: int, most: int) -> Block:
-        """Return at most so many rows from a place in the order."""
+        """Return at most `most` rows from a place in the order."""
         return self.block.take(self.order[start : start + most])
 
 

@@ -49,7 +49,7 @@ def read_config(file: str | Path) -> dict[str, Any]:
     try:
         content = read_yaml(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is no YAML: {error}") from error
+        raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no options; expected lines such as `epochs: 2`.")
     arguments: dict[str, Any] = {}

@@ -244,7 +244,7 @@ class FindBest(TrainerCallback):
 class StopEarly(TrainerCallback):
     """Stops after `patience` evaluations in a row whose loss is not lower than the lowest before.
 
-    It counts in the Trainer's history, which each checkpoint holds. So a resumed training counts on.
+    It counts from the Trainer's history, which each checkpoint holds. So a resumed training counts on.
     """
 
     def __init__(self, patience: int):

@@ -30,7 +30,7 @@ from ..processing_t5fusion import T5FusionProcessor
 from ..saving_t5fusion import apply_umask
 
 PIECE = 256  # texts that are encoded at once: two seconds' work with MiniLM on two CPU cores
-SHARD, SHARD_SECONDS = 8192, 30.0  # A shard is written as soon as it has so many texts, or is so old.
+SHARD, SHARD_SECONDS = 8192, 30.0  # A shard is written as soon as it has this many texts, or is this old.
 REPORT_EVERY = 10**9  # bytes: a message says each time that the cache has grown by this much
 FILE_ERRORS = (OSError, SafetensorError, ValueError, KeyError)  # raised for a damaged file or a full disk
 
@@ -224,7 +224,7 @@ class VectorCache:
 class _ShardWriter:
     """Collects pieces of vectors, and writes them as shards. As a context manager, it writes the last one at the end.
 
-    That is also so if encoding is interrupted.
+    It does so too if encoding is interrupted.
 
     Args:
         cache: The cache to write to.

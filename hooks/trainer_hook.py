@@ -1,4 +1,4 @@
-"""The hook that calls `fit_fusion` in every `Trainer` of a fused model, and reports if the vectors bring nothing.
+"""The hook that calls `fit_fusion` in every `Trainer` of a fused model, and reports if the vectors do not help.
 
 The Trainer shows its data to callbacks only. Every Trainer passes its callbacks and its model to
 `CallbackHandler.__init__`. `import t5fusion` wraps this method: if the model is a fused model, the wrapper adds
@@ -43,7 +43,7 @@ FROZEN = (
 
 
 class FusionCallback(TrainerCallback):
-    """Callback that calls `fit_fusion` before training, and reports after training if the vectors bring nothing.
+    """Callback that calls `fit_fusion` before training, and reports after training if the vectors do not help.
 
     It calls `fit_fusion` only if the fusion layer still has its initial weights.
 
@@ -81,7 +81,7 @@ class FusionCallback(TrainerCallback):
         if cost.low <= 0 and state.is_world_process_zero:
             too_few = f", or {len(own.sums)} rows are too few to tell" if len(own.sums) < FEW_REPORT_ROWS else ""
             print(
-                f"The vectors bring nothing: on {len(own.sums)} held-out rows the loss is {own.mean:.4f} with their "
+                f"The vectors do not help: on {len(own.sums)} held-out rows the loss is {own.mean:.4f} with their "
                 f"own vectors and {other.mean:.4f} with other rows' ({cost.difference:+.4f}, 95 % between "
                 f"{cost.low:+.4f} and {cost.high:+.4f}). Either the vectors hold nothing that the text does not, or "
                 f"training was too short{too_few}. Check that each row has its own vector, or train for more epochs.",

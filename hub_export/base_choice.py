@@ -214,7 +214,7 @@ def check_no_other_commit(base_model: BaseModel) -> None:
 
 
 def load_fused_model(choice: BaseChoice, kind: Kind) -> T5WithFusion:
-    """Load the model beneath an adapter, or the model itself, and name the readers' base model in its config.
+    """Load the model without its adapter, and record in its config the base model that readers will download.
 
     Raises:
         ValueError: The base model that readers get has other weights; or an adapter is to be merged into quantised

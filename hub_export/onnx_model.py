@@ -206,5 +206,7 @@ def check_graphs(bundle: Path) -> str:
     distance = max(float((logits[..., columns] - expected).abs().max()) for logits in both_ways)
     bound = BOUND * float(expected.abs().max())
     if not distance <= bound:  # also if it is NaN
-        raise ValueError(f"logits lie {distance:.3g} apart, expected at most {bound:.3g}: it is another model")
+        raise ValueError(
+            f"logits lie {distance:.3g} apart, expected at most {bound:.3g}: weights or code are not those exported"
+        )
     return f"within {bound:.2g} of torch in fp32 ({distance:.2g})"

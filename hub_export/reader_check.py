@@ -341,7 +341,9 @@ class Reference:
         distance = float((self.kept_logits(model).float() - self.tensors["logits"]).abs().max())
         bound = tolerance(model, float(self.tensors["logits"].abs().max()))
         if not distance <= bound:  # also if it is NaN
-            raise ValueError(f"logits lie {distance:.3g} apart, expected at most {bound:.3g}: it is another model")
+            raise ValueError(
+                f"logits lie {distance:.3g} apart, expected at most {bound:.3g}: weights or code are not those exported"
+            )
         there, here = self.facts["environment"], environment()
         differing = ", ".join(f"{name} {there[name]}, here {here[name]}" for name in here if here[name] != there[name])
         if not differing:

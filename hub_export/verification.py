@@ -121,7 +121,7 @@ def make_spec(
     return {
         "name": str(bundle.path.resolve()) if Path(name).is_dir() else str(name),
         "adapter": bundle.has_adapter,
-        "pipeline": bool(bundle.model_config.get("custom_pipelines")),  # bundles of 0.1.0 have none
+        "pipeline": bool(bundle.model_config.get("custom_pipelines")),  # the earliest bundles have none
         "reference": str((bundle.path / REFERENCE).resolve()),
         "revision": revision,
         "base_model": config.backbone,

@@ -131,7 +131,7 @@ def test_the_commands_are_listed(tmp_path):
 
 BAD_INPUT = {
     "missing file": (["train", "none.jsonl", *COLUMNS], "there is no file none.jsonl."),
-    "missing data set": (["train", "no/such_data", *COLUMNS], "no/such_data is no file, and no data set"),
+    "missing data set": (["train", "no/such_data", *COLUMNS], "no/such_data is neither a file nor a data set"),
     "missing column": (
         ["train", "rows.jsonl", "--text-column", "name", "--target-column", "nothing"],
         "there is no column 'nothing'; the columns are name, text, body, vector.",

@@ -265,7 +265,7 @@ def test_auto_says_what_it_chose_and_why(flan, capsys):
     assert said.startswith("Engine auto: fp32 runs, because it gives the tokens of torch")
     assert load_engine(flan.bfloat16(), "auto") is flan
     said = capsys.readouterr().err
-    assert said.startswith("Engine auto: torch runs, because its weights are bfloat16")
+    assert said.startswith("Engine auto: torch runs, because the model's weights are bfloat16")
 
 
 def test_the_reference_is_the_model_itself_and_says_nothing(flan, capsys):
@@ -292,7 +292,7 @@ def test_models_that_an_engine_cannot_run_are_refused(flan, capsys):
 
 
 def test_a_bf16_model_is_refused_where_the_same_tokens_are_promised(flan):
-    with pytest.raises(ValueError, match="its weights are bfloat16, and this engine gives the same tokens for float32"):
+    with pytest.raises(ValueError, match="the model's weights are bfloat16, and only float32 gives the same tokens"):
         load_engine(flan.bfloat16(), "fp32")
     assert load_engine(flan, "bf16").engine in ("bf16", "fp32")
 
@@ -309,5 +309,5 @@ def test_every_engine_has_a_description():
 
 def test_what_replaces_an_engine_is_checked_too(flan):
     """Where int8 cannot run, fp32 does, and it cannot run a model in bf16."""
-    with pytest.raises(ValueError, match="int8 cannot run this model: its weights are bfloat16"):
+    with pytest.raises(ValueError, match="int8 cannot run this model: the model's weights are bfloat16"):
         load_engine(flan.bfloat16(), "int8", NOTHING)

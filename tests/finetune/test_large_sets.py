@@ -210,7 +210,7 @@ def test_a_bad_row_is_named_by_its_number_in_the_file(room, commands):
     rows = (room / "rows.jsonl").read_text().splitlines()[:800]
     (room / "bad.jsonl").write_text("\n".join([*rows, json.dumps({"name": "a", "vector": [1.0]})]))
     code, out, err = commands.run("generate", "model", "--file", "bad.jsonl", *WORDS, "--max-new-tokens", "2")
-    assert code == 1 and "row 800, column 'vector': 1 numbers; expected one vector of 8 finite numbers" in err
+    assert code == 1 and "row 800, column 'vector': 1 number; expected one vector of 8 finite numbers" in err
     assert out.count("\n") == CHUNK  # The rows before it are printed.
 
 

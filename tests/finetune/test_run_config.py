@@ -148,11 +148,11 @@ def test_every_option_of_train_can_stand_in_the_file(tmp_path):
 REFUSED = {
     "a misspelt name": ("epoch: 1", "names epoch, which is not an option of `t5fusion train`; did you mean `epochs`?"),
     "a strange name": ("zzz: 1", "names zzz, which is not an option of `t5fusion train`; see `t5fusion train"),
-    "a name given twice": ("epochs: 1\nepochs: 2", "is no YAML: epochs is given twice"),
+    "a name given twice": ("epochs: 1\nepochs: 2", "is not YAML: epochs is given twice"),
     "a name spelt in two ways": ("base-model: a\nbase_model: b", "gives base_model twice"),
     "no mapping": ("- epochs", "holds no options; expected lines such as `epochs: 2`"),
     "nothing": ("", "holds no options"),
-    "no YAML": ("epochs: [1", "is no YAML: "),
+    "no YAML": ("epochs: [1", "is not YAML: "),
     "settings that are no mapping": ("set: [1]", "set is [1]; expected names and values, such as a: 1."),
     "a misspelt setting": ("set: {weight_decy: 1}", "did you mean `weight_decay`?"),
     "a value that is not allowed": ("rank: 0", "rank"),

@@ -95,7 +95,7 @@ def test_every_format_trains_the_same_weights(room, trained):
 def test_rows_that_lack_vectors_are_counted_by_kind(trained):
     for printed in trained.values():
         assert "6 of 60 rows have no image vector.\n9 of 60 rows have no price vector.\n" in printed
-        assert "20 of 60 rows have no tags vector.\n1 of 60 rows have no vector; the model reads only" in printed
+        assert "20 of 60 rows have no tags vector.\n1 of 60 rows has no vector; the model reads only" in printed
         assert all(f"fit_fusion: the {kind} vectors of" in printed for kind in EXPECTED)
 
 
@@ -197,7 +197,7 @@ def test_train_names_the_row_of_a_bad_vector_and_an_empty_column(room, run):
     rows[40]["tags"] = [[1.0, 2.0, 3.0]]
     (room / "bad.jsonl").write_text("".join(json.dumps(row | {"none": []}) + "\n" for row in rows))
     error = run(*train_words("bad.jsonl", "runs/bad", *KINDS), fails=True)
-    assert f"the row of {rows[40]['name']!r}, column 'tags': 1 vectors of 3 numbers; expected one vector of 4" in error
+    assert f"the row of {rows[40]['name']!r}, column 'tags': 1 vector of 3 numbers; expected one vector of 4" in error
     error = run(
         *train_words("bad.jsonl", "runs/bad", "--vector-column", "price", "--vector-column", "none"), fails=True
     )

@@ -286,7 +286,7 @@ def test_the_start_from_the_targets_is_used_and_reported(rows, processor, option
 def test_useless_vectors_are_reported(rows, processor, options, tmp_path, capsys):
     rows = [row | {"lexical_embeds": torch.ones(DIM)} for row in rows]
     train(rows[:16], rows[16:], processor, options(epochs=1), tmp_path / "run")
-    assert capsys.readouterr().err.count("The vectors bring nothing: on 4 held-out rows the loss is") == 1
+    assert capsys.readouterr().err.count("The vectors do not help: on 4 held-out rows the loss is") == 1
 
 
 def test_rows_without_vectors_train_no_fusion_layer(rows, processor, options):

@@ -240,7 +240,7 @@ def test_a_table_that_was_changed_beneath_trained_tokens_is_refused(base, tmp_pa
     peft_model = get_peft_model(T5WithFusion(base), LoraConfig(**QV, trainable_token_indices=[5, 6]))
     with torch.no_grad():
         peft_model.get_base_model().shared.token_adapter.base_layer.weight[20] += 1
-    with pytest.raises(ValueError, match=r"shared.weight among them, have changed since they were loaded"):
+    with pytest.raises(ValueError, match=r"such as shared.weight, have changed since they were loaded"):
         peft_model.save_pretrained(tmp_path)
 
 
@@ -504,6 +504,15 @@ def test_what_would_not_be_saved_is_not_fitted(base):
         model.fit_fusion(rows_for(model))
 
 
+def test_the_error_names_the_active_adapter(base):
+    model = T5WithFusion(base)
+    peft_model = get_peft_model(model, LoraConfig(**QV), adapter_name="holds")
+    peft_model.add_adapter("lacks", LoraConfig(**QV, modules_to_save=[]))
+    peft_model.set_adapter("lacks")
+    with pytest.raises(ValueError, match="the active adapter 'lacks' does not hold the fusion layer"):
+        model.fit_fusion(rows_for(model))
+
+
 # In the Trainer
 
 
@@ -550,7 +559,7 @@ def test_useless_vectors_are_reported_once_at_the_end(base, tmp_path, capsys):
     rows = [row | {"labels": [7, 8, 1]} for row in rows_for(model)]
     trainer_for(get_peft_model(model, LoraConfig(**QV)), rows, tmp_path, eval_strategy="epoch").train()
     printed = capsys.readouterr().err
-    assert printed.count("The vectors bring nothing: on 20 held-out rows the loss is") == 1
+    assert printed.count("The vectors do not help: on 20 held-out rows the loss is") == 1
     assert ", or 20 rows are too few to tell. Check" in printed
 
 
@@ -562,7 +571,7 @@ def test_useful_vectors_are_not_reported(base, tmp_path, capsys):
     rows = [{"input_ids": [5, 1], "labels": [word, 1], "lexical_embeds": vector} for word, vector in pairs]
     options = {"eval_strategy": "epoch", "num_train_epochs": 12, "learning_rate": 3e-2}
     trainer_for(get_peft_model(model, LoraConfig(**QV)), rows, tmp_path, **options).train()
-    assert "The vectors bring nothing" not in capsys.readouterr().err
+    assert "The vectors do not help" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("column", ["embeddings", "lexical_vectors"])

@@ -301,7 +301,7 @@ def test_a_data_set_on_the_hub(author, hub, tmp_path):
     author.t5fusion("export", tmp_path / "mine", tmp_path / "bundle")
     assert "datasets:\n- me/rows\n" in (tmp_path / "bundle" / "README.md").read_text()
     complaint = author.refused("train", "me/no-rows", *tuned)
-    assert complaint.startswith("me/no-rows is no file, and no data set that could be fetched")
+    assert complaint.startswith("me/no-rows is neither a file nor a data set that could be fetched")
 
 
 def test_a_base_model_that_readers_lack_is_refused(author, plain_folders, tmp_path, save_plain_t5):

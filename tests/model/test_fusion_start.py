@@ -259,6 +259,18 @@ def test_huge_vectors_with_as_many_columns_as_rows_divide_by_nothing(model):
     assert torch.isfinite(model.encoder.fusion.projection.weight).all()
 
 
+def test_another_default_dtype_changes_nothing(model):
+    vectors, labels, _ = rows_of(model)
+    expected = model.fit_fusion(as_rows(vectors, labels))
+    weight = model.encoder.fusion.projection.weight.detach().clone()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert model.fit_fusion(as_rows(vectors, labels)) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(model.encoder.fusion.projection.weight, weight)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("ordered", [True, False])
 def test_each_token_starts_from_the_whole_target_and_how_its_part_differs(base, ordered):

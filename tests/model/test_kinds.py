@@ -79,7 +79,7 @@ def test_a_saved_config_keeps_the_order_of_the_kinds(tmp_path):
         ({"item": {"dim": 4, "projector": "conv"}}, "`projector` is 'conv'; expected 'linear' or 'mlp'"),
         ({"item": {"dim": 4, "hidden": 3}}, "they need `projector='mlp'`"),
         ({"item": {"dim": 4, "projector": "mlp", "dropout": 1}}, "`dropout` is 1; expected a number from 0 to below 1"),
-        ({"item": {"width": 4}}, r"it has the fields 'width'; expected `dim`, `tokens`"),
+        ({"item": {"width": 4}}, r"it has the fields 'width'; expected `dim`, and some of `tokens`"),
         ({"my item": 4}, "names a kind 'my item'; expected a letter"),
     ],
 )
@@ -219,7 +219,7 @@ def test_errors_name_the_kind(model, processor, batch):
         processor(TEXTS, lexical_embeds={"user": [torch.ones(3), torch.ones(2), None, None]})
     bad = torch.ones(4, 3)
     bad[2, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"row 2 of the batch, `lexical_embeds\['user'\]`: 1 numbers that are NaN"):
+    with pytest.raises(ValueError, match=r"row 2 of the batch, `lexical_embeds\['user'\]`: 1 number is NaN"):
         processor(TEXTS, lexical_embeds={"user": bad})
 
 

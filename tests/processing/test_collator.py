@@ -263,9 +263,12 @@ ERRORS = {
     "labels None": (row(labels=None), r"row 1 .*`labels`: missing"),
     "labels only padding": (row(labels=[0, -100]), r"row 1 .*`labels`: nothing but padding"),
     "labels of floats": (row(labels=[1.0, 2.0]), r"row 1 .*`labels`: float64 of shape \(2,\); expected a list of int"),
-    "NaN": (row(labels=[1], lexical_embeds=[0.1, np.nan, 0.2]), r"row 1 .*`lexical_embeds`: 1 numbers that are NaN"),
+    "NaN": (row(labels=[1], lexical_embeds=[0.1, np.nan, 0.2]), r"row 1 .*`lexical_embeds`: 1 number is NaN"),
     "infinite": (row(labels=[1], lexical_embeds=[np.inf, -np.inf, 0.2]), r"row 1 .*`lexical_embeds`: 2 numbers"),
-    "too large": (row(labels=[1], lexical_embeds=[1e300, 0.1, 0.2]), r"row 1 .*`lexical_embeds`: 1 numbers"),
+    "too large": (
+        row(labels=[1], lexical_embeds=[1e300, 0.1, 0.2]),
+        r"row 1 .*`lexical_embeds`: 1 number is NaN or inf",
+    ),
     "mixed widths": (row(labels=[1], lexical_embeds=[0.1] * 4), r"row 1 .*vectors of 4 numbers; expected 3"),
     "mixed in a row": (row(labels=[1], lexical_embeds=[[0.1], [0.1, 0.2]]), r"row 1 .*unequal width"),
     "texts": (row(labels=[1], lexical_embeds=["a", "b", "c"]), r"row 1 .*`lexical_embeds`: <U1 .* expected numbers"),
@@ -275,7 +278,7 @@ ERRORS = {
     ),
     "overflowing": (
         row(labels=[1], lexical_embeds=[[1.0, 2.0, 3.0], [1e19, 0.0, 0.0]]),
-        r"row 1 .*`lexical_embeds`: a vector of Euclidean norm 1e\+19; expected 1e-06 to 1e\+18, .*Scale all vectors",
+        r"row 1 .*`lexical_embeds`: a vector of Euclidean norm 1e\+19; expected 1e-06 to 1e\+18, .*Normalise all",
     ),
     "overflowing together": (row(labels=[1], lexical_embeds=[9e17] * 3), r"row 1 .*Euclidean norm 1\.56e\+18"),
     "vanishing": (row(labels=[1], lexical_embeds=[0.0, 5e-7, 0.0]), r"row 1 .*Euclidean norm 5e-07; expected 1e-06"),

@@ -156,7 +156,7 @@ ERRORS = {
     "count of lexical texts": (dict(lexical_texts=["a"]), "`lexical_texts` has 1 items for 3 texts"),
     "count of targets": (dict(lexical_embeds=VECTORS, text_target=["a"]), "`text_target` has 1 items for 3 texts"),
     "both": (dict(lexical_embeds=VECTORS, lexical_texts=TEXTS), "both given"),
-    "NaN": (dict(lexical_embeds=VECTORS * [[1], [np.nan], [1]]), "row 1 .*`lexical_embeds`: 3 numbers that are NaN"),
+    "NaN": (dict(lexical_embeds=VECTORS * [[1], [np.nan], [1]]), "row 1 .*`lexical_embeds`: 3 numbers are NaN"),
     "too large": (dict(lexical_embeds=VECTORS * [[1], [1e19], [1]]), "row 1 .*`lexical_embeds`: a vector of Euclidean"),
     "too small": (dict(lexical_embeds=VECTORS * 1e-8), "row 0 .*`lexical_embeds`: a vector of Euclidean norm"),
     "tensors": (dict(lexical_embeds=VECTORS, return_tensors="tf"), "`return_tensors` is 'tf'; expected 'pt'"),
