@@ -140,6 +140,8 @@ class T5FusionPipeline(Pipeline):
     def _inputs(self, rows: list[dict[str, Any]], max_source: int | None) -> list[dict[str, Any]]:
         """Return the model's inputs for rows, in the rows' order. The rows of a group share a call of the processor."""
         inputs: list[Any] = [None] * len(rows)
+        if self.processor.lexical_source == "text":  # A null in a column of vectors leaves them to the encoder.
+            rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
         # In a group, all rows have the same columns, and `lexical_embeds` is False in all of them or in none.
         groups = [(tuple(sorted(row)), row.get("lexical_embeds") is False) for row in rows]
         for group in dict.fromkeys(groups):
@@ -229,7 +231,9 @@ def _flat(rows: list[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _read_row(row: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns of a text or a row that the processor reads, without those that are None.
+    """Return the columns of a text or a row that the processor reads.
+
+    Columns that are None are left out, except `lexical_embeds` of a dict: None there means a row without vectors.
 
     Args:
         row: A text, or a dict with `text`.
@@ -249,6 +253,8 @@ def _read_row(row: Any, given: dict[str, Any]) -> dict[str, Any]:
                     f"column `{name}` of an input holds vectors, but the pipeline reads vectors from `lexical_embeds`. "
                     f"Rename the column: `rename_column({name!r}, 'lexical_embeds')`; or remove it."
                 )
+    if "lexical_embeds" in columns and not columns_read.keys() & {"lexical_texts", "lexical_embeds"}:
+        columns_read["lexical_embeds"] = None
     return columns_read
 
 

@@ -476,11 +476,15 @@ class T5FusionProcessor(ProcessorMixin):
 
     def _no_encoder_error(self) -> ValueError:
         """Return the error for texts that need vectors if the recipe has no encoder."""
+        widths = f"{self.lexical_dim} numbers (`lexical_dim`) per text"
+        if self.vectors is not None:
+            dims = ", ".join(f"{name!r}: {kind.dim} numbers" for name, kind in self.kinds.items())
+            widths = f"a dict by kind ({dims}, for each text)"
         return ValueError(
             "this processor has no encoder to make vectors with (`lexical_encoder` is None). Pass the vectors as "
-            f"`lexical_embeds=`, {self.lexical_dim} numbers (`lexical_dim`) per text; or pass `lexical_embeds=False` "
-            "for no vectors. If an encoder made the vectors in training, name it: "
-            "`T5FusionProcessor.from_pretrained(..., lexical_encoder='ID', lexical_source='text')`."
+            f"`lexical_embeds=`, {widths}; or pass `lexical_embeds=False` for no vectors. If an encoder made the "
+            "vectors in training, name it: `T5FusionProcessor.from_pretrained(..., lexical_encoder='ID', "
+            "lexical_source='text')`."
         )
 
     def _prompt(self, text: str) -> str:

@@ -17,12 +17,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bundle import export
     from .onnx_model import OnnxT5WithFusion
-    from .upload import push
-    from .verification import verify
+    from .upload import Pushed, push
+    from .verification import Report, verify
 
-__all__ = ["OnnxT5WithFusion", "export", "push", "verify"]
+__all__ = ["OnnxT5WithFusion", "Pushed", "Report", "export", "push", "verify"]
 
-MODULE_OF = {"OnnxT5WithFusion": "onnx_model", "export": "bundle", "push": "upload", "verify": "verification"}
+MODULE_OF = {
+    "OnnxT5WithFusion": "onnx_model",
+    "Pushed": "upload",
+    "Report": "verification",
+    "export": "bundle",
+    "push": "upload",
+    "verify": "verification",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -432,6 +432,11 @@ def test_packed_rows_of_several_kinds_train_as_they_do_alone(model, processor):
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
 
 
+def test_a_call_without_vectors_names_the_kinds(processor):
+    with pytest.raises(ValueError, match=r"a dict by kind \('item': 5 numbers, 'user': 3 numbers, 'image': 7 numbers"):
+        processor(TEXTS)
+
+
 def test_placeholders_stand_where_the_text_writes_them(processor):
     ids = processor.tokenizer.convert_tokens_to_ids(["<lexical>", "<lexical:user>", "<lexical:image>"])
     text = "a <lexical:image> b <lexical:user> c"

@@ -70,6 +70,22 @@ INPUTS = {
 }
 
 
+@pytest.mark.parametrize("form", ["rows", "columns", "slice", "a data set", "one by one"])
+def test_a_row_whose_vector_is_null_has_none(write, form):
+    vectors = [VECTORS[0].tolist(), None, VECTORS[2].tolist(), None, None]
+    nullable = [{"text": text, "lexical_embeds": vector} for text, vector in zip(TEXTS, vectors, strict=True)]
+    data = Dataset.from_list(nullable)
+    written = {
+        "rows": lambda: write(nullable, **SHORT),
+        "columns": lambda: write({"text": TEXTS, "lexical_embeds": vectors}, **SHORT),
+        "slice": lambda: write(data[:5], **SHORT),
+        "a data set": lambda: [one for (one,) in write(data, **SHORT)],
+        "one by one": lambda: [write(row, **SHORT)[0] for row in nullable],
+    }[form]()
+    assert texts_of(written) == texts_of(write(TEXTS, lexical_embeds=vectors, **SHORT))
+    assert texts_of(written)[1] == write(TEXTS[1], lexical_embeds=False, **SHORT)[0]["generated_text"]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_what_it_takes(write, expected, inputs, batch_size):
