@@ -39,9 +39,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """Whether no check failed."""
         return not self.failures
 
     def add(self, mark: str, sentence: str) -> None:
+        """Add the line of a check; `mark` is "ok", "NO" or "--"."""
         self.lines.append(f"{mark} {sentence}")
         if mark == "NO":
             self.failures.append(sentence)
