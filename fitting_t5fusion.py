@@ -228,7 +228,7 @@ def read_moments(
         embeddings: The embedding table, float (vocabulary, d_model), on the CPU.
 
     Raises:
-        ValueError: A vector has a different width, or no row has both a vector and labels.
+        ValueError: The width of a vector is not that of its kind, or no row has both a vector and labels.
     """
     moments: dict[str, Moments] = {}
     # Token weights and scales are those of the first rows, so that memory does not grow with the number of rows.

@@ -83,6 +83,6 @@ def reader_lines(bundle: Path, repo_id: str, revision: str | None = None) -> lis
         *lines,
         f'processor = AutoProcessor.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)',
         f'model = AutoModelForSeq2SeqLM.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)',
-        f"outputs = model.generate(**processor({call.arguments}))",
+        f"outputs = model.generate(**processor({call.arguments}), max_new_tokens=64)",
         "print(processor.batch_decode(outputs, skip_special_tokens=True))",
     ]

@@ -100,7 +100,7 @@ def test_a_tracker_that_fails_is_named():
     class UsageError(Exception):
         __module__ = "wandb.errors.errors"
 
-    with pytest.raises(RuntimeError, match="wandb cannot take the losses: No API key configured"), reporting(["wandb"]):
+    with pytest.raises(RuntimeError, match="logging to wandb failed: No API key configured"), reporting(["wandb"]):
         raise UsageError("No API key configured.")
     for names in ((), ("tensorboard",)):
         with pytest.raises(UsageError), reporting(names):
