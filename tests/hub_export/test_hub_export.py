@@ -163,7 +163,8 @@ def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
     assert "AutoModelForSeq2SeqLM: to the bit" in stderr and "\nNO" not in stderr  # push verifies first
     lines = [line.strip() for line in stdout.splitlines()[1:]]
     assert sum(f'from_pretrained("{repo_id}"' in line for line in lines) == 2
-    assert lines[-2] == 'outputs = model.generate(**processor(["app_config"], lexical_embeds=vectors), max_new_tokens=64)'
+    call = 'processor(["app_config"], lexical_embeds=vectors)'
+    assert lines[-2] == f"outputs = model.generate(**{call}, max_new_tokens=64)"
 
     reader = Author(hub, tmp_path / "reader", token=None)
     reader.python(READ, "\n".join(lines), f"{bare}.expected.pt")
