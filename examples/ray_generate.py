@@ -46,7 +46,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("files", nargs="+", help="Parquet files, or JSONL files")
     parser.add_argument("--text-column")
     parser.add_argument("--lexical-column", help="text that the encoder makes the vectors from")
-    parser.add_argument("--vector-column", help="the vectors themselves")
+    parser.add_argument("--vector-column", action="append", help="COLUMN, or KIND=COLUMN for each kind of vectors")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--cpus", type=int, default=1, help="CPUs of each worker")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each worker")
@@ -57,12 +57,20 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def vector_columns(values: list[str] | None) -> str | dict[str, str] | None:
+    """Return the only column of vectors, or the columns by kind; None if none is named."""
+    if values and "=" in values[0]:
+        return dict(value.split("=", 1) for value in values)
+    return values[0] if values else None
+
+
 def main() -> None:
     """Read, generate and write."""
     given = read_arguments()
     if "RAY_ADDRESS" not in os.environ:
         ray.init(num_cpus=given.workers * given.cpus + 1)  # Reading and writing take one.
-    columns = columns_for(given.model, given.text_column, None, given.lexical_column, given.vector_column)
+    vector = vector_columns(given.vector_column)
+    columns = columns_for(given.model, given.text_column, None, given.lexical_column, vector)
     read = ray.data.read_parquet if given.files[0].endswith(".parquet") else ray.data.read_json
     # Ray Data restarts workers that die, and repeats their tasks, without a limit: max_restarts and max_task_retries
     # are -1 by default.

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..common.errors import first_line
 from .file_names import FILE_KINDS, check_readable, is_zipped, kind_of
@@ -40,8 +41,11 @@ def load_rows(data: str, split: str = "train", encoding: str | None = None) -> D
             return load_dataset(data, split=split)
         if kind_of(data) == ".csv" or SPECIAL & set(data):
             return _in_memory(data, encoding)
+        # With `pre_buffer`, pyarrow would keep the whole file in memory while datasets writes its copy.
+        parquet = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
+        options = parquet if kind_of(data) == ".parquet" else {}
         try:
-            rows = load_dataset(FILE_KINDS[kind_of(data)], data_files=escape(data), split="train")
+            rows = load_dataset(FILE_KINDS[kind_of(data)], data_files=escape(data), split="train", **options)
         except Exception as error:
             if not isinstance(error.__cause__ or error, OSError):
                 raise

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import save_plain
 
-from t5fusion import T5WithFusion
+from t5fusion import T5WithFusion, VectorKind
 from t5fusion.common.base_models import make_processor
 from t5fusion.finetune import Columns, generate_file
 
@@ -27,9 +27,15 @@ from .upstream import ROOT
 
 FUSED = ("T5WithFusion",)
 ROWS, FILES, DIM, LONGEST = 4096, 4, 8, 24
-NAMELESS = 700  # One row in so many has no text.
+NAMELESS, PICTURELESS = 700, 300  # One row in 700 has no text, and one in 300 lacks a vector.
 PATIENCE = 300  # seconds
-GIVEN, ENCODED = Columns("name", vector="vector"), Columns("name")
+KINDS = {"item": DIM, "image": VectorKind(DIM, tokens=4, projector="mlp")}
+ENCODED, GIVEN, OF_KINDS = "encoder", "vector", "two-kinds"
+COLUMNS = {
+    ENCODED: Columns("name"),
+    GIVEN: Columns("name", vector="vector"),
+    OF_KINDS: Columns("name", vector={"item": "vector", "image": "picture"}),
+}
 
 
 @cache
@@ -42,6 +48,7 @@ def folder_with_rows() -> Path:
             "id": row,
             "name": "".join(numbers.choices("abcdefgh_", k=numbers.randint(3, 30))) if row % NAMELESS else None,
             "vector": [round(numbers.gauss(0, 1), 3) for _ in range(DIM)],
+            "picture": [round(numbers.gauss(0, 1), 3) for _ in range(DIM)] if row % PICTURELESS else None,
         }
         for row in range(ROWS)
     ]
@@ -54,25 +61,36 @@ def folder_with_rows() -> Path:
     return folder
 
 
+def words_of(vectors: str) -> list[str]:
+    """Return the options of the example that name the columns."""
+    named = {
+        ENCODED: [],
+        GIVEN: ["--vector-column", "vector"],
+        OF_KINDS: ["--vector-column", "item=vector", "--vector-column", "image=picture"],
+    }
+    return ["--text-column", "name", *named[vectors]]
+
+
 @cache
-def folder_of_model(columns: Columns) -> Path:
-    """Return the folder of an untuned model that writes varied texts, for given vectors or for those of an encoder."""
-    folder = Path(KEPT.name) / f"ray-{columns.vector}"
+def folder_of_model(vectors: str) -> Path:
+    """Return the folder of an untuned model that reads such vectors and writes varied texts."""
+    folder = Path(KEPT.name) / f"ray-{vectors}"
     odd = {"initializer_factor": 2.0, "vocab_size": 127, "tie_word_embeddings": False}
     base = str(save_plain(folder / "base", seed=1, d_model=32, num_layers=1, **odd))
-    given = {"lexical_encoder": None, "lexical_dim": DIM, "lexical_source": "given"} if columns.vector else {}
-    processor = make_processor(base, **given)
-    T5WithFusion(base, lexical_dim=processor.lexical_dim).save_pretrained(folder / "model")
+    fields = {ENCODED: {}, GIVEN: {"lexical_dim": DIM}, OF_KINDS: {"vectors": KINDS}}[vectors]
+    recipe = {} if vectors == ENCODED else {"lexical_encoder": None, "lexical_source": "given"}
+    T5WithFusion(base, **fields).save_pretrained(folder / "model")
+    processor = make_processor(base, **fields, **recipe)
     processor.save_pretrained(folder / "model")
     return folder / "model"
 
 
 @cache
-def expected_rows(columns: Columns) -> list[dict]:
+def expected_rows(vectors: str) -> list[dict]:
     """Return the rows with the texts of `t5fusion generate`."""
-    file = Path(KEPT.name) / f"expected-{columns.vector}.parquet"
+    file = Path(KEPT.name) / f"expected-{vectors}.parquet"
     data = folder_with_rows() / "rows.parquet"
-    generate_file(folder_of_model(columns), data, columns, file, max_new_tokens=LONGEST)
+    generate_file(folder_of_model(vectors), data, COLUMNS[vectors], file, max_new_tokens=LONGEST)
     return pq.read_table(file).to_pylist()
 
 
@@ -85,17 +103,16 @@ def workers_of(process: psutil.Process) -> set[int]:
     return found
 
 
-def generates(model_name: str, columns: Columns, kind: str, kill: bool = False) -> str:
+def generates(model_name: str, vectors: str, kind: str, kill: bool = False) -> str:
     """Run the example with two workers, and compare its rows with those of `t5fusion generate`."""
     files = sorted(folder_with_rows().glob(f"part-*{kind}"))
-    named = {"--text-column": columns.text, "--vector-column": columns.vector}
-    words = [word for option, column in named.items() if column for word in (option, column)]
     options = ["--workers", 2, "--max-new-tokens", LONGEST, "--rows-per-file", 512]
-    model = folder_of_model(columns)
-    expected = expected_rows(columns)
+    model = folder_of_model(vectors)
+    expected = expected_rows(vectors)
     with TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
         output = Path(folder, "scored")
-        command = [sys.executable, ROOT / "examples" / "ray_generate.py", model, output, *files, *words, *options]
+        script, words = ROOT / "examples" / "ray_generate.py", words_of(vectors)
+        command = [sys.executable, script, model, output, *files, *words, *options]
         process = psutil.Popen(list(map(str, command)), env=environment(), stdout=log, stderr=subprocess.STDOUT)
         try:
             remark = kill_a_worker(process, output) if kill else ""
@@ -154,6 +171,7 @@ def make() -> Table:
     for row, arguments in {
         "own vectors, Parquet files": (GIVEN, ".parquet"),
         "own vectors, JSONL files": (GIVEN, ".jsonl"),
+        "own vectors of two kinds": (OF_KINDS, ".parquet"),
         "vectors of an encoder": (ENCODED, ".parquet"),
         "own vectors, one worker killed": (GIVEN, ".parquet", True),
     }.items():

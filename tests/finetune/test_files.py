@@ -47,6 +47,20 @@ def refused(name, **options):
     return str(caught.value)
 
 
+def test_parquet_files_are_read_without_pre_buffer(place, monkeypatch):
+    """With it, a file of 1.5 GB takes 1.5 GB of memory. `python -m benchmarks.speed.scale` measures it."""
+    loaded = []
+
+    def load(*args, **options):
+        loaded.append(options)
+        return datasets.load_dataset(*args, **options)
+
+    monkeypatch.setattr("t5fusion.finetune.files.load_dataset", load)
+    pq.write_table(pa.Table.from_pylist(ROWS), "rows.parquet")
+    assert load_rows("rows.parquet").to_list() == ROWS
+    assert [options["fragment_scan_options"].pre_buffer for options in loaded] == [False]
+
+
 @pytest.mark.parametrize("name", ["a::b", "$HOME", "~", "%41", "hf:b", "zip::x", "a{b}", "a#b", "a b ü", "[a]"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_file_names_with_special_characters_are_read(place, name, kind):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Trainer, TrainingArguments
 
-from t5fusion import DataCollatorWithFusion, T5WithFusion
+from t5fusion import DataCollatorWithFusion, T5WithFusion, VectorKind
 from t5fusion.packing_t5fusion import ROOM, share_sequences
 
 DIM = 384
@@ -57,8 +57,12 @@ def collators(tokenizer):
 @pytest.fixture
 def model(plain_folder):
     """A fused model without dropout, in training."""
-    model = T5WithFusion(str(plain_folder)).train()
-    model.config.dropout_rate = 0.0
+    return without_dropout(T5WithFusion(str(plain_folder)))
+
+
+def without_dropout(model):
+    """Return the model in training, without its dropout."""
+    model.train().config.dropout_rate = 0.0
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -105,20 +109,47 @@ def test_rows_that_do_not_fit_together_make_the_plain_batch(collators):
 def test_loss_and_gradients_are_those_of_unpacked_rows(model, collators, dtype, attention, counts):
     model = model.to(dtype)
     model.set_attn_implementation(attention)
-    losses, gradients = [], []
-    for collator in collators:
-        batch = dict(collator(rows(counts)))
+    plain, packed = (dict(collator(rows(counts))) for collator in collators)
+    for batch in (plain, packed):
         if "lexical_embeds" in batch:
             batch["lexical_embeds"] = batch["lexical_embeds"].to(dtype)
+    close = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
+    assert_same_loss_and_gradients(model, plain, packed, **close)
+
+
+def assert_same_loss_and_gradients(model, plain, packed, **close):
+    assert "row_ids" in packed and "row_ids" not in plain
+    losses, gradients = [], []
+    for batch in (plain, packed):
         model.zero_grad()
         loss = model(**batch).loss
         loss.backward()
         losses.append(loss.detach())
         gradients.append({name: each.grad for name, each in model.named_parameters() if each.grad is not None})
-    assert "row_ids" in batch and len(gradients[0]) > 30
-    close = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
+    assert len(gradients[0]) > 30
     torch.testing.assert_close(losses[1], losses[0], **close)
     torch.testing.assert_close(gradients[1], gradients[0], **close)
+
+
+def test_vectors_of_several_kinds_are_packed_too(plain_folder, tokenizer):
+    kinds = {"user": 5, "image": VectorKind(7, tokens=4, projector="mlp"), "price": VectorKind(1, scale="log")}
+    model = without_dropout(T5WithFusion(str(plain_folder), vectors=kinds)).double()
+    numbers = torch.Generator().manual_seed(1)
+    given_rows = rows(counts=(0,) * 9)
+    for number, row in enumerate(given_rows):
+        counts = {"user": number % 2, "image": number % 3, "price": number % 4 // 2}
+        row["lexical_embeds"] = {
+            name: torch.randn(count, kind.dim, generator=numbers).tolist()
+            for (name, count), kind in zip(counts.items(), model.config.kinds.values(), strict=True)
+            if count
+        }
+    plain, packed = (
+        dict(DataCollatorWithFusion(tokenizer, model=model, packing=packing)(given_rows)) for packing in (False, True)
+    )
+    for batch in (plain, packed):
+        batch["lexical_embeds"] = {name: vectors.double() for name, vectors in batch["lexical_embeds"].items()}
+    assert len(packed["row_ids"]) < len(given_rows) / 2 and packed["lexical_embeds"].keys() == kinds.keys()
+    assert_same_loss_and_gradients(model, plain, packed, rtol=1e-10, atol=1e-12)
 
 
 def test_a_packed_step_in_bf16_is_close_to_the_unpacked_one(model, collators):
