@@ -10,8 +10,8 @@ threads. Times are medians. [docs/speed.md](../docs/speed.md) explains what make
 - *Peers* are other ways to do the work, and *ours* are the ways of this package. *The notes' pipeline* is the training
   that this package replaces: it pads each row to 128 tokens and computes in fp32. All ways to train use the same fused
   model, so "transformers" there means a step without the faster functions of this package.
-- *Faster than X 2* means half the time of X. *Of the fastest repeats* means that a ratio compares these repeats, and not
-  the medians, because other work on the machine disturbs them least.
+- *Faster than X 2* means half the time of X. *Of the fastest repeats* means that a ratio compares these repeats instead
+  of the medians, because other work on the machine disturbs them least.
 - The goal for loading is for `AutoModelForSeq2SeqLM`.
 """
 
