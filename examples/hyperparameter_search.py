@@ -1,6 +1,6 @@
 """Search for the learning rate and the rank of LoRA with `Trainer.hyperparameter_search` and optuna.
 
-pip install optuna
+pip install optuna    # or the extra "search" of this package
 python examples/hyperparameter_search.py 10    # ten trials
 """
 

@@ -1,8 +1,8 @@
-"""Two kinds of vectors of different widths: a colour and a shape, and the model names both.
+"""Two kinds of vectors of different widths: a colour and a shape. The model names both.
 
     python examples/kinds_of_vectors.py
 
-Each kind has a name, a width, and a projector of its own. A vector may become several tokens.
+Each kind has a name, a width and a projector. A vector may become several tokens.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ CENTRES = np.random.default_rng(0).normal(size=(len(SHAPES), 8))
 def draw_rows(count, seed):
     """Return vectors by kind, float32 (count, dim) each, and the targets."""
     colours, names = draw(count, seed)
-    random = np.random.default_rng((seed, 1))  # not the numbers that the colours are drawn with
+    random = np.random.default_rng((seed, 1))  # independent of the numbers with which the colours are drawn
     shapes, noise = random.integers(0, len(SHAPES), count), random.normal(0, 0.1, (count, 8))
     targets = [f"{name} {SHAPES[shape]}" for name, shape in zip(names, shapes, strict=True)]
     return {"colour": colours, "shape": (CENTRES[shapes] + noise).astype("float32")}, targets

@@ -1,4 +1,4 @@
-"""Load what `publish.py` has published. The reader needs torch, transformers, peft and sentence-transformers only.
+"""Load what `publish.py` has published. This needs only torch, transformers, peft and sentence-transformers.
 
 python examples/load.py YOU/describer
 """
@@ -10,5 +10,5 @@ from transformers import AutoModelForSeq2SeqLM, AutoProcessor
 repo_id = sys.argv[1]
 processor = AutoProcessor.from_pretrained(repo_id, trust_remote_code=True)
 model = AutoModelForSeq2SeqLM.from_pretrained(repo_id, trust_remote_code=True)
-inputs = processor(["app_config", "send_mail"])  # the processor knows the prompt and the encoder of the vectors
+inputs = processor(["app_config", "send_mail"])  # the processor knows the prompt and the encoder
 print(processor.batch_decode(model.generate(**inputs, max_new_tokens=20), skip_special_tokens=True))

@@ -1,8 +1,8 @@
-"""Many adapters on one base model: one names colours in English, the other in French.
+"""Two adapters on one fused model: one names colours in English, the other in French.
 
     python examples/many_adapters.py
 
-The base model is in memory once. Each adapter has LoRA weights and a fusion layer of its own.
+The base model is in memory once. Each adapter has its own LoRA weights and its own fusion layer.
 """
 
 import torch
@@ -41,7 +41,7 @@ model.set_adapter("french")
 train(model, french)
 model.save_pretrained("runs/many_adapters")  # a folder for each adapter
 
-# In another program: the base model once, and the adapters on top.
+# In another program: one fused model, with both adapters on it.
 base = T5WithFusion(BASE, vectors={"colour": 3}, dtype=torch.float32)
 model = PeftModel.from_pretrained(base, "runs/many_adapters/english", adapter_name="english")
 model.load_adapter("runs/many_adapters/french", adapter_name="french")

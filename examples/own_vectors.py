@@ -1,8 +1,8 @@
-"""Your own vectors: three numbers say what a colour looks like, and the model says what it is called.
+"""Your own vectors: a vector is a colour (red, green, blue), and the model writes the colour's name.
 
     python examples/own_vectors.py
 
-The text is the same in every row, so the model can find the answer only in the vector.
+The text is the same in every row, so only the vector tells the model the answer.
 """
 
 import torch
@@ -15,7 +15,7 @@ from t5fusion import DataCollatorWithFusion, T5FusionProcessor, T5WithFusion
 BASE = "tiny_t5_v2"  # or "google/flan-t5-small"
 QUESTION = "describe: colour"
 
-# One kind of vectors, three numbers wide. "given": each call passes them, and no encoder makes them from a text.
+# One kind of vectors, of width 3. "given": each call passes the vectors, and no encoder makes them from a text.
 processor = T5FusionProcessor(BASE, vectors={"colour": 3}, lexical_encoder=None, lexical_source="given")
 colours, names = draw(320)
 rows = processor.rows([QUESTION] * 320, names, lexical_embeds=colours)

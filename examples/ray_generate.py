@@ -1,17 +1,18 @@
-"""Generate a text for each row of a very large set, on Ray: Parquet or JSONL files in, Parquet files out.
+"""Generate a text for each row of a very large set, on Ray. It reads Parquet or JSONL files, and writes Parquet files.
 
 pip install "ray[data]" aiohttp
 python examples/ray_generate.py runs/mine scored rows/*.parquet --workers 2
 
-The rows keep their columns, and get their texts in the column "output". The model is a run folder, a bundle or an id on
-the Hub. It reads the columns of its training, or those that you name. The texts are those of `t5fusion generate`.
+The rows keep their columns, and get a column "output" with the generated texts. The model is a run folder, a bundle or
+an id on the Hub. It reads the columns of its training, or those that you name. The texts are those of
+`t5fusion generate`.
 
 The script uses the cluster that RAY_ADDRESS names, or starts Ray on this machine. On a cluster, all machines must have
-t5fusion and reach the model, the files and the output, and the workers must leave a CPU for reading and writing. With
+t5fusion and access to the model, the files and the output. The workers must leave a CPU for reading and writing. With
 `--gpus 1`, each worker gets a GPU.
 
-If a worker dies, Ray starts another one, which generates again what the dead one had begun. Each row is written once,
-but not in the order of the files.
+If a worker dies, Ray starts a new one, which generates the unfinished rows again. Each row is written once, but not in
+the order of the files.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from datasets import Dataset
 
 from t5fusion.finetune import TextGenerator, columns_for
 
-ROWS_PER_TASK = 512  # as in `t5fusion generate`; a worker that dies loses the texts of so many rows
+ROWS_PER_TASK = 512  # as in `t5fusion generate`; a worker that dies loses the texts of at most this many rows
 
 
 class Worker:
@@ -72,8 +73,8 @@ def main() -> None:
     vector = vector_columns(given.vector_column)
     columns = columns_for(given.model, given.text_column, None, given.lexical_column, vector)
     read = ray.data.read_parquet if given.files[0].endswith(".parquet") else ray.data.read_json
-    # Ray Data restarts workers that die, and repeats their tasks, without a limit: max_restarts and max_task_retries
-    # are -1 by default.
+    # Ray Data restarts workers that die, and repeats their tasks, without a limit. (max_restarts and max_task_retries
+    # are -1 by default.)
     rows = read(given.files).repartition(target_num_rows_per_block=ROWS_PER_TASK, strict=True)
     texts = rows.map_batches(
         Worker,

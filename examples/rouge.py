@@ -1,4 +1,4 @@
-"""Evaluate by the texts that the model writes: `Seq2SeqTrainer(predict_with_generate=True)`, with ROUGE and chrF.
+"""Evaluate the generated texts with ROUGE and chrF: `Seq2SeqTrainer` with `predict_with_generate=True`.
 
 python examples/rouge.py
 """

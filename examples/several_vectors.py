@@ -1,8 +1,8 @@
-"""Several vectors in a row: one or two colours, and the model lists their names in order.
+"""Several vectors per row: a row has one or two colours, and the model lists their names in order.
 
     python examples/several_vectors.py
 
-Rows may have different numbers of vectors, and none at all. Each vector takes the place of a token of its own.
+Rows may have different numbers of vectors, or none. Each vector takes the place of one token.
 """
 
 import numpy as np

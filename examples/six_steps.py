@@ -1,4 +1,4 @@
-"""The six steps with the Trainer: a model that describes a file, from its name and an embedding of its name.
+"""A training with the Trainer in six steps. The model describes a file, from its name and an embedding of the name.
 
 python examples/six_steps.py
 """
@@ -21,7 +21,7 @@ FILES = {
     "backup_files": "It copies all files to another disk.",
 }
 
-# 1. A vector for each row. Here an encoder makes them from the names; yours may come from anywhere.
+# 1. A vector for each row. Here an encoder makes the vectors from the names; your vectors may be of anything.
 processor = T5FusionProcessor(BASE, template="Filename: {text}")
 vectors = processor.encode(list(FILES))
 
@@ -31,7 +31,7 @@ rows = processor.rows(list(FILES), list(FILES.values()), lexical_embeds=vectors)
 # 3. The model: a T5 with a layer that projects a vector to a token embedding.
 model = T5WithFusion(BASE, dtype=torch.float32)
 
-# 4. LoRA, or any other adapter of PEFT. The fusion layer trains with it, and is saved with it.
+# 4. LoRA, or any other adapter of PEFT. The fusion layer is trained and saved with it.
 model = get_peft_model(model, model.lora_config())
 
 # 5. The Trainer. The collator puts the token <lexical> before each text, and the vector takes its place.

@@ -1,4 +1,4 @@
-"""What bf16 with packed rows costs in quality: held-out losses beside those of fp32, on the demo's task.
+"""What bf16 with packed rows costs in quality: held-out losses compared with those of fp32, on the demo's task.
 
     python -m benchmarks.speed curves
 

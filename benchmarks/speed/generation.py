@@ -1,7 +1,7 @@
-"""Generation: seconds per batch beside other ways to generate, and how much an engine changes the texts.
+"""Generation: seconds per batch, compared with other ways to generate, and how much an engine changes the texts.
 
-The speed is that of a random model of flan-t5-small's shape, on rows of 36 tokens, 24 new tokens each. Each row has one
-vector, except for CTranslate2, which reads none: it runs the plain T5 beneath.
+The model of the speed measurement is random and has flan-t5-small's shape. Rows have 36 tokens, one vector, and 24 new
+tokens. CTranslate2 reads no vectors: it runs the base model.
 
 The texts are those of the demo's model for the names that its training held out.
 """
@@ -164,11 +164,11 @@ def compare(
 
 
 NOTES = {
-    1: "Two thirds of the time are the products with the weights, which are read once per token. The rest is "
-    "attention, activations, norms, and what torch takes to start some 300 operations per token. Tried: bf16 for all "
+    1: "Two thirds of the time goes into the products with the weights, which are read once per token. The rest is "
+    "attention, activations, norms, and torch's overhead for some 300 operations per token. Tried: bf16 for all "
     "matrices but the head (closer to fp32, slower), int8 for all (faster, farther from fp32), oneDNN's int8 (slower "
     "for 8 rows).",
-    BEAMS: "Half of the time are the products with the weights. An eighth is the attention, and a sixth is "
+    BEAMS: "Half of the time goes into the products with the weights, an eighth into the attention, and a sixth into "
     "transformers' beam search over all logits (log-softmax, the best of 128,512 per row). Tried: torch's fused "
     "attention (slower for four queries).",
 }

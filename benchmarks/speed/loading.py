@@ -1,4 +1,4 @@
-"""Loading: a bundle in one line, beside a plain T5 and PEFT; and the peak memory of a process that does it."""
+"""Loading: a bundle in one line, compared with a plain T5 and PEFT; and the peak memory of a process that does it."""
 
 import subprocess
 import sys

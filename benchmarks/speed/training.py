@@ -1,7 +1,7 @@
-"""Training: seconds per 8 rows, share of the processor's bf16 peak, and peak memory, beside other ways to train.
+"""Training: seconds per 8 rows, share of the processor's bf16 peak, and peak memory, compared with other ways to train.
 
 The rows have 36 tokens of text, 18 of target and one vector, as in the notes. LoRA of rank 32 is on q and v. All ways
-train the same fused model, so "transformers" means the model's training steps before `fast_t5fusion.py`.
+train the same fused model, so "transformers" means the model's training steps without `fast_t5fusion.py`.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def measure_steps() -> Result:
         ours=ours,
         ratios=ratios,
         met=met,
-        notes="What holds a step back, and what was tried: docs/speed.md, Training.",
+        notes="docs/speed.md, Training, says what limits a step, and what was tried.",
     )
 
 
