@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import save_plain
+from shared_fixtures import save_plain
 
 from t5fusion import T5WithFusion, VectorKind
 from t5fusion.common.base_models import make_processor
