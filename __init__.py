@@ -1,4 +1,4 @@
-"""T5 with a second kind of input: lexical vectors beside the text.
+"""T5 with a second input beside the text: dense vectors.
 
 `import t5fusion` registers the model type with transformers and PEFT, and installs the hooks (see `t5fusion.hooks`).
 In the program `t5fusion`, the public names are loaded when they are first used.
@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return all names, those that are not loaded yet included."""
+    """Return all names, including those that are not loaded yet."""
     return sorted({*globals(), *__all__})
 
 

@@ -4,7 +4,7 @@ from .common.console import end_stopped
 
 
 def main() -> None:
-    """Run the program. Ctrl-C ends it with a sentence and exit code 130, also while modules are imported."""
+    """Run the program. Ctrl-C ends it with a sentence and exit code 130, even while modules are imported."""
     try:
         from .cli.app import main as run_program  # The import is inside, so that Ctrl-C during it is caught too.
 

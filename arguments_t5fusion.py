@@ -1,12 +1,12 @@
-"""Reading and checking of the arguments of `T5FusionProcessor`: texts, and vectors that are given as numbers."""
+"""Reading and checks of the arguments of `T5FusionProcessor`: texts, and vectors that are given as numbers."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from .kinds_t5fusion import DEFAULT_KIND, VectorKind
-from .rows_t5fusion import RowVectors, Vectors, bad_row, check_kinds, field_of, vectors_of_row
+from .kinds_t5fusion import DEFAULT_KIND, VectorKind, counted
+from .rows_t5fusion import SEVERAL_NUMBERS, RowVectors, Vectors, bad_row, check_kinds, field_of, vectors_of_row
 
 
 def read_texts(name: str, values: Any, count: int | None = None) -> list[str]:
@@ -71,13 +71,15 @@ def read_list(name: str, values: Any, count: int | None = None) -> list[Any]:
 
     Args:
         name: Name of the argument, for the message.
-        values: An iterable, but neither a string nor a dict.
+        values: Any iterable except a string or a dict.
         count: Expected number of items; None for any number.
 
     Raises:
-        ValueError: `values` are something else, or not `count` in number.
+        ValueError: `values` is something else, or has not `count` items.
     """
-    expected = "a string, or a list of one or more" if count is None else f"a list, one item for each of {count} texts"
+    expected = "a string, or a list of one or more"
+    if count is not None:
+        expected = f"a list with one item per text, {counted(count, 'item')}"
     try:
         items = None if isinstance(values, (str, bytes, Mapping)) else list(values)
     except TypeError:
@@ -85,7 +87,8 @@ def read_list(name: str, values: Any, count: int | None = None) -> list[Any]:
     if items is None:
         raise ValueError(f"`{name}` is of type {type(values).__name__}; expected {expected}.")
     if count is not None and len(items) != count:
-        raise ValueError(f"`{name}` has {len(items)} items for {count} texts; expected one per text.")
+        found = f"{counted(len(items), 'item')} for {counted(count, 'text')}"
+        raise ValueError(f"`{name}` has {found}; expected one per text.")
     return items
 
 
@@ -106,7 +109,7 @@ def read_vectors(lexical_embeds: Any, count: int, kinds: Mapping[str, VectorKind
             kind, not finite or, in a kind without a scale, of a norm outside 1e-6 to 1e18.
     """
     columns = lexical_embeds if isinstance(lexical_embeds, Mapping) else _columns_of(lexical_embeds, count, kinds)
-    check_kinds(0, columns, kinds)
+    check_kinds(None, columns, kinds)
     by_kind = {name: _read_kind(values, count, name, kinds[name]) for name, values in columns.items()}
     return [{name: rows[index] for name, rows in by_kind.items()} for index in range(count)]
 
@@ -133,7 +136,7 @@ def _read_kind(values: Any, count: int, name: str, kind: VectorKind) -> list[Vec
     """Return one kind's vectors of each of `count` rows, (vectors, dim). The errors are those of `read_vectors`."""
     field, width = field_of(name), kind.dim
     items = read_list(field, values, count)
-    rows = [vectors_of_row(index, item, field, kind.scale) for index, item in enumerate(items)]
+    rows = [vectors_of_row(index, item, kind, field) for index, item in enumerate(items)]
     for index, row in enumerate(rows):
         if len(row) and row.shape[1] != width:
             raise bad_row(index, field, _wrong_width(name, row.shape[1], width))
@@ -145,8 +148,10 @@ def _read_kind(values: Any, count: int, name: str, kind: VectorKind) -> list[Vec
 
 def _wrong_width(kind: str, given: int, expected: int) -> str:
     """Return what is wrong with vectors of `given` numbers where the kind has `expected`, and what to do."""
+    remedy = SEVERAL_NUMBERS if expected == 1 else ""
     if kind != DEFAULT_KIND:
-        return f"vectors of {given} numbers; expected {expected}, the width of this kind in the processor's `vectors`"
+        width = f"{expected}, the width of this kind in the processor's `vectors`"
+        return f"vectors of {given} numbers; expected {width}{remedy}"
     argument = f"lexical_dim={given}"
     return (
         f"vectors of {given} numbers; expected {expected}, the processor's `lexical_dim`. Make them as in training. "

@@ -1,7 +1,7 @@
 """Blocks of training rows as arrays: what `fit_fusion` reads of the rows, without an object for each row.
 
-Rows are usually dicts, which are read one by one. A set that has its rows in arrays already (`t5fusion train` keeps
-them in an Arrow file) offers a method `row_arrays`, and is read in blocks, ten times as fast.
+Rows are usually dicts, which are read one by one. A data set that holds its rows in arrays (`t5fusion train` keeps them
+in an Arrow file) has a method `row_arrays`, and is read in blocks, ten times as fast.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,7 +63,7 @@ class RowBlock(NamedTuple):
         """Return the distinct tokens of one of several consecutive parts of each target.
 
         The first parts are longer by a token if the target cannot be divided evenly. If a target has fewer tokens than
-        there are parts, a part that would be empty has all its tokens.
+        there are parts, each part that would be empty gets all tokens of the target.
         """
         row = np.repeat(np.arange(self.rows), self.lengths)
         tokens = self.tokens
@@ -81,12 +81,12 @@ class RowBlock(NamedTuple):
 
 
 def _between(values: Any, counts: Ids, start: int, end: int) -> Any:
-    """Return the values of the rows from `start` to before `end`; each row has as many as `counts` says."""
+    """Return the values of the rows from `start` to before `end`; `counts` says how many values each row has."""
     return values[counts[:start].sum() : counts[:end].sum()]
 
 
 class RowArrays(NamedTuple):
-    """Some rows as a set that has them in arrays offers them. Rows may lack vectors or labels."""
+    """Some rows as arrays, as a data set's `row_arrays` yields them. Rows may lack vectors or labels."""
 
     vectors: dict[str, tuple[Vectors, Ids, Ids]]  # by kind: all numbers; how many each vector has; vectors of each row
     labels: Ids  # token ids, int (labels,), row after row
@@ -112,7 +112,7 @@ def read_blocks(rows: Any, kinds: Mapping[str, VectorKind], size: int) -> Iterat
     for arrays in rows.row_arrays():
         block = _block_of_arrays(arrays, kinds)
         count = len(arrays.lengths)
-        if block is None:  # Something is wrong with a row. Read one by one, the rows say what it is.
+        if block is None:  # Something is wrong with a row. Reading the rows one by one finds out what.
             yield from _stack(read_rows((rows[index] for index in range(read, read + count)), kinds, read), size)
         else:
             yield from (block.between(start, start + size) for start in range(0, block.rows, size))
@@ -120,7 +120,7 @@ def read_blocks(rows: Any, kinds: Mapping[str, VectorKind], size: int) -> Iterat
 
 
 def split_off(blocks: Iterable[RowBlock], count: int) -> tuple[list[RowBlock], Iterator[RowBlock]]:
-    """Return the blocks of the first `count` rows, and those of the others."""
+    """Return the blocks of the first `count` rows, and the blocks of the other rows."""
     first: list[RowBlock] = []
     others = iter(blocks)
     for block in others:
@@ -144,10 +144,13 @@ def read_rows(
         first: Index of the first row, for the message.
 
     Raises:
-        ValueError: The width of a vector is not that of its kind.
+        ValueError: The width of a vector is not that of its kind, or the collator would refuse the vector too.
     """
     for index, row in enumerate(rows, first):
-        vectors = vectors_of_kinds(index, row.get("lexical_embeds"), kinds)
+        try:
+            vectors = vectors_of_kinds(index, row.get("lexical_embeds"), kinds)
+        except ValueError as error:  # The index is that of a row in `rows`. There is no batch.
+            raise ValueError(str(error).replace(" of the batch", "", 1)) from None
         vectors = {name: of_kind for name, of_kind in vectors.items() if len(of_kind)}
         if not vectors or row.get("labels") is None:
             continue
@@ -209,7 +212,7 @@ def _are_readable(vectors: Vectors, kind: VectorKind) -> bool:
     """Return whether all vectors, float32 (vectors, dim), are finite and, without a scale, have readable norms."""
     if kind.scale is not None:
         return bool(np.isfinite(vectors).all())
-    # The sum of squares is in float64, where those of float32 numbers do not overflow.
+    # In float64, the sum of the squares of float32 numbers does not overflow.
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     is_readable = (norms >= SMALLEST_NORM) & (norms <= LARGEST_NORM)
     return bool((is_readable | (norms == 0)).all())

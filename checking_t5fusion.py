@@ -16,6 +16,12 @@ class Placeholder(NamedTuple):
 
     token: str
     token_id: int
+    kind: str
+
+    def __str__(self) -> str:
+        # The token of the first kind does not name the kind.
+        kind = f"kind {self.kind!r}, " if self.token == LEXICAL_TOKEN and self.kind != DEFAULT_KIND else ""
+        return f"{self.token} ({kind}id {self.token_id})"
 
 
 def vectors_by_kind(lexical_embeds: LexicalEmbeds | None, kinds: Mapping[str, VectorKind]) -> dict[str, torch.Tensor]:
@@ -51,7 +57,7 @@ def check_token_id(
 ) -> None:
     """Check that the rows come from a tokenizer in which `<lexical>` has the model's `token_id`.
 
-    The check is left out in compiled graphs, and if every tokenizer of this process uses `token_id`.
+    There is no check in compiled graphs, nor if every tokenizer of this process gives `<lexical>` the id `token_id`.
 
     Args:
         input_ids: int64 (batch, length).
@@ -65,8 +71,9 @@ def check_token_id(
     if torch.compiler.is_compiling() or lexical_embeds is None or input_ids.is_meta or lexical_embeds.is_meta:
         return
     other_ids = PLACED_TOKEN_IDS - {token_id}
-    # If the batch sizes differ, `check_vectors` reports that.
-    if not other_ids or lexical_embeds.shape[:1] != input_ids.shape[:1] or input_ids.shape[1] == 0:
+    # `check_vectors` reports a wrong shape.
+    has_rows = lexical_embeds.dim() > 1 and lexical_embeds.shape[:1] == input_ids.shape[:1]
+    if not other_ids or not has_rows or input_ids.shape[1] == 0:
         return
     has_vector = (lexical_embeds != 0).flatten(1).any(1).tolist()
     is_padding = input_ids == (-1 if pad_token_id is None else pad_token_id)
@@ -74,14 +81,14 @@ def check_token_id(
     first_ids = input_ids.gather(1, first_position).squeeze(1).tolist()
     has_placeholder = (input_ids == token_id).any(1).tolist()
     for row, first_id in enumerate(first_ids):
-        # In this model's vocabulary, a smaller id may be a word, although another model's tokenizer uses it as its
-        # placeholder. It is a word if the row holds this model's own placeholder too.
+        # A smaller id may be the placeholder of a different tokenizer, or a word of this model's. It is a word if the
+        # row holds this model's own placeholder too.
         is_word = first_id < token_id and token_id in PLACED_TOKEN_IDS and has_placeholder[row]
         if has_vector[row] and first_id in other_ids and not is_word:
             raise ValueError(
                 f"row {row} begins with token {first_id}, which is {LEXICAL_TOKEN} in the tokenizer; in the model it "
-                f"is token {token_id}. Put DataCollatorWithFusion or T5FusionProcessor on the tokenizer before adding "
-                f"tokens to it, or build the model with `T5WithFusion(..., lexical_token_id={first_id})`."
+                f"is token {token_id}. Make DataCollatorWithFusion or T5FusionProcessor with the tokenizer before "
+                f"adding tokens to it, or build the model with `T5WithFusion(..., lexical_token_id={first_id})`."
             )
 
 
@@ -106,7 +113,7 @@ def check_batch(
         name: check_vectors(given, placeholder_masks[name], kinds[name], name) for name, given in vectors.items()
     }
     for position, (name, kind) in enumerate(kinds.items()):
-        placeholder = Placeholder(token_of(name, position), first_id + position)
+        placeholder = Placeholder(token_of(name, position), first_id + position, name)
         check_placeholders(placeholder_masks[name], vectors.get(name), kind.tokens, placeholder)
     return vectors
 
@@ -135,9 +142,10 @@ def check_vectors(
             f"Use `.to({str(is_placeholder.device)!r})`."
         )
     if lexical_embeds.dim() not in (2, 3) or lexical_embeds.shape[0] != batch:
+        is_column = width == 1 and lexical_embeds.shape == (batch,)
         raise ValueError(
             f"{given} have the shape {tuple(lexical_embeds.shape)}; expected ({batch}, {width}) or ({batch}, "
-            f"vectors, {width}): one entry for each row of the batch."
+            f"vectors, {width}): one entry for each row of the batch.{' Use `.unsqueeze(1)`.' if is_column else ''}"
         )
     if lexical_embeds.shape[-1] != width:
         found = lexical_embeds.shape[-1]
@@ -156,8 +164,8 @@ def check_placeholders(
 ) -> None:
     """Check that each vector of a kind has its placeholders, and each placeholder a vector.
 
-    To read the numbers back from a GPU, the program would have to wait, and a compiled graph cannot raise this error.
-    In both cases, torch asserts on the device that the numbers match.
+    On a GPU, the program would have to wait for the numbers, and a compiled graph cannot raise this error. In both
+    cases, torch asserts on the device that the numbers match.
 
     Args:
         is_placeholder: Bool (batch, length).
@@ -173,7 +181,7 @@ def check_placeholders(
     vector_counts = torch.zeros_like(placeholder_counts)  # without padding
     padded_count = 0 if vectors is None else vectors.shape[1]
     if vectors is not None and padded_count > 0:
-        # The vectors of zeros behind a row's last other vector are padding.
+        # Vectors of zeros at the end of a row are padding.
         position = torch.arange(1, padded_count + 1, device=vectors.device)
         vector_counts = ((vectors != 0).any(-1) * position).amax(1)
     mismatch = (placeholder_counts < vector_counts * tokens) | (placeholder_counts > padded_count * tokens)
@@ -181,7 +189,8 @@ def check_placeholders(
     if is_placeholder.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(
             ~mismatch.any(),
-            f"{placeholder.token} placeholders and vectors differ in number. On a CPU, the error names the row.",
+            f"{placeholder.token} placeholders and vectors differ in number. Use DataCollatorWithFusion or "
+            "T5FusionProcessor, which place them. On a CPU, this error names the row.",
         )
     elif mismatch.any():
         row = int(mismatch.nonzero()[0])
@@ -206,13 +215,12 @@ class RowCounts(NamedTuple):
 
 def _mismatch_message(counts: RowCounts, placeholder: Placeholder) -> str:
     """Return what is wrong with a row's number of placeholders, and what to do."""
-    token, token_id = placeholder
-    found = f"row {counts.row} holds {counted(counts.placeholders, 'placeholder')} {token} (id {token_id})"
+    found = f"row {counts.row} holds {counted(counts.placeholders, 'placeholder')} {placeholder}"
     if counts.padded_count == 0:
         return f"{found}, but no vectors were given. Pass them as `lexical_embeds`, or leave the placeholders out."
     if not counts.any_placeholder:
         return (
-            f"`lexical_embeds` were given, but no row holds a placeholder {token} (id {token_id}). Use "
+            f"`lexical_embeds` were given, but no row holds a placeholder {placeholder}. Use "
             "DataCollatorWithFusion or T5FusionProcessor, which place it."
         )
     expected = f"{counted(counts.tokens, 'placeholder')} per vector"

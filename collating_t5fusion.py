@@ -16,6 +16,7 @@ from .packing_t5fusion import restart_rows, share_sequences
 from .rows_t5fusion import (
     IGNORED,
     NO_TEXT,
+    SEVERAL_NUMBERS,
     Ids,
     RowVectors,
     Vectors,
@@ -42,27 +43,29 @@ class RowText(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a batch is padded from: one entry for each row, or for each sequence that holds several rows."""
+    """The parts of a batch before padding: one entry for each row, or for each sequence that holds several rows."""
 
     ids: list[Ids]
     mask: list[Ids]
     labels: list[Ids] | None
     vectors: dict[str, list[Vectors]]  # by kind
-    row_ids: list[Ids] | None = None  # to which row of its sequence each id belongs, from 1; None without packing
-    target_row_ids: list[Ids] | None = None
+    row_ids: list[Ids] | None = None  # for each id, the number of its row within the sequence, from 1
+    target_row_ids: list[Ids] | None = None  # the same for labels; both are None without packing
 
 
 @dataclass
 class DataCollatorWithFusion:
-    """Data collator that puts placeholders for each vector in front of a row's ids, and pads rows to one length.
+    """Data collator that adds the placeholders of each row's vectors to the row's ids, and pads rows to one length.
 
     A row has `input_ids`. It may also have `attention_mask` (by default, everything but padding), `labels` and
     `lexical_embeds`: numbers, (dim,) for one vector or (vectors, dim) for several; missing, None or empty for a row
-    without vectors. For a model with several kinds of vectors, it is a dict of these by the name of the kind. Lists,
-    arrays and tensors are accepted. Padding that ids come with, left or right, is removed, and the batch is padded on
-    the right. They may hold placeholders where the vectors belong in the text: for each kind, none, or one
-    per vector, or (if a vector becomes several tokens) one per token. Other columns are passed on: strings as lists,
-    numbers and arrays of one shape as tensors.
+    without vectors. If a kind is one number wide, a single number is one vector. For a model with several kinds of
+    vectors, `lexical_embeds` is a dict of these by the name of the kind. Lists, arrays and tensors are accepted.
+
+    The collator puts placeholders in front of a row's ids, unless the ids hold them where the vectors belong in the
+    text: for each kind, one per vector, or (if a vector becomes several tokens) one per token. Padding that ids come
+    with, left or right, is removed, and the batch is padded on the right. Other columns are passed on: strings as
+    lists, numbers and arrays of one shape as tensors.
 
     Args:
         tokenizer: The base model's tokenizer, or a `T5FusionProcessor`. The placeholders are added to it, in place, if
@@ -70,23 +73,23 @@ class DataCollatorWithFusion:
             kind, and each vector becomes one token.
         pad_to_multiple_of: Rounds the padded length of ids and labels up to a multiple of this.
         label_pad_token_id: Id with which labels are padded.
-        model: The model. It is needed in two cases. With label smoothing, the Trainer takes the labels out of the
-            batch, so the batch needs `decoder_input_ids`, which the collator makes with the model. And the
-            collator reads the kinds of vectors from the model's config, which a tokenizer does not know.
+        model: The model. Pass it for label smoothing: the Trainer then takes the labels out of the batch, so the batch
+            needs `decoder_input_ids`, which the collator makes with the model. If `tokenizer` is not a processor, pass
+            the model as well, so that the collator reads the kinds of vectors from its config.
         padding: "longest" (or True) pads each batch to its longest row. "max_length" pads every batch to the three
             sizes that follow. An `IterableDataset` with several processes needs "max_length", because accelerate joins
             the batches of all processes, and they must have one size. ("longest" works too if each row has one vector
             and all rows come padded to one length, labels included. The collator then keeps that length.)
         max_length: With `padding="max_length"`, the length of `input_ids`. It must hold the longest row with its
-            placeholders. That is the `max_length` of the tokenizer's call, plus the `tokens` of each vector's kind, by
-            default one.
+            placeholders: the `max_length` of the tokenizer's call, plus the `tokens` of each vector's kind (by default
+            one).
         max_target_length: With `padding="max_length"`, the length of `labels`; None for `max_length`.
         max_vectors: With `padding="max_length"`, the number of vectors (of each kind) to which each row is padded with
             zeros; None for 1. If a whole batch may lack vectors, pass the processor as `tokenizer`, or pass `model`, so
             that the collator knows the width of a vector.
-        packing: Put several short rows of a batch into one sequence, so that less is padding. A sequence is at most as
-            long as the batch's longest row, or 64 tokens if all rows are shorter. Loss and gradients stay the same
-            within rounding. This is for training: batches without labels are not packed, and neither are streamed
+        packing: Whether to put several short rows of a batch into one sequence, which saves padding. A sequence is at
+            most as long as the batch's longest row, or 64 tokens if all rows are shorter. Loss and gradients stay the
+            same within rounding. This is for training: batches without labels are not packed, and neither are streamed
             batches that accelerate joins.
 
     Raises:
@@ -109,8 +112,8 @@ class DataCollatorWithFusion:
         # Without either, the width of a vector is unknown.
         self.knows_width = hasattr(source, "kinds")
         self.kinds: dict[str, VectorKind] = source.kinds if self.knows_width else plain_kind(DEFAULT_DIM)
-        # If the template of a processor has no place for a text, its rows may also have no vector: in a measurement of
-        # what the vectors are worth, for example. Other rows with neither are refused.
+        # If a processor's template has no `{text}`, rows may have no vector either, as in a measurement of what the
+        # vectors are worth. All other rows with neither text nor a vector are refused.
         self.reads_text = getattr(self.tokenizer, "reads_text", True)
         if isinstance(self.tokenizer, ProcessorMixin):
             self.tokenizer = self.tokenizer.tokenizer
@@ -121,9 +124,9 @@ class DataCollatorWithFusion:
         expected = getattr(getattr(self.model, "config", None), "lexical_token_id", self.lexical_token_id)
         if expected != self.lexical_token_id:
             raise ValueError(
-                f"{LEXICAL_TOKEN} is token {self.lexical_token_id} of the tokenizer and {expected} of the model. Put "
-                "DataCollatorWithFusion or T5FusionProcessor on the base model's tokenizer before adding tokens to it, "
-                f"or build the model with `T5WithFusion(..., lexical_token_id={self.lexical_token_id})`."
+                f"{LEXICAL_TOKEN} is token {self.lexical_token_id} of the tokenizer and {expected} of the model. Make "
+                "DataCollatorWithFusion or T5FusionProcessor with the base model's tokenizer before adding tokens to "
+                f"it, or build the model with `T5WithFusion(..., lexical_token_id={self.lexical_token_id})`."
             )
 
     def _check_padding(self) -> None:
@@ -163,8 +166,8 @@ class DataCollatorWithFusion:
             - `decoder_input_ids`, int64, in the shape of the labels, if there are labels and the collator has a
               `model`. (A model that gets labels makes the same ids from them.)
             - `row_ids` and `target_row_ids`, int64, in the shapes of `input_ids` and `labels`, if a sequence holds
-              several rows: to which row of its sequence each token belongs, from 1; 0 for padding. The batch then has
-              fewer sequences than rows, and a sequence has the vectors of its rows, one after another.
+              several rows: for each token, the number of its row within the sequence, from 1; 0 for padding. The batch
+              then has fewer sequences than rows, and a sequence has the vectors of its rows, one after another.
 
         Raises:
             ValueError: If a row is wrong, the message names its index in the batch and the field.
@@ -182,8 +185,11 @@ class DataCollatorWithFusion:
         if len(features) == 0:
             raise ValueError("the batch has no rows; expected one or more.")
         if not any("lexical_embeds" in row for row in features):
-            _refuse_vectors_by_another_name(features)
-        vectors = [vectors_of_kinds(index, row.get("lexical_embeds"), self.kinds) for index, row in enumerate(features)]
+            _refuse_misnamed_vectors(features)
+        vectors = [
+            vectors_of_kinds(index, row.get("lexical_embeds"), self.kinds, self.knows_width)
+            for index, row in enumerate(features)
+        ]
         texts = [self._read_text(index, row, vectors[index]) for index, row in enumerate(features)]
         has_labels = any(row.get("labels") is not None for row in features)
         labels = (
@@ -223,7 +229,7 @@ class DataCollatorWithFusion:
         return batch_feature
 
     def _read_text(self, index: int, row: Row, vectors: RowVectors) -> RowText:
-        """Return a row's text without its padding and with the placeholders of its vectors.
+        """Return a row's text, without padding and with the placeholders of the row's vectors.
 
         Args:
             index: Index of the row, for the message.
@@ -231,8 +237,8 @@ class DataCollatorWithFusion:
             vectors: The row's vectors by kind.
 
         Raises:
-            ValueError: The row has neither text nor a vector, its ids are not integers or hold another number of
-                placeholders, or the mask has a different length.
+            ValueError: The row has neither text nor a vector; its ids are not integers, or do not hold as many
+                placeholders as its vectors need; or the mask has a different length.
         """
         ids = _read_ids(index, "input_ids", row.get("input_ids"))
         pad = self.tokenizer.pad_token_id
@@ -246,7 +252,7 @@ class DataCollatorWithFusion:
         placeholder_ids = [placeholder.token_id for placeholder in self.placeholders.values()]
         not_text = (pad, self.tokenizer.eos_token_id, *placeholder_ids)
         counts = {name: len(row_vectors) for name, row_vectors in vectors.items()}
-        # A row may have vectors alone, but also then its ids hold </s>.
+        # A row with vectors alone still has an id: </s>.
         is_empty = self.reads_text and np.isin(ids[mask], not_text).all() and not any(counts.values())
         if not mask.any() or is_empty:
             raise bad_row(index, "input_ids", NO_TEXT)
@@ -307,7 +313,7 @@ class DataCollatorWithFusion:
             ValueError: A row has more vectors than `padding="max_length"` allows.
         """
         width = self.kinds[kind].dim if len(self.kinds) > 1 else next((row.shape[1] for row in rows if len(row)), None)
-        count = max(len(row) for row in rows)  # Every row is padded to as many vectors.
+        count = max(len(row) for row in rows)  # Every row is padded to this number of vectors.
         if self.padding == "max_length":
             count, width = self.max_vectors or 1, width or (self.kinds[kind].dim if self.knows_width else None)
             for index, row in enumerate(rows):
@@ -344,7 +350,7 @@ def _check_widths(rows: list[Vectors], field: str, kind_width: int | None) -> No
     Args:
         rows: The vectors of each row.
         field: How the message calls them.
-        kind_width: The width of the kind; None for that of the first row that has a vector.
+        kind_width: The width of the kind; None for the width of the batch's first vector.
 
     Raises:
         ValueError: They do not.
@@ -354,7 +360,7 @@ def _check_widths(rows: list[Vectors], field: str, kind_width: int | None) -> No
         if len(row) and row.shape[1] != width:
             expected = f"{width}, as in the rows before. Encode all rows with one encoder"
             if kind_width is not None:
-                expected = f"{width}, the width of this kind"
+                expected = f"{width}, the width of this kind{SEVERAL_NUMBERS if width == 1 else ''}"
             raise bad_row(index, field, f"vectors of {row.shape[1]} numbers; expected {expected}")
 
 
@@ -402,7 +408,7 @@ def _span_of_used(is_used: npt.NDArray[np.bool_]) -> slice:
 
 
 def _is_joined_by_accelerate() -> bool:
-    """Return whether accelerate will join this batch with those of other processes, as it does for streamed data."""
+    """Return whether accelerate will join this batch with other processes' batches, as it does for streamed data."""
     module: Any = sys.modules.get("accelerate.data_loader")
     if module is None:
         return False
@@ -439,7 +445,7 @@ def _other_columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row if name not in inputs))
 
 
-def _refuse_vectors_by_another_name(rows: Sequence[Row]) -> None:
+def _refuse_misnamed_vectors(rows: Sequence[Row]) -> None:
     """Check that no column other than `lexical_embeds` holds vectors.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The configuration of `T5WithFusion`: T5's config with the fields that lexical vectors need."""
+"""The configuration of `T5WithFusion`: T5's config, and fields for the vectors that the model reads."""
 
 from typing import Any
 
@@ -13,20 +13,21 @@ PLACED_TOKEN_IDS: set[int] = set()
 
 
 class T5FusionConfig(T5Config):
-    """Configuration of a T5 that reads lexical vectors beside its text.
+    """Configuration of a T5 that reads vectors beside its text.
 
     Args:
-        lexical_dim: Width of a lexical vector. The default, 384, is that of all-MiniLM-L6-v2. With `vectors`, it is the
-            width of the first kind, and need not be given.
+        lexical_dim: Width of a vector. The default, 384, is that of all-MiniLM-L6-v2. With `vectors`, leave it out: it
+            is the width of the first kind.
         lexical_token_id: Id of the placeholder `<lexical>` in `input_ids`. It needs no row in the embedding table. The
             default is the first id that T5's tokenizer leaves free, or `vocab_size` if that is smaller; for a larger
             tokenizer, such as mT5's, pass `len(tokenizer)`. Further kinds of vectors take the ids after it.
-        vectors: The kinds of vectors, in the order in which they stand before the text: a name for each, with a width
-            or a [`VectorKind`], such as `{"item": 64, "image": VectorKind(512, tokens=8, projector="mlp")}`. A width
-            means raw numbers, `VectorKind(width, scale="standard")`. None means one kind, "lexical", of width
-            `lexical_dim`, that becomes one token and has no scale.
-        vector_dropout: The share of rows that lose their vectors in a training step, chosen at random. So one model
-            learns to answer with vectors and without.
+        vectors: A declaration of the kinds of vectors (it holds no vectors), in the order in which they stand before
+            the text: a name for each, with a width or a [`VectorKind`], such as
+            `{"item": 64, "image": VectorKind(512, tokens=8, projector="mlp")}`. A width means raw numbers,
+            `VectorKind(width, scale="standard")`. None means one kind, called "lexical", without a scale: its vectors
+            are `lexical_dim` wide, and each becomes one token.
+        vector_dropout: The probability with which a row loses its vectors in a training step, so that the model also
+            learns to answer without them.
         backbone: Hub id or folder of the base model that this model was built from; None for a model built from
             scratch.
         backbone_revision: Commit of the base model, if it came from the Hub.

@@ -1,14 +1,14 @@
 """Faster training steps on a CPU.
 
 `T5WithFusion.forward` runs in the context `fast_step(model, device)`. While a model trains on a CPU, this context
-replaces some of torch's functions. In every precision:
+replaces some of torch's functions. In every precision, it replaces one:
 
 - Dropout draws 16 random bits for a number, where torch draws a whole random float.
 
-In bf16 autocast also these, which equal torch's own within the rounding of bf16:
+In bf16 autocast, it replaces more. The results equal torch's own within the rounding of bf16:
 
-- The matrices of frozen weights are cast once, and not in every step.
-- Attention over short rows multiplies matrices: its backward pass is faster than that of the fused kernel.
+- The matrices of frozen weights are cast once, instead of in every step.
+- Attention over short rows multiplies matrices: its backward pass is faster than the fused kernel's.
 - The loss reads the logits in parts, so that they are never all in memory as fp32.
 - T5's `gelu_new` is one kernel, where transformers computes it in eight steps.
 
@@ -27,8 +27,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.activations import NewGELUActivation
 
 LONGEST_ATTENTION = 256  # positions; for longer rows, torch's own kernel is faster and needs less memory
-PART = 64  # rows of logits that are in memory as fp32 at one time
-DRAWS = 2**16  # values of the random number that decides whether dropout keeps a number
+PART = 64  # rows of logits that are in memory as fp32 at a time
+DRAWS = 2**16  # the number of values of the random integer that decides whether dropout keeps a number
 SAMPLES = 64  # numbers of a frozen weight that show whether it has changed
 
 _step = threading.local()  # `_step.in_bf16` is True inside of a `FastStep` in bf16
@@ -61,7 +61,7 @@ class FastStep(TorchFunctionMode):
 
 
 def fast_step(model: Any, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context of a forward pass: a `FastStep` if the model trains on a CPU, and else an empty context.
+    """Return the context of a forward pass: a `FastStep` if the model trains on a CPU, otherwise an empty context.
 
     Args:
         model: A `T5WithFusion`.
@@ -84,7 +84,7 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """Return `F.dropout` of the input, with other random numbers from the same generator.
+    """Return `F.dropout` of the input, with different random numbers from the same generator.
 
     `p` is rounded to a multiple of 1 / 65536, and what stays is scaled so that its expected value is the input.
     """
@@ -99,12 +99,12 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
     return input * mask.mul_(DRAWS / (DRAWS - dropped))
 
 
-# Frozen weight -> its bf16 copy, and what shows that the copy is still right.
+# For each frozen weight: its bf16 copy, and the state by which a later step sees whether the weight has changed.
 _copies: Any = WeakTensorKeyDictionary()
 
 
 def forget_copies() -> None:
-    """Free the bf16 copies of frozen weights. The next step of a training makes them again."""
+    """Free the bf16 copies of frozen weights. The next training step makes them again."""
     _copies.clear()
 
 
@@ -116,7 +116,7 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
 
 def _bf16_copy(weight: torch.Tensor) -> torch.Tensor:
-    """Return a frozen weight in bf16, from the step before if it has not changed since."""
+    """Return a frozen weight in bf16: the copy of an earlier step, if the weight has not changed since."""
     # When PEFT merges an adapter, it changes `weight.data`, and torch does not count that in `_version`. So some of the
     # weight's numbers are compared too.
     sample = weight.detach().view(-1)[:: max(1, weight.numel() // SAMPLES)] if weight.is_contiguous() else weight
@@ -140,8 +140,8 @@ def attention(
 ) -> torch.Tensor:
     """Return what `F.scaled_dot_product_attention` returns, float (batch, heads, length, width).
 
-    T5's attention is in bf16, has a mask that is added, and does not scale the scores. Over at most `LONGEST_ATTENTION`
-    positions, this function computes it by multiplying matrices. It leaves all other attention to torch.
+    In bf16, with a mask that is added to unscaled scores (as T5 has) and at most `LONGEST_ATTENTION` positions, this
+    function multiplies matrices. Any other attention is left to torch.
     """
     batch, heads, length, _ = query.shape
     is_short = max(length, key.shape[2]) <= LONGEST_ATTENTION
@@ -167,7 +167,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Return `F.cross_entropy`; that of bf16 logits, (rows, vocabulary), in parts. Other losses are left to torch."""
+    """Return `F.cross_entropy`. bf16 logits, (rows, vocabulary), are read in parts. Other cases are left to torch."""
     is_plain = (weight, size_average, reduce, reduction, label_smoothing) == (None, None, None, "mean", 0.0)
     if is_plain and input.dim() == 2 and input.dtype == torch.bfloat16:
         loss: torch.Tensor = CrossEntropyInParts.apply(input, target, ignore_index)
@@ -178,7 +178,7 @@ def cross_entropy(
 
 
 class CrossEntropyInParts(torch.autograd.Function):
-    """Mean cross-entropy, fp32 (), of bf16 logits (rows, vocabulary), of which only a part is fp32 at one time."""
+    """Mean cross-entropy, fp32 (), of bf16 logits (rows, vocabulary). Only a part of them is in fp32 at a time."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, ignored: int) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""The closed-form start of the fusion layer: `FittingMixin` gives `T5WithFusion` its `fit_fusion`.
+"""The fit of the fusion layer before training: `FittingMixin` gives `T5WithFusion` its `fit_fusion`.
 
 The output of a fusion layer with random weights means nothing to T5, and low-rank adapters learn to ignore it before
-the layer has learnt anything. The closed-form start needs no gradients: a ridge regression predicts the mean embedding
-of a target's tokens from the row's vector, and its weights become those of the layer. So from the first training step
-on, the model reads a vector as a mixture of the tokens that the target probably has.
+the layer has learnt anything. `fit_fusion` replaces these weights without gradients, in closed form: a ridge regression
+predicts the mean embedding of a target's tokens from the row's vector, and its weights become those of the layer. So
+from the first training step on, the model reads a vector as a mixture of the tokens that the target probably has.
 """
 
 import math
@@ -29,7 +29,7 @@ else:
     Model = object
 
 STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties per row and unit, to choose from
-SMALLEST_FREEDOM = 1e-7  # With fewer degrees of freedom per row, an estimate of errors is nothing but rounding errors.
+SMALLEST_FREEDOM = 1e-7  # With fewer degrees of freedom per row, the estimated error is only rounding.
 UNIT_VARIANCES = (0.01, 10)  # variances of vectors (summed over their columns) for which the unit of penalties is 1
 FIRST_ROWS = 100_000  # Token frequencies and scales come from this many rows. Memory never holds more rows.
 CHUNK_ROWS = 8192  # the most rows whose numbers are in memory as float64
@@ -40,20 +40,20 @@ class FittingMixin(Model):
 
     @torch.no_grad()
     def fit_fusion(self, rows: Iterable[Mapping[str, Any]]) -> float:
-        """Start the fusion layer in closed form from the training rows.
+        """Fit the fusion layer to the training rows in closed form, as a start for training.
 
         Call this before training, before or after `get_peft_model`. Training continues from these weights, and the
-        adapter saves the result. After `get_peft_model`, only the active adapter's copy of the layer changes. If kinds
-        of vectors have a scale, it is read off the rows first. The first process prints on standard error how much the
-        vectors explain.
+        adapter saves the result. After `get_peft_model`, only the active adapter's copy of the layer changes. If a kind
+        of vectors has a scale, the scale is fitted to the rows first. The first process prints on standard error how
+        much the vectors explain.
 
         Args:
             rows: Rows as `DataCollatorWithFusion` takes them: a list, a `datasets.Dataset` or any iterable, read once.
-                Rows are used that have `labels`, token ids with or without padding, and `lexical_embeds`, float (dim,)
-                or (vectors, dim), or a dict of these by kind. Several vectors of a row count as their mean. Rows
-                without a vector of a kind are skipped for that kind. Memory does not grow with the number of rows:
-                after 100,000 of them, only sums are kept. The frequencies of tokens, and the scales, are those of the
-                first 100,000.
+                A row needs `labels`, token ids with or without padding, and `lexical_embeds`, float (dim,) or (vectors,
+                dim), or a dict of these by kind; other rows are skipped. Several vectors of a row count as their mean.
+                A row without a vector of a kind is skipped for that kind. Memory does not grow with the number of
+                rows: after 100,000 of them, only sums are kept. The frequencies of tokens, and the scales, are those
+                of the first 100,000.
 
         Returns:
             The share of the variance of the targets' mean embeddings that the vectors would explain on other rows, as
@@ -71,11 +71,11 @@ class FittingMixin(Model):
         embeddings = self.get_input_embeddings().weight.float().cpu()
         shares = []
         for name, moments in read_moments(rows, self.config.kinds, projectors, embeddings).items():
-            # A scale has brought the numbers to the size for which the penalties are made.
+            # A scale has brought the numbers to the magnitude for which the penalties are made.
             unit = 1.0 if self.config.kinds[name].scale else penalty_unit(moments)
-            weight, explained = start_weight(moments, self.config.kinds[name].tokens, unit)
+            weight, explained = fit_weight(moments, self.config.kinds[name].tokens, unit)
             if explained > 0:
-                start_from(projectors[name], weight, moments)
+                set_weight(projectors[name], weight, moments)
             shares.append(explained)
             if os.environ.get("RANK", "0") == "0":
                 _report("" if name == DEFAULT_KIND else f"{name} ", moments.rows, explained)
@@ -83,7 +83,7 @@ class FittingMixin(Model):
 
     @torch.no_grad()
     def fit_scales(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Read only the scales of the kinds of vectors off the training rows. `fit_fusion` does this too.
+        """Fit only the scales of the kinds of vectors to the training rows. `fit_fusion` does this too.
 
         Args:
             rows: As for `fit_fusion`. At most 100,000 of them are read.
@@ -95,7 +95,7 @@ class FittingMixin(Model):
         fusion = self.fusion_to_fit()
         projectors = {name: fusion.projector(name) for name in self.config.kinds}
         first, _ = split_off(read_blocks(rows, self.config.kinds, CHUNK_ROWS), FIRST_ROWS)
-        fit_scales(first, projectors)
+        _fit_scales(first, projectors, "fit_scales")
 
     def fusion_to_fit(self) -> Any:
         """Return the fusion layer that training changes: the active adapter's copy, or the model's own.
@@ -108,12 +108,12 @@ class FittingMixin(Model):
         if copies is not None and fusion.active_adapters:
             return copies[fusion.active_adapters[0]]
         if getattr(self, "peft_config", None):
-            # PEFT puts the names of the active adapters into each layer that it wraps.
+            # PEFT stores the names of the active adapters in each layer that it wraps.
             layers: Any = (module for module in self.modules() if hasattr(module, "base_layer"))
             active = next((layer.active_adapters for layer in layers), list(self.peft_config))
             raise ValueError(
                 f"the active adapter {', '.join(map(repr, active))} does not hold the fusion "
-                "layer, so fitted weights would not be saved. Put the adapter on with `modules_to_save=['fusion']` in "
+                "layer, so fitted weights would not be saved. Attach the adapter with `modules_to_save=['fusion']` in "
                 "its config, which is the default after `import t5fusion`, or call this on a model without an adapter."
             )
         return fusion
@@ -162,11 +162,12 @@ class Moments:
         return part
 
 
-def start_weight(moments: Moments, tokens: int, unit: float) -> tuple[Tensor, float]:
+def fit_weight(moments: Moments, tokens: int, unit: float) -> tuple[Tensor, float]:
     """Return the weight of a projector's last layer, float64 (tokens * d_model, inputs), and the share explained.
 
-    Each token of a vector predicts the mean of the whole target, plus the difference between that and the mean of the
-    token's part. The differences are harder to predict, so they are fitted by themselves, with a penalty of their own.
+    Each token of a vector predicts a part of the target: the mean embedding of the whole target, plus the difference
+    between the part's mean and that mean. The differences are harder to predict, so they are fitted separately, with
+    their own penalty.
 
     Args:
         moments: The moments of a kind; see `read_moments`.
@@ -181,17 +182,18 @@ def start_weight(moments: Moments, tokens: int, unit: float) -> tuple[Tensor, fl
     return whole.repeat(tokens, 1) + (differences if explained_differences > 0 else 0), explained
 
 
-def start_from(projector: Any, weight: Tensor, moments: Moments) -> None:
+def set_weight(projector: Any, weight: Tensor, moments: Moments) -> None:
     """Set the last layer of a projector to a ridge regression's weight, float64 (outputs, inputs).
 
-    The prediction is that of the targets' deviation from their mean, because the mean says nothing about a row.
+    The layer then predicts how a target deviates from the mean of all targets, because that mean says nothing about a
+    row.
 
     Args:
         projector: The `VectorProjector`.
         weight: The weight.
         moments: The moments of the inputs that the weight was fitted to.
     """
-    if isinstance(projector.scale, VectorScale):  # The predictions become as long as the initial bias.
+    if isinstance(projector.scale, VectorScale):  # The predictions get the magnitude of the initial bias.
         squares = (weight @ moments.input_products * weight).sum() / moments.rows
         weight = weight * (len(weight) / squares).sqrt()
     projector.last_layer.weight.copy_(weight)
@@ -216,10 +218,10 @@ def read_moments(
 ) -> dict[str, Moments]:
     """Return, for each kind that some rows have, the moments of its inputs and of the embeddings that it predicts.
 
-    The inputs are what the last linear layer of the kind's projector reads of a row's mean vector: the vector itself,
+    The inputs are what the last linear layer of the kind's projector reads for a row's mean vector: the scaled vector,
     or the hidden layer of an MLP. The outputs are the mean embedding of the target's tokens. If a vector becomes k > 1
-    tokens, the target is split into k parts, and k more outputs follow: the mean embedding of each part less that of
-    the whole target.
+    tokens, the target is split into k parts, and k more outputs follow: the mean embedding of each part minus
+    the mean embedding of the whole target.
 
     Args:
         rows: See `FittingMixin.fit_fusion`.
@@ -231,11 +233,11 @@ def read_moments(
         ValueError: The width of a vector is not that of its kind, or no row has both a vector and labels.
     """
     moments: dict[str, Moments] = {}
-    # Token weights and scales are those of the first rows, so that memory does not grow with the number of rows.
+    # Token weights and scales come from the first rows, so that memory does not grow with the number of rows.
     size = max(1, CHUNK_ROWS // max(kind.tokens for kind in kinds.values()))
     first, others = split_off(read_blocks(rows, kinds, size), FIRST_ROWS)
     weights = token_weights([block.distinct_tokens() for block in first], len(embeddings))
-    fit_scales(first, projectors)
+    _fit_scales(first, projectors, "fit_fusion")
     while first:
         _add_block(moments, first.pop(0), kinds, projectors, embeddings, weights)
     for block in others:
@@ -271,8 +273,14 @@ def _add_block(
         moments[name].add(inputs, outputs)
 
 
-def fit_scales(blocks: Sequence[RowBlock], projectors: Mapping[str, Any]) -> None:
-    """Fit the scale of each kind that has one to the vectors of some rows, and print if another scale may be better."""
+def _fit_scales(blocks: Sequence[RowBlock], projectors: Mapping[str, Any], caller: str) -> None:
+    """Fit each kind's scale to the vectors of some rows, and print advice if a different scale may be better.
+
+    Args:
+        blocks: The rows.
+        projectors: The `VectorProjector` of each kind.
+        caller: The method that was called, for the advice.
+    """
     for name, projector in projectors.items():
         of_kind = [block.only(block.counts[name] > 0) for block in blocks if name in block.counts]
         rows = sum(block.rows for block in of_kind)
@@ -288,13 +296,13 @@ def fit_scales(blocks: Sequence[RowBlock], projectors: Mapping[str, Any]) -> Non
         if isinstance(projector.scale, VectorScale):
             projector.scale.fit(vectors)
         if os.environ.get("RANK", "0") == "0" and (advice := scale_advice(name, projector.kind, vectors)):
-            print(f"fit_fusion: {advice}", file=sys.stderr)
+            print(f"{caller}: {advice}", file=sys.stderr)
 
 
 def token_weights(targets: Sequence[DistinctTokens], vocabulary: int) -> Tensor:
     """Return the inverse document frequency of each token, log(rows / rows that hold it), float32 (vocabulary,).
 
-    So rare tokens weigh more (Sparck Jones 1972).
+    Rare tokens have larger weights (Sparck Jones 1972).
 
     Args:
         targets: The distinct tokens of each target, by blocks of rows.
@@ -321,10 +329,10 @@ def mean_embeddings(targets: DistinctTokens, embeddings: Tensor, weights: Tensor
 
 
 def penalty_unit(moments: Moments) -> float:
-    """Return the unit of ridge penalties for vectors without a scale, so that their size does not matter.
+    """Return the unit of ridge penalties for vectors without a scale, so that their magnitude does not matter.
 
-    It is 1 for vectors about as long as unit vectors, and otherwise the power of ten that is nearest to their variance.
-    So vectors that were multiplied by a power of ten have penalties that are equivalent.
+    It is 1 if the norms are near 1, and otherwise the power of ten that is nearest to the variance of the vectors. So
+    if all vectors are multiplied by a power of ten, the penalties to choose from stay equivalent.
     """
     variance = moments.input_products.trace().item() / moments.rows
     smallest, largest = UNIT_VARIANCES

@@ -26,7 +26,7 @@ class VectorKind:
         scale: "standard" is for raw numbers: `fit_fusion` finds the mean and the standard deviation of each column, and
             the fusion layer applies them. "log" is for columns that span orders of magnitude, such as
             prices and counts: it does the same to their logarithms. None is for embeddings that an encoder has scaled:
-            the model then reads the direction of a vector, not its length.
+            the model then reads the direction of a vector, not its norm.
 
     Raises:
         ValueError: A field has the wrong type, or is out of range.
@@ -68,10 +68,11 @@ def read_kinds(vectors: Any) -> dict[str, VectorKind]:
 
     Args:
         vectors: Mapping from names to widths, `VectorKind`s or dicts of their fields, in the order in which the kinds
-            stand before the text; or what `list_kinds` returns.
+            stand before the text; or the list that `list_kinds` returns. A missing `scale` means "standard" in a
+            mapping and None in a list, because the kinds in older files had no scales.
 
     Raises:
-        ValueError: It is something else, it is empty, or a name or a field is wrong.
+        ValueError: `vectors` is something else or empty, or a name or a field is wrong.
     """
     if isinstance(vectors, list) and all(isinstance(saved, dict) and "name" in saved for saved in vectors):
         vectors = {
@@ -111,7 +112,8 @@ def _read_kind(name: str, given: Any) -> VectorKind:
         known = ", ".join(f"`{field.name}`" for field in fields(VectorKind)[1:])
         cause: Any = error
         if isinstance(error, TypeError):
-            cause = f"it has the fields {', '.join(map(repr, given))}; expected `dim`, and some of {known}."
+            found = f"it has the fields {', '.join(map(repr, given))}" if "dim" in given else "it has no `dim`"
+            cause = f"{found}; expected `dim`, its width, and optionally {known}."
         raise ValueError(f"kind {name!r} in `vectors`: {cause}") from None
 
 
@@ -119,8 +121,8 @@ def check_name(name: Any) -> str:
     """Return the name of a kind.
 
     Raises:
-        ValueError: It does not begin with a letter or `_`, or it holds other characters than ASCII letters, digits,
-            `_` and `-`, which a weight's name and a token can hold.
+        ValueError: It is not a letter or `_`, followed by ASCII letters, digits, `_` and `-`. Only these fit both in
+            the name of a weight and in a token.
     """
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Loading of fused models: `FusedLoadingMixin` gives `T5WithFusion` its `from_pretrained` and `load_adapter`.
 
 A name may stand for a base model, for a fused model with or without stored weights, or for an adapter.
-`resolve_checkpoint` finds out which of them it is, and where the weights are.
+`resolve_checkpoint` finds out what it stands for, and where the weights are.
 """
 
 import copy
@@ -54,9 +54,9 @@ NOT_CHOICES = {
 
 
 class FusedLoadingMixin(Model):
-    """Loading for a model with `encoder.fusion`, which the weights of a base model do not include."""
+    """Loading for a model with a fusion layer (`encoder.fusion`), which the weights of a base model do not include."""
 
-    _hf_peft_config_loaded: bool  # whether the model has an adapter that transformers put on
+    _hf_peft_config_loaded: bool  # whether an adapter is attached, without a `PeftModel`
 
     @overload
     @classmethod
@@ -96,7 +96,7 @@ class FusedLoadingMixin(Model):
 
         A base model gets a new fusion layer, whose weights depend only on the sizes and on the base model. The config
         then names the base model and its commit (`config.backbone`, `config.backbone_revision`). Adapters record
-        "T5WithFusion(ID@COMMIT)" as their base model, so that no other class loads the plain T5 beneath them. For an
+        "T5WithFusion(ID@COMMIT)" as their base model, so that no other class loads the plain T5 in its place. For an
         adapter, this method first loads the base model that the adapter names.
 
         Args:
@@ -119,7 +119,7 @@ class FusedLoadingMixin(Model):
                 weights lack the fusion layer; `config` has no `lexical_dim`; the base model's tokenizer cannot be
                 loaded; `device_map` offloads a fusion layer that has no weights yet; or the adapter does not fit.
             OSError: There is neither a folder of this name nor a repository within reach; or a file cannot be read, for
-                example that of an adapter that the config announces.
+                example a file of an adapter that the config announces.
             ImportError: There is an adapter, and peft is not installed.
         """
         if pretrained_model_name_or_path is None:
@@ -188,8 +188,7 @@ class FusedLoadingMixin(Model):
         """Load a PEFT adapter, with the same weights as `PeftModel` loads, and make it the active one.
 
         transformers' own method is not enough. Before release 5.20, it does not load the fusion layer of an adapter: it
-        leaves the layer as it was, or fills it with NaN, without a message. Every release leaves a second adapter
-        inactive.
+        leaves the layer unchanged, or fills it with NaN, without a message. No release activates a second adapter.
 
         Args:
             peft_model_id: Hub id or folder of the adapter.
@@ -204,10 +203,10 @@ class FusedLoadingMixin(Model):
 
         Raises:
             ValueError: The model already has an adapter of this name, or the adapter's weights do not fit the model.
-                The adapter is then taken off again; a table that was resized for it stays resized.
+                The adapter is then removed again; a table that was resized for it stays resized.
             ImportError: peft is not installed.
         """
-        if adapter_kwargs == SKIP_ADAPTER:  # Some releases of transformers call this without a look at the subfolder.
+        if adapter_kwargs == SKIP_ADAPTER:  # Some releases of transformers call this without reading the subfolder.
             return SimpleNamespace(**NOTHING_LOADED, to_dict=NOTHING_LOADED.copy)
         handled_keywords = {"is_trainable", *HUB_KEYWORDS}
         is_plain_call = not args and peft_model_id is not None and kwargs.keys() <= handled_keywords
@@ -215,12 +214,12 @@ class FusedLoadingMixin(Model):
             return super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
         is_trainable = kwargs.pop("is_trainable", False)
         hub_kwargs = kwargs | (adapter_kwargs or {})
-        return self._put_on_adapter(peft_model_id, adapter_name or "default", is_trainable, hub_kwargs)
+        return self._attach_adapter(peft_model_id, adapter_name or "default", is_trainable, hub_kwargs)
 
-    def _put_on_adapter(
+    def _attach_adapter(
         self, peft_model_id: NameOrPath | None, name: str, is_trainable: bool, hub_kwargs: dict[str, Any]
     ) -> Any:
-        """Put a saved adapter on the model, as `load_adapter` describes.
+        """Attach a saved adapter to the model, as `load_adapter` describes.
 
         Args:
             peft_model_id: Hub id or folder of the adapter.
@@ -230,7 +229,7 @@ class FusedLoadingMixin(Model):
         """
         peft = _import_peft(f"{peft_model_id} holds an adapter of peft")
         if self._hf_peft_config_loaded and name in self.peft_config:
-            raise ValueError(f"the model already has an adapter {name!r}. Pass another `adapter_name`.")
+            raise ValueError(f"the model already has an adapter {name!r}. Pass a different `adapter_name`.")
         # huggingface_hub no longer takes `proxies`, although transformers does.
         hub_kwargs = {key: value for key, value in hub_kwargs.items() if key != "proxies"}
         adapter_config = peft.PeftConfig.from_pretrained(peft_model_id, **hub_kwargs)
@@ -239,7 +238,7 @@ class FusedLoadingMixin(Model):
         # PEFT saves weights under the names that they have in a `PeftModel`.
         weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}
         rows = _saved_rows(weights)
-        # The table is resized first, because PEFT looks up the adapter's tokens in it when it puts the adapter on.
+        # The table is resized first, because PEFT looks up the adapter's tokens in it when it attaches the adapter.
         if rows is not None and rows != self.shared.num_embeddings:
             self.resize_token_embeddings(rows, mean_resizing=False)
         _drop_tied_tokens(weights)
@@ -318,8 +317,8 @@ def _saved_rows(weights: dict[str, Any]) -> int | None:
 def _drop_tied_tokens(weights: dict[str, Any]) -> None:
     """Remove the head's copy of the trained tokens from the weights, in place, if it equals the embedding table's.
 
-    With `trainable_token_indices` and a saved table, PEFT saves the trained tokens of a tied head twice, and has no
-    place for the second copy in a model that it loads.
+    With `trainable_token_indices` and a saved table, PEFT saves the trained tokens of a tied head twice, but a model
+    that it loads has no place for the second copy.
     """
     table, head = (f"{module}.token_adapter.trainable_tokens_delta" for module in ("shared", "lm_head"))
     if table in weights and head in weights and weights[table].equal(weights[head]):
@@ -334,7 +333,7 @@ def _fill_adapter(peft: Any, model: Any, name: str, weights: dict[str, Any], nam
         model: The model, with the adapter.
         name: Name of the adapter.
         weights: The adapter's weights by name.
-        names_before: Names of the model's parameters before the adapter was put on.
+        names_before: Names of the model's parameters before the adapter was attached.
 
     Raises:
         KeyError: Weights of the adapter are missing, or some weights belong to no part of it.
@@ -350,7 +349,7 @@ def _fill_adapter(peft: Any, model: Any, name: str, weights: dict[str, Any], nam
 
 
 def _remove_adapter(peft: Any, model: Any, name: str, peft_type: str) -> None:
-    """Take the adapter `name` off the model, and restore the layers beneath it.
+    """Remove the adapter `name` from the model, and restore the layers that it replaced.
 
     Args:
         peft: The package.
@@ -374,7 +373,7 @@ def _activate_adapter(peft: Any, model: Any, name: str) -> None:
 
 @dataclass
 class ResolvedCheckpoint:
-    """What a name stands for: where its weights are, and what goes on top of them."""
+    """What a name stands for: where its weights are, and which adapter belongs to them."""
 
     source: NameOrPath  # Hub id or folder of the weights
     commit: str | None  # commit of the source, if it is on a Hub
@@ -382,7 +381,7 @@ class ResolvedCheckpoint:
     config: T5FusionConfig
     choices: dict[str, Any]  # config fields that differ from the source's defaults, and its subfolder if it has one
     kwargs: dict[str, Any]  # keywords for transformers' `from_pretrained`
-    adapter: NameOrPath | None  # Hub id or folder of the adapter that goes on top
+    adapter: NameOrPath | None  # Hub id or folder of the adapter
     adapter_hub_kwargs: dict[str, Any]  # Hub keywords of the adapter
 
 
@@ -391,14 +390,14 @@ def resolve_checkpoint(
 ) -> ResolvedCheckpoint:
     """Find the weights, the config and the adapter that `name` stands for.
 
-    A missing file may only mean that the Hub is out of reach. So the saved config decides whether the weights are in
-    another place, and whether there must be an adapter.
+    A missing file may only mean that the Hub is out of reach. So the saved config decides whether the weights are
+    elsewhere, and whether there must be an adapter.
 
     Args:
         name: Hub id, folder, or name that an adapter recorded.
         config: Config to use instead of the saved one, or the Hub id or folder of such a config.
-        kwargs: Keywords of `from_pretrained`: Hub keywords, config fields, and those of transformers. `adapter_kwargs`
-            is taken out.
+        kwargs: Keywords of `from_pretrained`: Hub keywords, config fields, and keywords of transformers. This function
+            removes `adapter_kwargs` from them.
 
     Raises:
         OSError: There is neither a folder of this name nor a repository within reach; a config or another file cannot
@@ -444,7 +443,7 @@ def resolve_checkpoint(
 def choices_of(
     config: T5FusionConfig, source: NameOrPath, hub_kwargs: dict[str, Any], saved: dict[str, Any], token_chosen: bool
 ) -> dict[str, Any]:
-    """Return the fields of `config` that differ from the checkpoint's defaults, and the subfolder if there is one.
+    """Return the user's choices: fields of `config` that differ from the checkpoint's defaults, and the subfolder.
 
     Args:
         config: The config with which the model is loaded.
@@ -454,7 +453,7 @@ def choices_of(
         token_chosen: Whether the caller gave `lexical_token_id`. For a base model it then counts as a choice, even if
             it equals the default, because finding the default would need the tokenizer.
     """
-    if not hasattr(config, "lexical_token_id"):  # This is not the config of a fused model. `T5WithFusion` refuses it.
+    if not hasattr(config, "lexical_token_id"):  # `T5WithFusion` refuses such a config, which is not a fused model's.
         return {}
     token = {} if "lexical_token_id" in saved else {"lexical_token_id": config.lexical_token_id}
     default, _ = fused_config(source, hub_kwargs, saved, None, dict(token))
@@ -573,7 +572,7 @@ def _config_from_saved(
     dtype = {field: kwargs.pop(field) for field in ("dtype", "torch_dtype") if field in kwargs}
     # `from_dict`, because `from_pretrained` would warn that a "t5" becomes a "t5_fusion".
     config, kwargs = T5FusionConfig.from_dict(saved, return_unused_kwargs=True, **kwargs)
-    return config, kwargs | dtype  # The config would take the dtype "auto" for the name of a dtype.
+    return config, kwargs | dtype  # The config never gets the dtype: it would take "auto" for the name of a dtype.
 
 
 def commit_of(name: NameOrPath, hub_kwargs: dict[str, Any]) -> str | None:

@@ -1,12 +1,15 @@
-"""T5 that reads lexical vectors, which are dense vectors beside the text of a row.
+"""T5 that reads dense vectors beside the text of a row.
 
 A row's token ids hold placeholders, `<lexical>`, for its vectors. Each vector is projected to one or more token
-embeddings, which take the places of the placeholders' embeddings in the encoder's input. A model may read vectors of
-several kinds, each with a width and a placeholder of its own.
+embeddings, which replace the placeholders' embeddings in the encoder's input. A model may read several kinds of
+vectors, each with a width and a placeholder of its own. (Here, "kind" always means a kind of vectors.)
+
+The word "lexical" in `lexical_embeds`, `lexical_dim` and other names is historical. The vectors may stand for anything:
+a text, an image, a user, a price.
 
 `LexicalFusion` projects the vectors, `LexicalEncoder` puts them in place, and `T5WithFusion` is the whole model.
 `checking_t5fusion.py` checks the model's inputs, `loading_t5fusion.py` loads the model, `saving_t5fusion.py` saves it,
-and `fitting_t5fusion.py` sets the fusion layer's first weights.
+and `fitting_t5fusion.py` fits the fusion layer to training rows before training.
 """
 
 import os
@@ -59,7 +62,7 @@ class VectorProjector(nn.Module):
 
     Raw numbers are scaled first (`VectorScale`); vectors of an encoder are not. T5's token embeddings are large (root
     mean square of 1 and above), while the projection of a unit vector is small (about 0.05). So the projection is
-    normalised to the size of the base model's embeddings: `norm.weight` starts from their root mean square.
+    normalised to the root mean square of the base model's embeddings, which is the initial value of `norm.weight`.
     """
 
     def __init__(self, kind: VectorKind, config: T5FusionConfig) -> None:
@@ -99,9 +102,9 @@ class VectorProjector(nn.Module):
     def initial_bias(self) -> torch.Tensor:
         """Return the initial bias of the last layer, float32 (outputs,): zeros if the kind has no scale.
 
-        The norm discards the length of a projection, so without a bias, vectors of one direction would all become the
-        same embedding. With a bias as long as the projection of a typical vector, a vector's length changes the
-        direction of the sum.
+        The norm layer discards the magnitude of a projection: without a bias, x and 2x would become the same embedding.
+        With a bias as large as the projection of a typical vector, the magnitude of a vector changes the direction of
+        the sum.
         """
         outputs = self.last_layer.bias.shape[0]
         if isinstance(self.scale, VectorScale):
@@ -230,9 +233,9 @@ class LexicalEncoder(T5InitMixin, T5Stack):
                 "`packing=True`."
             )
         # `T5WithFusion.forward` calls `embed` itself, and passes only the result, as `inputs_embeds`.
-        is_embedded = input_ids is None and lexical_embeds is None
+        has_been_embedded = input_ids is None and lexical_embeds is None
         # If both `input_ids` and `inputs_embeds` are given, or neither is, T5 raises its own error.
-        if (input_ids is None) != (inputs_embeds is None) and not is_embedded:
+        if (input_ids is None) != (inputs_embeds is None) and not has_been_embedded:
             inputs_embeds = self.embed(input_ids, inputs_embeds, lexical_embeds)
             input_ids = None
         return super().forward(
@@ -245,10 +248,10 @@ class LexicalEncoder(T5InitMixin, T5Stack):
         inputs_embeds: torch.Tensor | None = None,
         lexical_embeds: LexicalEmbeds | None = None,
     ) -> torch.Tensor:
-        """Return token embeddings, float (batch, length, d_model), with lexical vectors in place of placeholders.
+        """Return token embeddings, float (batch, length, d_model), with projected vectors in place of placeholders.
 
-        With gradients enabled, a batch without vectors still gives the fusion layer gradients, which are zero. Some
-        callers (DistributedDataParallel, PEFT's OSF) wait for the gradient of every weight.
+        With gradients enabled, a batch without vectors gives the fusion layer gradients of zero, because some callers
+        (DistributedDataParallel, PEFT's OSF) wait for the gradient of every weight.
 
         Args:
             input_ids: int64 (batch, length). Pass either these or `inputs_embeds`.
@@ -340,13 +343,13 @@ def put_in_place(inputs_embeds: torch.Tensor, is_placeholder: torch.Tensor, proj
     """
     # Positions without a placeholder get some embedding too. `torch.where` then drops it.
     index = (is_placeholder.cumsum(1) - 1).clamp(0, projected.shape[1] - 1)
-    # `take_along_dim` would make torch.export fix the sizes to those of its example.
+    # With `take_along_dim`, torch.export would accept only the sizes of its example.
     by_position = projected.gather(1, index.unsqueeze(-1).expand(-1, -1, projected.shape[-1]))
     return torch.where(is_placeholder.unsqueeze(-1), by_position, inputs_embeds)
 
 
 class PlaceholderLogitsMixin:
-    """Makes `generate` accept input ids for which there is no logit, which placeholders may be."""
+    """Makes `generate` accept placeholder ids, for which there may be no logit."""
 
     config: T5FusionConfig
 
@@ -370,10 +373,10 @@ class T5WithFusion(
     T5ForConditionalGeneration,
     GenerationMixin,
 ):
-    """T5 for conditional generation that reads lexical vectors beside its text.
+    """T5 for conditional generation that reads vectors beside its text.
 
-    Without vectors, it predicts what the plain T5 predicts, bit for bit. (A training step on a CPU draws other random
-    numbers for dropout, and bf16 autocast rounds differently, unless `fast_training` is false.)
+    Without vectors, it predicts what the plain T5 predicts, bit for bit. (Unless `fast_training` is false, a training
+    step on a CPU draws different random numbers for dropout, and bf16 autocast rounds differently.)
 
     `T5WithFusion("google/flan-t5-small", vectors={"image": 512})` is short for
     `T5WithFusion.from_pretrained("google/flan-t5-small", vectors={"image": 512})`. `T5WithFusion(config)` builds a
@@ -459,16 +462,15 @@ class T5WithFusion(
         target_row_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Any:
-        """Run T5 with lexical vectors.
+        """Run T5 with vectors in the places of the placeholders.
 
         Args:
-            input_ids: int64 (batch, length), with the placeholders of the vectors: for each vector as many as its kind
-                has tokens (`config.kinds`), by default one `<lexical>`.
-            lexical_embeds: Float (batch, dim) or (batch, vectors, dim), or a dict of these by kind; see
-                `LexicalEncoder.embed`.
-                Ignored if `encoder_outputs` are given, because those contain the vectors already.
-            row_ids: To which row of its sequence each token belongs, from 1, int64 (batch, length); 0 for padding.
-                `DataCollatorWithFusion(packing=True)` makes them if a sequence holds several rows.
+            input_ids: int64 (batch, length), with one placeholder for each token that a vector becomes: by default, one
+                `<lexical>` per vector (see `config.kinds`).
+            lexical_embeds: The vectors, float (batch, dim) or (batch, vectors, dim), or a dict of these by kind; see
+                `LexicalEncoder.embed`. They are ignored if `encoder_outputs` are given, which contain them already.
+            row_ids: For each token, the number of its row within the sequence, from 1, or 0 for padding: int64 (batch,
+                length). `DataCollatorWithFusion(packing=True)` makes them if a sequence holds several rows.
             target_row_ids: The same for each label, int64 (batch, labels). Give both or neither.
             Others: As in [`~transformers.T5ForConditionalGeneration.forward`].
 
@@ -482,7 +484,7 @@ class T5WithFusion(
             RuntimeError: On a GPU or in a compiled graph, vectors and placeholders do not match. (On a GPU, the error
                 comes with a later call.)
         """
-        # Every argument is spelled out, because the Trainer drops columns that this signature does not name.
+        # The signature names every argument, because the Trainer drops columns that it does not name.
         if all(decoder_input is None for decoder_input in (decoder_input_ids, decoder_inputs_embeds, labels)):
             raise ValueError(
                 "neither `decoder_input_ids` nor `labels` were given; expected one of them. With label smoothing, the "
@@ -530,12 +532,11 @@ class T5WithFusion(
     def _drop_vectors(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, row_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Hide the placeholders of rows drawn at random, a share of `config.vector_dropout`.
+        """Return `attention_mask` and `row_ids` with the placeholders of some rows hidden.
 
-        Returned are `attention_mask` and `row_ids`, changed.
-
-        A placeholder in front of the text that nothing attends to is as good as absent, because T5 knows only the
-        distances between tokens. Inside a text, it still adds to the distance between its neighbours.
+        Each row is chosen with the probability `config.vector_dropout`. If nothing attends to a placeholder in front of
+        the text, the model predicts as if it were absent, because T5 reads only the distances between tokens. Inside a
+        text, a hidden placeholder still adds to the distance between its neighbours.
 
         Args:
             input_ids: int64 (batch, length).
@@ -544,7 +545,7 @@ class T5WithFusion(
         """
         is_placeholder = are_placeholders(input_ids, self.config.lexical_token_id, len(self.encoder.kinds))
         rows = torch.zeros_like(input_ids) if row_ids is None else row_ids
-        # A sequence holds at most as many rows as tokens. Each of them draws a number.
+        # A sequence holds at most as many rows as tokens. Each row gets a random number.
         draws = torch.rand(input_ids.shape[0], input_ids.shape[1] + 1, device=input_ids.device)
         is_dropped = is_placeholder & (draws.gather(1, rows) < self.config.vector_dropout)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -570,8 +571,8 @@ class T5WithFusion(
 
         Args:
             labels: int64 (batch, labels).
-            target_row_ids: Number of the row to which each label belongs, int64 (batch, labels), if a sequence holds
-                several rows.
+            target_row_ids: For each label, the number of its row within the sequence, int64 (batch, labels); None if
+                each sequence is one row.
         """
         ids: torch.Tensor = self._shift_right(labels)
         return ids if target_row_ids is None else restart_rows(ids, target_row_ids, self.config.decoder_start_token_id)
@@ -588,7 +589,8 @@ class T5WithFusion(
             if not self._has_trained_on_vectors:
                 logger.warning_once(
                     "This training batch has no vectors, so the fused model trains as the plain T5. Vectors are read "
-                    "from the column `lexical_embeds`; the Trainer drops a column of a different name."
+                    "from the column `lexical_embeds`; the Trainer drops a column of a different name. Use "
+                    "DataCollatorWithFusion, which passes the vectors on."
                 )
             return
         self._has_trained_on_vectors = True
@@ -599,7 +601,7 @@ class T5WithFusion(
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             logger.warning_once(
                 "The fusion layer is frozen while the rest trains, so the vectors have little effect. To train it too, "
-                "`import t5fusion` before you put the adapter on, or set `modules_to_save=['fusion']` in the adapter's "
+                "`import t5fusion` before you attach the adapter, or set `modules_to_save=['fusion']` in the adapter's "
                 "config. To freeze it on purpose, set `modules_to_save=[]`."
             )
 
@@ -649,7 +651,8 @@ class T5WithFusion(
     def tie_weights(self, missing_keys: Any = None, recompute_mapping: bool = True) -> None:
         """Tie weights as transformers does, and the head too if the checkpoint has none.
 
-        An mT5 may have a tied head, and never scales the decoder's outputs. Its checkpoint then has no head.
+        An mT5 may have a tied head. Its checkpoint then holds no head, and its config does not tell, because an mT5
+        never scales the decoder's outputs.
         """
         if missing_keys is not None and "lm_head.weight" in missing_keys:
             self.all_tied_weights_keys["lm_head.weight"] = "shared.weight"
@@ -709,7 +712,7 @@ def _scale_loss(output: Any, share: torch.Tensor) -> Any:
 
 
 def _resize_for_adapter(model: T5WithFusion, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Resize the embedding table to that of an adapter which was saved with a resized one.
+    """Resize the embedding table if the weights are an adapter's that was saved with a resized table.
 
     torch calls this hook before `load_state_dict`.
     """

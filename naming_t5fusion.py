@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 # The keywords of `from_pretrained` that say where files are.
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-# The base models inside the package t5fusion. Such a name stands for one set of weights, wherever the package is
-# installed. The weights behind a name never change, because adapters are saved without them.
+# The "embedded" base models are inside the package t5fusion. Such a name stands for one set of weights, wherever the
+# package is installed. The weights behind a name never change, because adapters are saved without them.
 FIRST_EMBEDDED, NEWEST_EMBEDDED = "tiny_t5", "tiny_t5_v2"
 EMBEDDED = (FIRST_EMBEDDED, NEWEST_EMBEDDED)
 # The end of the name of the projection's weight, (tokens * d_model, dim). What stands before it depends on the adapter.
@@ -37,7 +37,7 @@ class FusedName(NamedTuple):
     """
 
     base_model: str  # Hub id or folder of the checkpoint that the fused model was built from
-    commit: str | None = None  # commit, or another revision, of that checkpoint
+    commit: str | None = None  # commit, branch or tag of that checkpoint
     # The config fields that differ from the checkpoint's config, and "subfolder" if the checkpoint lies in one.
     choices: Mapping[str, Any] = MappingProxyType({})
 
@@ -54,7 +54,7 @@ class FusedName(NamedTuple):
 
     @property
     def hub_kwargs(self) -> dict[str, Any]:
-        """The Hub keywords that the name implies: `revision` and `subfolder`, where it has them."""
+        """The Hub keywords that the name implies: `revision` and `subfolder`, if it has them."""
         location = {"revision": self.commit, "subfolder": self.choices.get("subfolder")}
         return {key: value for key, value in location.items() if value}
 
@@ -143,8 +143,8 @@ def hub_unreachable(name: Any, cause: object) -> str:
 def _why_not_found(name: Any, error: BaseException, is_local_only: bool) -> str | None:
     """Return a sentence that says why there is neither a folder nor a repository; None for other errors.
 
-    The Hub's client is behind `error`. Its errors are known by their names, because `t5fusion --help` imports this file
-    and has no time to import the client.
+    The errors of the Hub's client are recognised by name, because `t5fusion --help` imports this file, and importing
+    the client would take long.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -172,7 +172,7 @@ def _why_not_found(name: Any, error: BaseException, is_local_only: bool) -> str 
 def missing_in_one_sentence(name: Any, is_local_only: bool = False) -> Iterator[None]:
     """Replace transformers' error for a name that is neither a folder nor a repository within reach by a shorter one.
 
-    transformers only says that it could not connect to the Hub, even if the name is that of a folder, mistyped.
+    transformers only says that it could not connect to the Hub, even if the name is a mistyped folder.
 
     Args:
         name: The name that is being loaded.
@@ -191,10 +191,10 @@ def missing_in_one_sentence(name: Any, is_local_only: bool = False) -> Iterator[
 
 
 def name_to_record(name: Any) -> Any:
-    """Return the name to record for a base model: that of an embedded one, or else its folder or id unchanged.
+    """Return the name to record for a base model: the name of an embedded one; otherwise its folder or id, unchanged.
 
-    Another folder that is called like an embedded base model becomes an absolute path, so that the recorded name cannot
-    mean the embedded one.
+    If a folder of the user is called like an embedded base model, its absolute path is recorded, so that the name
+    cannot mean the embedded one.
     """
     if not os.path.isdir(name):
         return name
@@ -208,8 +208,8 @@ def name_to_record(name: Any) -> Any:
 def was_embedded(base_model: Any, adapter_folder: Any) -> bool:
     """Return whether `base_model`, the name that an adapter recorded, is a former path of the base model "tiny_t5".
 
-    Earlier code recorded the path at which t5fusion was installed, and that path may be gone. It had no other embedded
-    base model.
+    Earlier code recorded the path at which t5fusion was installed, which may no longer exist. At that time, "tiny_t5"
+    was the only embedded base model.
 
     Args:
         base_model: Name or path that the adapter's config records.

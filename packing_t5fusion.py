@@ -48,15 +48,16 @@ def packed_masks(row_ids: torch.Tensor, target_row_ids: torch.Tensor, dtype: tor
     """Return the masks that keep rows in one sequence apart.
 
     Args:
-        row_ids: Number of the row of each token of text, int64 (sequences, length); 0 for padding.
+        row_ids: For each token of text, the number of its row within the sequence, from 1; 0 for padding: int64
+            (sequences, length).
         target_row_ids: The same for the labels, int64 (sequences, labels).
         dtype: Dtype of the masks.
     """
     length = target_row_ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=target_row_ids.device).tril()
     own_text = target_row_ids.unsqueeze(2) == row_ids.unsqueeze(1)
-    # In self-attention, padding attends to padding. In cross-attention, padding of the labels attends to the whole
-    # text, because the text may have no padding. So every position has something to attend to. No loss reads padding.
+    # Every position needs something to attend to. In self-attention, padding attends to padding. In cross-attention,
+    # padding of the labels attends to the whole text, because the text may have no padding. No loss reads padding.
     is_padding = (target_row_ids == 0).unsqueeze(2)
     return PackedMasks(
         encoder=_additive_mask(row_ids.unsqueeze(2) == row_ids.unsqueeze(1), dtype),
@@ -82,10 +83,10 @@ def restart_rows(decoder_input_ids: torch.Tensor, target_row_ids: torch.Tensor, 
     """Return decoder inputs, int64 (sequences, labels), in which each row begins with the token `start`.
 
     Args:
-        decoder_input_ids: Labels that are shifted right over the whole sequence, in which a row begins with the last
+        decoder_input_ids: Labels that were shifted right over the whole sequence. A row in it begins with the last
             token of the row before.
-        target_row_ids: Number of the row of each label, int64 (sequences, labels).
-        start: The id with which a decoder begins.
+        target_row_ids: For each label, the number of its row within the sequence, int64 (sequences, labels).
+        start: The first id of a decoder's input.
     """
     begins = target_row_ids[:, 1:] != target_row_ids[:, :-1]
     return torch.cat([decoder_input_ids[:, :1], decoder_input_ids[:, 1:].masked_fill(begins, start)], dim=1)

@@ -16,14 +16,14 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from .collating_t5fusion import DataCollatorWithFusion, looks_like_vectors
+from .kinds_t5fusion import VectorKind, counted
 from .processing_t5fusion import GIVEN_VECTORS, T5FusionProcessor
 
 if TYPE_CHECKING:
-    # transformers 5.0 copies only the files that this file imports itself. So the files that those import are named
-    # here. These imports never run.
+    # transformers 5.0 copies only the files that this file imports itself. So the files that those files import are
+    # named here. These imports never run.
     from .arguments_t5fusion import read_vectors  # noqa: F401
     from .configuration_t5fusion import T5FusionConfig  # noqa: F401
-    from .kinds_t5fusion import VectorKind  # noqa: F401
     from .naming_t5fusion import FusedName  # noqa: F401
     from .packing_t5fusion import share_sequences  # noqa: F401
     from .rows_t5fusion import Vectors  # noqa: F401
@@ -35,7 +35,7 @@ COLUMNS = ("text", "lexical_texts", "lexical_embeds")  # the columns of a row th
 # The defaults of `t5fusion train` and `generate`. This file travels without those commands, so it repeats them.
 MAX_SOURCE = 128  # tokens of an input
 DECODING = {"max_new_tokens": 64, "do_sample": False}
-LENGTH_OPTIONS = ("max_length", "max_new_tokens", "generation_config")  # Each of them replaces `max_new_tokens` above.
+LENGTH_OPTIONS = ("max_length", "max_new_tokens", "generation_config")  # Each overrides `max_new_tokens` above.
 
 
 class T5FusionPipeline(Pipeline):
@@ -48,8 +48,8 @@ class T5FusionPipeline(Pipeline):
         model: A fused model, with or without an adapter.
         tokenizer: The tokenizer of a model that has no processor. Vectors are then given with each call.
         processor: The model's `T5FusionProcessor`.
-        **options: Those of [`~transformers.Pipeline`], such as `device` and `batch_size`, and those of a call, which
-            then hold for all calls.
+        **options: Options of [`~transformers.Pipeline`], such as `device` and `batch_size`; and options of a call, as
+            defaults for all calls.
 
     Raises:
         ValueError: Neither a processor nor a tokenizer is given.
@@ -96,7 +96,7 @@ class T5FusionPipeline(Pipeline):
         if hasattr(inputs, "column_names"):  # a `datasets.Dataset`
             inputs = (row for row in inputs)
         if not self.processor.reads_text:
-            inputs = _with_empty_texts(inputs, lexical_texts, lexical_embeds)
+            inputs = _with_empty_texts(inputs, lexical_texts, lexical_embeds, self.processor.kinds)
         if isinstance(inputs, Mapping) and not isinstance(inputs.get("text"), str):
             inputs = list(_rows_of_columns(inputs))
         given = {"lexical_texts": lexical_texts, "lexical_embeds": lexical_embeds}
@@ -140,7 +140,7 @@ class T5FusionPipeline(Pipeline):
     def _inputs(self, rows: list[dict[str, Any]], max_source: int | None) -> list[dict[str, Any]]:
         """Return the model's inputs for rows, in the rows' order. The rows of a group share a call of the processor."""
         inputs: list[Any] = [None] * len(rows)
-        if self.processor.lexical_source == "text":  # A null in a column of vectors leaves them to the encoder.
+        if self.processor.lexical_source == "text":  # For a null in a column of vectors, the encoder makes the vector.
             rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
         # In a group, all rows have the same columns, and `lexical_embeds` is False in all of them or in none.
         groups = [(tuple(sorted(row)), row.get("lexical_embeds") is False) for row in rows]
@@ -187,20 +187,22 @@ class T5FusionPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
 
-def _with_empty_texts(inputs: Any, lexical_texts: Any, lexical_embeds: Any) -> Any:
+def _with_empty_texts(inputs: Any, lexical_texts: Any, lexical_embeds: Any, kinds: Mapping[str, VectorKind]) -> Any:
     """Return the inputs of a model that reads no text, with an empty text in each row that has none.
 
-    A dict without text is one row if it has one vector, or one text to make it from. Otherwise it is a dict of columns.
+    A dict without `text` is one row if it holds one vector, or one text to make it from. Otherwise it is a dict of
+    columns.
 
     Args:
         inputs, lexical_texts, lexical_embeds: As in a call of the pipeline.
+        kinds: The processor's kinds by name.
     """
     if inputs is None:
-        first = _first_column(lexical_embeds if lexical_texts is None else lexical_texts)
-        return "" if first is None or _is_of_one_row(first) else [""] * len(first)
+        first, width = _first_column(lexical_embeds if lexical_texts is None else lexical_texts, kinds)
+        return "" if first is None or _is_of_one_row(first, width) else [""] * len(first)
     if isinstance(inputs, Mapping) and "text" not in inputs:
-        first = _first_column(inputs.get("lexical_texts", inputs.get("lexical_embeds")))
-        if first is None or _is_of_one_row(first):
+        first, width = _first_column(inputs.get("lexical_texts", inputs.get("lexical_embeds")), kinds)
+        if first is None or _is_of_one_row(first, width):
             return {"text": "", **inputs}
         columns = {"text": [""] * len(first), **inputs}
         if isinstance(by_kind := columns.get("lexical_embeds"), Mapping):
@@ -212,20 +214,32 @@ def _with_empty_texts(inputs: Any, lexical_texts: Any, lexical_embeds: Any) -> A
     return list(rows) if isinstance(inputs, (list, tuple)) else rows
 
 
-def _first_column(given: Any) -> Any:
-    """Return vectors, those of the first kind if they are given by kind, or the texts to make them from, as given."""
-    return next(iter(given.values()), None) if isinstance(given, Mapping) else given
+def _first_column(given: Any, kinds: Mapping[str, VectorKind]) -> tuple[Any, int | None]:
+    """Return the vectors of one kind, or the texts to make them from, as given; and the width of the kind.
+
+    The kind is the first one that is given. The width is None for an unknown kind, which the processor will refuse.
+    """
+    if not isinstance(given, Mapping):
+        return given, next(iter(kinds.values())).dim
+    name = next(iter(given), "")
+    return given.get(name), kinds[name].dim if name in kinds else None
 
 
-def _is_of_one_row(given: Any) -> bool:
-    """Return whether vectors, or the texts to make them from, are those of one row: one vector, or one text."""
-    if given is False or isinstance(given, str):
+def _is_of_one_row(given: Any, width: int | None) -> bool:
+    """Return whether vectors, or the texts to make them from, are those of one row: one vector, or one text.
+
+    Several numbers of a kind that is one number wide are the vectors of several rows.
+    """
+    if given is False or isinstance(given, (str, Real)):
         return True
-    return bool(given.ndim == 1 if hasattr(given, "ndim") else len(given) and isinstance(given[0], Real))
+    if hasattr(given, "ndim") and given.ndim != 1:
+        return bool(given.ndim == 0)
+    is_list_of_numbers = len(given) > 0 and (hasattr(given, "ndim") or isinstance(given[0], Real))
+    return is_list_of_numbers and (width != 1 or len(given) == 1)
 
 
 def _flat(rows: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch, which transformers collates to a list of lists of one row each."""
+    """Yield the rows of a batch. transformers collates a batch to a list of lists of one row each."""
     for row in rows:
         yield from row if isinstance(row, list) else [row]
 
@@ -237,7 +251,7 @@ def _read_row(row: Any, given: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         row: A text, or a dict with `text`.
-        given: Columns that were given beside the row, as arguments. They replace the row's own.
+        given: Columns that were given as arguments beside the row. They replace columns of the row.
 
     Raises:
         ValueError: `row` is neither a text nor a row, or holds vectors by a different name.
@@ -297,7 +311,8 @@ def _rows_by_kind(lexical_embeds: Mapping[str, Any], count: int) -> list[dict[st
     for name, values in lexical_embeds.items():
         if len(values) != count:
             raise ValueError(
-                f"`lexical_embeds[{name!r}]` has {len(values)} items for {count} texts; expected one per text."
+                f"`lexical_embeds[{name!r}]` has {counted(len(values), 'item')} for {counted(count, 'text')}; expected "
+                "one per text."
             )
     return [{name: values[index] for name, values in lexical_embeds.items()} for index in range(count)]
 
@@ -310,7 +325,8 @@ def _rows_of_list(inputs: Any, given: dict[str, Any]) -> Iterator[dict[str, Any]
     """
     for name, values in given.items():
         if values is not False and len(values) != len(inputs):
-            raise ValueError(f"`{name}` has {len(values)} items for {len(inputs)} texts; expected one per text.")
+            found = f"{counted(len(values), 'item')} for {counted(len(inputs), 'text')}"
+            raise ValueError(f"`{name}` has {found}; expected one per text.")
     for index, row in enumerate(inputs):
         yield _read_row(row, {name: values if values is False else values[index] for name, values in given.items()})
 

@@ -1,4 +1,4 @@
-"""`T5FusionProcessor`, which makes the model's inputs of texts: a tokenizer, and the recipe of the vectors."""
+"""`T5FusionProcessor`, which turns texts into the model's inputs: a tokenizer, and the recipe of the vectors."""
 
 import json
 import os
@@ -53,7 +53,7 @@ ENCODER_LOCK = threading.Lock()  # If several threads need an encoder at once, o
 
 
 class T5FusionProcessor(ProcessorMixin):
-    """A tokenizer and the recipe that turns a text into lexical vectors, saved and loaded together.
+    """A tokenizer and the recipe that turns a text into vectors, saved and loaded together.
 
     Args:
         tokenizer: The base model's tokenizer, or its Hub id or folder ("tiny_t5_v2" for the one in the package).
@@ -61,7 +61,7 @@ class T5FusionProcessor(ProcessorMixin):
         lexical_encoder: Hub id or folder of a sentence-transformers model; None if vectors are always given. The id is
             saved, not the model, so name a folder only if the processor stays on this machine.
         lexical_encoder_revision: Branch, tag or commit of the encoder.
-        lexical_dim: Width of a vector; with `vectors`, of the first kind, and need not be given.
+        lexical_dim: Width of a vector. With `vectors`, leave it out: it is the width of the first kind.
         normalize: Whether `encode` scales vectors to unit length.
         lexical_dtype: "float32", "float16" or "bfloat16": the precision to which `encode` rounds vectors, for data sets
             that keep them in half precision. `encode` itself returns float32.
@@ -98,7 +98,7 @@ class T5FusionProcessor(ProcessorMixin):
         lexical_source: str = "text",
         vectors: Any = None,
     ) -> None:
-        # Braces around a different word are a typing error, which would hide the texts from the model.
+        # Braces around a different word are a mistake, which would hide the texts from the model.
         if not isinstance(template, str) or ("{text}" not in template and BRACES.search(template)):
             raise ValueError(
                 f"`template` is {template!r}; expected a string with '{{text}}' in it, such as 'Filename: {{text}}'; "
@@ -217,9 +217,10 @@ class T5FusionProcessor(ProcessorMixin):
             lexical_texts: Texts to make vectors from, instead of `text`: one string per row, or, for a row with several
                 vectors, a list of strings (empty for no vector).
             lexical_embeds: The vectors themselves, as numbers: (batch, dim), (batch, vectors, dim), or a list with one
-                array per row, (dim,) or (vectors, dim), or None for a row without vectors. With several kinds, a dict
-                of these by kind, or a list with a dict per row. `False` means no vectors and no placeholders; the ids
-                are then those of the tokenizer, and a text may not hold a placeholder of its own.
+                array per row, (dim,) or (vectors, dim), or None for a row without vectors. For a kind that is one
+                number wide, a list or an array of one number per row will do. With several kinds, a dict of these by
+                kind, or a list with a dict per row. `False` means no vectors and no placeholders; the ids are then
+                those of the tokenizer, and a text may not hold a placeholder of its own.
             text_target: Target texts, one per row.
             return_tensors: "pt" for a padded batch. None for rows without padding, as `Dataset.map` and
                 `DataCollatorWithFusion` take them; a single string then gives a single row.
@@ -284,7 +285,7 @@ class T5FusionProcessor(ProcessorMixin):
         Args:
             text: One or more strings, in a list. May be left out if the template has no `{text}`.
             text_target: Target texts, one per row.
-            lexical_texts, lexical_embeds: As in a call of the processor.
+            lexical_texts, lexical_embeds: As in a call of the processor, where they come before `text_target`.
             max_length: Largest number of ids per row, with `</s>` and without the placeholders that the collator adds.
             max_target_length: Largest number of ids per target.
             batch_size, show_progress_bar: As in `encode`.
@@ -299,8 +300,8 @@ class T5FusionProcessor(ProcessorMixin):
         """
         texts = self._texts(text, lexical_texts, lexical_embeds, text_target)
         vectors = self._vectors(texts, lexical_texts, lexical_embeds, batch_size, show_progress_bar)
-        # The collator adds placeholders, so rows need none. But a text keeps placeholders of its own, and then needs
-        # one per vector.
+        # The collator adds placeholders, so rows need none. But a text that holds placeholders keeps them, and then
+        # needs all of them.
         placeholders = self._add_placeholders()
         counts = [
             {name: len(given) for name, given in row.items() if placeholders[name].token in self._prompt(row_text)}
@@ -358,7 +359,8 @@ class T5FusionProcessor(ProcessorMixin):
             raise ValueError(
                 f"{self.lexical_encoder} makes vectors of {width} numbers; expected {self.lexical_dim}, `lexical_dim`. "
                 "For vectors of your own, make the processor with `lexical_encoder=None, lexical_source='given'`. "
-                f"Otherwise, set `lexical_dim` of processor and model to {width}, or choose another `lexical_encoder`."
+                f"Otherwise, set `lexical_dim` of processor and model to {width}, or choose a different "
+                "`lexical_encoder`."
             )
         return vectors.to(DTYPES[self.lexical_dtype]).float()
 
@@ -428,11 +430,11 @@ class T5FusionProcessor(ProcessorMixin):
         if lexical_texts is not None and self.lexical_source == "text":
             logger.warning_once(
                 "`lexical_texts` were given, but the processor's `lexical_source` is 'text', so a call without them "
-                "makes vectors from the text itself, also after a reload. To train with `lexical_texts`, set "
+                "makes vectors from the text itself, even after a reload. To train with `lexical_texts`, set "
                 "`lexical_source='given'`, which refuses such calls."
             )
         if lexical_texts is None:
-            for row, text in enumerate(texts):  # The vector of an empty text would be no reason to accept the row.
+            for row, text in enumerate(texts):  # A row without text is refused, although its text could be encoded.
                 if not (self._prompt(text) if self.reads_text else text).strip():
                     raise bad_row(row, "text", NO_TEXT)
         items = texts if lexical_texts is None else read_list("lexical_texts", lexical_texts, len(texts))
@@ -443,7 +445,7 @@ class T5FusionProcessor(ProcessorMixin):
     def _check_vectors_needed(self, lexical_embeds: Any) -> None:
         """Check that a call without vectors of the first kind gives vectors of a different kind.
 
-        This is for a recipe whose vectors are given with each call.
+        It is called for recipes whose vectors are given with each call.
 
         Args:
             lexical_embeds: The vectors of the other kinds, as in `__call__`; None if the call has none.
@@ -538,14 +540,14 @@ class T5FusionProcessor(ProcessorMixin):
             max_length: Largest number of ids per row, placeholders included; None for no limit.
 
         Raises:
-            ValueError: A row has no room for text, or placeholders of its own in another number.
+            ValueError: A row has no room for text, or its own placeholders do not match its vectors.
         """
         prompts = [self._prompt(text) for text in texts]
         placeholders = self._add_placeholders()
         # The tokenizer counts the placeholders that stand in the text.
         added = [_count_added(prompt, row, placeholders) for prompt, row in zip(prompts, counts, strict=True)]
         rows: list[list[int]] = [[] for _ in texts]
-        for total in set(added):  # Rows to which as many placeholders are added share one call of the tokenizer.
+        for total in set(added):  # Rows that get the same number of placeholders share one call of the tokenizer.
             limit = None if max_length is None else max_length - total
             indices = [index for index, row_total in enumerate(added) if row_total == total]
             if limit is not None and limit < 2:
@@ -579,7 +581,7 @@ class T5FusionProcessor(ProcessorMixin):
 
 
 def _count_added(prompt: str, counts: Mapping[str, int], placeholders: Mapping[str, KindPlaceholder]) -> int:
-    """Return how many placeholders `insert_placeholders` adds to those that a prompt has itself.
+    """Return how many placeholders `insert_placeholders` adds to a prompt, beside the prompt's own.
 
     Args:
         prompt: The text in its template.
@@ -615,7 +617,7 @@ def _recipe_of_bare_model(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, An
 def _width_of_adapter(name: Any, hub_kwargs: dict[str, Any]) -> int:
     """Return the width of an adapter's vectors, read from the shape of its projection.
 
-    An adapter of the default width does not record it, and neither does one that early code saved.
+    An adapter of the default width does not record its width, and neither does an adapter that early code saved.
     """
     file = _find_file(name, "adapter_model.safetensors", hub_kwargs)
     if file is not None:

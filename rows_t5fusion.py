@@ -1,4 +1,4 @@
-"""One row's vectors and placeholders: what the processor, the collator and `fit_fusion` share to read and check them.
+"""The vectors and placeholders of one row: reading and checks that the processor, the collator and `fit_fusion` share.
 
 The placeholders of a row's vectors stand *before* its text, `<lexical> ... <lexical> tokens of the text </s>`, in the
 order of the kinds, unless the text itself holds them.
@@ -24,12 +24,14 @@ IGNORED = -100  # the label id that losses ignore
 # The fusion layer adds 1e-6 to the mean square of a projected vector, so a smaller vector would become zero. A larger
 # one would overflow when it is squared.
 SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e18
+# What to do about (n,) numbers in a row whose kind is one number wide.
+SEVERAL_NUMBERS = ". For several vectors of one number each, give the shape (vectors, 1): `array[:, None]`"
 NO_TEXT = "no token of text and no vector; expected at least one of them. Remove the row, or give it text"
 
 
 @dataclass(frozen=True)
 class KindPlaceholder:
-    """The placeholder of one kind of vectors, and how often it stands for one vector."""
+    """The placeholder of one kind of vectors."""
 
     token: str
     token_id: int
@@ -42,7 +44,7 @@ def add_placeholders(tokenizer: Any, kinds: Mapping[str, VectorKind]) -> dict[st
     A `<lexical>` that the tokenizer has as an ordinary token becomes a special one and keeps its id.
 
     Raises:
-        ValueError: The ids of the kinds' tokens do not follow each other, as they do in the model.
+        ValueError: The ids of the placeholders are not consecutive, as they are in the model.
     """
     placeholders: dict[str, KindPlaceholder] = {}
     for position, (name, kind) in enumerate(kinds.items()):
@@ -53,10 +55,10 @@ def add_placeholders(tokenizer: Any, kinds: Mapping[str, VectorKind]) -> dict[st
         if token_id != expected:
             raise ValueError(
                 f"{token} is token {token_id} of the tokenizer; expected {expected}, because the placeholders of all "
-                f"kinds follow {LEXICAL_TOKEN}. Put DataCollatorWithFusion or T5FusionProcessor, with all kinds, on "
-                "the base model's tokenizer before adding tokens to it."
+                f"kinds follow {LEXICAL_TOKEN}. Make DataCollatorWithFusion or T5FusionProcessor, with all kinds, "
+                "with the base model's tokenizer before adding tokens to it."
             )
-    # With these ids, the model recognises rows whose tokenizer gives `<lexical>` another id than the model does.
+    # By this id, the model recognises rows whose tokenizer gives `<lexical>` an id that is not the model's.
     PLACED_TOKEN_IDS.add(next(iter(placeholders.values())).token_id)
     return placeholders
 
@@ -105,22 +107,25 @@ def insert_placeholders(
             repeats = np.where(ids == placeholder.token_id, placeholder.tokens, 1)
             ids, mask = np.repeat(ids, repeats), np.repeat(mask, repeats)
         elif present != count * placeholder.tokens:
-            remedy = f"Give as many vectors, or leave {placeholder.token} out: it is added for you"
+            remedy = f"Give {counted(present, 'vector')}, or leave {placeholder.token} out: it is added for you"
             if count == 0:
                 remedy = f"Give the row a vector, or take {placeholder.token} out of its text"
             found = f"{counted(present, 'placeholder')} {placeholder.token}"
+            if placeholder.token == LEXICAL_TOKEN and name != DEFAULT_KIND:  # The token does not name its kind.
+                found += f" (kind {name!r})"
             raise bad_row(row, field, f"{found}; expected {count}, one per vector. {remedy}")
     front = np.array(in_front, dtype=np.int64)
     return np.concatenate([front, ids]), np.concatenate([np.ones_like(front), mask])
 
 
-def vectors_of_kinds(index: int, value: Any, kinds: Mapping[str, VectorKind]) -> RowVectors:
+def vectors_of_kinds(index: int, value: Any, kinds: Mapping[str, VectorKind], knows_width: bool = True) -> RowVectors:
     """Return the vectors of one row by kind, float32 (vectors, dim) each, or (0, 0) for a kind without vectors.
 
     Args:
         index: Index of the row, for the message.
         value: The vectors as `vectors_of_row` takes them, if there is one kind; or a mapping of these by kind; or None.
         kinds: The kinds by name.
+        knows_width: Whether the widths of the kinds are known.
 
     Raises:
         ValueError: The vectors of several kinds are not given by kind, a kind is unknown, or `vectors_of_row` refuses
@@ -134,11 +139,18 @@ def vectors_of_kinds(index: int, value: Any, kinds: Mapping[str, VectorKind]) ->
             raise bad_row(index, "lexical_embeds", f"of type {type(value).__name__}; expected {expected}")
         value = dict.fromkeys(kinds, value)
     check_kinds(index, value, kinds)
-    return {name: vectors_of_row(index, value.get(name), field_of(name), kind.scale) for name, kind in kinds.items()}
+    return {
+        name: vectors_of_row(index, value.get(name), kind, field_of(name), knows_width) for name, kind in kinds.items()
+    }
 
 
-def check_kinds(index: int, by_kind: Mapping[str, Any], kinds: Mapping[str, VectorKind]) -> None:
+def check_kinds(index: int | None, by_kind: Mapping[str, Any], kinds: Mapping[str, VectorKind]) -> None:
     """Check that a mapping by kind names only known kinds.
+
+    Args:
+        index: Index of the row, for the message; None for a mapping of whole columns.
+        by_kind: The mapping.
+        kinds: The kinds by name.
 
     Raises:
         ValueError: It names an unknown kind.
@@ -148,6 +160,8 @@ def check_kinds(index: int, by_kind: Mapping[str, Any], kinds: Mapping[str, Vect
             problem = f"names the kind {name!r}; expected {', '.join(map(repr, kinds))}"
             if tuple(kinds) == (DEFAULT_KIND,):
                 problem += ". Give `vectors=` to the model and the processor, and the processor to the collator"
+            if index is None:
+                raise ValueError(f"`lexical_embeds` {problem}.")
             raise bad_row(index, "lexical_embeds", problem)
 
 
@@ -156,14 +170,16 @@ def field_of(kind: str) -> str:
     return "lexical_embeds" if kind == DEFAULT_KIND else f"lexical_embeds[{kind!r}]"
 
 
-def vectors_of_row(index: int, value: Any, field: str = "lexical_embeds", scale: str | None = None) -> Vectors:
-    """Return the vectors of one row, float32 (vectors, dim), or (0, 0) if it has no vectors.
+def vectors_of_row(index: int, value: Any, kind: VectorKind, field: str, knows_width: bool = True) -> Vectors:
+    """Return one row's vectors of a kind, float32 (vectors, dim), or (0, 0) if it has no vectors.
 
     Args:
         index: Index of the row, for the message.
-        value: Numbers, (dim,) for one vector or (vectors, dim) for several, as list, array or tensor; or None.
-        field: How the message calls the vectors.
-        scale: The scale of their kind. With one, numbers may have any size.
+        value: Numbers, (dim,) for one vector or (vectors, dim) for several, as list, array or tensor; or None. If the
+            kind is one number wide, a single number is one vector.
+        kind: The kind. If it has a scale, the numbers may have any magnitude.
+        field: What the message calls the vectors.
+        knows_width: Whether the width of the kind is known.
 
     Raises:
         ValueError: The shape of the numbers is wrong, or they are not finite; or, without a scale, a vector's norm is
@@ -175,6 +191,9 @@ def vectors_of_row(index: int, value: Any, field: str = "lexical_embeds", scale:
         raise bad_row(index, field, "vectors of unequal width; expected one width") from None
     if array.size == 0:
         return np.zeros((0, 0), dtype=np.float32)
+    # A bool is refused, because False as the argument `lexical_embeds` means "no vectors".
+    if array.ndim == 0 and array.dtype.kind in "iuf" and (kind.dim == 1 or not knows_width):
+        array = array.reshape(1)
     if array.ndim not in (1, 2) or array.dtype.kind not in "biuf":
         expected = "numbers of shape (dim,) or (vectors, dim). Give the vectors of one row, as numbers"
         raise bad_row(index, field, f"{array.dtype} of shape {array.shape}; expected {expected}")
@@ -184,12 +203,12 @@ def vectors_of_row(index: int, value: Any, field: str = "lexical_embeds", scale:
     if not np.isfinite(vectors).all():
         count = int(np.count_nonzero(~np.isfinite(vectors)))
         found = f"{counted(count, 'number')} {'is' if count == 1 else 'are'} NaN or infinite"
-        raise bad_row(index, field, f"{found}; expected finite ones. Compute the vector again, or remove the row")
+        raise bad_row(index, field, f"{found}; expected finite numbers. Compute the vector again, or remove the row")
     for vector in exact:
-        if scale is None and not has_readable_norm(vector):
+        if kind.scale is None and not has_readable_norm(vector):
             norm = np.linalg.norm(vector)
             expected = f"{SMALLEST_NORM:g} to {LARGEST_NORM:g}, within which the model can tell vectors apart"
-            remedy = "Normalise all vectors, or give their kind a scale"
+            remedy = "Normalise all vectors, or give their kind `scale='standard'`"
             raise bad_row(index, field, f"a vector of Euclidean norm {norm:.3g}; expected {expected}. {remedy}")
     return vectors
 

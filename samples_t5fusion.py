@@ -14,14 +14,14 @@ MAPPED_FILES = "/proc/self/maps"  # Linux lists here which files the process has
 class LoadedWeights:
     """Samples of weights as they were loaded.
 
-    A loaded weight is usually a view of its file, which is mapped into memory, and a page of the file takes memory and
-    time only when something reads it. A sample reads every row, and so all pages. So on Linux, the sample of such a
-    weight is taken later, when someone asks for it, from a second mapping of the same file. Both mappings are private:
-    a change of the model's weight reaches neither the file nor the second mapping.
+    A loaded weight is usually a view of its file, which is mapped into memory. A page of the file takes memory and time
+    only when something reads it, and a sample reads every row, and so all pages. So on Linux, the sample of such a
+    weight is taken only when it is needed, from a second mapping of the same file. Both mappings are private: a change
+    of the model's weight reaches neither the file nor the second mapping.
 
     Args:
-        weights: The names of the weights, and the weights. They must be as they were loaded, but for those of the
-            fusion layer, which are sampled at once.
+        weights: The names of the weights, and the weights. They must not have changed since they were loaded, except
+            the weights of the fusion layer, which are sampled at once.
     """
 
     def __init__(self, weights: Iterable[tuple[str, Tensor]]):
@@ -70,7 +70,7 @@ class _Mapping(NamedTuple):
 
 
 class _MappedFiles:
-    """The files that this process has mapped into memory, privately; none on other systems than Linux."""
+    """The files that this process has mapped into memory, privately; none on a system other than Linux."""
 
     def __init__(self) -> None:
         self.mappings = _private_mappings()
@@ -93,13 +93,13 @@ class _MappedFiles:
         storage = self.storages[found.file]
         if storage is None or offset % size or offset + value.numel() * size > storage.nbytes():
             return None
-        # The device is explicit, because the process may have another default.
+        # The device is explicit, because the process may have a different default.
         view = torch.empty(0, dtype=value.dtype, device="cpu")
         return view.set_(storage, offset // size, value.shape, value.stride())
 
 
 def _private_mappings() -> list[_Mapping]:
-    """Return what this process has mapped into memory and may write to without changing the file, by address."""
+    """Return this process' private mappings of files, to which it can write without changing the file, by address."""
     try:
         with open(MAPPED_FILES, encoding="utf-8", errors="surrogateescape") as file:
             lines = [line.rstrip("\n").split(maxsplit=5) for line in file]
@@ -123,7 +123,7 @@ def _map_again(file: str) -> torch.UntypedStorage | None:
 
 
 def can_be_sampled(value: Tensor) -> bool:
-    """Return whether the numbers of a weight can be compared. Those of quantised and of sharded weights cannot."""
+    """Return whether the numbers of a weight can be compared. A quantised or sharded weight cannot."""
     is_plain = type(value) in (nn.Parameter, Tensor)
     return not value.is_meta and value.is_floating_point() and is_plain and value.numel() > 0
 
@@ -132,9 +132,9 @@ def sample(name: str, value: Tensor) -> Tensor | None:
     """Return a sample of a weight's numbers, float32 (n,) on the CPU; None if they cannot be compared.
 
     The sample has one number of each row, or all numbers of a weight of the fusion layer. That is enough to notice a
-    change: training and merging change nearly all numbers of a weight, and people who change a weight by hand change
-    whole rows, those of their tokens. The last number of the sample is the count of rows, by which
-    `is_same` knows a resized embedding table.
+    change: training and merging change nearly all numbers of a weight, and a change by hand usually replaces the whole
+    rows of some tokens. The last number of the sample is the number of rows, by which `may_be_same` recognises a
+    resized embedding table.
     """
     if not can_be_sampled(value):
         return None
@@ -145,8 +145,8 @@ def sample(name: str, value: Tensor) -> Tensor | None:
     return torch.cat([numbers.reshape(-1).float().cpu(), torch.tensor([float(value.shape[0])], device="cpu")])
 
 
-def is_same(loaded: Tensor | None, current: Tensor | None) -> bool:
-    """Return whether two samples are equal or cannot be compared, as those of a resized table cannot.
+def may_be_same(loaded: Tensor | None, current: Tensor | None) -> bool:
+    """Return whether two samples are equal, or cannot be compared. The samples of a resized table cannot be compared.
 
     Samples that a cast to half precision makes equal count as equal, because the model may have been cast.
     """

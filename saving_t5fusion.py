@@ -1,8 +1,8 @@
 """Saving of fused models: `SavingMixin` gives `T5WithFusion` a `save_pretrained` that refuses what a reload would lose.
 
 An adapter's folder holds only the adapter's weights. A reload builds everything else from the base model that the
-folder names. So if the base model has changed in memory, by training, by a merge or by hand, a reload would give
-another model, without a message.
+folder names. So if the base model has changed in memory, by training, by a merge or by hand, a reload would give a
+different model, without a message.
 """
 
 import copy
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .kinds_t5fusion import VectorKind
-from .samples_t5fusion import LoadedWeights, is_same, sample
+from .kinds_t5fusion import VectorKind, counted
+from .samples_t5fusion import LoadedWeights, may_be_same, sample
 
 if TYPE_CHECKING:  # Type checkers then know the attributes of the model that this class is mixed into.
     from transformers import PreTrainedModel as Model
@@ -34,10 +34,10 @@ CUSTOM_PIPELINES = {
     "text2text-generation": {"impl": "pipeline_t5fusion.T5FusionPipeline", "pt": ["AutoModelForSeq2SeqLM"]}
 }
 TABLES = ("shared.weight", "lm_head.weight")  # PEFT saves these with an adapter if `save_embedding_layers` is true.
-# In the names of base weights, PEFT marks those beneath a tuner's layer and those that an adapter has a copy of.
+# PEFT puts a mark into the name of a base weight that is inside a tuner's layer, or that an adapter has a copy of.
 UNDER_TUNER, UNDER_COPY = ".base_layer.", ".original_module."
 PEFT_WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)\b")  # all such marks, to remove them
-KEEPS_BASE = (True, False, "gaussian", "orthogonal")  # values of `init_lora_weights` that leave the base weights alone
+KEEPS_BASE = (True, False, "gaussian", "orthogonal")  # values of `init_lora_weights` that do not change base weights
 
 
 class SavingMixin(Model):
@@ -45,7 +45,7 @@ class SavingMixin(Model):
 
     def remember_loaded_weights(self) -> None:
         """Keep samples of the weights as they were loaded. `check_reloadable` compares with them."""
-        self._loaded_weights = LoadedWeights(_fitted_numbers(self))
+        self._loaded_weights = LoadedWeights(_weights_and_scales(self))
 
     def check_reloadable(self, adapter: str | None = None, config: Any = None, with_tables: bool = False) -> None:
         """Check that a reload of what is about to be saved gives this model.
@@ -68,21 +68,21 @@ class SavingMixin(Model):
         if changed:
             fusion_only = all(".fusion." in name for name in changed)
             remedy = (
-                "Put the adapter on without `modules_to_save=[]`, so that it trains and holds the fusion layer, or save"
+                "Attach the adapter without `modules_to_save=[]`, so that it trains and holds the fusion layer, or save"
                 if fusion_only
                 else "Save"
             )
             raise ValueError(
-                f"{len(changed)} of the weights beneath the adapter {adapter!r}, such as {changed[0]}, have changed "
-                "since they were loaded, and the adapter does not hold them: a reload would give a different model. "
-                f"{remedy} the fused model by itself first (`T5WithFusion.save_pretrained`), reload that model, and "
-                "train the adapter on it."
+                f"the fused model has changed since it was loaded, and the adapter {adapter!r} does not hold "
+                f"{counted(len(changed), 'changed weight')}, such as {changed[0]}: a reload would give a different "
+                f"model. {remedy} the fused model by itself first (`T5WithFusion.save_pretrained`), reload that "
+                "model, and train the adapter on it."
             )
 
     def changed_weights(self, adapter: str, config: Any) -> list[str]:
         """Return the names of weights that changed since they were loaded and that the PEFT adapter does not hold.
 
-        Resized embedding tables are not among them, because PEFT saves these with the adapter.
+        Resized embedding tables are left out, because PEFT saves them with the adapter.
 
         Args:
             adapter: Name of the adapter.
@@ -96,7 +96,7 @@ class SavingMixin(Model):
         tuner_keeps_base = _keeps_base(config)
         biases_saved = getattr(config, "bias", "none") != "none"
         changed = []
-        for name, value in _fitted_numbers(self):
+        for name, value in _weights_and_scales(self):
             loaded_name = PEFT_WRAPPERS.sub("", name)
             if biases_saved and name.endswith("bias"):
                 continue
@@ -104,13 +104,13 @@ class SavingMixin(Model):
                 continue
             if UNDER_TUNER in name and (not tuner_keeps_base or name.partition(UNDER_TUNER)[0] in merged):
                 continue
-            if not is_same(loaded_weights.sample(loaded_name), sample(name, value)):
+            if not may_be_same(loaded_weights.sample(loaded_name), sample(name, value)):
                 changed.append(loaded_name)
         return changed
 
     @property
     def loaded_rows(self) -> int:
-        """Number of rows that the embedding table had when the model was loaded."""
+        """The number of rows (tokens) that the embedding table had when the model was loaded."""
         loaded_weights = getattr(self, "_loaded_weights", None)
         rows = None if loaded_weights is None else loaded_weights.rows("shared.weight")
         return int(self.config.vocab_size if rows is None else rows)
@@ -136,11 +136,11 @@ class SavingMixin(Model):
         if adapters != [None] and self.is_resized():
             raise ValueError(
                 f"the embedding table was resized to {self.config.vocab_size} rows, and transformers saves an adapter "
-                "without it. Put the adapter on with `get_peft_model`, whose `save_pretrained` saves the table too."
+                "without it. Attach the adapter with `get_peft_model`, whose `save_pretrained` saves the table too."
             )
         name_code(self.config)
         self.config.weights_from_backbone = self.config.adapter_beside = False
-        if getattr(self, "hf_quantizer", None) is not None:  # Quantised weights stay packed as they were loaded.
+        if getattr(self, "hf_quantizer", None) is not None:  # Save quantised weights packed, as they were loaded.
             kwargs.setdefault("save_original_format", False)
         current_class = type(self)
         # `fully_shard` gives the model a class that torch makes, and no saved code file defines it.
@@ -176,9 +176,9 @@ def name_code(config: Any) -> None:
 
 
 def _keeps_base(config: Any) -> bool:
-    """Return whether a tuner is known to leave the base weights as they were: LoRA with an ordinary start.
+    """Return whether a tuner is known to leave the base weights unchanged: LoRA with a plain initialisation.
 
-    A tuner that changes them changes them in the same way at a reload.
+    Any other tuner may change them when it is attached. A reload then changes them in the same way.
     """
     if getattr(config.peft_type, "value", config.peft_type) != "LORA":
         return False
@@ -204,7 +204,7 @@ def _check_layout(fusion: nn.Module, kinds: Mapping[str, VectorKind], d_model: i
         d_model: The config's width of a token embedding.
 
     Raises:
-        ValueError: The layer has other weights, or weights of other shapes, than the config describes.
+        ValueError: The layer's weights differ from those that the config describes, in their names or shapes.
     """
     expected = _described_shapes(kinds, d_model)
     shapes = {name: tuple(value.shape) for name, value in fusion.named_parameters()}
@@ -235,8 +235,8 @@ def _described_shapes(kinds: Mapping[str, VectorKind], d_model: int) -> dict[str
     return shapes
 
 
-def _fitted_numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of a model, and the scales of its vectors, which are buffers, by name."""
+def _weights_and_scales(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of a model, and the statistics of its scales, which are buffers; each with its name."""
     yield from model.named_parameters()
     yield from ((name, value) for name, value in model.named_buffers() if ".fusion." in name)
 

@@ -1,8 +1,8 @@
-"""The scale of a kind of vectors: brings the columns of raw numbers to one size before they are projected.
+"""The scale of a kind of vectors, which brings the columns of raw numbers to one magnitude before they are projected.
 
-Prices, counts and sensor values come in any size. With one learning rate for all of its weights, a linear layer would
+Prices, counts and sensor values have any magnitude. With one learning rate for all of its weights, a linear layer would
 learn from the large columns only. So each column is shifted by its mean and divided by its standard deviation.
-`fit_fusion` reads both off the training rows, and the fusion layer keeps them, so an adapter brings them along.
+`fit_fusion` computes both from the training rows, and the fusion layer holds them, so they are saved with an adapter.
 """
 
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from .kinds_t5fusion import VectorKind
 QUANTILES = (0.01, 0.99)  # values outside these quantiles of a column count as the nearer one when its scale is fitted
 LIMIT = 10.0  # standard deviations; once a scale is fitted, a value further away counts as this
 NO_LIMIT = torch.finfo(torch.float32).max  # infinity in a saved file would look like a failed training
-SMALL_SHARE = 0.05  # the share of a column's sizes that count as small; "log" keeps these on a linear scale
+SMALL_SHARE = 0.05  # the share of a column's magnitudes that count as small; "log" keeps these on a linear scale
 MOST_VECTORS = 20_000  # the most vectors that a scale is fitted to; more would take long and change little
-# Another scale is advised above these ratios of large sizes to small ones: of numbers in a column, of vectors.
+# Above these ratios of large magnitudes to small ones, a different scale is advised: of numbers in a column; of norms.
 ORDERS_OF_MAGNITUDE, MANY_TIMES_LONGER = 300, 2
-EPSILON = 1e-6  # a column whose standard deviation is below this share of its mean is constant but for rounding
+EPSILON = 1e-6  # a column whose standard deviation is at most this share of its mean is constant within rounding
 
 
 class VectorScale(nn.Module):
-    """Shifts and divides each column of the vectors of a kind, once `fit` has read means and deviations off rows.
+    """Shifts and divides each column of a kind's vectors, once `fit` has computed the means and standard deviations.
 
-    These are buffers, because no gradient changes them. They stay in float32 if the model is cast: half precision
-    cannot tell a price of 5001 from one of 5000.
+    These statistics are buffers, because no gradient changes them. They stay in float32 if the model is cast: half
+    precision cannot tell a price of 5001 from one of 5000.
 
     Args:
         kind: The kind of the vectors, whose scale is "standard" or "log".
@@ -36,23 +36,23 @@ class VectorScale(nn.Module):
     mean: Tensor
     rate: Tensor  # one divided by the standard deviation; 0 for a column that never varies
     limit: Tensor  # the largest scaled number
-    unit: Tensor  # "log": the size at which a column's scale turns from linear to logarithmic
+    unit: Tensor  # "log": the magnitude at which a column's scale turns from linear to logarithmic
 
     def __init__(self, kind: VectorKind) -> None:
         super().__init__()
         self.is_log = kind.scale == "log"
         for name in ("mean", "rate", "limit", *(("unit",) if self.is_log else ())):
-            # The dtype is explicit, because the process may have another default.
+            # The dtype is explicit, because the process may have a different default.
             self.register_buffer(name, torch.empty(kind.dim, dtype=torch.float32))
         self.reset()
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the numbers were read off training vectors. (If FSDP has left this process none of them: True.)"""
+        """Whether `fit` was called; True if FSDP left none of the statistics in this process."""
         return not bool((self.limit == NO_LIMIT).any())
 
     def reset(self) -> None:
-        """Set the numbers with which vectors stay unchanged. (With "log", small numbers do.)"""
+        """Set the statistics with which vectors stay unchanged (with "log", small numbers stay unchanged)."""
         for name, buffer in self.named_buffers():
             buffer.fill_({"mean": 0.0, "limit": NO_LIMIT}.get(name, 1.0))
 
@@ -61,12 +61,12 @@ class VectorScale(nn.Module):
         return ((self._logarithm(vectors.float()) - self.mean) * self.rate).clamp(-self.limit, self.limit)
 
     def _logarithm(self, vectors: Tensor) -> Tensor:
-        """Return asinh(vectors / unit) for "log": linear in sizes below the unit, logarithmic in larger ones."""
+        """Return asinh(vectors / unit) for "log": linear for magnitudes below the unit, logarithmic for larger ones."""
         return torch.asinh(vectors / self.unit.to(vectors)) if self.is_log else vectors
 
     @torch.no_grad()
     def fit(self, vectors: Tensor) -> None:
-        """Read the scale off training vectors, float (vectors, dim). At most 20,000 of them are used.
+        """Compute the statistics of training vectors, float (vectors, dim). At most 20,000 of them are used.
 
         So that a few outliers change nothing, values outside the 1st and the 99th percentile of a column count as that
         percentile. If that makes a column constant (as it does for one with a few ones among zeros), all values count.
@@ -93,7 +93,7 @@ class VectorScale(nn.Module):
 
 
 def scale_advice(name: str, kind: VectorKind, vectors: Tensor) -> str:
-    """Return what to say about vectors that another scale may fit better; an empty string for others.
+    """Return advice if a different scale may suit vectors better; otherwise an empty string.
 
     Args:
         name: The name of their kind.
@@ -117,8 +117,8 @@ def scale_advice(name: str, kind: VectorKind, vectors: Tensor) -> str:
     first = spanning[0]
     return (
         f"{len(spanning)} of {kind.dim} columns of the {name} vectors span orders of magnitude, such as column {first} "
-        f"(most sizes are between {smallest[first]:.3g} and {largest[first]:.3g}). `scale='log'` in their `VectorKind` "
-        "may read them better."
+        f"(most magnitudes are between {smallest[first]:.3g} and {largest[first]:.3g}). `scale='log'` in their "
+        "`VectorKind` may read them better."
     )
 
 
@@ -127,14 +127,14 @@ def _sample(vectors: Tensor) -> Tensor:
     return vectors[:: -(-len(vectors) // MOST_VECTORS)].double()
 
 
-def _spread(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the 5th and the 95th percentile of the sizes above zero in each column, float64 (columns,) each."""
-    present = sizes.where(sizes > 0, torch.nan)
+def _spread(magnitudes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the 5th and the 95th percentile of the magnitudes above zero in each column, float64 (columns,) each."""
+    present = magnitudes.where(magnitudes > 0, torch.nan)
     return present.nanquantile(SMALL_SHARE, dim=0), present.nanquantile(1 - SMALL_SHARE, dim=0)
 
 
 def is_constant(columns: Tensor) -> Tensor:
-    """Return which columns of numbers, float64 (rows, columns), never vary but for rounding: bool (columns,)."""
+    """Return which columns of numbers, float64 (rows, columns), are constant within rounding: bool (columns,)."""
     return columns.std(0, correction=0) <= EPSILON * columns.mean(0).abs()
 
 

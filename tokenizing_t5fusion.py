@@ -1,4 +1,4 @@
-"""Tokenizing that leaves the tokenizer as it was, so that no setting of a call is saved with it."""
+"""Tokenizing that leaves the tokenizer unchanged, so that no setting of a call is saved with it."""
 
 from typing import Any
 

@@ -5,8 +5,8 @@
     engine = load_engine(model, "int8")
     engine.generate(**batch, max_new_tokens=24, num_beams=4)
 
-- `load_engine` loads an engine by its name. It has transformers' `generate`.
-- `choose_engine` says which engine runs on this processor if a name is asked for, and why.
+- `load_engine` loads an engine by its name. The engine has transformers' `generate`.
+- `choose_engine` says which engine runs on this processor if an engine is asked for by its name, and why.
 - `ENGINES` holds the names of the engines, each with a description.
 
 Names are loaded when they are first used, so that importing this package takes no time.

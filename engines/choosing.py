@@ -13,10 +13,10 @@ from .packed_model import PackedT5
 
 
 class Choice(NamedTuple):
-    """The engine that runs, and why it is not the one that was asked for."""
+    """The engine that runs; and the reason, if a different engine was asked for."""
 
     name: str
-    reason: str = ""  # "" if it is the one that was asked for
+    reason: str = ""  # "" if the engine that was asked for runs
 
 
 def choose_engine(model: nn.Module, engine: str, features: Features | None = None) -> Choice:
@@ -55,10 +55,10 @@ def _missing_feature(engine: str, features: Features) -> str:
 
 
 def load_engine(model: Any, engine: str = "auto", features: Features | None = None) -> Any:
-    """Return what generates for a model: an object with transformers' `generate`.
+    """Return an engine for a model: an object with transformers' `generate`.
 
-    An engine is a copy: it does not see later changes of the model. The model itself stays as it is. A message on
-    standard error says which engine runs, if it is not the one that was asked for.
+    Every engine except torch is a copy, which later changes of the model do not reach. The model itself does not
+    change. If a different engine runs than the one that was asked for, a message on standard error says so.
 
     Args:
         model: A fused model, with or without an adapter, on the CPU and in evaluation mode.
@@ -89,6 +89,6 @@ def _obstacle(model: nn.Module, engine: str) -> str:
         return f"the model's {adapter.peft_type.value} adapter is made of inputs, which cannot be merged into weights"
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if engine in ("fp32", "auto") and dtypes != {torch.float32}:
-        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         return f"the model's weights are {names}, and only float32 gives the same tokens"
     return ""

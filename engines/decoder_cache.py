@@ -1,10 +1,10 @@
-"""What the decoder reads: keys and values of the encoder's output, and of the tokens so far."""
+"""Keys and values that the decoder reads: those of the encoder's output, and those of earlier tokens."""
 
 import torch
 import transformers
 
 MEMORY = "memory"  # the entry of the encoder's output that holds a `Memory`
-LOWEST = torch.finfo(torch.bfloat16).min  # is added to scores that must not count; float32 has it too
+LOWEST = torch.finfo(torch.bfloat16).min  # added to scores that must not count; float32 can hold it too
 FIRST_CAPACITY = 32  # the number of tokens for which a new cache has room
 
 
@@ -23,25 +23,25 @@ class Memory:
         return len(self.padding)
 
     def repeat(self, times: int) -> "Memory":
-        """Return the memory of rows that stand `times` times, one after another."""
+        """Return the memory with each row repeated `times` times, next to each other."""
         return self if times == 1 else self.keep(torch.arange(len(self)).repeat_interleave(times))
 
     def keep(self, kept: torch.Tensor) -> "Memory":
-        """Return the memory of some rows, given by their numbers."""
+        """Return the memory of the rows with the indices `kept`."""
         return Memory(self.keys_and_values[:, :, kept], self.padding[kept])
 
 
 class Cache(transformers.Cache):
-    """Keys and values of the tokens so far.
+    """Keys and values of the tokens generated so far.
 
-    A row of the memory has one or several beams. The beams of a row share its keys and values: each token adds those
-    of all beams, and a beam reads those of its own ancestors. So a new choice of beams copies nothing.
+    A row of the memory has one or several beams, which share one store of keys and values. Each step adds the keys and
+    values of all beams, and a beam attends only to its own ancestors. So when beams are chosen anew, nothing is copied.
     """
 
-    is_compileable = False  # transformers asks each cache.
+    is_compileable = False  # transformers reads this attribute.
 
     def __init__(self) -> None:
-        super().__init__(layers=[])  # transformers' layers hold no beams that share keys.
+        super().__init__(layers=[])  # In the layers of transformers, beams cannot share keys.
         self.memory: Memory | None = None
         self.length = 0
 
@@ -59,14 +59,14 @@ class Cache(transformers.Cache):
             self.ancestors = self.own_beams[:, :, :0]
 
     def get_seq_length(self, layer: int = 0) -> int:
-        """Return the number of tokens. transformers calls it."""
+        """Return the number of tokens. transformers calls this method."""
         return self.length
 
     def add_token(self, bias: torch.Tensor) -> torch.Tensor:
-        """Make room for one more token, and return what is added to the scores of its attention.
+        """Make room for one more token, and return the bias of its attention scores.
 
         Args:
-            bias: float (heads, length), T5's bias for the distance to each token. The new one is the last.
+            bias: float (heads, length), T5's bias for the distance to each token. The new token is the last.
 
         Returns:
             float (1, heads, 1, length), or with several beams (rows * heads, beams, length * beams).
@@ -85,17 +85,17 @@ class Cache(transformers.Cache):
         return scores.masked_fill(is_other.view(rows, 1, beams, -1), LOWEST).flatten(0, 1)
 
     def reorder_cache(self, chosen: torch.Tensor) -> None:
-        """Let each beam go on from some beam of its row. transformers calls it.
+        """Let each beam continue from a chosen beam of its row. transformers calls this method.
 
         Args:
-            chosen: int (rows * beams,), the beams to go on from, counted over all rows.
+            chosen: int (rows * beams,), the beams to continue from, counted over all rows.
         """
         if self.beams > 1:
             chosen = chosen.view(-1, self.beams, 1).long() % self.beams
             self.ancestors = self.ancestors.gather(1, chosen.expand_as(self.ancestors))
 
     def keep(self, kept: torch.Tensor) -> None:
-        """Drop all rows but some, given by their numbers. Rows have one beam each."""
+        """Drop all rows except those with the indices `kept`. Each row must have one beam."""
         assert self.memory is not None
         self.memory = self.memory.keep(kept)
         self.own, self.padding = self.own[:, :, kept], self.memory.padding

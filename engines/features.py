@@ -1,4 +1,4 @@
-"""What this processor, and this build of torch, can do."""
+"""The features of this processor and of this build of torch."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ INT8_ENGINES = ("x86", "fbgemm")  # torch's engines for matrices of int8, the pr
 
 
 class Features(NamedTuple):
-    """What the engines need to know of the processor."""
+    """The features that the engines depend on."""
 
     onednn: bool  # torch can pack matrices for oneDNN
     bf16: bool  # the processor multiplies bfloat16 itself
@@ -16,10 +16,10 @@ class Features(NamedTuple):
 
 
 def detect_features() -> Features:
-    """Return the features of this processor. What torch does not tell counts as missing."""
+    """Return the features of this processor. A feature that torch does not report counts as missing."""
     onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    # The first question is about the processor; the second one is about oneDNN, whose instructions
-    # ONEDNN_MAX_CPU_ISA can limit.
+    # The first call asks about the processor. The second asks about oneDNN, whose instructions ONEDNN_MAX_CPU_ISA can
+    # limit.
     bf16 = _is_true(torch.cpu, "_is_avx512_bf16_supported") and _is_true(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
     has_engine = any(name in torch.backends.quantized.supported_engines for name in INT8_ENGINES)
     has_int8 = has_engine and hasattr(torch, "quantize_per_channel") and hasattr(torch.ops.quantized, "linear_dynamic")

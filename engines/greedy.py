@@ -10,8 +10,8 @@ from .decoder_cache import MEMORY, Cache
 from .packed_decoder import PackedDecoder
 
 SHRINK_BELOW = 0.75  # Ended rows leave the cache when at most this share of its rows still runs.
-BLOCK = 128  # logits in a block: `first_largest` begins with the block that holds the largest logit
-ROW_BY_ROW = (  # processors of logits that treat each row alone, so that rows can leave the batch
+BLOCK = 128  # logits in a block: `first_largest` first finds the block that holds the largest logit
+ROW_BY_ROW = (  # logits processors that treat each row separately, so that rows can leave the batch
     logits_process.ForcedEOSTokenLogitsProcessor,
     logits_process.InfNanRemoveLogitsProcessor,
     logits_process.LogitNormalization,
@@ -56,9 +56,9 @@ def decode_greedily(
     Args:
         decoder: The decoder.
         input_ids: int64 (rows, 1 or more), the first tokens of the decoder.
-        logits_processor: What is applied to the logits, from `ROW_BY_ROW`.
-        stopping_criteria: The longest length, and perhaps the tokens that end a row.
-        generation_config: The config of this call.
+        logits_processor: The logits processors, all of classes in `ROW_BY_ROW`.
+        stopping_criteria: The greatest length, and perhaps the tokens that end a row.
+        generation_config: The generation config of this call.
         encoder_outputs: The encoder's output.
         past_key_values: An empty cache.
         unused: Further arguments of `_sample`.
@@ -73,7 +73,7 @@ def decode_greedily(
     for token in range(first - 1):
         decoder.step(input_ids[:, token], cache)
     rows = torch.arange(len(input_ids))  # the rows in the cache
-    running = torch.ones_like(rows, dtype=torch.bool)  # those of them that have not ended
+    running = torch.ones_like(rows, dtype=torch.bool)  # which of these rows have not ended
     for length in range(first, longest):
         logits = decoder.step(sequences[rows, length - 1], cache)
         tokens = first_largest(logits_processor(sequences[rows, :length], logits))
@@ -91,7 +91,7 @@ def decode_greedily(
 
 
 def first_largest(logits: torch.Tensor) -> torch.Tensor:
-    """Return the place of the largest logit of each row, the first one of several. It is faster than `argmax`."""
+    """Return the index of each row's largest logit; of several, the first. This is faster than `argmax`."""
     if logits.shape[1] % BLOCK:
         return logits.argmax(-1)
     blocks = logits.unflatten(1, (-1, BLOCK))

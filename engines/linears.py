@@ -1,6 +1,6 @@
 """Matrices whose weights are packed once for the processor, in fp32, bf16 or int8.
 
-A plain `nn.Linear` arranges its weights anew at every call. With few rows, as in decoding, this takes most of the time.
+A plain `nn.Linear` packs its weights at every call. With few rows, as in decoding, this takes most of the time.
 """
 
 import warnings
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .features import INT8_ENGINES, Features
 
-ROWS = 8  # the number of rows that oneDNN packs for; other numbers run too
+ROWS = 8  # the number of input rows for which oneDNN packs a matrix; any other number works too
 
 
 class Linear:
@@ -44,7 +44,7 @@ class Int8Linear(Linear):
     def __init__(self, weight: torch.Tensor):
         scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).double()
         zeros = torch.zeros(len(weight), dtype=torch.int64)
-        with warnings.catch_warnings():  # A later torch will have no such tensors; `detect_features` sees that.
+        with warnings.catch_warnings():  # torch will remove such tensors; `detect_features` checks that it has them.
             warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel")
             quantised = torch.quantize_per_channel(weight.contiguous(), scales, zeros, 0, torch.qint8)
         before = torch.backends.quantized.engine

@@ -20,11 +20,11 @@ def merged_copy(model: nn.Module) -> Any:
         return model
     model = copy.deepcopy(model)
     try:
-        with warnings.catch_warnings():  # The embeddings of a FLAN-T5 are untied from the start.
+        with warnings.catch_warnings():  # The embeddings of a FLAN-T5 were never tied.
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
             if isinstance(model, PeftModel):
                 return model.merge_and_unload()
-            for name in tuned:  # transformers put the adapter into the model.
+            for name in tuned:  # transformers attached the adapter, without a `PeftModel`.
                 layer: Any = model.get_submodule(name)
                 layer.merge()
                 model.set_submodule(name, layer.get_base_layer())

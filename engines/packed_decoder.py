@@ -11,11 +11,11 @@ from .packed_layers import FeedForward, Norm, Packing
 
 
 class Attention:
-    """An attention of the decoder, with its norm and its residual sum."""
+    """An attention layer of the decoder, with its norm and its residual connection."""
 
     def __init__(self, layer: Any, attention: Any, packing: Packing, is_cross: bool):
         self.heads, self.size = attention.n_heads, attention.key_value_proj_dim
-        # In cross-attention, the memory holds the keys and values, so `qkv` is the matrix q alone.
+        # In cross-attention, the memory holds the keys and values, so `qkv` is only the matrix q.
         matrices = (attention.q,) if is_cross else (attention.q, attention.k, attention.v)
         self.matrix_count = len(matrices)
         self.norm, self.qkv = Norm(layer.layer_norm), packing.matrix(*matrices, norm=layer.layer_norm)
@@ -40,7 +40,7 @@ class Attention:
         """
         if queries.shape[2] == 1:
             attended = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
-        else:  # This is faster than the function above for a few queries.
+        else:  # For a few queries, this is faster than the function above.
             scores = torch.baddbmm(bias, queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
             attended = torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(queries.shape).transpose(1, 2)
         hidden += self.o(attended.reshape(len(hidden), -1))
@@ -61,7 +61,7 @@ class PackedDecoder:
 
     Args:
         decoder: The `T5Stack`.
-        head: The matrix that gives the logits.
+        head: The matrix that computes the logits.
         embeddings: The embedding table, float32 (vocabulary, width).
         scale: A number that the decoder's outputs are multiplied by before the head.
         packing: Packs the matrices.
@@ -88,7 +88,7 @@ class PackedDecoder:
 
         Args:
             tokens: int64 (rows * beams,).
-            cache: The tokens before. The new ones are added.
+            cache: The cache of the earlier tokens. The new tokens are added to it.
         """
         assert cache.memory is not None
         hidden = F.embedding(tokens, self.embeddings)

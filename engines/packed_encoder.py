@@ -23,7 +23,7 @@ class EncoderBlock:
         self.feed_forward = FeedForward(feed_forward, packing)
 
     def add_to(self, hidden: torch.Tensor, bias: torch.Tensor) -> None:
-        """Turn the hidden states before this block, float32 (rows, length, width), into those behind it."""
+        """Replace the block's input, hidden states, float32 (rows, length, width), by its output, in place."""
         rows, length = hidden.shape[:2]
         projected = self.qkv(self.norm(hidden)).view(rows, length, 3, self.heads, self.size)
         queries, keys, values = projected.permute(2, 0, 3, 1, 4)
@@ -33,7 +33,7 @@ class EncoderBlock:
 
 
 class PackedEncoder:
-    """T5's encoder, from embeddings to what the decoder reads.
+    """T5's encoder, from the embeddings to the memory that the decoder reads.
 
     Args:
         encoder, decoder: The `T5Stack`s. The decoder's matrices for cross-attention make the memory.

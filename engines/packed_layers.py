@@ -1,6 +1,6 @@
 """T5's layers over packed matrices, for inference only.
 
-The weight of each norm is multiplied into the matrix behind the norm, and matrices that read the same rows are one.
+The weight of each norm is multiplied into the matrix after the norm, and matrices that read the same rows are joined.
 """
 
 import math
@@ -32,7 +32,8 @@ class Packing:
             matrices: `nn.Linear`s without bias.
             norm: The norm before them. The rows then come from `Norm`, which has no weight.
             scale: A number that the rows are multiplied by.
-            is_exact: Whether an int8 model keeps it in bf16 or fp32, because its rows differ much in size.
+            is_exact: Whether an int8 model keeps this matrix in bf16 or fp32, because the magnitudes of its input rows
+                differ much.
 
         Raises:
             ValueError: A matrix is quantised, or has a bias.
@@ -52,11 +53,11 @@ class Packing:
 
 
 class Norm:
-    """T5's norm without its weight: divides each row by its length, instead of by its root mean square."""
+    """T5's norm without its weight. It divides each row by its Euclidean norm, not by its root mean square."""
 
     def __init__(self, norm: Any):
         width = len(norm.weight)
-        # The root mean square is hypot(|x|, sqrt(width * epsilon)) / sqrt(width). The matrix behind the norm is
+        # The root mean square is hypot(|x|, sqrt(width * epsilon)) / sqrt(width). The matrix after the norm is
         # multiplied by sqrt(width).
         self.epsilon = torch.tensor(math.sqrt(width * norm.variance_epsilon))
 
@@ -66,7 +67,7 @@ class Norm:
 
 
 class FeedForward:
-    """A feed-forward layer, with its norm and its residual sum."""
+    """A feed-forward layer, with its norm and its residual connection."""
 
     def __init__(self, layer: Any, packing: Packing):
         dense = layer.DenseReluDense

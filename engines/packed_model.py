@@ -17,8 +17,8 @@ from .packed_decoder import PackedDecoder
 from .packed_encoder import PackedEncoder
 from .packed_layers import Packing
 
-# Arguments of `generate`, or fields of its config, that need what an engine does not have: other models, attentions,
-# hidden states, masks of the decoder, caches that can be cut.
+# Arguments of `generate`, or fields of its config, that need something that an engine lacks: other models, attentions,
+# hidden states, masks of the decoder, caches that can be cropped.
 REFUSED = (
     "assistant_model",
     "cache_implementation",
@@ -40,8 +40,8 @@ REFUSED = (
 class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
     """A fused model that only generates, on the CPU. `load_engine` makes it.
 
-    `generate` takes the arguments of transformers' `generate`, and returns the same types: greedy decoding, beams,
-    sampling, every processor of logits. What it refuses is in `REFUSED`.
+    `generate` takes the arguments of transformers' `generate`, except those in `REFUSED`, and returns the same types.
+    It decodes greedily, with beams or by sampling, with any logits processor. In bf16 and int8, some tokens differ.
 
     Args:
         model: The fused model. An adapter must be merged.
@@ -54,7 +54,7 @@ class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
 
     config_class = T5FusionConfig
     main_input_name = "input_ids"
-    device = torch.device("cpu")  # transformers reads device and dtype from weights, and there are none here.
+    device = torch.device("cpu")  # transformers reads device and dtype from parameters. This class has none.
     dtype = torch.float32
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
         """Generate as [`~transformers.GenerationMixin.generate`] does.
 
         Raises:
-            ValueError: An argument is in `REFUSED`. What transformers refuses, it refuses here too.
+            ValueError: An argument is in `REFUSED`, or transformers refuses it.
         """
         config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or self.generation_config
         for name in REFUSED:
@@ -113,9 +113,9 @@ class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
         Args:
             input_ids, attention_mask, inputs_embeds, lexical_embeds: As in `T5WithFusion`. Not used if
                 `encoder_outputs` are given.
-            decoder_input_ids: int64 (batch, length). Tokens that are in `past_key_values` already may lead.
-            encoder_outputs: The output of `self.encoder`, if it is known.
-            past_key_values: The [`Cache`] of the tokens before.
+            decoder_input_ids: int64 (batch, length). They may begin with the tokens that are in `past_key_values`.
+            encoder_outputs: The output of `self.encoder`, if it has been computed.
+            past_key_values: The [`Cache`] of the earlier tokens.
             Others: Ignored.
 
         Returns:
@@ -128,14 +128,14 @@ class PackedT5(PlaceholderLogitsMixin, PreTrainedModel, GenerationMixin):
             memory = encoder_outputs[MEMORY]
             cache.start(memory, len(decoder_input_ids) // len(memory))
         new = decoder_input_ids
-        if new.shape[1] > 1:  # all tokens, or the prompt of the decoder
+        if new.shape[1] > 1:  # These are all tokens, or the decoder's prompt.
             new = new[:, cache.length :]
         logits = [self.packed_decoder.step(tokens, cache) for tokens in new.unbind(1)]
         return Seq2SeqLMOutput(logits=torch.stack(logits, 1), past_key_values=cache)
 
 
 class EncoderWithMemory(nn.Module):
-    """The encoder, whose output also holds what the decoder reads of it.
+    """The encoder. Its output also holds the memory that the decoder reads.
 
     Args:
         model: The fused model.
@@ -146,7 +146,7 @@ class EncoderWithMemory(nn.Module):
 
     def __init__(self, model: T5WithFusion, packing: Packing):
         super().__init__()
-        # Of the model's encoder, only `embed` with its checks is used. So its blocks are not copied.
+        # Only `embed` of the model's encoder is used, with its checks. So the encoder's blocks are not copied.
         self.embedder = copy.copy(model.encoder)
         self.embedder._modules = copy.deepcopy(
             {name: model.encoder._modules[name] for name in ("embed_tokens", "fusion")}
@@ -163,7 +163,7 @@ class EncoderWithMemory(nn.Module):
         output_hidden_states: Any = None,
         return_dict: Any = None,
     ) -> BaseModelOutput:
-        """Return `last_hidden_state`, float32 (batch, length, d_model), and what the decoder reads.
+        """Return `last_hidden_state`, float32 (batch, length, d_model), and the decoder's memory.
 
         Raises:
             ValueError: Vectors and placeholders do not match (see `LexicalEncoder.embed`).

@@ -4,20 +4,20 @@
 | --- | --- | --- |
 | `BaseTuner.inject_adapter` | a new adapter trains and saves the fusion layer | PEFT |
 | `PeftConfig.from_pretrained` | marks a config that was read, so that nothing is added to a saved adapter | PEFT |
-| `get_base_model_state_dict`, `set_...` | with prompt learning, they find the wrapped fusion layer | PEFT |
+| `get_base_model_state_dict`, `set_...` | finds the wrapped fusion layer even with prompt learning | PEFT |
 | `PeftModel.__init__` | an adapter on a fused model gets the class in `adapter_class.py` | PEFT, PUSH |
-| `CallbackHandler.__init__`: adds `FusionCallback` | calls `fit_fusion`, and reports useless vectors | TRAINER |
+| `CallbackHandler.__init__`: adds `FusionCallback` | checks collator and vectors, calls `fit_fusion` | TRAINER |
 | `CallbackHandler.__init__`: adds `PushCallback` | a pushed adapter loads without this package | PUSH |
 | `AutoPeftModel*.from_pretrained` | its error for an adapter that was not pushed says what to type | PUSH |
 
-All of them act on fused models and their adapters only. Other models are left to PEFT and the Trainer, with one
+All changes act on fused models and their adapters only. For other models, PEFT and the Trainer work as before, with one
 exception: a model without a fusion layer refuses the saved adapter of a fused model.
 
 The switches are the environment variables T5FUSION_PEFT_HOOK, T5FUSION_TRAINER_HOOK and T5FUSION_PUSH_HOOK. If a switch
 is 0 before `import t5fusion`, nothing in its rows is changed (`PeftModel.__init__` needs both at 0). If it is set to 0
 later, the hooks do nothing.
 
-The model itself cannot do this. PEFT calls no method of a model when it puts an adapter on
+The model itself cannot do this. PEFT calls no method of a model when it attaches an adapter
 (docs/upstream/layers_that_train_with_an_adapter.py), and the Trainer passes its data set to callbacks only. Saving,
 pushing and the model card need no hook: they are methods of `adapter_class.FusedAdapter`.
 

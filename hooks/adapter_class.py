@@ -1,8 +1,8 @@
 """The class of an adapter on a fused model: a subclass of PEFT's own class and of `FusedAdapter`.
 
-PEFT chooses the class of a `PeftModel` by the task type, whatever the model beneath is. So `PeftModel.__init__` is
+PEFT chooses the class of a `PeftModel` by the task type, without regard to the base model. So `PeftModel.__init__` is
 wrapped: if the model has a fusion layer, the new object changes its class before it is built, as torch's FSDP and
-`parametrize` do with their modules. The methods of `PeftModel` itself stay as they are, so no other model is touched.
+`parametrize` do with their modules. The methods of `PeftModel` itself are unchanged, so no other model is affected.
 
 With T5FUSION_PEFT_HOOK=0, `add_adapter`, `load_adapter`, `add_weighted_adapter`, `save_pretrained` and
 `disable_adapter` do what PEFT's own methods do. With T5FUSION_PUSH_HOOK=0, so do `push_to_hub` and
@@ -39,15 +39,15 @@ class FusedAdapter(Base):
 
     def add_adapter(self, adapter_name, peft_config, *args, **kwargs):
         """Add an adapter that trains the fusion layer too, unless its config says otherwise."""
-        if peft_config.is_prompt_learning:  # For all others, PEFT calls `inject_adapter`, which is wrapped.
+        if peft_config.is_prompt_learning:  # For all other types, PEFT calls `inject_adapter`, which is wrapped.
             add_fusion(peft_config, self.base_model)
         return super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
     def load_adapter(self, model_id, adapter_name, *args, **kwargs):
-        """Load as PEFT does, and let the fusion layer compute in the dtype of the layer beneath it.
+        """Load as PEFT does, and cast the adapter's fusion layer to the dtype of the base model's.
 
-        With `low_cpu_mem_usage`, PEFT puts the saved weights in the place of the layer's own, in the dtype that they
-        were saved in. It casts only those of the tuner.
+        With `low_cpu_mem_usage`, PEFT replaces weights by the saved ones, in the dtype that they were saved in. It
+        casts only the weights of the tuner.
         """
         result = super().load_adapter(model_id, adapter_name, *args, **kwargs)
         for name, layer in self.named_modules() if kwargs.get("low_cpu_mem_usage") and is_on(PEFT) else ():
@@ -60,7 +60,7 @@ class FusedAdapter(Base):
         """Combine adapters as PEFT does, and their fusion layers in the same way; see `weighted_adapter.py`."""
         tuner, fusion = self.base_model, self.get_base_model().encoder.fusion
         has_copies, is_new_name = isinstance(fusion, ModulesToSaveWrapper), adapter_name not in self.peft_config
-        with_fusion = has_copies and is_new_name and is_on(PEFT)  # PEFT does nothing if the name is taken.
+        with_fusion = has_copies and is_new_name and is_on(PEFT)  # For a name in use, PEFT does nothing.
         combine = partial(add_weighted, tuner, fusion) if with_fusion else tuner.add_weighted_adapter
         return combine(adapters, weights, adapter_name, *args, **kwargs)
 
@@ -88,7 +88,7 @@ class FusedAdapter(Base):
         """Give the adapters the fused name of their base model while they are saved.
 
         A resized model has the plain name of its base model (`T5WithFusion.resize_token_embeddings`). With that name,
-        AutoPeft would put the adapter on a plain T5.
+        AutoPeft would attach the adapter to a plain T5.
         """
         fused_name = getattr(base, "fused_name", None) if is_on(PEFT) else None
         plain_names = {name: config.base_model_name_or_path for name, config in self.peft_config.items()}
@@ -105,8 +105,8 @@ class FusedAdapter(Base):
     def disable_adapter(self) -> Iterator[None]:
         """Disable the adapter as PEFT does. With prompt learning, disable the adapter's fusion layer too.
 
-        With prompt learning, PEFT itself leaves the layers of `modules_to_save` in use, so the outputs would not be
-        those of the base model.
+        With prompt learning, PEFT leaves the layers of `modules_to_save` in use, so the outputs would differ from the
+        base model's.
         """
         wrapper = self.get_base_model().encoder.fusion
         is_in_use = isinstance(wrapper, ModulesToSaveWrapper) and not wrapper.disable_adapters
@@ -138,8 +138,8 @@ class FusedAdapter(Base):
             name_base_in_card(file, base, earlier_base)
 
     def __reduce_ex__(self, protocol):
-        # `copy` and `pickle` look up a class by its name in its module. There they would find PEFT's class, without the
-        # methods above. So they get a function that builds this class from PEFT's.
+        # `copy` and `pickle` look up a class by its name in its module. There they would find PEFT's class, which lacks
+        # the methods above. So they get a function that builds this class from PEFT's.
         rebuild, arguments, *state = super().__reduce_ex__(protocol)
         if type(self) is fused_adapter_class(self.peft_class):
             rebuild, arguments = _new_adapter, (self.peft_class,)

@@ -1,8 +1,8 @@
 """`get_base_model_state_dict` and `set_base_model_state_dict` of PEFT, for prompt learning on a fused model.
 
-With prompt learning, both functions assume that the base model has no wrapped layers. But PEFT has wrapped its fusion
+With prompt learning, both functions assume that the base model has no wrapped layers. But PEFT has wrapped the fusion
 layer, which trains with the adapter (docs/upstream/base_state_of_prompt_learning.py). So the functions get an object
-that looks like the model with an adapter of a different type. For that, they look for wrapped layers.
+that looks like a model with an adapter of a different type. For such a model, they look for wrapped layers.
 """
 
 from collections.abc import Callable

@@ -26,11 +26,8 @@ from .switches import PEFT, is_on
 
 FUSION = "fusion"
 READ_MARK = "t5fusion_read_from_a_saved_adapter"  # attribute of a PeftConfig; PEFT never saves it
-FIXED_BY_TRAINING = (
-    "lexical_dim",
-    "lexical_token_id",
-    "vectors",
-)  # An adapter works only with the values of its training.
+# An adapter works only with the values of these config fields that it was trained with.
+FIXED_BY_TRAINING = ("lexical_dim", "lexical_token_id", "vectors")
 
 
 def has_fusion(model: nn.Module) -> bool:
@@ -55,12 +52,12 @@ def add_fusion(config: PeftConfig, model: nn.Module) -> None:
     with the same object (`PeftModel.from_pretrained(..., config=config)`) would not get the trained layer.
 
     Raises:
-        ValueError: The adapter was trained with a different placeholder or vector width (`check_choices`).
+        ValueError: The adapter was trained on a different fused model (`check_same_base`).
     """
     if not is_on(PEFT) or not has_fusion(model):
         return
-    check_choices(config, model)
-    if config.inference_mode or getattr(config, READ_MARK, False):  # The config of a saved adapter says all by itself.
+    check_same_base(config, model)
+    if config.inference_mode or getattr(config, READ_MARK, False):  # A saved adapter's config is complete.
         return
     if hasattr(model, "loaded_commit"):  # Without a revision, a reload would take the newest commit.
         config.revision = model.loaded_commit
@@ -77,16 +74,16 @@ def _decides_fusion(config: PeftConfig) -> bool:
     return any(part in (FUSION, "projection") for name in names for part in name.split("."))
 
 
-def check_choices(config: PeftConfig, model: nn.Module) -> None:
-    """Check that an adapter was trained with this model's placeholder and vector width.
+def check_same_base(config: PeftConfig, model: nn.Module) -> None:
+    """Check that an adapter was trained with this model's kinds of vectors and placeholder.
 
-    Embedded base models have the same shapes, so their weights are told apart by name.
+    The embedded base models (see `naming_t5fusion.py`) have equal shapes, so they are told apart by name.
 
     Raises:
-        ValueError: The name of the adapter's base model records a different value, or another embedded base model.
+        ValueError: The adapter's config records different values, or a different embedded base model.
     """
     base_model, _, choices = FusedName.parse(config.base_model_name_or_path)
-    base_model = str(base_model).replace("\\", "/").rpartition("/")[2]  # early releases recorded a path
+    base_model = str(base_model).replace("\\", "/").rpartition("/")[2]  # Earlier code recorded a path.
     own_base = getattr(model.config, "backbone", None)
     if base_model != own_base and {base_model, own_base} <= set(EMBEDDED):
         raise ValueError(
@@ -107,7 +104,7 @@ def check_choices(config: PeftConfig, model: nn.Module) -> None:
 def refuse_without_fusion(config: PeftConfig, model: nn.Module) -> None:
     """Refuse the saved adapter of a fused model on a model that has no place for its fusion layer.
 
-    PEFT itself would load the rest of the adapter, without a message.
+    PEFT would load the rest of the adapter, without a message.
 
     Raises:
         ValueError: The adapter's config was read from a file and names a fused model as its base.
@@ -117,7 +114,7 @@ def refuse_without_fusion(config: PeftConfig, model: nn.Module) -> None:
     if is_on(PEFT) and getattr(config, READ_MARK, False) and base_model != name and not has_fusion(model):
         raise ValueError(
             f"the adapter was trained on the fused model {name}, but a {type(model).__name__} has no fusion layer to "
-            "read vectors with. Load both with `T5WithFusion.from_pretrained(ADAPTER)`, or put the adapter on "
+            "read vectors with. Load both with `T5WithFusion.from_pretrained(ADAPTER)`, or attach the adapter to "
             f'`T5WithFusion("{base_model}")`.'
         )
 

@@ -1,13 +1,13 @@
-"""The hook that makes adapters which the Trainer or PEFT pushes load in one line, without this package.
+"""The hook for pushes: an adapter that the Trainer or PEFT pushes then loads in one line, without this package.
 
-PEFT names the base model in an adapter's config. If that named a plain T5, readers would load the plain T5 and lose the
+PEFT names the base model in an adapter's config. If it named a plain T5, readers would load the plain T5 and lose the
 fusion layer. So the config names the repository that the adapter is pushed to. The code and the config that build the
-fused model are pushed with the adapter, as in a bundle. If the fused model is on the Hub already, its name stays and
-nothing is added.
+fused model are pushed with the adapter, as in a bundle. If the fused model is on the Hub already, the config keeps its
+name, and nothing is added.
 
 T5FUSION_PUSH_HOOK=0 switches all of this off. PEFT then writes a card that names "T5WithFusion(ID@COMMIT)" as the base
 model, and the Hub refuses that card when the Trainer pushes it. `trainer.remove_callback(PushCallback)` switches off
-less: no code is pushed, but the card still names the base model by its id.
+only a part: no code is pushed, but the card still names the base model by its id.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,8 +35,8 @@ BASE_TAG = "base_model:"  # prefix of the Hub's tags for what a model is based o
 def fused_model_to_push(model) -> T5WithFusion | None:
     """Return the fused model beneath an adapter if its code and config are pushed with the adapter, otherwise None.
 
-    They are not pushed for a model without an adapter, for a model that is not fused, and for a base model in a local
-    folder, which no reader could load.
+    They are not pushed without an adapter, without a fused model, or if the base model is in a local folder, which no
+    reader could load.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not is_on(PUSH) or not isinstance(base, T5WithFusion) or not getattr(model, "peft_config", None):
@@ -46,7 +46,7 @@ def fused_model_to_push(model) -> T5WithFusion | None:
 
 @cache  # Every save asks for the owner, and the Hub limits the number of requests.
 def full_id(name: str, token: str | bool | None) -> str:
-    """Return a repository's id as OWNER/NAME. If the name has no owner, it is the owner of the token."""
+    """Return a repository's id as OWNER/NAME. For a name without an owner, OWNER is the owner of the token."""
     return name if "/" in name else f"{whoami(token=token)['name']}/{name}"
 
 
@@ -123,14 +123,15 @@ def _saving_code(model, base: T5WithFusion, repository: str) -> Iterator[None]:
 
 
 def name_base_in_card(file: Path, model: T5WithFusion, earlier_base: str | list[str] | None) -> None:
-    """Replace the base model that PEFT wrote into a card by the base model's Hub id, or remove it.
+    """Replace the base model that PEFT wrote into a card by its Hub id; remove it if it has none.
 
     PEFT writes a path, or "T5WithFusion(ID@COMMIT)". The Hub refuses a card with either.
 
     Args:
         file: The card.
         model: The fused model beneath the adapter.
-        earlier_base: What the card named before PEFT wrote it. It stays if the base model has no Hub id.
+        earlier_base: The base model that the card named before PEFT wrote it. It is kept if the base model has no Hub
+            id.
     """
     card = ModelCard.load(file)
     name = FusedName.parse(model.name_or_path).base_model
@@ -162,10 +163,7 @@ def _wrap_push(push: Callable) -> Callable:
 
 
 def _wrap_auto(load: Callable) -> Callable:
-    """Return `from_pretrained` of PEFT's Auto classes, wrapped so that its error for an unpushed adapter helps.
-
-    The error says what to type.
-    """
+    """Return `from_pretrained` of PEFT's Auto classes, wrapped so that an unpushed adapter's error says what to do."""
 
     @wraps(load)
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -186,9 +184,9 @@ def _wrap_auto(load: Callable) -> Callable:
 
 
 def is_unpushed(folder: Path) -> bool:
-    """Return whether a folder holds an adapter on a fused model, whose base model no Auto class can load by its name.
+    """Return whether a folder holds an adapter on a fused model that was not pushed.
 
-    After a push, the base model's name is that of a repository.
+    No Auto class can load such an adapter's base model by its name. After a push, the name is a repository's.
     """
     if not (folder / "adapter_config.json").is_file():
         return False
@@ -200,5 +198,5 @@ def register() -> None:
     """Add `PushCallback` to the Trainers of fused models; wrap `T5WithFusion.push_to_hub` and PEFT's Auto classes."""
     add_to_fused_models(PushCallback)
     _BaseAutoPeftModel.from_pretrained = classmethod(_wrap_auto(_BaseAutoPeftModel.from_pretrained.__func__))
-    # This method pushes the adapters that transformers put on (`model.add_adapter`, `model.load_adapter`).
+    # This method pushes the adapters that transformers attached (`model.add_adapter`, `model.load_adapter`).
     T5WithFusion.push_to_hub = _wrap_push(T5WithFusion.push_to_hub)

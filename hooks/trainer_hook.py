@@ -1,5 +1,7 @@
 """The hook that calls `fit_fusion` in every `Trainer` of a fused model, and reports if the vectors do not help.
 
+It also refuses a collator of transformers, which puts no placeholders into the rows.
+
 The Trainer shows its data to callbacks only. Every Trainer passes its callbacks and its model to
 `CallbackHandler.__init__`. `import t5fusion` wraps this method: if the model is a fused model, the wrapper adds
 `FusionCallback`. (transformers' list of default callbacks would do too, but importing its module takes a second, and
@@ -27,14 +29,14 @@ from ..common.losses import Losses, losses_of, paired_bootstrap
 from ..modeling_t5fusion import T5WithFusion, VectorProjector, initial_projection
 from .switches import TRAINER, is_on
 
-MOST_START_ROWS = 20_000  # the most rows that the start reads; more take long and change little
+MOST_START_ROWS = 20_000  # the most rows that `fit_fusion` gets; more take long and change little
 FEW_REPORT_ROWS = 50  # With fewer held-out rows, the report adds that they may not be enough.
 MOST_REPORT_BATCHES = 64  # the most held-out batches that the report measures
 
-# Why vectors stay unscaled, and what to do
+# Why vectors are not scaled, and what to do
 UNREADABLE = (
-    "no rows with vectors and labels can be read from the training set in advance (it is streamed, or its rows are no "
-    "dicts). Call `model.fit_fusion(rows)` before training, with some thousands of rows."
+    "no rows with vectors and labels can be read from the training set in advance (it is streamed, or its rows are "
+    "not dicts). Call `model.fit_fusion(rows)` before training, with some thousands of rows."
 )
 FROZEN = (
     "the fusion layer is frozen, or has other weights than its initial ones. Call `model.fit_scales(rows)` before "
@@ -48,8 +50,7 @@ class FusionCallback(TrainerCallback):
     It calls `fit_fusion` only if the fusion layer still has its initial weights.
 
     Args:
-        start: Whether to call `fit_fusion`. `t5fusion train` passes False, because it has decided about the start of
-            the layer by then.
+        start: Whether to call `fit_fusion`. `t5fusion train` passes False, because it has set the layer's weights.
     """
 
     def __init__(self, start: bool = True):
@@ -59,6 +60,7 @@ class FusionCallback(TrainerCallback):
         fused = fused_model(model) if self.start else None
         if fused is None or not is_on(TRAINER):
             return
+        check_collator(train_dataloader, fused)
         will_start = has_initial_fusion(fused)
         rows = start_rows(train_dataloader) if will_start else []
         if rows:
@@ -90,7 +92,7 @@ class FusionCallback(TrainerCallback):
 
 
 def fused_model(model) -> T5WithFusion | None:
-    """Return the fused model that a Trainer trains, or None if the Trainer trains another model.
+    """Return the fused model that a Trainer trains; None for any other model.
 
     Args:
         model: A model, an adapter on one, or a wrapper of either, such as DistributedDataParallel.
@@ -101,7 +103,7 @@ def fused_model(model) -> T5WithFusion | None:
 
 
 def unscaled_kinds(model: T5WithFusion) -> list[str]:
-    """Return the kinds of vectors that have a scale which was not read off any rows yet."""
+    """Return the kinds of vectors whose scale was not fitted to any rows yet."""
     try:
         fusion = model.fusion_to_fit()
     except ValueError:  # The adapter does not hold the layer, so the base model's own is used.
@@ -132,23 +134,61 @@ def _has_initial_weight(projector: VectorProjector) -> bool:
 def start_rows(loader: DataLoader | None) -> list[dict]:
     """Return rows with a vector and labels, spread over the training set.
 
-    The list is empty for a streamed set, and for a set whose rows are no dicts.
-
-    Every process reads the same rows, because the loader's `dataset` is the whole set.
+    The list is empty for a streamed set, and for a set whose rows are not dicts. Every process reads the same rows,
+    because the loader's `dataset` is the whole set.
     """
     dataset: Any = getattr(loader, "dataset", None)
-    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+    if not _has_random_access(dataset):
         return []
     step = max(1, -(-len(dataset) // MOST_START_ROWS))  # rounded up
     rows = (dataset[index] for index in range(0, len(dataset), step))
     return [row for row in rows if isinstance(row, dict) and row.get("lexical_embeds") is not None and "labels" in row]
 
 
+def _has_random_access(dataset: Any) -> bool:
+    """Return whether rows can be read by their index."""
+    is_indexable = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    return is_indexable and not isinstance(dataset, IterableDataset)
+
+
+def check_collator(loader: DataLoader | None, model: T5WithFusion) -> None:
+    """Check that the rows get placeholders, before transformers' own collators fail with an error that does not help.
+
+    Only the first row is looked at. A collator of the user may place the placeholders, so it is not checked.
+
+    Raises:
+        ValueError: The collator belongs to transformers, and the first row has vectors, but no placeholders.
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    collator = _collator_of(loader)
+    is_of_transformers = str(getattr(collator, "__module__", "")).startswith("transformers.")
+    if not is_of_transformers or not _has_random_access(dataset) or len(dataset) == 0:
+        return
+    row = dataset[0]
+    if not isinstance(row, dict) or row.get("lexical_embeds") is None or row.get("input_ids") is None:
+        return
+    placeholder_ids = set(model.config.placeholder_ids.values())
+    # Only one kind of vectors fits into the tensors that such a collator makes.
+    is_one_kind = not isinstance(row["lexical_embeds"], dict)
+    if is_one_kind and placeholder_ids & set(torch.as_tensor(row["input_ids"]).tolist()):
+        return
+    name = getattr(collator, "__name__", type(collator).__name__)
+    raise ValueError(
+        f"the Trainer's data collator is {name}, which does not prepare the vectors in `lexical_embeds`; expected "
+        "DataCollatorWithFusion. Pass `data_collator=DataCollatorWithFusion(processor)`."
+    )
+
+
+def _collator_of(loader: DataLoader | None) -> Any:
+    """Return the collator that was given to the Trainer, which may wrap it to remove columns."""
+    collator = getattr(loader, "collate_fn", None)
+    return getattr(collator, "data_collator", collator)
+
+
 @contextmanager
 def unpacked(loader: DataLoader) -> Iterator[None]:
     """Let a loader's `DataCollatorWithFusion` give each row a sequence of its own, in this context."""
-    collator: Any = getattr(loader, "collate_fn", None)
-    collator = getattr(collator, "data_collator", collator)  # The Trainer wraps it to remove columns.
+    collator = _collator_of(loader)
     packing = getattr(collator, "packing", False)
     if packing:
         collator.packing = False
@@ -161,10 +201,10 @@ def unpacked(loader: DataLoader) -> Iterator[None]:
 
 @torch.no_grad()
 def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
-    """Return the losses of held-out rows with their own vectors, and with those of the row before in the batch.
+    """Return the losses of held-out rows with their own vectors, and with the vectors of the row before in the batch.
 
-    Batches of a single row are left out, and so are batches in which a row has no vector or several. With several
-    processes, only the result of the first is right.
+    Batches of a single row are skipped, and so are batches in which a row has no vector or several. With several
+    processes, only the result of the first process is right.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -179,7 +219,7 @@ def measure_vectors(model, batches: DataLoader) -> tuple[Losses, Losses]:
         by_kind = vectors if isinstance(vectors, dict) else {None: vectors}
         by_kind = {name: of_kind[:rows].to(device) for name, of_kind in by_kind.items()}
         if not all(has_one_each(of_kind) for of_kind in by_kind.values()):
-            continue  # Another row's vectors would not fit the placeholders.
+            continue  # The vectors of the row before might not fit the placeholders.
         shifted = {name: of_kind.roll(1, 0) for name, of_kind in by_kind.items()}
         tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
         batch = {name: value[:rows].to(device) for name, value in tensors.items()}

@@ -59,7 +59,7 @@ def add_weighted(
 
 
 def _check_equal_scales(copies: Sequence[nn.Module]) -> None:
-    """Check that copies of the fusion layer scale vectors alike, without which their weights cannot be combined.
+    """Check that copies of the fusion layer scale vectors alike. Otherwise, their weights cannot be combined.
 
     Raises:
         ValueError: They do not.
@@ -68,7 +68,8 @@ def _check_equal_scales(copies: Sequence[nn.Module]) -> None:
         if not all(map(torch.equal, copies[0].buffers(), copy.buffers())):
             raise ValueError(
                 "the adapters' fusion layers scale their vectors differently, because `fit_fusion` was called with "
-                "other rows; expected equal scales. Combine adapters of one kind of rows, or kinds with `scale=None`."
+                "different rows; expected equal scales. Combine adapters that were fitted to the same rows, or use "
+                "kinds with `scale=None`."
             )
 
 
@@ -97,11 +98,11 @@ def _combining_function(arguments: dict[str, Any]) -> Callable[[list[Tensor], Te
     Args:
         arguments: The arguments of PEFT's `add_weighted_adapter`.
     """
-    kind = str(arguments.get("combination_type", "linear")).removesuffix("_svd")
-    if len(arguments["adapters"]) == 1 or kind in ("linear", "cat", "svd"):
+    method = str(arguments.get("combination_type", "linear")).removesuffix("_svd")
+    if len(arguments["adapters"]) == 1 or method in ("linear", "cat", "svd"):
         return merge_utils.task_arithmetic
-    sign = {"majority_sign_method": arguments["majority_sign_method"]} if kind.endswith("ties") else {}
-    return partial(getattr(merge_utils, kind), density=arguments["density"], **sign)
+    sign = {"majority_sign_method": arguments["majority_sign_method"]} if method.endswith("ties") else {}
+    return partial(getattr(merge_utils, method), density=arguments["density"], **sign)
 
 
 @torch.no_grad()
@@ -121,7 +122,7 @@ def _combine(
     trained_parameters = zip(*(copy.parameters() for copy, _ in weighted_copies), strict=True)
     new, base = fusion.modules_to_save[adapter_name].parameters(), fusion.original_module.parameters()
     for target, start, trained in zip(new, base, trained_parameters, strict=True):
-        # Assigning `data` keeps the precision of the copies. `copy_` would round to that of the new layer.
+        # Assigning `data` keeps the precision of the copies. `copy_` would round to the new layer's precision.
         target.data = start + combine([value - start for value in trained], factors)
     scales = weighted_copies[0][0].buffers()
     for scale_number, equal_number in zip(fusion.modules_to_save[adapter_name].buffers(), scales, strict=True):

@@ -125,8 +125,8 @@ def test_the_start_of_rows_on_disk_is_that_of_rows_in_memory(tmp_path, base, pro
     ("wrong", "message"),
     [
         (np.zeros(7, np.float32), "row 4 has a vector of 7 numbers; expected 8"),
-        (np.full(8, np.nan, np.float32), "row 4 of the batch, `lexical_embeds`: 8 numbers are NaN"),
-        (np.full(8, 1e-20, np.float32), "row 4 of the batch, `lexical_embeds`: a vector of Euclidean norm 2.83e-20"),
+        (np.full(8, np.nan, np.float32), "row 4, `lexical_embeds`: 8 numbers are NaN"),
+        (np.full(8, 1e-20, np.float32), "row 4, `lexical_embeds`: a vector of Euclidean norm 2.83e-20"),
     ],
 )
 def test_a_wrong_vector_on_disk_is_named(tmp_path, wrong, message):

@@ -79,7 +79,8 @@ def test_a_saved_config_keeps_the_order_of_the_kinds(tmp_path):
         ({"item": {"dim": 4, "projector": "conv"}}, "`projector` is 'conv'; expected 'linear' or 'mlp'"),
         ({"item": {"dim": 4, "hidden": 3}}, "they need `projector='mlp'`"),
         ({"item": {"dim": 4, "projector": "mlp", "dropout": 1}}, "`dropout` is 1; expected a number from 0 to below 1"),
-        ({"item": {"width": 4}}, r"it has the fields 'width'; expected `dim`, and some of `tokens`"),
+        ({"item": {"tokens": 4}}, "kind 'item' in `vectors`: it has no `dim`; expected `dim`, its width"),
+        ({"item": {"dim": 2, "widths": 4}}, "has the fields 'dim', 'widths'; expected `dim`, .* optionally `tokens`"),
         ({"my item": 4}, "names a kind 'my item'; expected a letter"),
     ],
 )
@@ -201,10 +202,10 @@ def test_an_unknown_kind_is_refused(model, processor, batch):
     batch["lexical_embeds"]["sound"] = torch.ones(4, 2)
     with pytest.raises(ValueError, match="has the kind 'sound'; expected 'item', 'user', 'image'"):
         model(**batch)
-    with pytest.raises(
-        ValueError, match="row 0 of the batch, `lexical_embeds`: names the kind 'sound'; expected 'item'"
-    ):
+    with pytest.raises(ValueError, match="`lexical_embeds` names the kind 'sound'; expected 'item', 'user', 'image'"):
         processor(TEXTS, lexical_embeds={"sound": torch.ones(4, 2)})
+    with pytest.raises(ValueError, match="row 1 of the batch, `lexical_embeds`: names the kind 'sound'; expected"):
+        processor(TEXTS, lexical_embeds=[None, {"sound": torch.ones(2)}, None, None])
 
 
 def test_errors_name_the_kind(model, processor, batch):

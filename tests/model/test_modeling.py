@@ -824,8 +824,8 @@ def added_first(flan, tokenizer):
 
 
 MISMATCH = (
-    r"row 1 begins with token 136, which is <lexical> in the tokenizer; in the model it is token 135\. Put DataCollator"
-    r"WithFusion or T5FusionProcessor on the tokenizer before .*T5WithFusion\(\.\.\., lexical_token_id=136\)"
+    r"row 1 begins with token 136, which is <lexical> in the tokenizer; in the model it is token 135\. Make DataColl"
+    r"atorWithFusion or T5FusionProcessor with the tokenizer before .*T5WithFusion\(\.\.\., lexical_token_id=136\)"
 )
 
 

@@ -252,7 +252,7 @@ def test_an_adapter_loaded_into_a_fused_model(plain_folders, trained):
     assert torch.equal(model(**batch).logits, expected) and not any(p.requires_grad for p in model.parameters())
     model.disable_adapters()
     assert torch.equal(model(**batch).logits, untuned)
-    with pytest.raises(ValueError, match="the model already has an adapter 'default'. Pass another `adapter_name`"):
+    with pytest.raises(ValueError, match="the model already has an adapter 'default'. Pass a different `adapter_name`"):
         model.load_adapter(folder)
 
 

@@ -153,8 +153,8 @@ def test_decoding_is_forwarded(processor):
 ERRORS = {
     "width": (dict(lexical_embeds=np.ones((3, 4), np.float32)), "row 0 .*vectors of 4 numbers; expected 3"),
     "count of vectors": (dict(lexical_embeds=VECTORS[:2]), "`lexical_embeds` has 2 items for 3 texts"),
-    "count of lexical texts": (dict(lexical_texts=["a"]), "`lexical_texts` has 1 items for 3 texts"),
-    "count of targets": (dict(lexical_embeds=VECTORS, text_target=["a"]), "`text_target` has 1 items for 3 texts"),
+    "count of lexical texts": (dict(lexical_texts=["a"]), "`lexical_texts` has 1 item for 3 texts"),
+    "count of targets": (dict(lexical_embeds=VECTORS, text_target=["a"]), "`text_target` has 1 item for 3 texts"),
     "both": (dict(lexical_embeds=VECTORS, lexical_texts=TEXTS), "both given"),
     "NaN": (dict(lexical_embeds=VECTORS * [[1], [np.nan], [1]]), "row 1 .*`lexical_embeds`: 3 numbers are NaN"),
     "too large": (dict(lexical_embeds=VECTORS * [[1], [1e19], [1]]), "row 1 .*`lexical_embeds`: a vector of Euclidean"),
@@ -195,7 +195,7 @@ def test_text_that_is_none(processor, text, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"text_target": "abc"}, "`text_target` is of type str; expected a list, one item for each of 3 texts"),
+        ({"text_target": "abc"}, "`text_target` is of type str; expected a list with one item per text, 3 items"),
         ({"text_target": ["a", ["b", "c"], "d"]}, "row 1 of the batch, `text_target`: of type list; expected a string"),
         ({"text_target": ["a", "b", None]}, "row 2 of the batch, `text_target`: of type NoneType"),
         ({"lexical_embeds": None, "lexical_texts": "abc"}, "`lexical_texts` is of type str; expected a list"),
