@@ -30,7 +30,7 @@ def draw_rows(count, seed):
 
 processor = T5FusionProcessor(BASE, vectors=KINDS, lexical_encoder=None, lexical_source="given")
 vectors, targets = draw_rows(480, seed=0)
-# Placeholders stand before the text, or where the text has them: "a <lexical:shape> in <lexical>".
+# Placeholders stand before the text, or in it: <lexical> for the first kind, <lexical:shape> for the other.
 rows = processor.rows(["describe: figure"] * 480, targets, lexical_embeds=vectors)
 
 model = T5WithFusion(BASE, vectors=KINDS, dtype=torch.float32)

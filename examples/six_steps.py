@@ -31,7 +31,7 @@ rows = processor.rows(list(FILES), list(FILES.values()), lexical_embeds=vectors)
 # 3. The model: a T5 with a layer that projects a vector to a token embedding.
 model = T5WithFusion(BASE, dtype=torch.float32)
 
-# 4. LoRA, or any other adapter of PEFT. The fusion layer is trained and saved with it.
+# 4. LoRA, or a different adapter of PEFT. The fusion layer is trained and saved with it.
 model = get_peft_model(model, model.lora_config())
 
 # 5. The Trainer. The collator puts the token <lexical> before each text, and the vector takes its place.

@@ -7,11 +7,11 @@ HEAD = """# Speed, measured
 `make bench` writes this page. It runs all ways to do the same work in one process, in turn, with the same number of
 threads. Times are medians. [docs/speed.md](../docs/speed.md) explains what makes this package fast.
 
-- *Peers* are other ways to do the work, and *ours* are the ways of this package. *The notes' pipeline* is the training
+- *Peers* are other ways to do the work, and *ours* are the ways of this package. *The old pipeline* is the training
   that this package replaces: it pads each row to 128 tokens and computes in fp32. All ways to train use the same fused
   model, so "transformers" there means a step without the faster functions of this package.
-- *Faster than X 2* means half the time of X. *Of the fastest repeats* means that a ratio compares these repeats instead
-  of the medians, because other work on the machine disturbs them least.
+- *Faster than X: 2* is half the time of X. *Of the fastest repeats* is a ratio of the shortest times, which other work
+  disturbs least; the other columns show medians.
 - The goal for loading is for `AutoModelForSeq2SeqLM`.
 """
 

@@ -39,9 +39,9 @@ which the fused model was built. Each cell of a table is the result of a check o
 plain T5 only if the plain T5 gives another result.
 
 - *works*: the result is as expected.
-- *refused*: the check raised an error. A number leads to the error below the table.
+- *refused*: the check raised an error, or skipped itself. A number leads to the reason below the table.
 - *wrong*: the check raised no error, but the result is not as expected. If both models are wrong, the cause is in a
-  library. The last table lists the defects that a script shows.
+  library. [Defects](#defects-of-the-libraries) lists those that a script shows.
 
 """
 

@@ -33,9 +33,9 @@ def make() -> Table:
     passed = ", ".join(f"{name} {counts[kind, 'works']}" for kind, name in CLASSES.items())
     return Table(
         "transformers' common tests",
-        f"These are the tests of `ModelTesterMixin` of the installed transformers{whose_left_out()}. *refused*: the "
-        "test skips itself, or gives the reason why it does not apply to this model. Number of tests that passed: "
-        f"{passed}.",
+        f"These are the tests of `ModelTesterMixin` of the installed transformers{whose_left_out()}. *Refused* "
+        "tests skip themselves, or do not apply to this model. Of the tests with two kinds, 26 take each input for a "
+        f"tensor, and the vectors are a dict. Number of tests that passed: {passed}.",
         ["with vectors", "with two kinds", "without vectors"],
         cells=cells,
     )
