@@ -16,7 +16,7 @@ from .libraries import load_libraries
 DURATION = "This takes about 3 minutes on two quiet cores, and several times longer on a busy machine."
 
 
-class Lexical(str, Enum):
+class VectorSource(str, Enum):
     """The text that a vector is made from: the code of a definition, or its name."""
 
     body = "body"
@@ -28,11 +28,11 @@ def demo(
         "runs/demo"
     ),
     lexical: Annotated[
-        Lexical,
+        VectorSource,
         typer.Option(
             rich_help_panel=VECTORS, help="Text that the vector is made from: the source code, or the name itself."
         ),
-    ] = Lexical.body,
+    ] = VectorSource.body,
     base_model: Annotated[
         str,
         typer.Option(

@@ -12,7 +12,7 @@ from ..common.console import say
 from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
 from ..engines.names import REFERENCE
 from ..finetune.decoding import Decoding, check_decoding
-from ..finetune.file_names import STREAMED_KINDS, check_ending, check_readable, kind_of
+from ..finetune.file_names import STREAMED_SUFFIXES, check_ending, check_readable, suffix_of
 from ..finetune.vector_options import parse_vector_columns
 from .arguments import (
     Encoding,
@@ -110,7 +110,7 @@ def generate(
     from ..common.folder_names import check_reachable  # It imports the Hub's client, which --help does not need.
 
     if file:
-        check_readable(file, encoding, STREAMED_KINDS)
+        check_readable(file, encoding, STREAMED_SUFFIXES)
     # An existing file is checked later, by the code that writes it, because the check reads the file.
     if output and not output.exists():
         check_ending(output)
@@ -124,7 +124,7 @@ def generate(
     options: dict = {"vectors": not no_vectors, "revision": revision, "overwrite": overwrite}
     try:
         if file:
-            text = text_column or ("text" if kind_of(file) == ".txt" else None)
+            text = text_column or ("text" if suffix_of(file) == ".txt" else None)
             columns = columns_for(name, text, None, lexical_column, vector, revision=revision, vectors=not no_vectors)
             generated = generate_file(
                 name, file, columns, output, limit=limit, split=split, encoding=encoding, **vars(decoding), **options

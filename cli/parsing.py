@@ -141,19 +141,19 @@ def _is_option(field: dataclasses.Field) -> bool:
 
 def _parameter_of(field: dataclasses.Field) -> inspect.Parameter:
     """Return the parameter from which typer makes the option of a field (see `finetune.options.option`)."""
-    metadata, kind = field.metadata, field.type
+    metadata, type_ = field.metadata, field.type
     name, help = metadata.get("opposite", (field.name, metadata["help"]))
     default = False if "opposite" in metadata else field.default
     settings: dict[str, Any] = {"help": help, "rich_help_panel": metadata["panel"]}
-    if get_origin(kind) is Literal:  # Typer reads this type only from release 0.19 on.
-        settings |= one_of(get_args(kind))
+    if get_origin(type_) is Literal:  # Typer reads this type only from release 0.19 on.
+        settings |= one_of(get_args(type_))
         settings["metavar"] = metadata.get("metavar", settings["metavar"])
-        kind = str
+        type_ = str
     if "parse" in metadata:
-        kind, settings["parser"], settings["metavar"] = str | None, metadata["parse"], "NAMES"
+        type_, settings["parser"], settings["metavar"] = str | None, metadata["parse"], "NAMES"
     # Without a name of its own, a flag would get a second one: --no-...
-    flag = [f"--{name.replace('_', '-')}"] if kind is bool else []
-    annotation = Annotated[kind, typer.Option(*flag, **settings)]  # type: ignore[valid-type]
+    flag = [f"--{name.replace('_', '-')}"] if type_ is bool else []
+    annotation = Annotated[type_, typer.Option(*flag, **settings)]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

@@ -118,9 +118,9 @@ def load_processor(folder: Path) -> T5FusionProcessor:
         ValueError: Its files are damaged, or belong to a different kind of processor.
     """
     config = read_json(folder / PROCESSOR_CONFIG)
-    kind = config.get("processor_class", T5FusionProcessor.__name__)
-    if kind != T5FusionProcessor.__name__:
-        raise ValueError(f"the processor in {folder} is a {kind}; expected a T5FusionProcessor. Save one there.")
+    class_name = config.get("processor_class", T5FusionProcessor.__name__)
+    if class_name != T5FusionProcessor.__name__:
+        raise ValueError(f"the processor in {folder} is a {class_name}; expected a T5FusionProcessor. Save one there.")
     with one_sentence_errors(f"the processor in {folder}"):
         return T5FusionProcessor.from_pretrained(folder)
 

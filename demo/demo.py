@@ -301,8 +301,8 @@ def _show_examples(console: Console, names: list[str], references: list[str], te
     for index, name in enumerate(names):
         table.add_row("name", name)
         table.add_row("its docstring", references[index])
-        for kind, label in labels.items():
-            table.add_row(label, texts[kind][index], end_section=kind == "none")
+        for condition, label in labels.items():
+            table.add_row(label, texts[condition][index], end_section=condition == "none")
     console.print(table)
 
 

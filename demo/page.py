@@ -112,7 +112,7 @@ def save_page(
     (folder / PICTURE).write_text(picture, encoding="utf-8")
     page = TEMPLATE.render(
         picture=b64encode(picture.encode()).decode(),
-        summary=", ".join(f"{kind}: {loss:.3f}" for kind, loss in losses.items()),
+        summary=", ".join(f"{condition}: {loss:.3f}" for condition, loss in losses.items()),
         worth=worth,
         examples=examples,
         light=LIGHT,

@@ -70,9 +70,9 @@ def read_vectors(
         yield from vectors
 
 
-def is_list(kind: pa.DataType) -> bool:
+def is_list(type_: pa.DataType) -> bool:
     """Return whether an Arrow type is a type of lists."""
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
 
 
 def _vectors_of_block(values: pa.ChunkedArray, width: int | None, is_scaled: bool) -> list[torch.Tensor | None] | None:
@@ -87,8 +87,8 @@ def _vectors_of_block(values: pa.ChunkedArray, width: int | None, is_scaled: boo
     if is_list(array.type) and is_list(array.type.value_type):
         counts, array = _lengths(array), array.flatten()  # `counts`: the number of vectors in each row
     is_of_lists = is_list(array.type)
-    kind = array.type.value_type if is_of_lists else array.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+    number_type = array.type.value_type if is_of_lists else array.type
+    if not (pa.types.is_floating(number_type) or pa.types.is_integer(number_type)):
         return None
     lengths = _lengths(array) if is_of_lists else array.is_valid().to_numpy(zero_copy_only=False).astype(int)
     numbers = array.flatten() if is_of_lists else array.drop_null()
@@ -152,8 +152,9 @@ def _check_each(
                 raise ValueError(_describe(numbers))
         except ValueError as error:
             if not_finite is None or not isinstance(error, NotFinite):
-                kind = NotFinite if isinstance(error, NotFinite) else ValueError
-                raise kind(_vector_error(name_row(index), column, str(error), width, isinstance(value, str))) from None
+                message = _vector_error(name_row(index), column, str(error), width, isinstance(value, str))
+                error_type = NotFinite if isinstance(error, NotFinite) else ValueError
+                raise error_type(message) from None
             not_finite.append(index)
             vectors = None
         yield vectors
@@ -178,8 +179,8 @@ def _numbers_of(value: Any) -> np.ndarray:
     others = [number for vector in vectors for number in vector if not isinstance(number, (int, float, Decimal))]
     if others:
         # JSON has no NaN, and pandas writes null for it.
-        kind = NotFinite if all(number is None for number in others) else ValueError
-        raise kind(f"{counted(len(value), 'value')}, not all of them numbers")
+        error_type = NotFinite if all(number is None for number in others) else ValueError
+        raise error_type(f"{counted(len(value), 'value')}, not all of them numbers")
     if len(set(map(len, vectors))) > 1:
         raise ValueError(f"{len(value)} vectors of unequal width")
     try:

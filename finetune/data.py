@@ -294,8 +294,8 @@ def _check_no_vectors(rows: Dataset, data: str) -> None:
 def vector_columns(rows: Dataset) -> list[str]:
     """Return the columns whose type is lists of floating point numbers. Lists of integers may mean something else."""
 
-    def is_vector(kind: pa.DataType) -> bool:
-        return is_list(kind) and (pa.types.is_floating(kind.value_type) or is_vector(kind.value_type))
+    def is_vector(type_: pa.DataType) -> bool:
+        return is_list(type_) and (pa.types.is_floating(type_.value_type) or is_vector(type_.value_type))
 
     return [field.name for field in rows.features.arrow_schema if is_vector(field.type)]
 

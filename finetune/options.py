@@ -24,7 +24,7 @@ DTYPES = ("float16", "bfloat16")  # in which `t5fusion shrink` saves weights
 class Allowed(NamedTuple):
     """The numbers that an option accepts."""
 
-    kind: type  # Real or Integral
+    number_type: type  # Real or Integral
     accepts: Callable[[float], bool]
     words: str  # completes "expected ..."
 
@@ -80,7 +80,7 @@ def check_fields(options: Any) -> None:
             raise ValueError(f"`{each.name}` is {value!r}; expected one of {', '.join(get_args(each.type))}.")
         if allowed is None or (value is None and each.default is None):
             continue
-        is_number = isinstance(value, allowed.kind) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, allowed.number_type) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not allowed.accepts(value):
             raise ValueError(f"`{each.name}` is {value!r}; expected {allowed.words}.")
 

@@ -22,7 +22,7 @@ from ..common.run_files import read_json
 from ..engines.names import REFERENCE
 from .data import Columns
 from .earlier_texts import EarlierText, key_column, row_keys, texts_in_output, texts_in_partial
-from .file_names import check_ending, kind_of
+from .file_names import check_ending, suffix_of
 from .output_columns import all_vector_columns, output_column, report_output_column, table_without
 from .output_formats import UNFINISHED, can_hold_vectors, json_line, write_whole
 from .streaming import CHUNK, Chunk
@@ -42,7 +42,7 @@ def check_output_name(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file. Name another --output, or leave it out to print the lines.")
     made_with_file = path.with_name(path.name + MADE_WITH)
-    if made_with_file.exists() and path.exists() and kind_of(str(path)) != ".jsonl":
+    if made_with_file.exists() and path.exists() and suffix_of(str(path)) != ".jsonl":
         with path.open("rb") as file:
             if file.read(2) == b'{"':  # A CSV or Parquet file does not begin with these characters.
                 renamed = path.with_suffix(".jsonl")

@@ -17,7 +17,7 @@ from ..common.console import say
 from ..common.run_files import RECORD
 from ..common.writing import writing
 
-CONDITIONS = "options.json"  # in each checkpoint: the conditions that a resumed training must meet
+RESUME_CONDITIONS = "options.json"  # the file in each checkpoint with the conditions that a resumed training must meet
 CHECKPOINTS, RUN = folder_names.CHECKPOINTS, folder_names.RUN
 LOGS = "logs"  # the folder of TensorBoard's files
 LOCK = ".training.lock"  # A killed training leaves this file, but no longer locks it.
@@ -56,7 +56,7 @@ def _check_content(folder: Path, resume: bool, overwrite: bool, mark: str | None
         raise ValueError(f"{folder} is not empty. Choose another --output, or give --overwrite, or --resume.")
     names = {item.name for item in folder.iterdir()} - {LOCK}
     # Other programs have folders named checkpoint-N, but ours hold our own file.
-    has_checkpoint = any(folder.glob(f"{CHECKPOINTS}/checkpoint-*/{CONDITIONS}"))
+    has_checkpoint = any(folder.glob(f"{CHECKPOINTS}/checkpoint-*/{RESUME_CONDITIONS}"))
     is_ours = mark in names if mark else RECORD in names or names - {RUN, LOGS} == {CHECKPOINTS} or has_checkpoint
     if not is_ours:
         raise ValueError(

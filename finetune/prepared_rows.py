@@ -167,7 +167,7 @@ def keep_rows(file: Path, parts: Iterable[list[dict]], kinds: Sequence[str] = ()
 
 def _batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:
     """Return rows of `inputs.prepare` as an Arrow batch."""
-    columns = [_column([row.get(name) for row in rows], kind) for name, kind in FIELDS.items()]
+    columns = [_column([row.get(name) for row in rows], type_) for name, type_ in FIELDS.items()]
     for name in schema.names[len(FIELDS) :]:
         _, has_kinds, kind = name.partition(":")
         given = [row.get(VECTORS) for row in rows]
@@ -187,15 +187,15 @@ def _vector_column(of_rows: Sequence[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *counts], dtype=np.int32)), vectors)
 
 
-def _column(lists: Sequence[Any], kind: pa.DataType) -> pa.Array:
+def _column(lists: Sequence[Any], type_: pa.ListType) -> pa.Array:
     """Return lists, arrays or tensors of numbers as one Arrow array; None becomes null."""
     lengths = [0 if values is None else len(values) for values in lists]
     given = [np.asarray(values) for values in lists if values is not None]
     offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
     numbers = np.concatenate(given) if given else np.zeros(0)
     is_null = pa.array([values is None for values in lists])
-    values = pa.array(numbers.astype(kind.value_type.to_pandas_dtype()))
-    return pa.ListArray.from_arrays(offsets, values, type=kind, mask=is_null)
+    values = pa.array(numbers.astype(type_.value_type.to_pandas_dtype()))
+    return pa.ListArray.from_arrays(offsets, values, type=type_, mask=is_null)
 
 
 @contextmanager

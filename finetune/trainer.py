@@ -25,7 +25,7 @@ from ..common.console import say
 from ..common.progress import Progress
 from .checkpoints import check_weights, loading, problem_of, saving
 from .options import TrainingOptions
-from .output_folder import CONDITIONS, OutputFolder
+from .output_folder import RESUME_CONDITIONS, OutputFolder
 from .row_stream import RowStream
 from .settings import read_settings
 
@@ -141,7 +141,7 @@ class FusionTrainer(Seq2SeqTrainer):
                 if self.is_world_process_zero():
                     checkpoint.mkdir(parents=True, exist_ok=True)
                     # This file comes first, because the Trainer ends by deleting the previous checkpoint.
-                    (checkpoint / CONDITIONS).write_text(json.dumps(self.conditions | {"seconds": self.seconds}))
+                    (checkpoint / RESUME_CONDITIONS).write_text(json.dumps(self.conditions | {"seconds": self.seconds}))
                 super()._save_checkpoint(*args, **kwargs)
         except OSError:
             if self.is_world_process_zero() and problem_of(checkpoint) is not None:

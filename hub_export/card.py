@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..common.measures import SCORE_NAMES
 from ..common.run_folder import RunFolder
-from ..finetune.file_names import FILE_KINDS
+from ..finetune.file_names import FILE_FORMATS
 from .kinds import Kind
 from .onnx_graphs import ENCODER
 from .reader_call import reader_call
@@ -202,7 +202,7 @@ def hub_id(name: str | None, source: Path) -> str | None:
     A relative path looks like an id. It is relative to the folder in which training ran, which is most likely one of
     the folders above `source`.
     """
-    if name is None or "/" not in name or Path(name).suffix in FILE_KINDS:
+    if name is None or "/" not in name or Path(name).suffix in FILE_FORMATS:
         return None
     try:
         validate_repo_id(name)
@@ -275,14 +275,14 @@ def make_metadata(facts: dict[str, Any]) -> ModelCardData:
         for name, label in SCORE_NAMES.items()
         if name in measures and facts["evaluated_on"]
     ]
-    kinds = [*([peft_type.lower()] if peft_type else []), *(["onnx"] if facts["has_graphs"] else [])]
+    tags = [*([peft_type.lower()] if peft_type else []), *(["onnx"] if facts["has_graphs"] else [])]
     rows = [row for row in evaluation.get("samples", []) if row["text"]]  # The Hub shows a sample by its text.
     samples = [{"text": row["text"], "output": {"text": row["output"]}} for row in rows]
     return ModelCardData(
         base_model=facts["base_model"],
         library_name="peft" if facts["has_adapter"] else "transformers",
         pipeline_tag=TASK,
-        tags=["t5fusion", "text2text-generation", "transformers", *kinds],
+        tags=["t5fusion", "text2text-generation", "transformers", *tags],
         datasets=[facts["trained_on"]] if facts["trained_on"] else None,
         metrics=list(dict.fromkeys(METRICS[name] for name in METRICS if name in measures)) or None,
         inference=False,  # The Hub's own inference runs no code of a repository.

@@ -141,9 +141,9 @@ def input_name(config: T5FusionConfig, kind: str) -> str:
     return "lexical_embeds" if kind == next(iter(config.kinds)) else f"lexical_embeds.{kind}"
 
 
-def past_names(layers: int, kinds=("decoder", "encoder"), stem: str = "past_key_values") -> list[str]:
+def past_names(layers: int, sides=("decoder", "encoder"), stem: str = "past_key_values") -> list[str]:
     """Return the names of keys and values, layer by layer. By default, these are all that the decoder takes."""
-    return [f"{stem}.{layer}.{kind}.{part}" for layer, kind, part in product(range(layers), kinds, ("key", "value"))]
+    return [f"{stem}.{layer}.{side}.{part}" for layer, side, part in product(range(layers), sides, ("key", "value"))]
 
 
 def as_cache(past: list[torch.Tensor]) -> EncoderDecoderCache:
