@@ -14,6 +14,7 @@ from ..engines.names import REFERENCE
 from ..finetune.decoding import Decoding, check_decoding
 from ..finetune.file_names import STREAMED_SUFFIXES, check_ending, check_readable, suffix_of
 from ..finetune.vector_options import parse_vector_columns
+from ..kinds_t5fusion import counted
 from .arguments import (
     Encoding,
     Engine,
@@ -135,11 +136,19 @@ def generate(
             generated = generate_chunks(name, chunks, columns, output, decoding, **options)
     except GenerationStopped as stop:
         resume = "the same command without --overwrite" if overwrite else "the same command"
-        say(f"Stopped; {stop.rows} rows are in {output}.partial. To go on, give {resume}." if output else "Stopped.")
+        if output and stop.rows:
+            say(f"Stopped; {rows_are_in(stop.rows)} {output}.partial. To go on, run {resume}.")
+        else:
+            say("Stopped before a text was saved." if output else "Stopped.")
         raise typer.Exit(130) from None
     if output:
         _say_how_many(generated, output)
     say(f"Next: {after_generate(name)}")
+
+
+def rows_are_in(number: int) -> str:
+    """Return the beginning of a sentence, such as "5 rows are in"."""
+    return f"{counted(number, 'row')} {'is' if number == 1 else 'are'} in"
 
 
 def _say_how_many(generated: "Generated", output: Path) -> None:
@@ -148,7 +157,7 @@ def _say_how_many(generated: "Generated", output: Path) -> None:
         say(f"{output} is complete: all {generated.rows} rows are there.")
     else:
         from_before = f", {generated.earlier} of them from before" if generated.earlier else ""
-        say(f"{generated.rows} {'row is' if generated.rows == 1 else 'rows are'} in {output}{from_before}.")
+        say(f"{rows_are_in(generated.rows)} {output}{from_before}.")
 
 
 def _chunks_of_texts(

@@ -186,9 +186,12 @@ def usable_rows(rows: Dataset, columns: Columns, skip_nan: bool = False) -> Data
     for words, count in left_out(len(rows) - len(finite), len(finite) - len(kept), columns).items():
         remaining -= count
         say(f"{words}; {remaining} remain.")
+    if len(rows) == 0:
+        raise ValueError("the data set has no rows.")
     if len(kept) == 0:
-        needed = "text in every column that is used" + ("" if columns.text is not None else ", and a vector")
-        raise ValueError(f"no row has {needed}.")
+        texts = f"text in {' and '.join(map(repr, columns.texts))}"
+        needed = texts if columns.text is not None or columns.lexical else f"{texts}, and a vector"
+        raise ValueError(f"none of {counted(len(rows), 'row')} has {needed}. Check the names of the columns.")
     return rows if len(kept) == len(rows) else rows.select(kept)
 
 

@@ -10,7 +10,8 @@ from datasets import Dataset
 from ..common.base_models import make_processor
 from ..common.console import is_first_process, say
 from ..common.next_commands import command
-from ..kinds_t5fusion import DEFAULT_KIND, VectorKind, plain_kind
+from ..hooks.trainer_hook import FEW_REPORT_ROWS
+from ..kinds_t5fusion import DEFAULT_KIND, VectorKind, counted, plain_kind
 from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import recorded_commit
 from .data import Columns, advising_skip_nan, first_rows, hub_data_set, load_split, report_no_text, vector_widths
@@ -108,6 +109,9 @@ def train_file(
     if reader is not None:
         reader.report()
     say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
+    if (columns.vector or columns.lexical) and len(held_out) < FEW_REPORT_ROWS:
+        compare = command("evaluate", output, "FILE", "--vectors", "all")
+        say(f"{counted(len(held_out), 'held-out row')} cannot show what the vectors add; compare on more: {compare}")
     return model
 
 

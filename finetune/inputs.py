@@ -101,9 +101,33 @@ def check_text_column(columns: Columns, processor: T5FusionProcessor) -> None:
     encodes_text = processor.lexical_source == "text" and columns.lexical is None
     if columns.text is not None and not processor.reads_text and not encodes_text:
         raise ValueError(
-            f"the model reads no text, only vectors ({prompt}, without {{text}}). Give rows of a file with their "
-            "vectors (--vector-column), and neither texts nor --text-column."
+            f"the model reads no text, only vectors ({prompt}, without {{text}}). Pass a file with a column of vectors "
+            "(--file FILE --vector-column COLUMN), and neither texts nor --text-column."
         )
+
+
+def check_vector_columns(columns: Columns, processor: T5FusionProcessor, trained: Columns | None = None) -> None:
+    """Check that a column of vectors, or of the texts that they are made from, is named if the recipe needs one.
+
+    Args:
+        columns: The columns to read.
+        processor: The tokenizer and the recipe.
+        trained: The columns of the training, for the error; None if they are not known.
+
+    Raises:
+        ValueError: The recipe needs a column, and none is named.
+    """
+    has_vectors = bool(_columns_of_kinds(columns, processor.kinds)) or uses_encoder(columns, processor)
+    if has_vectors or processor.lexical_source != "given":
+        return
+    needed = "--vector-column COLUMN, or --lexical-column COLUMN if an encoder makes the vectors"
+    if trained is not None:
+        named = (f"{use} {name!r}" for (use, _), name in trained._replace(target=None).by_use.items())
+        needed = f"the columns of the training: {', '.join(named)}"
+    raise ValueError(
+        "this model's vectors are not made from the input text. Pass a file of rows (`generate --file FILE`) with "
+        f"{needed}. Or pass --no-vectors."
+    )
 
 
 def _next_block(vectors_by_row: Iterator[VectorsOfRow]) -> list[VectorsOfRow]:
@@ -151,11 +175,8 @@ def _vectors_by_row(
         texts = rows[column][:]
         encoded = encode_cached(texts, processor, progress) if keep else encode_distinct(texts, processor)
         of_kinds[next(iter(kinds))] = encoded
-    elif not given and processor.lexical_source == "given":
-        raise ValueError(
-            "this model's vectors are not made from the text itself. Give rows of a file with --lexical-column or "
-            "--vector-column, as in training, or --no-vectors."
-        )
+    else:
+        check_vector_columns(columns, processor)
     for kind, column in given.items():
         name_row = row_names(rows, columns) if numbers is None else lambda index: f"row {numbers[index]}"
         of_kinds[kind] = _vectors_in_column(rows, column, kinds[kind], name_row)

@@ -20,6 +20,7 @@ from datasets import Dataset
 from ..common.console import say
 from ..common.run_files import read_json
 from ..engines.names import REFERENCE
+from ..kinds_t5fusion import counted
 from .data import Columns
 from .earlier_texts import EarlierText, key_column, row_keys, texts_in_output, texts_in_partial
 from .file_names import check_ending, suffix_of
@@ -223,9 +224,10 @@ class OutputFile:
 
     def _cannot_write(self, path: Path, error: OSError) -> OSError:
         """Return the error for a file that cannot be written. It says how many rows are kept, and what to do."""
+        kept = f"{counted(self.rows, 'row')}, from which the same command resumes" if self.rows else "no row yet"
         return OSError(
-            f"{path} cannot be written ({error.strerror}): {self.partial} holds {self.rows} rows. Free some space, and "
-            "give the same command to resume."
+            f"{path} cannot be written ({error.strerror}). {self.partial} holds {kept}. Free some space, and run the "
+            "same command again."
         )
 
     def _remember_columns(self, rows: Dataset) -> None:

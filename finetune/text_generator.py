@@ -12,7 +12,7 @@ from ..engines.choosing import choose_engine, load_engine
 from .data import Columns, check_trained_columns
 from .decoding import Decoding, seed_of_chunk
 from .generation import Advance, generate_chunk, generate_texts
-from .inputs import make_inputs
+from .inputs import check_text_column, check_vector_columns, make_inputs
 from .record import trained_columns
 from .streaming import Chunk
 from .trained_model import columns_for, load_on_device
@@ -55,6 +55,9 @@ class TextGenerator:
         self.options = self.decoding.arguments()
         self.folder = find_trained(str(name), revision)
         model, self.processor, self.limits = load_on_device(self.folder)
+        check_text_column(self.columns, self.processor)
+        if vectors:
+            check_vector_columns(self.columns, self.processor, trained_columns(self.folder))
         self.engine = choose_engine(model, self.decoding.engine).name
         self.model = load_engine(model, self.decoding.engine)
 

@@ -30,6 +30,10 @@ from .row_stream import RowStream
 from .settings import read_settings
 
 STREAMED_INTERVALS = 10  # How often a training from a streamed set evaluates, saves and logs by default.
+NOTHING_LEFT = (
+    "This training had finished, so there is nothing to resume; only its files are written again. To train for longer, "
+    "start a new training with more --epochs and a different --output."
+)
 SAME_SIGNAL = 1.0  # seconds in which a process may get one signal twice: from the cluster and from its launcher
 
 
@@ -198,6 +202,8 @@ class ShowProgress(TrainerCallback):
                 self.progress.close()
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            say(NOTHING_LEFT)
         self.progress = Progress("Training", state.max_steps, "steps", done=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -259,6 +265,8 @@ class StopEarly(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.was_over = self._is_over(state)
+        if self.was_over:
+            say(NOTHING_LEFT)
 
     def on_evaluate(self, args, state, control, **kwargs):
         if self._is_over(state):

@@ -22,6 +22,7 @@ from ..common.console import say
 from ..common.run_files import RECORD
 from ..common.run_folder import align
 from ..hooks.trainer_hook import FusionCallback
+from ..kinds_t5fusion import counted
 from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import check_conditions, last_checkpoint, read_conditions, saving
 from .loss_curve import save_loss_curve
@@ -89,7 +90,7 @@ def train(
         start = _find_start(folder, arguments, options, conditions)
         disable_fsdp_ram_efficient_loading()  # It would load the weights in one process only, but all need them.
         model = build_model(options, processor, first, start.commit)
-        shares = _print_trainable_share(model, options)
+        shares = _print_summary(model, options, rows, held_out)
         stopper = StopOnSignal()
         trainer = _make_trainer(model, rows, held_out, processor, options, arguments, stopper)
         trainer.folder, trainer.damaged = folder, start.damaged
@@ -201,11 +202,14 @@ def held_out_loss(
     return loss
 
 
-def _print_trainable_share(model: nn.Module, options: TrainingOptions) -> tuple[int, int]:
-    """Print and return how many weights train, and how many there are."""
+def _print_summary(
+    model: nn.Module, options: TrainingOptions, rows: Sequence[dict], held_out: Sequence[dict]
+) -> tuple[int, int]:
+    """Print how many weights train, on how many rows. Return how many weights train, and how many there are."""
     trainable, total = trainable_share(model)
     method = "full fine-tuning" if options.full else f"LoRA, r={options.rank}, alpha={options.alpha}"
-    say(f"{method}: {trainable:,} of {total:,} weights train ({trainable / total:.1%})")
+    counts = f"{counted(len(rows), 'row')} to train on, {counted(len(held_out), 'row')} to validate with"
+    say(f"{method}: {trainable:,} of {total:,} weights train ({trainable / total:.1%}); {counts}")
     return trainable, total
 
 

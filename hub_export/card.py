@@ -21,7 +21,7 @@ from ..common.run_folder import RunFolder
 from ..finetune.file_names import FILE_FORMATS
 from .kinds import Kind
 from .onnx_graphs import ENCODER
-from .reader_call import reader_call
+from .reader_call import install_line, reader_call
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 CARD = "README.md"
@@ -234,6 +234,7 @@ def read_facts(bundle: RunFolder, run: RunFolder, kind: Kind, evaluated: RunFold
         "revision": config.get("backbone_revision"),
         "recipe": recipe,
         "encoder": encoder,
+        "install": install_line(bundle.has_adapter or kind == "fused", encoder),
         "call": reader_call(recipe, encoder),
         "prompt": json.dumps(recipe["template"], ensure_ascii=False),
         "has_adapter": bundle.has_adapter,

@@ -312,7 +312,8 @@ class Reference:
         self._check_equal("shape of the vectors", shapes, {name: (1, width) for name, width in widths.items()})
         wrong = sum(int((~torch.isfinite(vectors)).sum()) for vectors in made.values())
         self._check_equal("vectors that are not numbers", wrong, 0)
-        return f"makes inputs with a vector of {' and one of '.join(map(str, widths.values()))} numbers"
+        # The processor has the kinds in the order of the config; a file of tensors sorts them by name.
+        return f"makes inputs with a vector of {' and one of '.join(str(widths[name]) for name in made)} numbers"
 
     def _check_pipeline(self, pipeline) -> str:
         """Check the pipeline's model and, if it agrees to the bit, the texts. Another CPU may write other texts."""

@@ -402,7 +402,8 @@ def test_generate_writes_a_line_for_each_row_of_a_file(room, trained):
 def test_generate_asks_for_the_vectors_that_training_used(room, trained):
     code, out, err = run(room, "generate", "trained", "app_ab")
     assert code == 1 and out == "" and len(err.splitlines()) == 1
-    assert "vectors are not made from the text itself. Give rows of a file with --lexical-column or --vector" in err
+    assert "this model's vectors are not made from the input text. Pass a file of rows (`generate --file FILE`)" in err
+    assert "with the columns of the training: text column 'name', vector column 'vector'. Or pass --no-vectors." in err
 
 
 def test_evaluate_prints_json_or_a_table(room, trained):

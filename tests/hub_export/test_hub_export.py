@@ -161,7 +161,7 @@ def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
     assert stderr.endswith(f"Next: t5fusion verify {tmp_path / 'bundle'}\n")
     stdout, stderr = author.t5fusion("push", tmp_path / "bundle", repo_id)
     assert "AutoModelForSeq2SeqLM: to the bit" in stderr and "\nNO" not in stderr  # push verifies first
-    lines = [line.strip() for line in stdout.splitlines()[1:]]
+    lines = [line.strip() for line in stdout.partition("and in Python:\n")[2].splitlines()]
     assert sum(f'from_pretrained("{repo_id}"' in line for line in lines) == 2
     call = 'processor(["app_config"], lexical_embeds=vectors)'
     assert lines[-2] == f"outputs = model.generate(**{call}, max_new_tokens=64)"
