@@ -54,7 +54,7 @@ def demo(
     from ..finetune.output_folder import check_output, is_unused
 
     if not is_unused(output) and not (output / DEMO).exists():
-        raise ValueError(f"{output} holds something other than a demo, which is not replaced. Choose another --output.")
+        raise ValueError(f"{output} holds something other than a demo, which is not replaced. Choose a different --output.")
     check_output(output, overwrite=True, mark=DEMO)
     check_base_model(base_model)
     print(f"{base_model} learns to describe Python code. {DURATION}", flush=True)

@@ -104,7 +104,7 @@ def generate(
     Example: [bold]t5fusion generate runs/files --file files.jsonl --text-column filename --output out.jsonl[/bold]
     """
     if texts and file:
-        raise ValueError("texts and --file were both given; give one of them.")
+        raise ValueError("both texts and --file were given. Pass one of them.")
     settings = check_decoding(parse_settings(setting or [], "temperature=0.7"))
     decoding = Decoding(beams, max_new_tokens, batch_size, settings, seed, engine.value)
     vector, _ = parse_vector_columns(vector_column, has_encoder=bool(lexical_column), takes_options=False)
@@ -183,7 +183,7 @@ def _lines_of_standard_input(encoding: str | None) -> Iterator[str]:
     from ..finetune.parallel import processes
 
     if processes().num_processes > 1:
-        raise ValueError("several processes cannot share standard input. Give --file.")
+        raise ValueError("several processes cannot share standard input. Pass --file.")
 
     def lines() -> Iterator[str]:
         try:

@@ -85,7 +85,7 @@ class OneValueEach(TyperCommand):
         for option, times in Counter(each for each in given if each.param_type_name == "option").items():
             if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
                 how_often = "twice" if times == 2 else f"{times} times"
-                raise ValueError(f"{option.opts[0]} was given {how_often}. Give it once: only one value would be used.")
+                raise ValueError(f"{option.opts[0]} was given {how_often}. Pass it once: only one value would be used.")
         return super().parse_args(ctx, args)
 
 

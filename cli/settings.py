@@ -34,7 +34,7 @@ def parse_settings(assignments: list[str], example: str) -> dict[str, Any]:
         if not (name and equals):
             raise ValueError(f"--set {assignment} has no value; expected NAME=VALUE, such as --set {example}.")
         if name in settings:
-            raise ValueError(f"--set {name} was given twice. Give it once: only one value would be used.")
+            raise ValueError(f"--set {name} was given twice. Pass it once: only one value would be used.")
         try:
             settings[name] = read_yaml(value)
         except ValueError as error:

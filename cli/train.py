@@ -132,5 +132,5 @@ def train(
             overwrite=overwrite,
         )  # fmt: skip
     except Interrupted as stop:
-        say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")
+        say(f"Stopped; a checkpoint is in {output}. To go on, run the same command with --resume.")
         raise typer.Exit(stop.exit_code) from None

@@ -96,10 +96,10 @@ def check_ended(folder: Path) -> None:
     has_ended = any((folder / name).exists() for name in ("adapter_config.json", "config.json", "training.json"))
     if has_ended or not any((folder / CHECKPOINTS).glob("checkpoint-*")):
         return
-    go_on = "give its command again, with --resume."
+    go_on = "run its command again with --resume."
     if (folder / RUN).exists():
         words = ["t5fusion", "train", "--config", str(folder / RUN), "--output", str(folder), "--resume"]
-        go_on = f"type: {shlex.join(words)}"
+        go_on = f"run: {shlex.join(words)}"
     raise OSError(f"the training in {folder} was interrupted, and has not saved a model yet. To go on, {go_on}")
 
 

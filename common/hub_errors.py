@@ -65,7 +65,7 @@ def in_one_sentence(error: BaseException, repo_id: str) -> str:
         problem = "you are not logged in" if get_token() is None else "this token may not see it, or is not valid"
         return f"the Hub refused access to {repo_id}: it does not exist, or {problem}. {LOG_IN}"
     if status == 403:
-        return f"this token may not write to {repo_id}. Use a token with write access, or another owner."
+        return f"this token may not write to {repo_id}. Use a token with write access, or a different owner."
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no repository {repo_id} on the Hub, or it is private and this token may not see it."
     if isinstance(error, RevisionNotFoundError):

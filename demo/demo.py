@@ -161,7 +161,7 @@ def _read_rows(limit: int | None, console: Console) -> tuple[list[DocumentedName
     if len(training) < 2 or len(held_out) < 2:
         raise ValueError(
             f"the first {limit} names give {len(training)} to train on and {len(held_out)} held out; expected two or "
-            "more of each. Give a --limit of 100 or more."
+            "more of each. Pass a --limit of 100 or more."
         )
     console.print(f"{len(training):,} names of the standard library to train on, {len(held_out):,} held out")
     return training, held_out

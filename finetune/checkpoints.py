@@ -187,6 +187,6 @@ def saving(folder: Path, checkpoints: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         whole, _ = last_checkpoint(checkpoints)
-        advice = f"give the same command with --resume: {whole.name} is whole" if whole else "start over"
+        advice = f"run the same command with --resume: {whole.name} is whole" if whole else "start over"
         cause = cause_of(error, folder)
         raise OSError(f"{folder} could not be written: {cause}. Free some space, and {advice}.") from error

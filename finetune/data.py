@@ -97,7 +97,7 @@ def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
         dtype = getattr(rows.features[column], "dtype", "list")
         if dtype not in TEXT_DTYPES:
             raise ValueError(
-                f"column {column!r} holds values of type {dtype}; expected text. Convert it, or name another column."
+                f"column {column!r} holds values of type {dtype}; expected text. Convert it, or name a different column."
             )
 
 
@@ -243,7 +243,7 @@ def advising_skip_nan() -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        raise ValueError(f"{error} To leave out rows with NaN or infinity, give --skip-nan.") from error
+        raise ValueError(f"{error} To leave out rows with NaN or infinity, pass --skip-nan.") from error
 
 
 def first_rows(rows: Dataset, limit: int | None) -> Dataset:
@@ -289,7 +289,7 @@ def _check_no_vectors(rows: Dataset, data: str) -> None:
     if unread:
         raise ValueError(
             f"{data} holds vectors in {'column' if len(unread) == 1 else 'columns'} {', '.join(map(repr, unread))}, "
-            f"which no option reads. Give {' '.join(f'--vector-column {shlex.quote(name)}' for name in unread)}; or "
+            f"which no option reads. Pass {' '.join(f'--vector-column {shlex.quote(name)}' for name in unread)}; or "
             f"--encoder {MINILM} to make the vectors from the text."
         )
 

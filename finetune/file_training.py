@@ -168,7 +168,7 @@ def _recipe_for(columns: Columns, recipe: Recipe) -> Recipe:
         return replace(recipe, template="")
     if columns.text is None and "{text}" in recipe.template:
         raise ValueError(
-            f"the template {recipe.template!r} has a place for a text, and no column of texts is named. Give "
+            f"the template {recipe.template!r} has a place for a text, and no column of texts is named. Pass "
             "--text-column, or leave {text} out of --template."
         )
     encodes_text = not (columns.vector or columns.lexical) or (recipe.encoder and not columns.lexical)

@@ -160,7 +160,7 @@ def lines_of(file: BinaryIO, encoding: str | None = None, keep_ends: bool = Fals
     try:
         for number, line in enumerate(text, 1):
             if "\0" in line:
-                raise ValueError(f"line {number} holds a NUL character. Is it UTF-16? Then give --encoding utf-16-le")
+                raise ValueError(f"line {number} holds a NUL character. Is it UTF-16? Then pass --encoding utf-16-le")
             yield line if keep_ends else line.removesuffix("\n")
     except UnicodeDecodeError as error:
         raise ValueError(_wrong_encoding(error, number, name)) from None
@@ -202,7 +202,7 @@ def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table
                         "quotes around a text that contains a comma"
                     )
                 if fields == header and len(header) > 1:
-                    raise ValueError(f"line {line} is the header once more. Delete it")
+                    raise ValueError(f"line {line} repeats the header. Delete it")
             columns = zip(*(fields for _, fields in part), strict=True)
             yield pa.table([pa.array(column, pa.large_string()) for column in columns], names)
             is_empty = False

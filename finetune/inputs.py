@@ -97,7 +97,7 @@ def check_text_column(columns: Columns, processor: T5FusionProcessor) -> None:
     """
     prompt = f"its prompt is {processor.template!r}"
     if columns.text is None and processor.reads_text:
-        raise ValueError(f"the model reads a text ({prompt}), and no column of texts is named. Give --text-column.")
+        raise ValueError(f"the model reads a text ({prompt}), and no column of texts is named. Pass --text-column.")
     encodes_text = processor.lexical_source == "text" and columns.lexical is None
     if columns.text is not None and not processor.reads_text and not encodes_text:
         raise ValueError(
@@ -169,7 +169,7 @@ def _vectors_by_row(
     if uses_encoder(columns, processor):
         if (column := columns.lexical or columns.text) is None:
             raise ValueError(
-                "the encoder makes vectors from texts, and no column of texts is named. Give --text-column or "
+                "the encoder makes vectors from texts, and no column of texts is named. Pass --text-column or "
                 "--lexical-column."
             )
         texts = rows[column][:]
@@ -208,7 +208,7 @@ def _columns_of_kinds(columns: Columns, kinds: Mapping[str, VectorKind]) -> dict
         problem = f"a column was given for {', '.join(unknown)} vectors"
     else:
         return columns.by_kind
-    raise ValueError(f"{problem}; expected the model's kinds, {', '.join(kinds)}. Give --vector-column KIND=COLUMN.")
+    raise ValueError(f"{problem}; expected the model's kinds, {', '.join(kinds)}. Pass --vector-column KIND=COLUMN.")
 
 
 def _present(kinds: Iterable[str], of_row: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor] | None:

@@ -74,8 +74,8 @@ def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, com
         raise base_error(options.base_model, error) from error
     if getattr(model, "peft_config", None):
         raise ValueError(
-            f"{options.base_model} holds an adapter, and `train` does not put a second one beside it. Name the base "
-            "model beneath it, or merge the two first: t5fusion export --kind merged."
+            f"{options.base_model} holds an adapter, and `train` does not add a second one. Name its base model, or "
+            "merge the two first: t5fusion export --kind merged."
         )
     if model.config.lexical_token_id != processor.lexical_token_id:
         raise ValueError(
@@ -103,7 +103,7 @@ def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
     ]
     if unknown:
         raise ValueError(
-            f"{options.base_model} has no module {', '.join(map(repr, unknown))} that LoRA can be put on; expected "
+            f"{options.base_model} has no module {', '.join(map(repr, unknown))} that LoRA can adapt; expected "
             f"any of {', '.join(sorted({name.rpartition('.')[2] for name in adaptable}))}."
         )
 

@@ -254,7 +254,7 @@ class TrainingOptions:
         if self.keeps_best and self.eval_steps != (self.save_steps or self.eval_steps):
             every = f"`eval_steps` is {self.eval_steps or 'None (each epoch)'} and `save_steps` is {self.save_steps}"
             raise ValueError(
-                f"{every}; to keep the best model, a checkpoint is needed after each evaluation. Give `eval_steps` "
+                f"{every}; to keep the best model, a checkpoint is needed after each evaluation. Pass `eval_steps` "
                 "only, or both the same number."
             )
 
@@ -266,7 +266,7 @@ class TrainingOptions:
         if self.streaming and self.steps is None:
             raise ValueError(
                 "`streaming` needs `max_steps`, the number of steps to train, because nothing says how many rows there "
-                "are. Give `max_steps` 1000, for example."
+                "are. Pass `max_steps` 1000, for example."
             )
         if not self.streaming and self.shuffle_buffer != defaults["shuffle_buffer"]:
             raise ValueError("`shuffle_buffer` has no effect without `streaming`. Leave it out.")

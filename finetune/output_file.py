@@ -41,7 +41,7 @@ def check_output_name(path: Path) -> None:
             earlier releases wrote under any name, but its ending now stands for another format.
     """
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file. Name another --output, or leave it out to print the lines.")
+        raise ValueError(f"{path} is not a regular file. Choose a different --output, or leave it out to print the lines.")
     made_with_file = path.with_name(path.name + MADE_WITH)
     if made_with_file.exists() and path.exists() and suffix_of(str(path)) != ".jsonl":
         with path.open("rb") as file:
@@ -49,7 +49,7 @@ def check_output_name(path: Path) -> None:
                 renamed = path.with_suffix(".jsonl")
                 raise ValueError(
                     f"{path} holds JSON lines, which an earlier release wrote. To go on, rename it to {renamed}, and "
-                    f"{made_with_file} to {renamed}{MADE_WITH}, and give --output {renamed}."
+                    f"{made_with_file} to {renamed}{MADE_WITH}, and pass --output {renamed}."
                 )
     check_ending(path)
 
@@ -111,8 +111,8 @@ class OutputFile:
         if not self.made_with_file.exists():
             self.close()
             raise ValueError(
-                f"{self._earlier_file} exists, and no file beside it records what its texts were made with. Name "
-                "another --output, or give --overwrite."
+                f"{self._earlier_file} exists, and no file beside it records what its texts were made with. Choose "
+                "a different --output, or pass --overwrite."
             )
         try:
             recorded = NOT_RECORDED | read_json(self.made_with_file)
@@ -120,7 +120,7 @@ class OutputFile:
             self.close()
             raise ValueError(
                 f"{self.made_with_file} is damaged, and no other file records what the texts of {self._earlier_file} "
-                "were made with. Name another --output, or give --overwrite."
+                "were made with. Choose a different --output, or pass --overwrite."
             ) from error
         made_with = NOT_RECORDED | self.made_with
         names = dict.fromkeys([*made_with, *recorded])
@@ -129,7 +129,7 @@ class OutputFile:
         if changes:
             self.close()
             raise ValueError(
-                f"{self._earlier_file} was started with other settings: {changes}. Give the same ones, or --overwrite."
+                f"{self._earlier_file} was started with other settings: {changes}. Pass the same ones, or --overwrite."
             )
 
     def close(self) -> None:
@@ -164,8 +164,8 @@ class OutputFile:
                 row = self.earlier_rows + count
                 whose = "" if self.columns.text is None else f", whose text is {key!r}"
                 raise ValueError(
-                    f"row {row} of {self._earlier_file} is not row {row} of the input{whose}. Name another --output, "
-                    "or give --overwrite."
+                    f"row {row} of {self._earlier_file} is not row {row} of the input{whose}. Choose a different "
+                    "--output, or pass --overwrite."
                 )
         else:
             count = len(rows)
@@ -205,8 +205,8 @@ class OutputFile:
         """
         if self.earlier_texts is not None and next(self.earlier_texts, None) is not None:
             raise ValueError(
-                f"the input has {self.earlier_rows} rows, and {self._earlier_file} has more. Name another --output, or "
-                "give --overwrite."
+                f"the input has {self.earlier_rows} rows, and {self._earlier_file} has more. Choose a different --output, "
+                "or pass --overwrite."
             )
         is_whole = self.path.exists() and not self.is_resumed and not self.new_rows
         if is_whole or not self.rows:
@@ -288,7 +288,7 @@ class OutputFile:
         for _, rows in reread():
             keys, part = row_keys(rows, self.columns), list(islice(generated, len(rows)))
             if len(part) < len(rows) or not all(each.belongs_to(key) for each, key in zip(part, keys, strict=True)):
-                raise ValueError(f"the input changed while {self.partial} was made. Give --overwrite to start over.")
+                raise ValueError(f"the input changed while {self.partial} was made. Pass --overwrite to start over.")
             outputs = pa.array([each.output for each in part], pa.string())
             yield table_without(rows, self._dropped(rows)).append_column(name, outputs)
 
@@ -311,7 +311,7 @@ def _open_locked(path: Path) -> BinaryIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")
     except OSError as error:
-        raise OSError(f"{path} cannot be written ({error.strerror}). Name another --output.") from error
+        raise OSError(f"{path} cannot be written ({error.strerror}). Choose a different --output.") from error
     try:  # After a launcher was killed, its processes may still be writing.
         portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
     except portalocker.LockException as error:

@@ -126,5 +126,5 @@ def set_by_option(name: str, option: str, flag: str) -> ValueError:
         option, flag: The option's name in Python and on the command line.
     """
     return ValueError(
-        f"`{name}` is not a setting: the option `{option}` sets it. Give that ({flag} on the command line)."
+        f"`{name}` is not a setting: the option `{option}` sets it. Pass that option ({flag} on the command line)."
     )

@@ -100,7 +100,7 @@ def check_shrinkable(files: RunFiles, output: Path, rank: int | None, dtype: str
     """
     if rank is None and dtype is None:
         raise ValueError(
-            "nothing to do: neither a rank nor a dtype was given. Give --rank 8, --dtype float16, or both."
+            "nothing to do: neither a rank nor a dtype was given. Pass --rank 8, --dtype float16, or both."
         )
     if dtype not in (None, *DTYPES):
         raise ValueError(f"the dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
@@ -122,10 +122,10 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     if not RunFiles(output).is_shrunk:
         raise ValueError(
-            f"{output} holds files that t5fusion shrink did not write, and is left alone. Choose another folder."
+            f"{output} holds files that t5fusion shrink did not write, and is left alone. Choose a different folder."
         )
     if not overwrite:
-        raise ValueError(f"{output} holds a smaller adapter already. Choose another folder, or give --overwrite.")
+        raise ValueError(f"{output} holds a smaller adapter already. Choose a different folder, or pass --overwrite.")
 
 
 def _check_plain_lora(files: RunFiles) -> None:
@@ -202,6 +202,6 @@ def _cast(name: str, tensor: "Tensor", dtype: str) -> "Tensor":
         limits = torch.finfo(cast.dtype)
         raise ValueError(
             f"{dtype} cannot hold {name}, whose largest number is {tensor.abs().max():.2g}: it holds numbers between "
-            f"{limits.tiny:.2g} and {limits.max:.2g}. Choose another dtype, or none."
+            f"{limits.tiny:.2g} and {limits.max:.2g}. Choose a different dtype, or none."
         )
     return cast

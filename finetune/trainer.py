@@ -58,8 +58,8 @@ def check_launch() -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if launched and not any(name in os.environ for name in sizes):
         raise ValueError(
-            "accelerate started one process, not several. On CPUs, give `accelerate launch` --multi_gpu instead of "
-            "--cpu: it works there too. For one process, give --num_processes 1."
+            "accelerate started one process, not several. On CPUs, pass --multi_gpu to `accelerate launch` "
+            "instead of --cpu: it works there too. For one process, pass --num_processes 1."
         )
 
 

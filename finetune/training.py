@@ -170,7 +170,7 @@ def _resumable(checkpoints: Path) -> tuple[Path, list[Path]]:
     problems = "; ".join(f"{name}: {problem}" for name, problem in damaged.items())
     if last is None and damaged:
         raise ValueError(
-            f"no checkpoint in {checkpoints} is whole ({problems}). To start over, give --overwrite instead of "
+            f"no checkpoint in {checkpoints} is whole ({problems}). To start over, pass --overwrite instead of "
             "--resume."
         )
     if last is None:

@@ -49,7 +49,7 @@ def parse_vector_columns(
     parsed = [_parse(value) for value in values or []]
     if not takes_options and (given := next((each for each in parsed if each.options), None)):
         raise ValueError(
-            f"--vector-column gives options for column {given.column!r}, which are those of the training. Give the "
+            f"--vector-column gives options for column {given.column!r}, but they are fixed by the training. Pass the "
             "kind and the column only."
         )
     if len(parsed) == 1 and parsed[0].kind is None and not has_encoder:
@@ -60,15 +60,15 @@ def parse_vector_columns(
         name = kind if kind is not None else _kind_named_after(column)
         if name in columns:
             raise ValueError(
-                f"--vector-column gives the kind {name!r} the columns {columns[name]!r} and {column!r}. Give each kind "
-                "one column."
+                f"--vector-column names the columns {columns[name]!r} and {column!r} for the kind {name!r}. Name one "
+                "column for each kind."
             )
         if column in columns.values():
-            raise ValueError(f"--vector-column names the column {column!r} twice. Give each column one kind.")
+            raise ValueError(f"--vector-column names the column {column!r} twice. Name one kind for each column.")
         if has_encoder and name == DEFAULT_KIND:
             raise ValueError(
-                f"--vector-column gives the kind {name!r} the column {column!r}, but the encoder makes the vectors of "
-                "that kind. Name another kind."
+                f"--vector-column names the column {column!r} for the kind {name!r}, but the encoder makes the vectors of "
+                "that kind. Name a different kind."
             )
         columns[name] = column
         if of_kind:
@@ -89,7 +89,7 @@ def _parse(value: str) -> VectorColumn:
     for option in options:
         name, setting = _read_option(option, value)
         if name in fields:
-            raise ValueError(f"--vector-column {value!r} sets the {name} twice. Give one value.")
+            raise ValueError(f"--vector-column {value!r} sets the {name} twice. Set it once.")
         fields[name] = setting
     return VectorColumn(kind if rest else None, _unescaped(column), fields)
 

@@ -75,7 +75,7 @@ class BaseModel:
         except OSError as error:
             raise base_error(str(self), error) from error
         if getattr(model, "peft_config", None):
-            raise ValueError(f"{self} holds an adapter of its own. Name the T5 beneath it with --base-model ID.")
+            raise ValueError(f"{self} holds an adapter. Name the base model of that adapter with --base-model ID.")
         check_numbers(model.state_dict().items(), str(self))
         return model
 

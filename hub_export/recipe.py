@@ -80,7 +80,7 @@ def new_processor(
     vector_fields: dict[str, Any] = {"lexical_dim": config.lexical_dim, "vectors": config.vectors}
     processor = T5FusionProcessor(tokenizer, **vector_fields, **complete_recipe(recipe))
     say(
-        f"{run} does not say how its vectors were made. Assumed: {recipe_in_words(processor)}. If that is wrong, give "
+        f"{run} does not say how its vectors were made. Assumed: {recipe_in_words(processor)}. If that is wrong, pass "
         "--encoder, --template, --lexical-source."
     )
     return processor

@@ -150,7 +150,7 @@ def deliver(api: HfApi, bundle: Path, repo_id: str, options: PushOptions, say: C
     api.create_repo(repo_id, private=options.private or None, exist_ok=True)
     if options.private and not api.repo_info(repo_id).private:
         raise ValueError(
-            f"{repo_id} exists already, and is public. Make it private on its page, or choose another name."
+            f"{repo_id} exists already, and is public. Make it private on its page, or choose a different name."
         )
     if options.revision is not None and not options.create_pr:
         api.create_branch(repo_id, branch=options.revision, exist_ok=True)

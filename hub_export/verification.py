@@ -189,7 +189,7 @@ def check_code(folder: Path) -> None:
     if foreign:
         raise ValueError(
             f"{foreign[0]} of {folder.name} is not the code of this t5fusion: it belongs to another release, or to "
-            "somebody else. Verifying would run it, with your token. Read it, then give --trust-code."
+            "somebody else. Verifying would run it, with your token. Read it, then pass --trust-code."
         )
 
 

@@ -138,7 +138,7 @@ BAD_INPUT = {
     ),
     "output not empty": (
         ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--base-model", "base", "--output", "full"],
-        "full is not empty. Choose another --output, or give --overwrite, or --resume.",
+        "full is not empty. Choose a different --output, or pass --overwrite or --resume.",
     ),
     "output that is not ours": (
         ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--output", "full", "--overwrite"],
@@ -150,20 +150,20 @@ BAD_INPUT = {
     ),
     "a kind that the encoder makes": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "lexical=vector"],
-        "gives the kind 'lexical' the column 'vector', but the encoder makes the vectors of that kind.",
+        "names the column 'vector' for the kind 'lexical', but the encoder makes the vectors of that kind.",
     ),
     "vectors that nothing reads": (
         ["train", "rows.jsonl", *COLUMNS, "--base-model", "base", "--output", "new"],
-        "rows.jsonl holds vectors in column 'vector', which no option reads. Give --vector-column vector; or --encoder "
+        "rows.jsonl holds vectors in column 'vector', which no option reads. Pass --vector-column vector; or --encoder "
         "sentence-transformers/all-MiniLM-L6-v2 to make the vectors from the text.",
     ),
     "an option twice": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--lexical-column", "name"],
-        "--lexical-column was given twice. Give it once: only one value would be used.",
+        "--lexical-column was given twice. Pass it once: only one value would be used.",
     ),
     "a column twice": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--vector-column", "user=vector"],
-        "--vector-column names the column 'vector' twice. Give each column one kind.",
+        "--vector-column names the column 'vector' twice. Name one kind for each column.",
     ),
     "options that the training had": (
         ["evaluate", "full", "few.parquet", "--vector-column", "vector:8"],
@@ -318,12 +318,12 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_resume_continues(room, trained):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "Stopped; a checkpoint is in stopped. To go on, give the same command with --resume." in err
+    assert "Stopped; a checkpoint is in stopped. To go on, run the same command with --resume." in err
     assert "Traceback" not in err and not (room / "stopped" / "training.json").exists()
     assert list(checkpoints.glob("checkpoint-*"))
     _, _, err = run(room, "generate", "stopped", "app")
     resume = "train --config stopped/run.yaml --output stopped --resume"
-    assert err.endswith(f"To go on, type: t5fusion {resume}\n")
+    assert err.endswith(f"To go on, run: t5fusion {resume}\n")
     code, _, err = run(room, *resume.split())
     assert code == 0, err
     whole, resumed = (load_file(folder / "adapter_model.safetensors") for folder in (trained[0], room / "stopped"))

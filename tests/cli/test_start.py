@@ -68,7 +68,7 @@ REFUSED = {  # words, what the error says, exit code
     "idle": ([*TRAIN, "--full", "--rank", "8"], "--rank has no effect with --full.", 1),
     "two columns of one kind": (
         [*TRAIN, "--vector-column", "user=a", "--vector-column", "user=b"],
-        "--vector-column gives the kind 'user' the columns 'a' and 'b'. Give each kind one column.",
+        "--vector-column names the columns 'a' and 'b' for the kind 'user'. Name one column for each kind.",
         1,
     ),
     "an unknown option of a kind": (
@@ -95,7 +95,7 @@ REFUSED = {  # words, what the error says, exit code
         "out.xls ends in .xls; expected one of",
         1,
     ),
-    "output in use": ([*TRAIN, "--output", "folder"], "folder is not empty. Choose another --output, or give", 1),
+    "output in use": ([*TRAIN, "--output", "folder"], "folder is not empty. Choose a different --output, or pass", 1),
     "no demo": (["demo", "--output", "folder"], "folder holds something other than a demo", 1),
     "neither folder nor repository": (["generate", "./nothing", "a text"], "./nothing is not a folder; expected a", 1),
     "no folder in runs": (
@@ -106,7 +106,7 @@ REFUSED = {  # words, what the error says, exit code
     "no folder to evaluate": (["evaluate", "a/b/c", *EVALUATE[2:]], "a/b/c is not a folder; expected a folder", 1),
     "no folder to export": (["export", "nothing", "bundle"], "nothing is not a folder; expected a folder that", 1),
     "no folder to shrink": (["shrink", "nothing", "new", "--rank", "2"], "nothing is not a folder; expected a", 1),
-    "no smaller adapter": (["shrink", "folder", "new"], "Give --rank 8, --dtype float16, or both.", 1),
+    "no smaller adapter": (["shrink", "folder", "new"], "Pass --rank 8, --dtype float16, or both.", 1),
     "no adapter to shrink": (
         ["shrink", "folder", "new", "--rank", "2"],
         "folder holds no training.json; expected a",
@@ -126,7 +126,7 @@ REFUSED = {  # words, what the error says, exit code
     "a stream without a number of steps": (
         [*TRAIN, "--streaming"],
         "--streaming needs --max-steps, the number of steps to train, because nothing says how many rows there are. "
-        "Give --max-steps 1000, for example.",
+        "Pass --max-steps 1000, for example.",
         1,
     ),
     "epochs beside steps": (
@@ -152,7 +152,7 @@ REFUSED = {  # words, what the error says, exit code
     **{
         f"an interrupted training, {words[0]}": (
             words,
-            "the training in a run was interrupted, and has not saved a model yet. To go on, type: "
+            "the training in a run was interrupted, and has not saved a model yet. To go on, run: "
             "t5fusion train --config 'a run/run.yaml' --output 'a run' --resume",
             1,
         )

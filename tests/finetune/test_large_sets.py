@@ -116,7 +116,7 @@ def test_ctrl_c_in_two_processes_and_one_process_resumes(room, commands, whole):
     (code, out, err), (other, _, silent) = map(commands.end, ranks)
     there = partial.read_bytes().count(b"\n")
     assert (code, other, out) == (130, 130, "") and 0 < there < ROWS and not file.exists()
-    sentence = f"Stopped; {there} rows are in stopped.jsonl.partial. To go on, give the same command.\n"
+    sentence = f"Stopped; {there} rows are in stopped.jsonl.partial. To go on, run the same command.\n"
     assert err == sentence and silent == ""
     code, _, err = commands.run(*GENERATE, "--output", "stopped.jsonl")
     assert code == 0 and f"{there} of them from before" in err
@@ -314,7 +314,7 @@ def test_a_full_disk_is_reported_and_the_output_is_resumed(room, commands, whole
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        ("/dev/full", "/dev/full is not a regular file. Name another --output, or leave it out to print the lines."),
+        ("/dev/full", "/dev/full is not a regular file. Choose a different --output, or leave it out to print the lines."),
         ("model", "model is not a regular file."),
         ("rows.jsonl/x.csv", "rows.jsonl/x.csv.partial cannot be written (File exists)."),
         ("/proc/x.jsonl", "/proc/x.jsonl.partial cannot be written ("),
