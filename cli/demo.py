@@ -43,7 +43,7 @@ def demo(
     seed: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Seed of the random numbers.")] = 42,
     limit: Limit = None,
 ):
-    """Teach the T5 in this package to describe the Python standard library, and see what the vectors are worth.
+    """Teach the T5 in this package to describe the Python standard library, and measure what the vectors add.
 
     It needs no network.
 
@@ -54,7 +54,7 @@ def demo(
     from ..finetune.output_folder import check_output, is_unused
 
     if not is_unused(output) and not (output / DEMO).exists():
-        raise ValueError(f"{output} holds something other than a demo, which is not replaced. Choose a different --output.")
+        raise ValueError(f"{output} holds files that the demo did not write, so it stays. Choose a different --output.")
     check_output(output, overwrite=True, mark=DEMO)
     check_base_model(base_model)
     print(f"{base_model} learns to describe Python code. {DURATION}", flush=True)

@@ -95,9 +95,9 @@ def generate(
 ):
     """Generate a text for each row, and write the rows, in order, with the texts in a column "output".
 
-    A row without text and vectors gets null. All columns of FILE are kept; vectors only in .jsonl and .parquet. If a
-    run with --output is interrupted, the same command resumes it from OUTPUT.partial. OUTPUT itself is written when
-    all rows have their text.
+    A row with neither text nor vectors gets null. All columns of FILE are kept, but vectors only in .jsonl and
+    .parquet. If a run with --output is interrupted, the same command resumes it from OUTPUT.partial. OUTPUT itself is
+    written when all rows have their text.
 
     Example: [bold]t5fusion generate runs/files app_config read_settings[/bold]
 

@@ -26,7 +26,8 @@ def check_can_push(repo_id: str, token: str | bool | None = None) -> None:
 
     Args:
         repo_id: The repository.
-        token: The token of the client, as `HfApi` takes it: None or True for that of the environment, False for none.
+        token: The token of the client, as `HfApi` takes it: None or True for the token of the environment, False for
+            none.
 
     Raises:
         OSError: `repo_id` is not a valid id, HF_HUB_OFFLINE is set, or there is no token.

@@ -12,7 +12,7 @@ from ..saving_t5fusion import name_code
 def write_code(model: T5WithFusion, folder: Path) -> None:
     """Write code and config as `model.save_pretrained(folder)` does, but no weights.
 
-    Readers then load the weights of `config.backbone`, and put the adapter in the folder on top.
+    Readers then load the weights of `config.backbone`, and attach the adapter in the folder.
     """
     config = copy.deepcopy(model.config)
     config.weights_from_backbone = config.adapter_beside = True

@@ -38,7 +38,7 @@ class RunFolder(RunFiles):
 
     @property
     def load_options(self) -> dict[str, Any]:
-        """The keywords of `T5WithFusion` that load the model beneath the adapter as it was in training."""
+        """The keywords of `T5WithFusion` that load the adapter's base model as it was in training."""
         options: dict[str, Any] = {}
         if self.folder_with(RECORD):
             options["dtype"] = torch.float32  # `train` loads base models in fp32.
@@ -129,7 +129,7 @@ def load_adapter(fused_model: T5WithFusion, folder: Path, remedy: str = "") -> P
     """Load the adapter in a folder on top of a fused model.
 
     Args:
-        fused_model: The untuned model beneath the adapter.
+        fused_model: The untuned model that the adapter was trained on.
         folder: A run folder, or what `PeftModel.save_pretrained` wrote.
         remedy: A sentence that ends the error and says what the user can do; none by default.
 

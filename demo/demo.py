@@ -105,7 +105,7 @@ def demo(
         The measurements, which are also saved in `output`.
 
     Raises:
-        RuntimeError: The reloaded model gives other losses or texts than the trained one.
+        RuntimeError: The reloaded model gives different losses or texts than the trained one.
         ValueError: `limit` leaves too few names to train on, or to compare vectors with.
     """
     console = console or Console()
@@ -310,7 +310,7 @@ def _check_reload(output: Path, model, rows: list[dict], processor: T5FusionProc
     """Check that `output`, reloaded in a new process, gives the losses and texts of the model in memory.
 
     Raises:
-        RuntimeError: The reloaded model gives others.
+        RuntimeError: The reloaded model gives different ones.
     """
     probe = {
         "rows": [{**row, "lexical_embeds": row["lexical_embeds"].tolist()} for row in rows],

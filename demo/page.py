@@ -20,7 +20,7 @@ class Example(NamedTuple):
     target: str
     untuned: str
     tuned: str
-    swapped: str  # by the tuned model, with the vector of another row
+    swapped: str  # by the tuned model, with the vector of a different row
     swapped_with: str  # the name of that row
 
 

@@ -70,7 +70,7 @@ def _problem_of_json(checkpoint: Path) -> str | None:
     except (TypeError, ValueError):
         step = None
     if str(step) != checkpoint.name.rpartition("-")[2]:
-        return f"{STATE} belongs to another checkpoint"
+        return f"{STATE} belongs to a different checkpoint"
     conditions = checkpoint / RESUME_CONDITIONS
     if conditions.exists() and not isinstance(_read_json(conditions).get("base"), str):
         return f"{RESUME_CONDITIONS} is not what t5fusion wrote"

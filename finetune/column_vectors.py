@@ -16,8 +16,8 @@ from ..rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, has_readable_norm
 from .row_blocks import VECTOR_BLOCK, blocks
 
 NameRow = Callable[[int], str]  # returns the name of a row for errors, by its index
-MOST_SHOWN = 40  # characters of a text that an error quotes
-OTHER_VALUES = {bytes: "binary data", bool: "a single truth value"}
+MOST_SHOWN = 40  # the most characters of a text that an error quotes
+OTHER_VALUES = {bytes: "binary data", bool: "a single truth value"}  # how errors call them
 
 
 class NotFinite(ValueError):
@@ -39,10 +39,10 @@ def read_vectors(
     not_finite: list[int] | None = None,
     width: int | None = None,
 ) -> Iterator[torch.Tensor | None]:
-    """Yield the vectors of each row in a column, with only some hundreds of rows in memory at a time.
+    """Yield the vectors of each row in a column. Only some hundreds of rows are in memory at a time.
 
-    They are float32: (dim,) for a row with one vector, and (vectors, dim) for one with several. A row without vectors,
-    for which None is yielded, has null, an empty list or an empty text.
+    The vectors are float32: (dim,) if a row has one, and (vectors, dim) if it has several. For a row without vectors
+    (null, an empty list or an empty text), None is yielded.
 
     Args:
         rows: The rows.
@@ -52,7 +52,7 @@ def read_vectors(
         is_scaled: Whether the kind of the vectors has a scale. Without one, their norm must be 1e-6 to 1e18.
         not_finite: A list that gets the index of each row whose vectors hold NaN, infinity, or null for a number. For
             such a row, None is yielded. Without a list, it is an error.
-        width: The width of earlier vectors, if the rows are a part of a set; None for that of the first one here.
+        width: The width of the vectors before these rows; None if the first vector here decides.
 
     Raises:
         NotFinite: Vectors hold NaN, infinity, or null for a number. It is a ValueError, and the message names the row.
@@ -190,7 +190,7 @@ def _numbers_of(value: Any) -> np.ndarray:
 
 
 def _read_text(text: str) -> Any:
-    """Return the value of a JSON text; None if it is empty, a number also if it is written as JSON does not allow.
+    """Return the value of a JSON text, or None for an empty text. Also read a number such as .5, which JSON forbids.
 
     Raises:
         ValueError: It is something else.
@@ -240,7 +240,7 @@ def _describe(numbers: np.ndarray) -> str:
 
 
 def _vector_error(row: str, column: str, found: str, width: int | None, is_text: bool) -> str:
-    """Return the message for a value that holds no vectors, or not those of `width` numbers."""
+    """Return the message for a value that holds no vectors, or vectors of a wrong width."""
     as_first = ", as in the first row that has a vector"
     expected = f"{counted(width, 'finite number')}{as_first}" if width else "finite numbers"
     advice = " In a text, write them as JSON, such as [0.1, 2]." if is_text else ""

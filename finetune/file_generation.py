@@ -28,7 +28,7 @@ class Generated(NamedTuple):
     """How many rows an output holds."""
 
     rows: int  # number of all rows in it
-    earlier: int  # number of those that an earlier run wrote
+    earlier: int  # number of the rows that an earlier run wrote
 
 
 class GenerationStopped(KeyboardInterrupt):

@@ -135,7 +135,7 @@ def _streamed(
 
 
 def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
-    """Raise ValueError if there is no target column, or another column or the encoder would have no effect."""
+    """Raise ValueError if there is no target column, or if a column or the encoder would have no effect."""
     if columns.target is None:
         raise ValueError("training needs a target column. Name one: Columns(text, target).")
     if columns.text is None and not (columns.vector or columns.lexical):
@@ -145,16 +145,16 @@ def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
     has_encoder = columns.lexical or recipe.encoder
     if has_encoder and isinstance(columns.vector, str):
         raise ValueError(
-            f"column {columns.vector!r} holds a second kind of vectors beside those of the encoder. Name the kind: "
+            f"column {columns.vector!r} holds a second kind of vectors beside the encoder's. Name the kind: "
             f"Columns(..., vector={{'NAME': {columns.vector!r}}})."
         )
     if has_encoder and DEFAULT_KIND in columns.by_kind:
         raise ValueError(
-            f"the encoder makes the vectors of the kind {DEFAULT_KIND!r}, and a column has the same kind. Rename it."
+            f"the encoder makes the vectors of the kind {DEFAULT_KIND!r}, and a column has it too. Rename that kind."
         )
     if unknown := [kind for kind in recipe.kinds or {} if kind not in columns.by_kind]:
         raise ValueError(
-            f"`kinds` has options for {', '.join(map(repr, unknown))}, which no column of vectors has as its kind."
+            f"`kinds` has options for {', '.join(map(repr, unknown))}, but no column holds vectors of that kind."
         )
 
 

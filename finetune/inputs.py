@@ -49,8 +49,8 @@ def make_inputs(
         progress: Whether to show how far the encoder has come; see `encode_cached`.
 
     Raises:
-        ValueError: The vectors are missing, or their width is not the processor's; the columns are those of kinds
-            that the model does not read; or there is a column of texts, and the model reads none, or the reverse.
+        ValueError: The vectors are missing, or their width is not the processor's; a column has a kind that the model
+            does not read; or there is a column of texts, and the model reads none, or the reverse.
     """
     updated = Counter() if counts is None else counts
     parts = input_parts(rows, columns, processor, limits, updated, vectors, keep, numbers, progress)
@@ -131,7 +131,7 @@ def check_vector_columns(columns: Columns, processor: T5FusionProcessor, trained
 
 
 def _next_block(vectors_by_row: Iterator[VectorsOfRow]) -> list[VectorsOfRow]:
-    """Return the vectors of the next rows: of `BLOCK` rows, or of fewer if they are many or wide."""
+    """Return the vectors of the next rows: `BLOCK` rows, or fewer if their vectors are many or wide."""
     block: list[VectorsOfRow] = []
     numbers = 0
     while len(block) < BLOCK and numbers < MOST_NUMBERS:
@@ -195,10 +195,10 @@ def uses_encoder(columns: Columns, processor: T5FusionProcessor) -> bool:
 
 
 def _columns_of_kinds(columns: Columns, kinds: Mapping[str, VectorKind]) -> dict[str, str]:
-    """Return the columns of vectors by the model's kinds. A column without a kind is that of the model's only kind.
+    """Return the columns of vectors by the model's kinds. A column without a kind belongs to the model's only kind.
 
     Raises:
-        ValueError: The model has no such kind, or several, and none is named.
+        ValueError: The model does not have the kind of a column; or it has several kinds, and a column names none.
     """
     if isinstance(columns.vector, str) and len(kinds) == 1:
         return dict.fromkeys(kinds, columns.vector)
@@ -220,7 +220,7 @@ def _present(kinds: Iterable[str], of_row: Sequence[torch.Tensor | None]) -> dic
 def _vectors_in_column(
     rows: Dataset, column: str, kind: VectorKind, name_row: NameRow
 ) -> Iterator[torch.Tensor | None]:
-    """Yield the vectors in a column; raise ValueError if they are not those of a kind.
+    """Yield the vectors in a column; raise ValueError if they do not have the width of their kind.
 
     Args:
         rows: The rows.
@@ -261,7 +261,7 @@ def prepare(
         max_source, max_target: Longest text (with its template) and longest target, in tokens.
         counts: A counter that gets the numbers for `report_counts`, so that they can be reported once for a set that is
             prepared in parts. If None, they are reported here.
-        has_placeholders: Whether any text of the whole set, or the template, contains a placeholder. Give it if `texts`
+        has_placeholders: Whether any text of the whole set, or the template, contains a placeholder. Pass it if `texts`
             are a part of a set. With None, `texts` are the whole set, and are searched.
 
     Returns:

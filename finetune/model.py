@@ -93,7 +93,7 @@ def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
         name
         for name, module in model.named_modules()
         # `shared` is left out: T5 reads the embedding table under a different name, so an adapter there has no effect.
-        # The fusion layer is left out: it trains as a whole, so PEFT puts no adapter on it.
+        # The fusion layer is left out: PEFT trains it as a whole, without LoRA.
         if isinstance(module, (nn.Linear, nn.Embedding))
         and module is not model.shared
         and not (options.train_fusion and ".fusion." in name)

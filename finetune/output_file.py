@@ -38,10 +38,12 @@ def check_output_name(path: Path) -> None:
 
     Raises:
         ValueError: Its ending is not in `OUTPUT_ENDINGS`; it is not a regular file; or it holds the JSON lines that
-            earlier releases wrote under any name, but its ending now stands for another format.
+            earlier releases wrote under any name, but its ending now stands for a different format.
     """
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file. Choose a different --output, or leave it out to print the lines.")
+        raise ValueError(
+            f"{path} is not a regular file. Choose a different --output, or leave it out to print the lines."
+        )
     made_with_file = path.with_name(path.name + MADE_WITH)
     if made_with_file.exists() and path.exists() and suffix_of(str(path)) != ".jsonl":
         with path.open("rb") as file:
@@ -67,8 +69,8 @@ class OutputFile:
         overwrite: Whether to delete what an earlier run wrote.
 
     Raises:
-        ValueError: The name cannot be used (see `check_output_name`); the earlier run recorded another `made_with`; or
-            another process is writing the file.
+        ValueError: The name cannot be used (see `check_output_name`); the earlier run recorded a different `made_with`;
+            or another process is writing the file.
         OSError: The file cannot be written.
     """
 
@@ -107,7 +109,7 @@ class OutputFile:
         return self.partial if self.is_resumed else self.path
 
     def _check_made_with(self) -> None:
-        """Raise ValueError if the earlier run recorded another `made_with`, or its record is missing or damaged."""
+        """Raise ValueError if the earlier run recorded a different `made_with`, or its record is missing or damaged."""
         if not self.made_with_file.exists():
             self.close()
             raise ValueError(
@@ -149,7 +151,7 @@ class OutputFile:
             rows: The rows of the input that follow the rows of the last call.
 
         Raises:
-            ValueError: An earlier text belongs to another row.
+            ValueError: An earlier text belongs to a different row.
         """
         self._remember_columns(rows)
         if self.earlier_texts is None:
@@ -205,8 +207,8 @@ class OutputFile:
         """
         if self.earlier_texts is not None and next(self.earlier_texts, None) is not None:
             raise ValueError(
-                f"the input has {self.earlier_rows} rows, and {self._earlier_file} has more. Choose a different --output, "
-                "or pass --overwrite."
+                f"the input has {self.earlier_rows} rows, and {self._earlier_file} has more. Choose a different "
+                "--output, or pass --overwrite."
             )
         is_whole = self.path.exists() and not self.is_resumed and not self.new_rows
         if is_whole or not self.rows:

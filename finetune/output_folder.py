@@ -116,7 +116,7 @@ def _take_lock(folder: Path) -> TextIO:
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    """Remove the empty ones of these folders, each before its parents."""
+    """Remove each folder that is empty. A folder comes before its parents."""
     for folder in folders:
         with suppress(OSError):  # It may be missing, or not empty.
             folder.rmdir()

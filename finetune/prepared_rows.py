@@ -1,4 +1,4 @@
-"""The model's inputs of a large set: an Arrow file on disk, of which memory holds only what is read.
+"""The model's inputs for a large set, in an Arrow file on disk. Memory holds only the rows that are read.
 
 The file lies in a folder of its own in the cache, and is removed when the training ends. The folder of a killed process
 is removed by the next training.
@@ -100,7 +100,7 @@ class _Part:
 
 
 class _Lists:
-    """A column of lists of numbers, each of which is read as a NumPy array that shares the column's memory."""
+    """A column of lists of numbers. Each list is read as a NumPy array that shares the column's memory."""
 
     def __init__(self, column: pa.ListArray):
         self.offsets, self.values = column.offsets.to_numpy(), column.values.to_numpy()

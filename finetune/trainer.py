@@ -96,7 +96,7 @@ class FusionTrainer(Seq2SeqTrainer):
             self.is_fsdp_enabled = True
 
     def _get_train_sampler(self, train_dataset=None):
-        """Return the order of the rows. Those of a `RowStream` are shuffled, and can only be read in their order."""
+        """Return the order of the rows. A `RowStream` has shuffled its rows, and can only be read in its order."""
         rows = self.train_dataset if train_dataset is None else train_dataset
         return SequentialSampler(rows) if isinstance(rows, RowStream) else super()._get_train_sampler(train_dataset)
 
@@ -248,7 +248,7 @@ class FindBest(TrainerCallback):
 
 
 class StopEarly(TrainerCallback):
-    """Stops after `patience` evaluations in a row whose loss is not lower than the lowest before.
+    """Stops after `patience` evaluations in a row without a new lowest loss.
 
     It counts from the Trainer's history, which each checkpoint holds. So a resumed training counts on.
     """
@@ -382,7 +382,7 @@ def training_arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTr
 
 
 def _intervals(options: TrainingOptions) -> dict[str, Any]:
-    """Return the arguments for when the Trainer evaluates, saves and logs: after each epoch, or every so many steps."""
+    """Return the arguments that say when the Trainer evaluates, saves and logs: by epochs, or by a number of steps."""
     # A set that is streamed has no epochs.
     default = math.ceil(options.steps / STREAMED_INTERVALS) if options.streaming and options.steps else None
     given = {"eval": options.eval_steps, "save": options.save_steps, "logging": options.logging_steps}

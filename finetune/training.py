@@ -244,7 +244,7 @@ def _make_trainer(
 
 
 def _log_beside_checkpoints(trainer: FusionTrainer) -> None:
-    """Write TensorBoard's files into the run folder, unless $TENSORBOARD_LOGGING_DIR names another place."""
+    """Write TensorBoard's files into the run folder, unless $TENSORBOARD_LOGGING_DIR names a different place."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(trainer.folder.new_logs())

@@ -119,7 +119,7 @@ def with_evaluation(bundle: Path, kind: Kind) -> str:
 
 
 def keep_other_fields(new: RepoCard, old: RepoCard) -> None:
-    """Replace the metadata of `new`, and their digests, by those of `old`, except the fields of the evaluation."""
+    """Copy the metadata of `old` and their digests to `new`, except the fields of the evaluation."""
     fields = {name: value for name, value in old.data.to_dict().items() if name not in EVALUATION_FIELDS}
     digests = {name: value for name, value in digests_of(old.text).items() if name not in EVALUATION_FIELDS}
     for name, value in new.data.to_dict().items():
@@ -173,7 +173,7 @@ def find_sections(card: str) -> dict[str, slice]:
     """Return the position of each generated section, by its name. A section is the text between its two markers.
 
     Raises:
-        ValueError: A marker has no partner, lies within another section, or occurs twice.
+        ValueError: A marker has no partner, lies within a different section, or occurs twice.
     """
     sections: dict[str, slice] = {}
     opened = None
@@ -192,7 +192,7 @@ def find_sections(card: str) -> dict[str, slice]:
 
 
 def replace_section(card: str, section: slice, text: str) -> str:
-    """Return a card with another text in a section."""
+    """Return a card with a new text in a section."""
     return card[: section.start] + text + card[section.stop :]
 
 

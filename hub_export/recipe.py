@@ -35,8 +35,8 @@ def choose_processor(
         say: Function that gets a line about each assumption.
 
     Raises:
-        ValueError: A recipe is given, and the run folder holds a processor; readers could not make the vectors; or the
-            tokenizer and the model use different ids for the placeholder.
+        ValueError: The user gives a recipe, but the run folder holds a processor; readers could not make the vectors;
+            or the tokenizer and the model use different ids for the placeholder.
         OSError: The tokenizer cannot be loaded.
     """
     processor = run.processor

@@ -206,7 +206,7 @@ def prepare_files(bundle: Path, folder: Path, repo_id: str, tag: str | None) -> 
         shutil.copy(bundle / name, folder / name)
     adapter_config = folder / ADAPTER_CONFIG
     if adapter_config.exists():
-        # PEFT then loads the repository itself as the base model, and its config.json says what lies beneath.
+        # PEFT then loads the repository itself as the base model, and its config.json names the adapter's base model.
         fields = read_json(adapter_config)
         write_json(adapter_config, fields | {"base_model_name_or_path": repo_id, "revision": tag})
     card = folder / CARD

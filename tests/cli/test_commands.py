@@ -146,7 +146,7 @@ BAD_INPUT = {
     ),
     "demo into what is not ours": (
         ["demo", "--base-model", "base", "--output", "full"],
-        "full holds something other than a demo",
+        "full holds files that the demo did not write",
     ),
     "a kind that the encoder makes": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "lexical=vector"],
@@ -167,7 +167,7 @@ BAD_INPUT = {
     ),
     "options that the training had": (
         ["evaluate", "full", "few.parquet", "--vector-column", "vector:8"],
-        "--vector-column gives options for column 'vector', which are those of the training.",
+        "--vector-column gives options for column 'vector', but the training has fixed them.",
     ),
     "an option twice to generate": (
         ["generate", "full", "app", "--beams", "2", "--no-vectors", "--beams=3"],
@@ -201,7 +201,7 @@ BAD_INPUT = {
     ),
     "a demo of too few names": (
         ["demo", "--base-model", "base", "--limit", "5", "--output", "small"],
-        "the first 5 names give 4 to train on and 1 held out; expected two or more of each. Give a --limit of 100",
+        "the first 5 names give 4 to train on and 1 held out; expected two or more of each. Pass a --limit of 100",
     ),
     "folder without adapter": (["generate", "full", "app"], "full holds neither an adapter nor a model."),
 }

@@ -78,7 +78,7 @@ REFUSED = {  # words, what the error says, exit code
     ),
     "options where there are none": (
         ["generate", "folder", "--vector-column", "user=a:8"],
-        "--vector-column gives options for column 'a', which are those of the training.",
+        "--vector-column gives options for column 'a', but the training has fixed them.",
         1,
     ),
     "a value that is not allowed": ([*TRAIN, "--lr", "0"], "--lr is 0.0; expected a number above 0.", 1),
@@ -96,7 +96,7 @@ REFUSED = {  # words, what the error says, exit code
         1,
     ),
     "output in use": ([*TRAIN, "--output", "folder"], "folder is not empty. Choose a different --output, or pass", 1),
-    "no demo": (["demo", "--output", "folder"], "folder holds something other than a demo", 1),
+    "no demo": (["demo", "--output", "folder"], "folder holds files that the demo did not write", 1),
     "neither folder nor repository": (["generate", "./nothing", "a text"], "./nothing is not a folder; expected a", 1),
     "no folder in runs": (
         ["generate", "runs/nothing", "a text"],
@@ -303,7 +303,7 @@ def test_the_demonstration_says_first_what_it_does(tmp_path):
     lines = done.stdout.splitlines()
     first = lines.index(f"tiny_t5_v2 learns to describe Python code. {DURATION}")
     torch = next(number for number, line in enumerate(lines) if line.split("|")[-1].strip() == "torch")
-    assert first < torch and "Give a --limit of 100 or more." in done.stdout
+    assert first < torch and "Pass a --limit of 100 or more." in done.stdout
 
 
 def test_threads_of_openmp_soon_stop_waiting_in_a_loop_unless_the_user_wants_otherwise():

@@ -115,9 +115,9 @@ def test_generation_resumes_and_counts(room, trained):
         (
             Columns("filename", "description", "filename", "vector"),
             Recipe(),
-            r"beside those of the encoder. Name the kind: Columns\(..., vector={'NAME': 'vector'}\).",
+            r"beside the encoder's. Name the kind: Columns\(..., vector={'NAME': 'vector'}\).",
         ),
-        (COLUMNS, Recipe(encoder="all-MiniLM-L6-v2"), "a second kind of vectors beside those of the encoder"),
+        (COLUMNS, Recipe(encoder="all-MiniLM-L6-v2"), "a second kind of vectors beside the encoder's"),
         (
             Columns("filename", "description", "filename", {"lexical": "vector"}),
             Recipe(),

@@ -89,7 +89,7 @@ def test_a_changed_encoder_encodes_again(tokenizer, tmp_path, monkeypatch):
 
 def test_shuffling_needs_two_rows_with_vectors(rows):
     bare = [{name: value for name, value in row.items() if name != "lexical_embeds"} for row in rows]
-    with pytest.raises(ValueError, match="1 of 12 rows have vectors; expected two or more to shuffle"):
+    with pytest.raises(ValueError, match="1 of 12 rows has a vector; expected two or more to shuffle"):
         change_vectors([rows[0], *bare[1:]], "shuffled")
     changed = change_vectors([rows[0], *bare[1:11], rows[11]], "shuffled")
     assert torch.equal(changed[0]["lexical_embeds"], rows[11]["lexical_embeds"])
@@ -157,7 +157,7 @@ def test_a_folder_with_other_files_is_left_alone(command):
     (mine / "checkpoints").mkdir(parents=True)
     (mine / "thesis.tex").write_text("years of work")
     done = command("demo", "--output", "mine", "--limit", "5")
-    assert done.returncode == 1 and "mine holds something other than a demo" in done.stderr
+    assert done.returncode == 1 and "mine holds files that the demo did not write" in done.stderr
     assert (mine / "thesis.tex").read_text() == "years of work"
 
 

@@ -314,7 +314,7 @@ def test_a_full_disk_is_reported_and_the_output_is_resumed(room, commands, whole
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        ("/dev/full", "/dev/full is not a regular file. Choose a different --output, or leave it out to print the lines."),
+        ("/dev/full", "/dev/full is not a regular file. Choose a different --output, or leave it out to print"),
         ("model", "model is not a regular file."),
         ("rows.jsonl/x.csv", "rows.jsonl/x.csv.partial cannot be written (File exists)."),
         ("/proc/x.jsonl", "/proc/x.jsonl.partial cannot be written ("),

@@ -403,7 +403,7 @@ DAMAGE = {
     "state of another program": (
         "trainer_state.json",
         lambda file: file.write_text('{"mine": 1}'),
-        "trainer_state.json belongs to another checkpoint",
+        "trainer_state.json belongs to a different checkpoint",
     ),
     "no state": ("trainer_state.json", lambda file: file.unlink(), "its saving was not finished"),
 }

@@ -65,7 +65,7 @@ REFUSED = {
     ("1st=img",): "--vector-column '1st=img': a kind cannot be called '1st'; expected a letter or `_`, then letters",
     ("user vec", "img"): "--vector-column 'user vec': no kind of vectors can have this name. Name the kind, as in "
     "--vector-column 'KIND=user vec'.",
-    ("user=a", "user=b"): "--vector-column names the columns 'a' and 'b' for the kind 'user'. Name one column for each kind.",
+    ("user=a", "user=b"): "--vector-column names the columns 'a' and 'b' for the kind 'user'. Name one column for each",
     ("a", "user=a"): "--vector-column names the column 'a' twice. Name one kind for each column.",
 }
 
@@ -79,7 +79,7 @@ def test_values_are_refused_in_one_sentence(values):
 
 def test_generate_takes_no_options_and_an_encoder_has_its_kind():
     assert parse_vector_columns(["user=a"], takes_options=False) == ({"user": "a"}, None)
-    with pytest.raises(ValueError, match="gives options for column 'a', which are those of the training"):
+    with pytest.raises(ValueError, match="gives options for column 'a', but the training has fixed them"):
         parse_vector_columns(["user=a:8"], takes_options=False)
     with pytest.raises(ValueError, match="but the encoder makes the vectors of that kind. Name a different kind."):
         parse_vector_columns(["lexical=a"], has_encoder=True)

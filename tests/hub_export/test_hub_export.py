@@ -498,7 +498,7 @@ def test_verify_detects_another_model(author, copy):
     reseal(copy, files=read_manifest(copy)["files"] | {
         "adapter_model.safetensors": file_digest(copy / "adapter_model.safetensors")})  # fmt: skip
     report, _ = author.t5fusion("verify", copy, expect=1)
-    assert report.count("NO") == 8 and "weights or code are not those exported" in report
+    assert report.count("NO") == 8 and "Weights or code differ from the export" in report
 
 
 def test_a_bundle_of_an_older_or_a_newer_package(author, copy):
