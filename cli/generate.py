@@ -135,15 +135,21 @@ def generate(
             chunks = _chunks_of_texts(texts, text_column or "text", limit, encoding)
             generated = generate_chunks(name, chunks, columns, output, decoding, **options)
     except GenerationStopped as stop:
-        resume = "the same command without --overwrite" if overwrite else "the same command"
-        if output and stop.rows:
-            say(f"Stopped; {rows_are_in(stop.rows)} {output}.partial. To go on, run {resume}.")
-        else:
-            say("Stopped before a text was saved." if output else "Stopped.")
+        say(stopped_sentence(stop.rows, output, overwrite))
         raise typer.Exit(130) from None
     if output:
         _say_how_many(generated, output)
     say(f"Next: {after_generate(name)}")
+
+
+def stopped_sentence(rows: int | None, output: Path | None, overwrite: bool) -> str:
+    """Return what to say after Ctrl-C: how many rows are kept, and how to go on."""
+    if output is None:
+        return "Stopped."
+    if not rows:
+        return f"Stopped before the text of a row was saved in {output}.partial."
+    resume = "the same command without --overwrite" if overwrite else "the same command"
+    return f"Stopped; {rows_are_in(rows)} {output}.partial. To go on, run {resume}."
 
 
 def rows_are_in(number: int) -> str:

@@ -56,7 +56,7 @@ def read_vectors(
 
     Raises:
         NotFinite: Vectors hold NaN, infinity, or null for a number. It is a ValueError, and the message names the row.
-        ValueError: A value holds no vectors, or their width differs from that of earlier rows. The message names the
+        ValueError: A value holds no vectors, or their width differs from the width before. The message names the
             row.
     """
     first, column_rows = 0, rows.select_columns([column])

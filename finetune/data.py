@@ -114,7 +114,7 @@ def are_usable(
         rows: The rows.
         columns: The columns to read.
         numbers: Number of each row in its file, for errors; if None, they are counted from 0.
-        widths: The widths that the vectors must have; None for those of the first vectors.
+        widths: The widths that the vectors must have; None if the first vectors decide.
 
     Raises:
         ValueError: A column of texts holds anything but text, or a column of vectors anything but vectors.

@@ -108,10 +108,10 @@ def train_file(
         )  # fmt: skip
     if reader is not None:
         reader.report()
-    say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
     if (columns.vector or columns.lexical) and len(held_out) < FEW_REPORT_ROWS:
         compare = command("evaluate", output, "FILE", "--vectors", "all")
         say(f"{counted(len(held_out), 'held-out row')} cannot show what the vectors add; compare on more: {compare}")
+    say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
     return model
 
 

@@ -265,7 +265,7 @@ class StopEarly(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.was_over = self._is_over(state)
-        if self.was_over:
+        if self.was_over and state.global_step < state.max_steps:  # Otherwise `ShowProgress` says it.
             say(NOTHING_LEFT)
 
     def on_evaluate(self, args, state, control, **kwargs):

@@ -8,8 +8,9 @@ There are two graphs. All weights are fp32, with an adapter merged. The sizes `b
   layers attend to, `present.N.encoder.key` and `.value`, each (batch, heads, length, d_kv). With several kinds of
   vectors, `lexical_embeds` is for the first, and `lexical_embeds.KIND` for each other.
 - decoder_with_past_model.onnx: `input_ids`, int64 (batch, new), `encoder_attention_mask` (batch, length), the encoder's
-  keys and values as `past_key_values.N.encoder.*`, the keys and values of earlier tokens as `past_key_values.N.decoder.*`,
-  each (batch, heads, past, d_kv) -> `logits` (batch, new, vocabulary) and `present.N.decoder.*`, `past + new` long.
+  keys and values as `past_key_values.N.encoder.*`, the keys and values of earlier tokens as
+  `past_key_values.N.decoder.*`, each (batch, heads, past, d_kv) -> `logits` (batch, new, vocabulary) and
+  `present.N.decoder.*`, `past + new` long.
 
 The names follow optimum. Optimum has two decoders, and here one is enough, because the encoder's graph computes
 the keys and values that optimum's first decoder would.

@@ -23,6 +23,7 @@ from warm import warm_python
 
 import t5fusion
 from t5fusion.cli.app import app
+from t5fusion.cli.generate import stopped_sentence
 from t5fusion.cli.parsing import FORMER_NAMES, Commands
 from t5fusion.common.measures import SCORE_NAMES
 from t5fusion.common.panels import PANELS
@@ -306,6 +307,10 @@ def test_train_prints_what_trains_the_folder_and_the_next_command(trained):
     )
     hint = "t5fusion generate trained --file rows.jsonl"
     assert f"Saved in trained. Next: {hint}\n" in err
+    rows, held_out = record["rows"], record["held_out_rows"]
+    assert f"%); {rows} rows to train on, {held_out} rows to validate with\n" in err
+    compare = "t5fusion evaluate trained FILE --vectors all"
+    assert f"{held_out} held-out rows cannot show what the vectors add; compare on more: {compare}\n" in err
     assert record["rows"] + record["held_out_rows"] == 64 and record["options"]["epochs"] == 4
     assert record["data"] is None  # a file of this machine
 
@@ -404,6 +409,27 @@ def test_generate_asks_for_the_vectors_that_training_used(room, trained):
     assert code == 1 and out == "" and len(err.splitlines()) == 1
     assert "this model's vectors are not made from the input text. Pass a file of rows (`generate --file FILE`)" in err
     assert "with the columns of the training: text column 'name', vector column 'vector'. Or pass --no-vectors." in err
+
+
+def test_a_file_without_rows_is_named(room, trained):
+    (room / "header.csv").write_text("name,text,vector\n")
+    code, out, err = run(room, "generate", "trained", "--file", "header.csv")
+    assert (code, out, err) == (1, "", "t5fusion: header.csv has no rows.\n")
+    code, _, err = run(room, "evaluate", "trained", "header.csv")
+    assert (code, err) == (1, "t5fusion: the data set has no rows.\n")
+
+
+@pytest.mark.parametrize(
+    ("rows", "overwrite", "sentence"),
+    [
+        (0, False, "Stopped before the text of a row was saved in out.jsonl.partial."),
+        (1, False, "Stopped; 1 row is in out.jsonl.partial. To go on, run the same command."),
+        (5, True, "Stopped; 5 rows are in out.jsonl.partial. To go on, run the same command without --overwrite."),
+    ],
+)
+def test_a_stopped_generation_says_what_is_kept(rows, overwrite, sentence):
+    assert stopped_sentence(rows, Path("out.jsonl"), overwrite) == sentence
+    assert stopped_sentence(rows, None, overwrite) == "Stopped."
 
 
 def test_evaluate_prints_json_or_a_table(room, trained):

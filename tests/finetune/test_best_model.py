@@ -109,12 +109,13 @@ def test_killed_and_moved_after_the_best_evaluation_it_ends_as_never_killed(
     assert same(weights_of(tmp_path / "moved"), weights_of(folder))
 
 
-def test_resumed_elsewhere_after_it_has_stopped_early_it_stays_as_it_is(stopped, material, tmp_path):
+def test_resumed_elsewhere_after_it_has_stopped_early_it_stays_as_it_is(stopped, material, tmp_path, capsys):
     training_options, folder, _ = stopped
     shutil.copytree(folder, tmp_path / "again")
     for state in (tmp_path / "again" / CHECKPOINTS).glob("*/trainer_state.json"):  # as if the first folder were gone
         state.write_text(state.read_text().replace(str(folder), "/gone"))
     train(*material, training_options, tmp_path / "again", resume=True)
+    assert capsys.readouterr().err.count("This training had finished, so there is nothing to resume;") == 1
     assert evaluations_of(tmp_path / "again") == evaluations_of(folder)
     assert same(weights_of(tmp_path / "again"), weights_of(folder))
 
