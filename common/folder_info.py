@@ -265,7 +265,7 @@ def _fusion_width(files: RunFiles) -> int | None:
 
 
 def _count_weights(files: RunFiles) -> tuple[int | None, int | None]:
-    """Return how many weights trained, and how many the model has. A number is None if no local file holds it.
+    """Return how many weights trained, and how many the model has; None for a number that no local file holds.
 
     They are the numbers that `train` prints, which count the fusion layer twice: PEFT keeps the initial layer in memory
     beside the trained one.

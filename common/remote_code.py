@@ -21,7 +21,7 @@ def write_code(model: T5WithFusion, folder: Path) -> None:
     name_code(config)
     if hasattr(config, "quantization_config"):  # It says how the model was loaded here. Readers may choose.
         del config.quantization_config
-    # An empty instance takes the place of `model`, because under FSDP the class of `model` is one of torch's.
+    # An empty instance takes the place of `model`, because under FSDP the class of `model` is a class of torch.
     custom_object_save(T5WithFusion.__new__(T5WithFusion), folder, config=config)
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

@@ -33,7 +33,7 @@ def cause_of(error: BaseException, path: Path) -> str:
 def writing(path: Path) -> Iterator[None]:
     """Turn errors of writing `path` in this context into an OSError that says the cause and what to do.
 
-    An OSError without the system's number, such as one of the Hub's client, passes unchanged.
+    An OSError without the system's number, such as an error of the Hub's client, passes unchanged.
     """
     try:
         yield

@@ -42,7 +42,7 @@ from .harvest import DocumentedName, harvest, standard_library
 from .page import Example, save_page
 
 TEMPLATE = "describe: {text}"
-BATCH_SIZE, LEARNING_RATE = 16, 3e-3  # Training takes half as many steps as with the defaults, and larger ones.
+BATCH_SIZE, LEARNING_RATE = 16, 3e-3  # Training takes half as many steps as with the defaults, and larger steps.
 DROPOUT = 0.0  # Two epochs hardly need dropout, and its random numbers take a fifth of the time.
 # In fp32, the losses are the same on machines with and without bf16, and matrices as small as these are faster.
 PRECISION: Literal["fp32"] = "fp32"

@@ -119,7 +119,7 @@ def _have_readable_norms(vectors: np.ndarray) -> bool:
 
 
 def _one_or_several(vectors: torch.Tensor) -> torch.Tensor | None:
-    """Return the vectors of a row, (vectors, dim), as they are; a single one as (dim,); None if there are none."""
+    """Return the vectors of a row, (vectors, dim), or its only vector, (dim,); None if there are none."""
     return (vectors if len(vectors) > 1 else vectors[0]) if vectors.numel() else None
 
 

@@ -107,8 +107,8 @@ def are_usable(
 ) -> np.ndarray:
     """Return which rows are usable: bool (rows,).
 
-    A usable row has text in every column of texts. If no column of texts makes its input or its vector, it also has a
-    vector. White space alone does not count as text.
+    A usable row has text in every column of texts. If neither its input nor its vector is made from a text, it must
+    have a vector. White space alone does not count as text.
 
     Args:
         rows: The rows.
@@ -455,7 +455,7 @@ def vector_widths(rows: Dataset, columns: Columns) -> dict[str, int]:
         vectors = read_vectors(rows, column, row_names(rows, columns))
         width = next((vector.shape[-1] for vector in vectors if vector is not None), None)
         if width is None:
-            raise ValueError(f"column {column!r} holds no vector in any of {len(rows)} rows.")
+            raise ValueError(f"column {column!r} holds no vector in any of {counted(len(rows), 'row')}.")
         widths[kind] = width
     return widths
 
@@ -468,7 +468,7 @@ def has_vector(rows: Dataset, columns: Columns) -> np.ndarray:
     """
     found = _have_vector(rows, columns, row_names(rows, columns))
     if not found.any():
-        raise ValueError(f"{no_vector_in(columns)} in any of {len(rows)} rows.")
+        raise ValueError(f"{no_vector_in(columns)} in any of {counted(len(rows), 'row')}.")
     return found
 
 

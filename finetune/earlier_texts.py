@@ -19,7 +19,7 @@ from .files import opened
 from .row_blocks import texts_of
 from .streaming import read_chunks
 
-UNKNOWN = False  # the key of a row that nothing is known of, which may be any row. (JSON keeps it, and it is no text.)
+UNKNOWN = False  # the key of a row that may be any row. (JSON can hold it, and it differs from every text.)
 
 
 class EarlierText(NamedTuple):

@@ -60,7 +60,7 @@ def evaluate_file(
 
     Without `data`, the rows that the training held out (or took from its validation file) are read again. They must be
     the same. `Evaluation.eval_loss` is then measured too, as the Trainer measures it. On the same machine, with the
-    same number of processes, it equals, bit for bit, the one that training measured for the saved model.
+    same number of processes, it equals, bit for bit, the loss that training measured for the saved model.
 
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.

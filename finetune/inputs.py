@@ -310,7 +310,8 @@ def report_counts(counts: Counter, max_source: int, max_target: int) -> None:
     """Print how many of the rows that `prepare` counted were cut, and how many lack a vector."""
     for texts, limit in (("inputs", max_source), ("targets", max_target)):
         if counts[f"cut {texts}"]:
-            say(f"{counts[f'cut {texts}']} of {counts[texts]} {texts} are longer than {limit} tokens, and cut.")
+            are = "is" if counts[f"cut {texts}"] == 1 else "are"
+            say(f"{counts[f'cut {texts}']} of {counts[texts]} {texts} {are} longer than {limit} tokens, and {are} cut.")
     rows = counted(counts["inputs"], "row")
     lacked = [name for name in counts if name.startswith("without ") and counts[name]]
     for name in sorted(lacked, key="without vectors".__eq__):  # The kinds come first.

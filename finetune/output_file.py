@@ -77,7 +77,7 @@ class OutputFile:
     def __init__(self, path: Path, columns: Columns, made_with: dict, overwrite: bool = False):
         self.path, self.columns, self.made_with = path, columns, made_with
         self.partial, self.made_with_file = (path.with_name(path.name + end) for end in (PARTIAL, MADE_WITH))
-        self.earlier_rows = self.new_rows = 0  # rows that have their text from earlier runs, and from this one
+        self.earlier_rows = self.new_rows = 0  # rows that have their text from earlier runs, and from this run
         self.schemas: list[pa.Schema] = []  # the schemas of the chunks in the output, each once
         self.input_columns: dict[str, None] = {}  # an ordered set of names
         self.dropped: list[str] = []  # columns that the file cannot hold, until the user is told

@@ -104,7 +104,7 @@ def _csv_line(values: Sequence[Any]) -> bytes:
 
 
 def _csv_field(value: Any) -> str:
-    """Return a text as it is, an empty text for None, and any other value as JSON; in quotes if it needs them."""
+    """Return a text unchanged, an empty text for None, and any other value as JSON; in quotes where CSV needs them."""
     if not isinstance(value, str):
         # A time becomes a text, and a number that is not finite becomes None.
         value = json.loads(json_line({"": value}))[""]

@@ -136,7 +136,7 @@ class _Vectors:
 
 
 def keep_rows(file: Path, parts: Iterable[list[dict]], kinds: Sequence[str] = ()) -> PreparedRows:
-    """Write rows into an Arrow file, and return them as they are read from there.
+    """Write rows into an Arrow file, and return the rows in that file.
 
     Args:
         file: The file to write.

@@ -26,7 +26,7 @@ PACKAGES = ("t5fusion", "torch", "transformers", "peft", "datasets")
 def saved_options(options: TrainingOptions) -> dict[str, Any]:
     """Return options as they are saved in files, where `base_model` is called "base".
 
-    Earlier releases wrote that name. So this release can read their files, and they can read the files of this one.
+    Earlier releases wrote that name, so earlier and later releases can read each other's files.
     """
     values = asdict(options)
     return {"base": values.pop("base_model"), **values}

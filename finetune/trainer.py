@@ -243,7 +243,7 @@ class FindBest(TrainerCallback):
         if problem_of(best) is None:
             state.best_model_checkpoint = str(best)
             return
-        say(f"{best.name}, the best checkpoint so far, is missing or damaged. The best of the next ones is kept.")
+        say(f"{best.name}, the best checkpoint so far, is missing or damaged. The best later checkpoint is kept.")
         state.best_model_checkpoint = state.best_global_step = state.best_metric = None
 
 

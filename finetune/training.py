@@ -119,7 +119,7 @@ def train(
 
 @contextmanager
 def _locked(folder: OutputFolder, arguments: Seq2SeqTrainingArguments) -> Iterator[None]:
-    """Lock the folder in the first process. All processes raise what that one raises."""
+    """Lock the folder in the first process. All processes raise what the first one raises."""
     with ExitStack() as stack:
         _in_first_process(arguments, lambda: stack.enter_context(folder.held()))
         yield
@@ -261,7 +261,7 @@ def _run(trainer: FusionTrainer, stopper: StopOnSignal, start: _Start) -> None:
 
 
 def _best(trainer: FusionTrainer) -> dict[str, Any] | None:
-    """Return step, epoch and held-out loss of the best model, if that is the one in memory; None for the last model."""
+    """Return step, epoch and held-out loss of the model in memory if it is the best one; None if it is the last one."""
     state = trainer.state
     if not trainer.args.load_best_model_at_end or state.best_model_checkpoint is None:
         return None

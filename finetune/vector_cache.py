@@ -128,7 +128,7 @@ class VectorCache:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the recipe in this context. Another process waits, and then reads what this one has cached."""
+        """Lock the recipe in this context. Another process waits, and then reads what this process has cached."""
         lock = FileLock(self.folder.with_suffix(".lock"))
         self.writable = True
         try:

@@ -1,4 +1,4 @@
-"""Find the base model that an adapter was trained on, and choose the one that readers of its bundle get."""
+"""Find the base model that an adapter was trained on, and choose the base model that readers of its bundle get."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -164,7 +164,7 @@ def choose_base(run: RunFolder, given: str | None, kind: Kind, say: Callable[[st
 
 
 def find_trained_on(run: RunFolder, given: BaseModel | None, say: Callable[[str], None]) -> BaseModel:
-    """Return the base model that an adapter was trained on, or `given` if that one is unknown or its folder is gone.
+    """Return the base model that an adapter was trained on, or `given` if it is unknown or its folder is gone.
 
     Raises:
         ValueError: It is unknown or gone, and the user gave none.

@@ -205,7 +205,7 @@ def check_graphs(bundle: Path) -> str:
     both_ways = (at_once, torch.cat(by_token, dim=1))
     distance = max(float((logits[..., columns] - expected).abs().max()) for logits in both_ways)
     bound = BOUND * float(expected.abs().max())
-    if not distance <= bound:  # also if it is NaN
+    if not distance <= bound:  # true for NaN too
         raise ValueError(
             f"logits differ by {distance:.3g}; expected at most {bound:.3g}. Weights or code differ from the export"
         )

@@ -108,7 +108,7 @@ class LoadingPaths:
         self.pushed = spec.get("pushed")
 
     def load(self, auto, name=None, **hub_kwargs):
-        """Load by one of the Auto classes: this model, or the one that `name` and `hub_kwargs` name."""
+        """Load this model, or the model that `name` and `hub_kwargs` name, by one of the Auto classes."""
         dtype_kwargs = self.dtype_kwargs if "Model" in auto.__name__ else {}
         return auto.from_pretrained(
             name or self.name, trust_remote_code=True, **dtype_kwargs, **(hub_kwargs or self.hub_kwargs)
@@ -341,7 +341,7 @@ class Reference:
             return TO_THE_BIT
         distance = float((self.kept_logits(model).float() - self.tensors["logits"]).abs().max())
         bound = tolerance(model, float(self.tensors["logits"].abs().max()))
-        if not distance <= bound:  # also if it is NaN
+        if not distance <= bound:  # true for NaN too
             raise ValueError(
                 f"logits differ by {distance:.3g}; expected at most {bound:.3g}. Weights or code differ from the export"
             )

@@ -1,4 +1,4 @@
-"""The processor of a bundle: the one that training saved, or the tokenizer with a recipe that the user gives."""
+"""The processor of a bundle: the processor that training saved, or the tokenizer with the user's recipe."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -63,9 +63,9 @@ def test_cut_texts_are_counted_and_texts_that_just_fit_are_not(processor, capsys
     targets = ["abc", "abcd", "abcdefg"]  # with "▁" and </s> five, six and nine tokens
     lengths = [len(processor.tokenizer(target)["input_ids"]) for target in targets]
     prepare(["a"] * 3, targets, None, processor, max_target=lengths[1])
-    assert capsys.readouterr().err == f"1 of 3 targets are longer than {lengths[1]} tokens, and cut.\n"
+    assert capsys.readouterr().err == f"1 of 3 targets is longer than {lengths[1]} tokens, and is cut.\n"
     prepare(["abcdefg", "b"], None, None, processor, max_source=5)
-    assert "1 of 2 inputs are longer than 5 tokens, and cut." in capsys.readouterr().err
+    assert "1 of 2 inputs is longer than 5 tokens, and is cut." in capsys.readouterr().err
 
 
 def test_only_the_first_process_prints(monkeypatch, capsys):
