@@ -83,7 +83,7 @@ REFUSED = {  # words, what the error says, exit code
     ),
     "a value that is not allowed": ([*TRAIN, "--lr", "0"], "--lr is 0.0; expected a number above 0.", 1),
     "a name that is not allowed": ([*TRAIN, "--precision", "fp8"], "--precision is 'fp8'; expected one of auto,", 1),
-    "texts and a file": (["generate", "folder", "a text", "--file", "rows.jsonl"], "give one of them.", 1),
+    "texts and a file": (["generate", "folder", "a text", "--file", "rows.jsonl"], "Pass one of them.", 1),
     "no such file": (["train", "none.csv", *TRAIN[2:]], "there is no file none.csv.", 1),
     "no such file to validate with": ([*TRAIN, "--validation", "none.csv"], "there is no file none.csv.", 1),
     "no such file to generate for": (["generate", "folder", "--file", "none.txt"], "there is no file none.txt.", 1),
