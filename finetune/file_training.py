@@ -110,7 +110,8 @@ def train_file(
         reader.report()
     if (columns.vector or columns.lexical) and len(held_out) < FEW_REPORT_ROWS:
         compare = command("evaluate", output, "FILE", "--vectors", "all")
-        say(f"{counted(len(held_out), 'held-out row')} cannot show what the vectors add; compare on more: {compare}")
+        few = counted(len(held_out), "held-out row")
+        say(f"With only {few}, it is uncertain what the vectors add; compare on more rows: {compare}")
     say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
     return model
 

@@ -309,8 +309,8 @@ def test_train_prints_what_trains_the_folder_and_the_next_command(trained):
     assert f"Saved in trained. Next: {hint}\n" in err
     rows, held_out = record["rows"], record["held_out_rows"]
     assert f"%); {rows} rows to train on, {held_out} rows to validate with\n" in err
-    compare = "t5fusion evaluate trained FILE --vectors all"
-    assert f"{held_out} held-out rows cannot show what the vectors add; compare on more: {compare}\n" in err
+    advice = "it is uncertain what the vectors add; compare on more rows: t5fusion evaluate trained FILE --vectors all"
+    assert f"With only {held_out} held-out rows, {advice}\n" in err
     assert record["rows"] + record["held_out_rows"] == 64 and record["options"]["epochs"] == 4
     assert record["data"] is None  # a file of this machine
 

@@ -284,9 +284,8 @@ def test_repository(tmp_path):
         facts = json.loads(out)
         assert (facts["what"], facts["kind"], facts["name"]) == ("bundle", "adapter", "me/describer")
         assert facts["size"] == sum(map(len, commit.files.values())) and facts["files"] == len(commit.files)
-        assert len(facts["commit"]) == 40 and facts["vectors"] == [
-            {"placeholder": "<lexical>", "width": 8, "tokens": 1, "projector": "linear", "scale": None}
-        ]
+        vectors = {"name": "lexical", "placeholder": "<lexical>", "width": 8, "tokens": 1, "projector": "linear"}
+        assert len(facts["commit"]) == 40 and facts["vectors"] == [vectors | {"scale": None}]
         loaded = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
         assert loaded and all(name.endswith(".json") for name in loaded), loaded
         out, _ = author.t5fusion("info", "me/describer", "--revision", facts["commit"])
