@@ -160,9 +160,9 @@ def rows_are_in(number: int) -> str:
 def _say_how_many(generated: "Generated", output: Path) -> None:
     """Tell the user how many rows the output holds."""
     if generated.rows == generated.earlier:
-        say(f"{output} is complete: all {generated.rows} rows are there.")
+        say(f"{output} is complete: all {generated.rows:,} rows are there.")
     else:
-        from_before = f", {generated.earlier} of them from before" if generated.earlier else ""
+        from_before = f", {generated.earlier:,} of them from before" if generated.earlier else ""
         say(f"{rows_are_in(generated.rows)} {output}{from_before}.")
 
 

@@ -121,9 +121,9 @@ def test_generation_resumes_and_counts(room, trained):
         (
             Columns("filename", "description", "filename", {"lexical": "vector"}),
             Recipe(),
-            "the encoder makes the vectors of the kind 'lexical', and a column has the same kind",
+            "the encoder makes the vectors of the kind 'lexical', and a column has it too",
         ),
-        (COLUMNS, Recipe(kinds={"user": {"tokens": 2}}), "`kinds` has options for 'user', which no column of vectors"),
+        (COLUMNS, Recipe(kinds={"user": {"tokens": 2}}), "`kinds` has options for 'user', but no column holds vectors"),
         (
             Columns("filename", "description"),
             Recipe(),

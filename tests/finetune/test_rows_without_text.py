@@ -121,7 +121,7 @@ def test_an_output_grows_with_its_input(room, run, trained, kind):
     if kind == "csv":  # It holds no vectors, so nothing can be compared.
         assert "is complete" in run(*words)[1]
     else:
-        assert f"row 0 of grown.{kind} is not row 0 of the input. Name" in run(*words, fails=True)
+        assert f"row 0 of grown.{kind} is not row 0 of the input. Choose" in run(*words, fails=True)
 
 
 def test_an_interrupted_output_continues(room, run, trained):

@@ -206,7 +206,7 @@ REFUSED = {
         {},
         "the rank is 8, and the adapter in {run} has rank 8; expected a lower one, from",
     ),
-    "rank 0": ({"rank": 0}, {}, "the rank is 0, and that of"),
+    "rank 0": ({"rank": 0}, {}, "the rank is 0, and the adapter in"),
     "an unknown dtype": ({"dtype": "int8"}, {}, "the dtype is 'int8'; expected one of float16, bfloat16."),
     "another type": ({"rank": 2}, {"peft_type": "LOHA"}, "{run} holds an adapter of type LOHA; only LoRA can be"),
     "DoRA": ({"dtype": "float16"}, {"use_dora": True}, "the adapter in {run} is not a plain LoRA (use_dora); only"),

@@ -315,7 +315,7 @@ def test_a_base_model_that_readers_lack_is_refused(author, plain_folders, tmp_pa
     )
     author.hub.add_folder("google/other", save_plain_t5(tmp_path / "other", seed=1, **FLAN))
     refused = author.refused("export", tmp_path / "bare", tmp_path / "no", "--base-model", "google/other")
-    assert "another model" in refused and "weights differ" in refused
+    assert "a different model" in refused and "weights differ" in refused
     assert "cannot be loaded" in author.refused("export", tmp_path / "bare", tmp_path / "no", "--base-model", "me/none")
     shutil.rmtree(tmp_path / "other")
     author.python(TRAIN, local, tmp_path / "gone", "no")
@@ -341,7 +341,7 @@ def test_a_base_model_that_changed_on_the_hub(author, hub, tmp_path, save_plain_
     now = repo.commit({"model.safetensors": weights.read_bytes()}).oid
     author.t5fusion("export", tmp_path / "bare", tmp_path / "after")
     refused = author.refused("export", tmp_path / "bare", tmp_path / "other", "--base-model", "google/moving")
-    assert f"trained on google/moving@{then}, and google/moving@{now} is another model" in refused
+    assert f"trained on google/moving@{then}, and google/moving@{now} is a different model" in refused
     adapter_config = tmp_path / "bare" / "adapter_config.json"
     adapter_config.write_text(
         adapter_config.read_text().replace(f"T5WithFusion(google/moving@{then})", "google/moving")
