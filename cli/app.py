@@ -1,4 +1,4 @@
-"""The program `t5fusion`: its commands, and its errors, each in one sentence."""
+"""The program `t5fusion`. It runs a command, and prints an error that the user can correct as one sentence."""
 
 import os
 import sys
@@ -63,9 +63,9 @@ for command in (demo, train, generate, evaluate, info, shrink, export, verify, p
 def prepare_environment(environment: MutableMapping[str, str]) -> None:
     """Set the environment variables that libraries read when they are imported. What the user has set stays."""
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads of OpenMP wait for each other in a loop, of 300,000 turns by default. If other work keeps one of two cores
-    # busy, training then takes 40 times as long as on idle cores. With this many turns it takes 4 times as long, and on
-    # idle cores 1.07 times.
+    # Threads of OpenMP wait for each other in a loop of 300,000 turns by default. If other work keeps one of two cores
+    # busy, training then takes 40 times as long as on idle cores. With 10,000 turns it takes 4 times as long, and 1.07
+    # times as long on idle cores.
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -73,17 +73,17 @@ def prepare_environment(environment: MutableMapping[str, str]) -> None:
 def main() -> None:
     """Run the program.
 
-    An error that the user can correct is printed in one sentence, and the exit code is 1; 2 if the arguments cannot be
-    parsed. If `T5FUSION_DEBUG` is set, its traceback is printed. Ctrl-C gives exit code 130.
+    After an error that the user can correct, the exit code is 1, or 2 if the arguments cannot be parsed. If
+    `T5FUSION_DEBUG` is set, the traceback is printed too. Ctrl-C gives exit code 130.
     """
     prepare_environment(os.environ)
     try:
         try:
-            # The name is given, so that `python -m t5fusion` has it too. In standalone mode, Typer would print errors
-            # in boxes.
+            # Without `prog_name`, `python -m t5fusion` would show a different name. In standalone mode, Typer would
+            # print errors in boxes.
             code = app(prog_name=PROGRAM, standalone_mode=False)
         finally:
-            sys.stdout.flush()  # A full disk then raises here, as any other error does.
+            sys.stdout.flush()  # If the disk is full, this raises an error that is printed below.
     except UsageError as error:
         print(f"{PROGRAM}: {_sentence(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -96,7 +96,7 @@ def main() -> None:
         if not isinstance(error, BrokenPipeError):  # It only means that the reader, such as `head`, has ended.
             print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    sys.exit(code or 0)  # The code is that of `typer.Exit`, or None.
+    sys.exit(code or 0)  # `typer.Exit` sets the code; otherwise it is None.
 
 
 def _sentence(error) -> str:

@@ -35,8 +35,8 @@ TrainedVectorColumn = Annotated[
     typer.Option(
         rich_help_panel=VECTORS,
         metavar="[KIND=]COLUMN",
-        help="Column of the vectors themselves. Default: as in the training. May be given once for each kind of "
-        "vectors; for the other kinds, the columns are those of the training.",
+        help="Column of the vectors themselves. Pass it once for each kind of vectors. Default for a kind: as in the "
+        "training.",
     ),
 ]
 LexicalColumn = Annotated[
@@ -50,9 +50,9 @@ VectorColumn = Annotated[
     typer.Option(
         rich_help_panel=VECTORS,
         metavar=FORM,
-        help="Column of the vectors themselves: in each row a list of numbers, several lists, or one number. May be "
-        "given once for each kind of vectors, such as user=user_vec or image=img:8:mlp. Options: the number of tokens "
-        f"per vector, the projector ({', '.join(PROJECTORS)}), and the scale ({', '.join(SCALES)}).",
+        help="Column of the vectors themselves: in each row a list of numbers, several lists, or one number. Pass it "
+        "once for each kind of vectors, such as user=user_vec or image=img:8:mlp. Options: the number of tokens per "
+        f"vector, the projector ({', '.join(PROJECTORS)}), and the scale ({', '.join(SCALES)}).",
     ),
 ]
 Encoding = Annotated[
@@ -76,7 +76,15 @@ Limit = Annotated[
     int | None,
     typer.Option(
         rich_help_panel=DATA,
-        help="Use at most this many rows, the first ones. `train` applies it to the held-out rows too.",
+        help="Use at most this many rows, the first ones.",
+        min=1,
+    ),
+]
+TrainLimit = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=DATA,
+        help="Use at most this many rows to train on, and at most this many to validate with.",
         min=1,
     ),
 ]

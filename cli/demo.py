@@ -16,7 +16,7 @@ from .libraries import load_libraries
 DURATION = "This takes about 3 minutes on two quiet cores, and several times longer on a busy machine."
 
 
-class Lexical(str, Enum):
+class VectorSource(str, Enum):
     """The text that a vector is made from: the code of a definition, or its name."""
 
     body = "body"
@@ -28,11 +28,11 @@ def demo(
         "runs/demo"
     ),
     lexical: Annotated[
-        Lexical,
+        VectorSource,
         typer.Option(
             rich_help_panel=VECTORS, help="Text that the vector is made from: the source code, or the name itself."
         ),
-    ] = Lexical.body,
+    ] = VectorSource.body,
     base_model: Annotated[
         str,
         typer.Option(
@@ -43,7 +43,7 @@ def demo(
     seed: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Seed of the random numbers.")] = 42,
     limit: Limit = None,
 ):
-    """Teach the T5 in this package to describe the Python standard library, and see what the vectors are worth.
+    """Teach the T5 in this package to describe the Python standard library, and measure what the vectors add.
 
     It needs no network.
 
@@ -54,7 +54,7 @@ def demo(
     from ..finetune.output_folder import check_output, is_unused
 
     if not is_unused(output) and not (output / DEMO).exists():
-        raise ValueError(f"{output} holds something other than a demo, which is not replaced. Choose another --output.")
+        raise ValueError(f"{output} holds files that the demo did not write, so it stays. Choose a different --output.")
     check_output(output, overwrite=True, mark=DEMO)
     check_base_model(base_model)
     print(f"{base_model} learns to describe Python code. {DURATION}", flush=True)

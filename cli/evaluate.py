@@ -79,11 +79,11 @@ def evaluate(
     The scores are ROUGE, chrF, BLEU, token F1 and exact match.
 
     The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows, or more of
-    true, shuffled and none. If FOLDER is a bundle, its card is updated too. If it is the id of a repository, nothing
-    is saved.
+    true, shuffled and none. If FOLDER is a bundle, its card is updated too. If FOLDER is the id of a repository,
+    nothing is saved.
 
-    Without DATA, the rows that the training held out are read again. They must be unchanged. On the same machine, their
-    eval_loss equals, bit for bit, the one that training measured for the saved model.
+    Without DATA, the rows that the training held out are read again. They must be unchanged. On the same machine,
+    eval_loss equals, bit for bit, the loss that the training measured for the saved model.
 
     Example: [bold]t5fusion evaluate runs/files[/bold]
 
@@ -162,7 +162,7 @@ def _print_measures(
     Args:
         measures: The measures by condition, and by name.
         worth: What the rows' own vectors are worth, by the condition that they are compared with.
-        eval_loss: The loss as the training measured it, which is with the rows' own vectors; None for other rows.
+        eval_loss: The loss with the rows' own vectors, as the training measured it; None for other rows.
     """
     from rich.console import Console  # It is slow to import, and --json does not need it.
     from rich.table import Table

@@ -64,9 +64,9 @@ def export(
 ):
     """Write a folder that anyone can load: code, config, adapter, tokenizer, processor, card, reference outputs.
 
-    The kinds: adapter is the smallest; readers get the base weights from the base model on the Hub. standalone holds
-    them too, for a base model that is not on the Hub, such as tiny_t5_v2. merged has the adapter merged into them, so
-    that readers need no PEFT. fused is the untuned fused model, to train adapters on.
+    The kinds: adapter is the smallest; readers get the base weights from the base model on the Hub. standalone also
+    holds the base weights, for a base model that is not on the Hub, such as tiny_t5_v2. merged has the adapter merged
+    into the base weights, so that readers need no PEFT. fused is the untuned fused model, to train adapters on.
 
     Example: [bold]t5fusion export runs/files bundles/describer[/bold]
     """

@@ -12,8 +12,9 @@ from ..common.console import say
 from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
 from ..engines.names import REFERENCE
 from ..finetune.decoding import Decoding, check_decoding
-from ..finetune.file_names import STREAMED_KINDS, check_ending, check_readable, kind_of
+from ..finetune.file_names import STREAMED_SUFFIXES, check_ending, check_readable, suffix_of
 from ..finetune.vector_options import parse_vector_columns
+from ..kinds_t5fusion import counted
 from .arguments import (
     Encoding,
     Engine,
@@ -94,23 +95,23 @@ def generate(
 ):
     """Generate a text for each row, and write the rows, in order, with the texts in a column "output".
 
-    A row without text and vectors gets null. All columns of FILE are kept; vectors only in .jsonl and .parquet. If a
-    run with --output is interrupted, the same command resumes it from OUTPUT.partial. OUTPUT itself is written when
-    all rows have their text.
+    A row with neither text nor vectors gets null. All columns of FILE are kept, but vectors only in .jsonl and
+    .parquet. If a run with --output is interrupted, the same command resumes it from OUTPUT.partial. OUTPUT itself is
+    written when all rows have their text.
 
     Example: [bold]t5fusion generate runs/files app_config read_settings[/bold]
 
     Example: [bold]t5fusion generate runs/files --file files.jsonl --text-column filename --output out.jsonl[/bold]
     """
     if texts and file:
-        raise ValueError("texts and --file were both given; give one of them.")
+        raise ValueError("both texts and --file were given. Pass one of them.")
     settings = check_decoding(parse_settings(setting or [], "temperature=0.7"))
     decoding = Decoding(beams, max_new_tokens, batch_size, settings, seed, engine.value)
     vector, _ = parse_vector_columns(vector_column, has_encoder=bool(lexical_column), takes_options=False)
     from ..common.folder_names import check_reachable  # It imports the Hub's client, which --help does not need.
 
     if file:
-        check_readable(file, encoding, STREAMED_KINDS)
+        check_readable(file, encoding, STREAMED_SUFFIXES)
     # An existing file is checked later, by the code that writes it, because the check reads the file.
     if output and not output.exists():
         check_ending(output)
@@ -124,7 +125,7 @@ def generate(
     options: dict = {"vectors": not no_vectors, "revision": revision, "overwrite": overwrite}
     try:
         if file:
-            text = text_column or ("text" if kind_of(file) == ".txt" else None)
+            text = text_column or ("text" if suffix_of(file) == ".txt" else None)
             columns = columns_for(name, text, None, lexical_column, vector, revision=revision, vectors=not no_vectors)
             generated = generate_file(
                 name, file, columns, output, limit=limit, split=split, encoding=encoding, **vars(decoding), **options
@@ -134,21 +135,35 @@ def generate(
             chunks = _chunks_of_texts(texts, text_column or "text", limit, encoding)
             generated = generate_chunks(name, chunks, columns, output, decoding, **options)
     except GenerationStopped as stop:
-        resume = "the same command without --overwrite" if overwrite else "the same command"
-        say(f"Stopped; {stop.rows} rows are in {output}.partial. To go on, give {resume}." if output else "Stopped.")
+        say(stopped_sentence(stop.rows, output, overwrite))
         raise typer.Exit(130) from None
     if output:
         _say_how_many(generated, output)
     say(f"Next: {after_generate(name)}")
 
 
+def stopped_sentence(rows: int | None, output: Path | None, overwrite: bool) -> str:
+    """Return what to say after Ctrl-C: how many rows are kept, and how to go on."""
+    if output is None:
+        return "Stopped."
+    if not rows:
+        return f"Stopped before the text of a row was saved in {output}.partial."
+    resume = "the same command without --overwrite" if overwrite else "the same command"
+    return f"Stopped; {rows_are_in(rows)} {output}.partial. To go on, run {resume}."
+
+
+def rows_are_in(number: int) -> str:
+    """Return the beginning of a sentence, such as "5 rows are in"."""
+    return f"{counted(number, 'row')} {'is' if number == 1 else 'are'} in"
+
+
 def _say_how_many(generated: "Generated", output: Path) -> None:
     """Tell the user how many rows the output holds."""
     if generated.rows == generated.earlier:
-        say(f"{output} is complete: all {generated.rows} rows are there.")
+        say(f"{output} is complete: all {generated.rows:,} rows are there.")
     else:
-        from_before = f", {generated.earlier} of them from before" if generated.earlier else ""
-        say(f"{generated.rows} {'row is' if generated.rows == 1 else 'rows are'} in {output}{from_before}.")
+        from_before = f", {generated.earlier:,} of them from before" if generated.earlier else ""
+        say(f"{rows_are_in(generated.rows)} {output}{from_before}.")
 
 
 def _chunks_of_texts(
@@ -174,7 +189,7 @@ def _lines_of_standard_input(encoding: str | None) -> Iterator[str]:
     from ..finetune.parallel import processes
 
     if processes().num_processes > 1:
-        raise ValueError("several processes cannot share standard input. Give --file.")
+        raise ValueError("several processes cannot share standard input. Pass --file.")
 
     def lines() -> Iterator[str]:
         try:

@@ -10,7 +10,7 @@ import typer
 from ..common.console import say
 from ..common.measures import SCORE_NAMES
 from ..common.panels import OUTPUT
-from ..kinds_t5fusion import counted
+from ..kinds_t5fusion import DEFAULT_KIND, counted
 from ..naming_t5fusion import EMBEDDED
 from .arguments import Revision
 
@@ -41,7 +41,7 @@ def info(
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.", rich_help_panel=OUTPUT)] = False,
 ):
-    """Say what a folder or repository is: base model, vectors, adapter, recipe, versions, what was measured, size.
+    """Describe a folder or repository: base model, vectors, columns, adapter, recipe, measured numbers, versions, size.
 
     Example: [bold]t5fusion info runs/demo[/bold]
     """
@@ -69,6 +69,7 @@ def _report_lines(facts: "FolderInfo") -> list[str]:
         "commit": [facts.commit],
         "base model": [_base_model(facts)],
         "vectors": [_vectors(kind) for kind in facts.vectors],
+        "columns": [_columns(facts)],
         "adapter": _adapter(facts),
         "weights": [_weights(facts)],
         "recipe": _recipe(facts),
@@ -122,7 +123,17 @@ def _vectors(kind: "VectorFacts") -> str:
     tokens = "" if kind.tokens == 1 else f"{kind.tokens} "
     projector = "" if kind.projector == "linear" else f", by an {kind.projector.upper()}"
     scale = "" if kind.scale is None else f", {SCALES[kind.scale]}"
-    return f"{width}{scale}, in the place of {tokens}{kind.placeholder}{projector}"
+    name = "" if kind.name == DEFAULT_KIND else f"{kind.name}: "
+    return f"{name}{width}{scale}, in the place of {tokens}{kind.placeholder}{projector}"
+
+
+def _columns(facts: "FolderInfo") -> str:
+    """Describe the columns of the training data, by their use: "text 'name', target 'summary'"."""
+    labels = {"text": "text", "target": "target", "lexical": "vectors made from", "vector": "vectors"}
+    words = [f"{labels[use]} {column!r}" for use, column in facts.columns.items() if isinstance(column, str)]
+    by_kind = facts.columns.get("vector")
+    words += [f"{kind} vectors {name!r}" for kind, name in by_kind.items()] if isinstance(by_kind, dict) else []
+    return ", ".join(words)
 
 
 def _weights(facts: "FolderInfo") -> str | None:

@@ -1,4 +1,4 @@
-"""Parse commands: make options from dataclasses, accept former names, and refuse an option that is given twice."""
+"""Parse commands: make options from dataclasses, accept former names, and refuse an option that is passed twice."""
 
 import dataclasses
 import inspect
@@ -20,7 +20,7 @@ FORMER_NAMES = {  # earlier names of options, by command and parameter; still ac
     ("export", "base_model"): "--backbone",
     ("verify", "fused_model"): "--base",
 }
-# Depending on typer's release, this is the class of click or that of the copy in typer.
+# Some releases of typer use click's class, and others use a copy of it.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
 
@@ -48,7 +48,7 @@ class Program(TyperGroup):
 
 
 class OneValueEach(TyperCommand):
-    """A command that refuses an option which is given twice; click would silently take the last value.
+    """A command that refuses an option that is passed twice; click would silently take the last value.
 
     Its --help shows the panels in the order of `common.panels`, and names arguments in capitals.
     """
@@ -85,7 +85,7 @@ class OneValueEach(TyperCommand):
         for option, times in Counter(each for each in given if each.param_type_name == "option").items():
             if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
                 how_often = "twice" if times == 2 else f"{times} times"
-                raise ValueError(f"{option.opts[0]} was given {how_often}. Give it once: only one value would be used.")
+                raise ValueError(f"{option.opts[0]} was given {how_often}. Pass it once: only one value would be used.")
         return super().parse_args(ctx, args)
 
 
@@ -107,14 +107,14 @@ class Commands(typer.Typer):
 def _place_in_help(parameter) -> tuple[int, bool]:
     """Return the key that sorts parameters for --help: arguments first, and then the panels in their order.
 
-    In a panel, an option that may be given several times (--set) comes last.
+    In a panel, an option that may be passed several times (--set) comes last.
     """
     panel = getattr(parameter, "rich_help_panel", None)
     return (PANELS.index(panel), parameter.multiple) if panel else (-1, False)
 
 
 def _without_types_of_flags(parameters: list) -> list:
-    """Return parameters whose --help does not show "<bool>" beside flags, which take no value."""
+    """Remove "<bool>" from the --help of flags, which take no value, and return the parameters."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
@@ -141,19 +141,19 @@ def _is_option(field: dataclasses.Field) -> bool:
 
 def _parameter_of(field: dataclasses.Field) -> inspect.Parameter:
     """Return the parameter from which typer makes the option of a field (see `finetune.options.option`)."""
-    metadata, kind = field.metadata, field.type
+    metadata, type_ = field.metadata, field.type
     name, help = metadata.get("opposite", (field.name, metadata["help"]))
     default = False if "opposite" in metadata else field.default
     settings: dict[str, Any] = {"help": help, "rich_help_panel": metadata["panel"]}
-    if get_origin(kind) is Literal:  # Typer reads this type only from release 0.19 on.
-        settings |= one_of(get_args(kind))
+    if get_origin(type_) is Literal:  # Typer reads this type only from release 0.19 on.
+        settings |= one_of(get_args(type_))
         settings["metavar"] = metadata.get("metavar", settings["metavar"])
-        kind = str
+        type_ = str
     if "parse" in metadata:
-        kind, settings["parser"], settings["metavar"] = str | None, metadata["parse"], "NAMES"
-    # Without a name of its own, a flag would get a second one: --no-...
-    flag = [f"--{name.replace('_', '-')}"] if kind is bool else []
-    annotation = Annotated[kind, typer.Option(*flag, **settings)]  # type: ignore[valid-type]
+        type_, settings["parser"], settings["metavar"] = str | None, metadata["parse"], "NAMES"
+    # Without an explicit name, Typer would add a second flag, --no-...
+    flag = [f"--{name.replace('_', '-')}"] if type_ is bool else []
+    annotation = Annotated[type_, typer.Option(*flag, **settings)]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
@@ -185,16 +185,16 @@ def options_from(options: type[Options], fields: dict[str, Any]) -> Options:
 
 
 def _option_of(name: str, fields: dict[str, Any]) -> str:
-    """Return the option of a field, or the name itself in backticks if it is no field."""
+    """Return the option of a field, or the name itself in backticks if it is not a field."""
     return f"--{name.replace('_', '-')}" if name in fields else f"`{name}`"
 
 
 def refuse_idle(context: typer.Context, idle_options: dict[str, tuple[str, ...]]) -> None:
-    """Raise ValueError if an option on the command line has no effect beside another one.
+    """Raise ValueError if the command line holds an option that has no effect because of a second option.
 
     Args:
         context: The context of the command, which knows what is on the command line.
-        idle_options: The parameters that have no effect beside another parameter, by the name of that one.
+        idle_options: For each parameter, the parameters that have no effect if it is passed.
     """
     names = {option.name: option.opts[0] for option in context.command.params}
     sources = {name: context.get_parameter_source(name) for name in context.params}

@@ -1,7 +1,7 @@
 """`t5fusion push`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,19 +63,28 @@ def push(
         trust_code=trust_code,
         say=say,
     )
+    from ..common.folder_info import folder_info
+    from ..hub_export.reader_call import install_line
+
+    facts = folder_info(str(bundle))
     reader = "Once the pull request is merged, a reader" if create_pr else "A reader"
-    lines = "\n  ".join(reader_lines(bundle, repo_id, revision))
-    print(f"{pushed.url} ({pushed.size / 1e6:.1f} MB). {reader} types:\n  {lines}")
+    install = install_line(facts.adapter is not None or facts.kind == "fused", facts.recipe.get("lexical_encoder"))
+    lines = "\n  ".join(reader_lines(facts.recipe, repo_id, revision))
+    print(f"{pushed.url} ({pushed.size / 1e6:.1f} MB). {reader} types:\n  {install}\nand in Python:\n  {lines}")
 
 
-def reader_lines(bundle: Path, repo_id: str, revision: str | None = None) -> list[str]:
-    """Return the lines of Python with which a reader of a pushed bundle loads it and generates a text."""
-    from ..common.folder_info import folder_info  # It imports the Hub's client, which --help does not need.
+def reader_lines(recipe: dict[str, Any], repo_id: str, revision: str | None = None) -> list[str]:
+    """Return the lines of Python that load a pushed bundle and generate a text.
+
+    Args:
+        recipe: The fields of the bundle's processor.
+        repo_id: The repository.
+        revision: The branch that the bundle was pushed to; None for main.
+    """
     from ..hub_export.reader_call import reader_call
 
     pin = f', revision="{revision}"' if revision else ""
-    facts = folder_info(str(bundle))
-    call = reader_call(facts.recipe, facts.recipe.get("lexical_encoder"))
+    call = reader_call(recipe, recipe.get("lexical_encoder"))
     lines = ["from transformers import AutoModelForSeq2SeqLM, AutoProcessor"]
     if call.vector_lines:
         lines = ["import torch", *lines, *call.vector_lines.splitlines()]

@@ -14,7 +14,7 @@ def settings_option(panel: str, help: str) -> Any:
         panel: One of `common.panels`.
         help: A sentence that says which names can be set.
     """
-    help = f"{help} May be given several times."
+    help = f"{help} Can be passed several times."
     return typer.Option("--set", metavar="NAME=VALUE", rich_help_panel=panel, help=help)
 
 
@@ -23,10 +23,10 @@ def parse_settings(assignments: list[str], example: str) -> dict[str, Any]:
 
     Args:
         assignments: The values of --set.
-        example: A text such as these, for errors.
+        example: An assignment to show in errors.
 
     Raises:
-        ValueError: A text has no "=", a value is not YAML, or a name is given twice.
+        ValueError: A text has no "=", a value is not YAML, or a name is set twice.
     """
     settings: dict[str, Any] = {}
     for assignment in assignments:
@@ -34,7 +34,7 @@ def parse_settings(assignments: list[str], example: str) -> dict[str, Any]:
         if not (name and equals):
             raise ValueError(f"--set {assignment} has no value; expected NAME=VALUE, such as --set {example}.")
         if name in settings:
-            raise ValueError(f"--set {name} was given twice. Give it once: only one value would be used.")
+            raise ValueError(f"--set {name} was given twice. Pass it once: only one value would be used.")
         try:
             settings[name] = read_yaml(value)
         except ValueError as error:

@@ -17,14 +17,14 @@ def shrink(
     output: Annotated[Path, typer.Argument(help="Run folder to write.")],
     rank: Annotated[
         int | None,
-        typer.Option(min=1, rich_help_panel=LORA, help="The new rank. Default: as it is."),
+        typer.Option(min=1, rich_help_panel=LORA, help="New rank. Default: unchanged."),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(**one_of(DTYPES), rich_help_panel=LORA, help="Type of the saved numbers. Default: as it is."),
+        typer.Option(**one_of(DTYPES), rich_help_panel=LORA, help="Type of the saved numbers. Default: unchanged."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace an earlier smaller adapter.")
+        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the smaller adapter that OUTPUT holds.")
     ] = False,
 ):
     """Make a trained LoRA adapter smaller: of a lower rank, in half precision, or both.
@@ -41,7 +41,7 @@ def shrink(
 
     check_shrinkable(RunFiles(run), output, rank, dtype, overwrite)
     load_libraries()
-    from ..finetune import shrink_adapter  # It loads what is slow to import.
+    from ..finetune import shrink_adapter  # It is slow to import, and --help does not need it.
 
     print(shrink_adapter(run, output, rank, dtype, overwrite))
     say(f"Next: {after_shrink(output)}")

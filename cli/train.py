@@ -12,12 +12,12 @@ from ..finetune.file_names import check_header, check_readable
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
 from ..finetune.run_config import SETTINGS, VECTOR_COLUMN, as_text, read_config
 from ..finetune.vector_options import parse_vector_columns
-from .arguments import Data, Encoding, LexicalColumn, Limit, SkipNan, TargetColumn, TextColumn, VectorColumn
+from .arguments import Data, Encoding, LexicalColumn, SkipNan, TargetColumn, TextColumn, TrainLimit, VectorColumn
 from .libraries import load_libraries
 from .parsing import options_from, refuse_idle, with_options_of
 from .settings import parse_settings, settings_option
 
-IDLE_OPTIONS = {  # the options that have no effect beside another one, by the name of that one
+IDLE_OPTIONS = {  # for each option, the options that have no effect if it is passed
     "full": LORA_ONLY,
     "freeze_fusion": ("fusion_lr", "fusion_start"),
     "max_steps": ("epochs",),
@@ -54,7 +54,7 @@ def train(
         str | None,
         typer.Option(rich_help_panel=DATA, help="File or data set to validate with. Default: a tenth of DATA."),
     ] = None,
-    limit: Limit = None,
+    limit: TrainLimit = None,
     encoding: Encoding = None,
     skip_nan: SkipNan = False,
     resume: Annotated[
@@ -66,7 +66,7 @@ def train(
         typer.Option(
             "--overwrite",
             rich_help_panel=OUTPUT,
-            help="Replace what is in the output folder, when the first checkpoint is saved.",
+            help="Replace the content of the output folder, as soon as the first checkpoint is saved.",
         ),
     ] = False,
     config: Annotated[
@@ -132,5 +132,5 @@ def train(
             overwrite=overwrite,
         )  # fmt: skip
     except Interrupted as stop:
-        say(f"Stopped; a checkpoint is in {output}. To go on, give the same command with --resume.")
+        say(f"Stopped; a checkpoint is in {output}. To go on, run the same command with --resume.")
         raise typer.Exit(stop.exit_code) from None

@@ -1,4 +1,4 @@
-"""Base models by the name that a user gives: "tiny_t5_v2" for an embedded one, a folder, or a Hub id."""
+"""Find a base model by the user's name for it: "tiny_t5_v2" for an embedded one, a folder, or a Hub id."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def base_folder(base_model: str) -> str:
 
 
 def base_name(base_model: str) -> str:
-    """Return the name to record in files: that of an embedded one, whose path may change; or `base_folder`."""
+    """Return the name to record in files: `base_folder`, or the name of an embedded one, whose path may change."""
     return name_to_record(base_folder(base_model))
 
 

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 def is_first_process() -> bool:
-    """Return whether this process is the only one, or the first of those that `accelerate launch` started."""
+    """Return whether this process is the only one, or the first one that `accelerate launch` started."""
     return os.environ.get("RANK", "0") == "0"
 
 

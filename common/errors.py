@@ -19,7 +19,7 @@ def cannot_be_loaded(what: str, error: Exception) -> ValueError:
     """
     return ValueError(
         f"{what} cannot be loaded ({type(error).__name__}: {first_line(error)}). A file is damaged, or belongs to "
-        "another kind of model. Save it again."
+        "a different kind of model. Save it again."
     )
 
 

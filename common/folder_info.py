@@ -9,7 +9,7 @@ from typing import Any, Literal
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..kinds_t5fusion import LEXICAL_TOKEN, read_kinds, token_of
+from ..kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, read_kinds, token_of
 from ..naming_t5fusion import EMBEDDED, NOT_PUSHED, PROJECTION_WEIGHT, embedded_folder
 from .errors import cannot_be_loaded
 from .run_files import (
@@ -37,7 +37,8 @@ METHODS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "LOHA": "LoHa", "LOKR": "LoKr",
 class VectorFacts:
     """What the files say about a kind of vectors that the model reads beside the text."""
 
-    placeholder: str  # the token whose place such a vector takes
+    name: str  # of the kind
+    placeholder: str  # the token that a vector replaces
     width: int | None  # numbers in a vector
     tokens: int = 1  # placeholders per vector
     projector: str = "linear"
@@ -73,6 +74,7 @@ class FolderInfo:
     trained_weights: int | None
     weights: int | None  # of the whole model, with the base model's
     recipe: dict[str, Any]  # the fields of the saved processor
+    columns: dict[str, Any]  # of the training data, by use: "text", "target", "lexical", "vector" (by kind, if several)
     training: dict[str, Any]  # rows, epochs, learning rate, and so on, of the training
     # Loss (nats per token) and scores: with "true" or "shuffled" vectors, with "none", and of the "untuned" model.
     measures: dict[str, dict[str, float]]
@@ -142,6 +144,7 @@ def _collect_facts(name: str, files: RunFiles, sizes: Mapping[str, int], is_remo
         trained_weights=trained,
         weights=weights,
         recipe=_recipe(files),
+        columns={use: column for use, column in (record.get("columns") or {}).items() if column},
         training=_training(record),
         measures=evaluation.get("measures", {}) or ({} if files.is_shrunk else _last_loss(record)),
         worth_of_vectors=evaluation.get("worth_of_vectors", {}),
@@ -248,11 +251,11 @@ def _vectors(files: RunFiles) -> list[VectorFacts]:
     several = next(filter(None, (facts.get("vectors") for facts in sources)), None)
     if several:
         return [
-            VectorFacts(token_of(name, position), kind.dim, kind.tokens, kind.projector, kind.scale)
+            VectorFacts(name, token_of(name, position), kind.dim, kind.tokens, kind.projector, kind.scale)
             for position, (name, kind) in enumerate(read_kinds(several).items())
         ]
     width = next(filter(None, (facts.get("lexical_dim") for facts in sources)), None)
-    return [VectorFacts(LEXICAL_TOKEN, width or _fusion_width(files))]
+    return [VectorFacts(DEFAULT_KIND, LEXICAL_TOKEN, width or _fusion_width(files))]
 
 
 def _fusion_width(files: RunFiles) -> int | None:
@@ -262,7 +265,7 @@ def _fusion_width(files: RunFiles) -> int | None:
 
 
 def _count_weights(files: RunFiles) -> tuple[int | None, int | None]:
-    """Return how many weights trained, and how many the model has. A number is None if no local file holds it.
+    """Return how many weights trained, and how many the model has; None for a number that no local file holds.
 
     They are the numbers that `train` prints, which count the fusion layer twice: PEFT keeps the initial layer in memory
     beside the trained one.

@@ -27,8 +27,8 @@ def check_folder(name: str, revision: str | None = None) -> None:
 
     Raises:
         ValueError: A revision is given for a folder.
-        OSError: The folder is that of an interrupted training; or `name` is neither a folder nor a valid id; or it
-            looks like a path; or it is not in the Hub's cache, and HF_HUB_OFFLINE is set.
+        OSError: The folder belongs to an interrupted training; or `name` is neither a folder nor a valid id, looks
+            like a path, or is not in the Hub's cache while HF_HUB_OFFLINE is set.
     """
     folder = Path(name)
     recover(folder)
@@ -52,9 +52,10 @@ def check_folder(name: str, revision: str | None = None) -> None:
 
 
 def check_reachable(name: str, revision: str | None = None) -> None:
-    """Check `name` as `check_folder` does and, unless it is a folder or cached, that the Hub answers: one short try.
+    """Check `name` as `check_folder` does. If it is neither a folder nor cached, check that the Hub answers.
 
-    The Hub's client tries again for half a minute if there is no network. What the Hub answers does not matter here.
+    The Hub is asked once, because its client would try for half a minute if there is no network. What the Hub answers
+    does not matter here.
 
     Raises:
         ValueError, OSError: See `check_folder`; or there is no such folder, and the Hub cannot be reached.
@@ -88,18 +89,18 @@ def check_base_model(base_model: str | None) -> None:
 
 
 def check_ended(folder: Path) -> None:
-    """Check that a folder is not that of a training which was interrupted before it saved a model.
+    """Check that a folder does not belong to a training that was interrupted before it saved a model.
 
     Raises:
-        OSError: It is: it holds checkpoints, and no saved model. The message says how to resume.
+        OSError: It holds checkpoints and no saved model. The message says how to resume.
     """
     has_ended = any((folder / name).exists() for name in ("adapter_config.json", "config.json", "training.json"))
     if has_ended or not any((folder / CHECKPOINTS).glob("checkpoint-*")):
         return
-    go_on = "give its command again, with --resume."
+    go_on = "run its command again with --resume."
     if (folder / RUN).exists():
         words = ["t5fusion", "train", "--config", str(folder / RUN), "--output", str(folder), "--resume"]
-        go_on = f"type: {shlex.join(words)}"
+        go_on = f"run: {shlex.join(words)}"
     raise OSError(f"the training in {folder} was interrupted, and has not saved a model yet. To go on, {go_on}")
 
 
@@ -120,7 +121,7 @@ def check_source(source: str, is_base_model: bool) -> None:
 
 
 def _is_path(name: str) -> bool:
-    """Return whether a name can only be a path, and no id of a repository."""
+    """Return whether a name can only be a path, and not the id of a repository."""
     if Path(name).suffix.lower() in FILE_SUFFIXES:
         return True
     try:

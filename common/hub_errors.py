@@ -26,7 +26,8 @@ def check_can_push(repo_id: str, token: str | bool | None = None) -> None:
 
     Args:
         repo_id: The repository.
-        token: The token of the client, as `HfApi` takes it: None or True for that of the environment, False for none.
+        token: The token of the client, as `HfApi` takes it: None or True for the token of the environment, False for
+            none.
 
     Raises:
         OSError: `repo_id` is not a valid id, HF_HUB_OFFLINE is set, or there is no token.
@@ -65,7 +66,7 @@ def in_one_sentence(error: BaseException, repo_id: str) -> str:
         problem = "you are not logged in" if get_token() is None else "this token may not see it, or is not valid"
         return f"the Hub refused access to {repo_id}: it does not exist, or {problem}. {LOG_IN}"
     if status == 403:
-        return f"this token may not write to {repo_id}. Use a token with write access, or another owner."
+        return f"this token may not write to {repo_id}. Use a token with write access, or a different owner."
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no repository {repo_id} on the Hub, or it is private and this token may not see it."
     if isinstance(error, RevisionNotFoundError):

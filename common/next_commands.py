@@ -31,7 +31,7 @@ def after_generate(name: str) -> str:
 
 
 def after_shrink(folder: str | Path) -> str:
-    """Return the command that measures the model of a folder whose adapter has been made smaller."""
+    """Return the command that measures a model whose adapter was made smaller."""
     has_source = bool(RunFiles(folder).record.get("source"))  # Then `evaluate` reads the rows that training held out.
     return command("evaluate", folder, *([] if has_source else ["DATA", *COLUMNS]))
 

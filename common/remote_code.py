@@ -12,7 +12,7 @@ from ..saving_t5fusion import name_code
 def write_code(model: T5WithFusion, folder: Path) -> None:
     """Write code and config as `model.save_pretrained(folder)` does, but no weights.
 
-    Readers then load the weights of `config.backbone`, and put the adapter in the folder on top.
+    Readers then load the weights of `config.backbone`, and attach the adapter in the folder.
     """
     config = copy.deepcopy(model.config)
     config.weights_from_backbone = config.adapter_beside = True
@@ -21,7 +21,7 @@ def write_code(model: T5WithFusion, folder: Path) -> None:
     name_code(config)
     if hasattr(config, "quantization_config"):  # It says how the model was loaded here. Readers may choose.
         del config.quantization_config
-    # An empty instance takes the place of `model`, because under FSDP the class of `model` is one of torch's.
+    # An empty instance takes the place of `model`, because under FSDP the class of `model` is a class of torch.
     custom_object_save(T5WithFusion.__new__(T5WithFusion), folder, config=config)
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

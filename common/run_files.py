@@ -45,7 +45,7 @@ class RunFiles:
 
     @cached_property
     def model_config(self) -> dict[str, Any]:
-        """config.json, which lies beside an adapter in a bundle only."""
+        """config.json. Beside an adapter, only a bundle has one."""
         return self._read(CONFIG)
 
     @cached_property
@@ -117,7 +117,7 @@ class RunFiles:
 
     @property
     def embedded_base(self) -> str | None:
-        """The name of the embedded base model that this folder is, or that training started from; None for another."""
+        """The name of the embedded base model that this folder is, or that training started from; None without one."""
         names = [name_to_record(str(self.path)), self.trained_on.base_model if self.trained_on else None]
         return next((name for name in names if name in EMBEDDED), None)
 

@@ -38,7 +38,7 @@ class RunFolder(RunFiles):
 
     @property
     def load_options(self) -> dict[str, Any]:
-        """The keywords of `T5WithFusion` that load the model beneath the adapter as it was in training."""
+        """The keywords of `T5WithFusion` that load the adapter's base model as it was in training."""
         options: dict[str, Any] = {}
         if self.folder_with(RECORD):
             options["dtype"] = torch.float32  # `train` loads base models in fp32.
@@ -118,9 +118,9 @@ def load_processor(folder: Path) -> T5FusionProcessor:
         ValueError: Its files are damaged, or belong to a different kind of processor.
     """
     config = read_json(folder / PROCESSOR_CONFIG)
-    kind = config.get("processor_class", T5FusionProcessor.__name__)
-    if kind != T5FusionProcessor.__name__:
-        raise ValueError(f"the processor in {folder} is a {kind}; expected a T5FusionProcessor. Save one there.")
+    class_name = config.get("processor_class", T5FusionProcessor.__name__)
+    if class_name != T5FusionProcessor.__name__:
+        raise ValueError(f"the processor in {folder} is a {class_name}; expected a T5FusionProcessor. Save one there.")
     with one_sentence_errors(f"the processor in {folder}"):
         return T5FusionProcessor.from_pretrained(folder)
 
@@ -129,7 +129,7 @@ def load_adapter(fused_model: T5WithFusion, folder: Path, remedy: str = "") -> P
     """Load the adapter in a folder on top of a fused model.
 
     Args:
-        fused_model: The untuned model beneath the adapter.
+        fused_model: The untuned model that the adapter was trained on.
         folder: A run folder, or what `PeftModel.save_pretrained` wrote.
         remedy: A sentence that ends the error and says what the user can do; none by default.
 

@@ -80,7 +80,7 @@ def check_numbers(tensors: Iterable[tuple[str, torch.Tensor]], where: str, may_b
     Args:
         tensors: Name and tensor of each weight, of any shape and dtype. Only floats are checked.
         where: The file or folder, for the message.
-        may_be_zero: Accept weights that are all zero. (In one shard of a new LoRA, all `lora_B` may be.)
+        may_be_zero: Accept weights that are all zero. (One shard of a new LoRA may hold only `lora_B`.)
 
     Raises:
         ValueError: A tensor holds NaN or an infinity (the message names the first one), or all tensors are zero.

@@ -16,7 +16,7 @@ FULL_DISK = 2**20  # bytes: a disk with less free space counts as full, and so a
 
 
 def cause_of(error: BaseException, path: Path) -> str:
-    """Return why `path` could not be written: the system's message if there is one, otherwise that of the error."""
+    """Return why `path` could not be written: the system's message if there is one, otherwise the error's own."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -33,7 +33,7 @@ def cause_of(error: BaseException, path: Path) -> str:
 def writing(path: Path) -> Iterator[None]:
     """Turn errors of writing `path` in this context into an OSError that says the cause and what to do.
 
-    An OSError without the system's number, such as one of the Hub's client, passes unchanged.
+    An OSError without the system's number, such as an error of the Hub's client, passes unchanged.
     """
     try:
         yield
@@ -80,7 +80,7 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 def check_space(folder: Path) -> None:
-    """Check that a full disk is not the cause of an error of another process, which wrote to `folder`.
+    """Check whether a full disk explains why another process failed to write to `folder`.
 
     Raises:
         OSError: The disk of `folder` is full.

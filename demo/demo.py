@@ -42,7 +42,7 @@ from .harvest import DocumentedName, harvest, standard_library
 from .page import Example, save_page
 
 TEMPLATE = "describe: {text}"
-BATCH_SIZE, LEARNING_RATE = 16, 3e-3  # Training takes half as many steps as with the defaults, and larger ones.
+BATCH_SIZE, LEARNING_RATE = 16, 3e-3  # Training takes half as many steps as with the defaults, and larger steps.
 DROPOUT = 0.0  # Two epochs hardly need dropout, and its random numbers take a fifth of the time.
 # In fp32, the losses are the same on machines with and without bf16, and matrices as small as these are faster.
 PRECISION: Literal["fp32"] = "fp32"
@@ -105,7 +105,7 @@ def demo(
         The measurements, which are also saved in `output`.
 
     Raises:
-        RuntimeError: The reloaded model gives other losses or texts than the trained one.
+        RuntimeError: The reloaded model gives different losses or texts than the trained one.
         ValueError: `limit` leaves too few names to train on, or to compare vectors with.
     """
     console = console or Console()
@@ -161,7 +161,7 @@ def _read_rows(limit: int | None, console: Console) -> tuple[list[DocumentedName
     if len(training) < 2 or len(held_out) < 2:
         raise ValueError(
             f"the first {limit} names give {len(training)} to train on and {len(held_out)} held out; expected two or "
-            "more of each. Give a --limit of 100 or more."
+            "more of each. Pass a --limit of 100 or more."
         )
     console.print(f"{len(training):,} names of the standard library to train on, {len(held_out):,} held out")
     return training, held_out
@@ -301,8 +301,8 @@ def _show_examples(console: Console, names: list[str], references: list[str], te
     for index, name in enumerate(names):
         table.add_row("name", name)
         table.add_row("its docstring", references[index])
-        for kind, label in labels.items():
-            table.add_row(label, texts[kind][index], end_section=kind == "none")
+        for condition, label in labels.items():
+            table.add_row(label, texts[condition][index], end_section=condition == "none")
     console.print(table)
 
 
@@ -310,7 +310,7 @@ def _check_reload(output: Path, model, rows: list[dict], processor: T5FusionProc
     """Check that `output`, reloaded in a new process, gives the losses and texts of the model in memory.
 
     Raises:
-        RuntimeError: The reloaded model gives others.
+        RuntimeError: The reloaded model gives different ones.
     """
     probe = {
         "rows": [{**row, "lexical_embeds": row["lexical_embeds"].tolist()} for row in rows],

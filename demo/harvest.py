@@ -24,7 +24,7 @@ class DocumentedName(NamedTuple):
     """A documented definition in a source file."""
 
     name: str  # "json.decoder" for a module, the bare name for a class or function
-    kind: str  # "module", "class" or "function"
+    defined_as: str  # "module", "class" or "function"
     body: str  # the source without its docstrings, cut to `max_body` characters
     description: str  # first sentence of the docstring
     docstring: str  # the whole docstring, dedented
@@ -78,12 +78,13 @@ def _documented(source: bytes, module: str, max_body: int) -> list[DocumentedNam
             node.body = node.body[1:] or [ast.Pass()]
             description = first_sentence(docstring)
             if FEWEST_WORDS <= len(description.split()) <= MOST_WORDS:
-                name, kind = _name_and_kind(node, module)
-                rows.append(DocumentedName(name, kind, _body(node, max_body), description, docstring))
+                name, defined_as = _name_and_definition(node, module)
+                rows.append(DocumentedName(name, defined_as, _body(node, max_body), description, docstring))
     return rows[::-1]
 
 
-def _name_and_kind(node: Definition, module: str) -> tuple[str, str]:
+def _name_and_definition(node: Definition, module: str) -> tuple[str, str]:
+    """Return the fields `name` and `defined_as` of a `DocumentedName`."""
     if isinstance(node, ast.Module):
         return module, "module"
     return node.name, "class" if isinstance(node, ast.ClassDef) else "function"

@@ -20,7 +20,7 @@ class Example(NamedTuple):
     target: str
     untuned: str
     tuned: str
-    swapped: str  # by the tuned model, with the vector of another row
+    swapped: str  # by the tuned model, with the vector of a different row
     swapped_with: str  # the name of that row
 
 
@@ -112,7 +112,7 @@ def save_page(
     (folder / PICTURE).write_text(picture, encoding="utf-8")
     page = TEMPLATE.render(
         picture=b64encode(picture.encode()).decode(),
-        summary=", ".join(f"{kind}: {loss:.3f}" for kind, loss in losses.items()),
+        summary=", ".join(f"{condition}: {loss:.3f}" for condition, loss in losses.items()),
         worth=worth,
         examples=examples,
         light=LIGHT,

@@ -17,7 +17,7 @@ from ..common.errors import first_line
 from ..common.writing import cause_of
 from ..naming_t5fusion import EMBEDDED, FIRST_EMBEDDED, name_to_record, was_embedded
 from .options import TrainingOptions
-from .output_folder import CONDITIONS
+from .output_folder import RESUME_CONDITIONS
 
 STATE = "trainer_state.json"  # The Trainer writes this file last.
 TORCH_FILES = ("*.pt", "*.pth", "*.bin")
@@ -62,7 +62,7 @@ def problem_of(checkpoint: Path) -> str | None:
 
 def _problem_of_json(checkpoint: Path) -> str | None:
     """Return what is wrong with the JSON files of a checkpoint; None if nothing is."""
-    for name in (STATE, CONDITIONS, "adapter_config.json"):
+    for name in (STATE, RESUME_CONDITIONS, "adapter_config.json"):
         if (checkpoint / name).exists() and not isinstance(_read_json(checkpoint / name), dict):
             return f"{name} is damaged"
     try:
@@ -70,9 +70,10 @@ def _problem_of_json(checkpoint: Path) -> str | None:
     except (TypeError, ValueError):
         step = None
     if str(step) != checkpoint.name.rpartition("-")[2]:
-        return f"{STATE} belongs to another checkpoint"
-    if (checkpoint / CONDITIONS).exists() and not isinstance(_read_json(checkpoint / CONDITIONS).get("base"), str):
-        return f"{CONDITIONS} is not what t5fusion wrote"
+        return f"{STATE} belongs to a different checkpoint"
+    conditions = checkpoint / RESUME_CONDITIONS
+    if conditions.exists() and not isinstance(_read_json(conditions).get("base"), str):
+        return f"{RESUME_CONDITIONS} is not what t5fusion wrote"
     return None
 
 
@@ -126,7 +127,7 @@ def check_conditions(checkpoint: Path, expected: dict) -> None:
 
 def read_conditions(checkpoint: Path, default: dict) -> dict:
     """Return the conditions for resuming that a checkpoint records; `default` if it records none."""
-    file = checkpoint / CONDITIONS
+    file = checkpoint / RESUME_CONDITIONS
     conditions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else default
     base = conditions.get("base", "")
     # Earlier releases recorded the path of the embedded base model.
@@ -136,7 +137,7 @@ def read_conditions(checkpoint: Path, default: dict) -> dict:
 
 def recorded_commit(checkpoints: Path) -> str | None:
     """Return the commit of the base model that the checkpoints in a folder record; None if none of them does."""
-    recorded = [_read_json(file) for file in sorted(checkpoints.glob(f"checkpoint-*/{CONDITIONS}"))]
+    recorded = [_read_json(file) for file in sorted(checkpoints.glob(f"checkpoint-*/{RESUME_CONDITIONS}"))]
     return next((each["commit"] for each in recorded if isinstance(each, dict) and each.get("commit")), None)
 
 
@@ -186,6 +187,6 @@ def saving(folder: Path, checkpoints: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         whole, _ = last_checkpoint(checkpoints)
-        advice = f"give the same command with --resume: {whole.name} is whole" if whole else "start over"
+        advice = f"run the same command with --resume: {whole.name} is whole" if whole else "start over"
         cause = cause_of(error, folder)
         raise OSError(f"{folder} could not be written: {cause}. Free some space, and {advice}.") from error

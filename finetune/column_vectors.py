@@ -16,8 +16,8 @@ from ..rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, has_readable_norm
 from .row_blocks import VECTOR_BLOCK, blocks
 
 NameRow = Callable[[int], str]  # returns the name of a row for errors, by its index
-MOST_SHOWN = 40  # characters of a text that an error quotes
-OTHER_VALUES = {bytes: "binary data", bool: "a single truth value"}
+MOST_SHOWN = 40  # the most characters of a text that an error quotes
+OTHER_VALUES = {bytes: "binary data", bool: "a single truth value"}  # how errors call them
 
 
 class NotFinite(ValueError):
@@ -39,10 +39,10 @@ def read_vectors(
     not_finite: list[int] | None = None,
     width: int | None = None,
 ) -> Iterator[torch.Tensor | None]:
-    """Yield the vectors of each row in a column, with only some hundreds of rows in memory at a time.
+    """Yield the vectors of each row in a column. Only some hundreds of rows are in memory at a time.
 
-    They are float32: (dim,) for a row with one vector, and (vectors, dim) for one with several. A row without vectors,
-    for which None is yielded, has null, an empty list or an empty text.
+    The vectors are float32: (dim,) if a row has one, and (vectors, dim) if it has several. For a row without vectors
+    (null, an empty list or an empty text), None is yielded.
 
     Args:
         rows: The rows.
@@ -52,11 +52,11 @@ def read_vectors(
         is_scaled: Whether the kind of the vectors has a scale. Without one, their norm must be 1e-6 to 1e18.
         not_finite: A list that gets the index of each row whose vectors hold NaN, infinity, or null for a number. For
             such a row, None is yielded. Without a list, it is an error.
-        width: The width of earlier vectors, if the rows are a part of a set; None for that of the first one here.
+        width: The width of the vectors before these rows; None if the first vector here decides.
 
     Raises:
         NotFinite: Vectors hold NaN, infinity, or null for a number. It is a ValueError, and the message names the row.
-        ValueError: A value holds no vectors, or their width differs from that of earlier rows. The message names the
+        ValueError: A value holds no vectors, or their width differs from the width before. The message names the
             row.
     """
     first, column_rows = 0, rows.select_columns([column])
@@ -70,9 +70,9 @@ def read_vectors(
         yield from vectors
 
 
-def is_list(kind: pa.DataType) -> bool:
+def is_list(type_: pa.DataType) -> bool:
     """Return whether an Arrow type is a type of lists."""
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
 
 
 def _vectors_of_block(values: pa.ChunkedArray, width: int | None, is_scaled: bool) -> list[torch.Tensor | None] | None:
@@ -87,8 +87,8 @@ def _vectors_of_block(values: pa.ChunkedArray, width: int | None, is_scaled: boo
     if is_list(array.type) and is_list(array.type.value_type):
         counts, array = _lengths(array), array.flatten()  # `counts`: the number of vectors in each row
     is_of_lists = is_list(array.type)
-    kind = array.type.value_type if is_of_lists else array.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+    number_type = array.type.value_type if is_of_lists else array.type
+    if not (pa.types.is_floating(number_type) or pa.types.is_integer(number_type)):
         return None
     lengths = _lengths(array) if is_of_lists else array.is_valid().to_numpy(zero_copy_only=False).astype(int)
     numbers = array.flatten() if is_of_lists else array.drop_null()
@@ -119,7 +119,7 @@ def _have_readable_norms(vectors: np.ndarray) -> bool:
 
 
 def _one_or_several(vectors: torch.Tensor) -> torch.Tensor | None:
-    """Return the vectors of a row, (vectors, dim), as they are; a single one as (dim,); None if there are none."""
+    """Return the vectors of a row, (vectors, dim), or its only vector, (dim,); None if there are none."""
     return (vectors if len(vectors) > 1 else vectors[0]) if vectors.numel() else None
 
 
@@ -152,8 +152,9 @@ def _check_each(
                 raise ValueError(_describe(numbers))
         except ValueError as error:
             if not_finite is None or not isinstance(error, NotFinite):
-                kind = NotFinite if isinstance(error, NotFinite) else ValueError
-                raise kind(_vector_error(name_row(index), column, str(error), width, isinstance(value, str))) from None
+                message = _vector_error(name_row(index), column, str(error), width, isinstance(value, str))
+                error_type = NotFinite if isinstance(error, NotFinite) else ValueError
+                raise error_type(message) from None
             not_finite.append(index)
             vectors = None
         yield vectors
@@ -178,8 +179,8 @@ def _numbers_of(value: Any) -> np.ndarray:
     others = [number for vector in vectors for number in vector if not isinstance(number, (int, float, Decimal))]
     if others:
         # JSON has no NaN, and pandas writes null for it.
-        kind = NotFinite if all(number is None for number in others) else ValueError
-        raise kind(f"{counted(len(value), 'value')}, not all of them numbers")
+        error_type = NotFinite if all(number is None for number in others) else ValueError
+        raise error_type(f"{counted(len(value), 'value')}, not all of them numbers")
     if len(set(map(len, vectors))) > 1:
         raise ValueError(f"{len(value)} vectors of unequal width")
     try:
@@ -189,7 +190,7 @@ def _numbers_of(value: Any) -> np.ndarray:
 
 
 def _read_text(text: str) -> Any:
-    """Return the value of a JSON text; None if it is empty, a number also if it is written as JSON does not allow.
+    """Return the value of a JSON text, or None for an empty text. Also read a number such as .5, which JSON forbids.
 
     Raises:
         ValueError: It is something else.
@@ -239,7 +240,7 @@ def _describe(numbers: np.ndarray) -> str:
 
 
 def _vector_error(row: str, column: str, found: str, width: int | None, is_text: bool) -> str:
-    """Return the message for a value that holds no vectors, or not those of `width` numbers."""
+    """Return the message for a value that holds no vectors, or vectors of a wrong width."""
     as_first = ", as in the first row that has a vector"
     expected = f"{counted(width, 'finite number')}{as_first}" if width else "finite numbers"
     advice = " In a text, write them as JSON, such as [0.1, 2]." if is_text else ""

@@ -20,7 +20,7 @@ from .files import load_rows
 from .row_blocks import texts_of
 from .streaming import load_first
 
-HELD_OUT_ONE_IN = 10  # One row in this many is held out.
+HELD_OUT_ONE_IN = 10  # One row in ten is held out.
 TEXT_DTYPES = ("string", "large_string", "string_view", "null")
 Widths = Mapping[str, int]  # the width of each kind of vectors, by the name of the kind
 
@@ -75,7 +75,7 @@ def check_trained_columns(rows: Dataset, columns: Columns, trained: Columns | No
 
     Raises:
         ValueError: A column is missing. The message lists the columns that exist. If the missing column was used in
-            training, it says which option names another.
+            training, the message also says which option names a different one.
     """
     of_training = {} if trained is None else trained.by_use
     for (use, option), column in columns.by_use.items():
@@ -97,22 +97,24 @@ def check_texts(rows: Dataset, columns: Sequence[str]) -> None:
         dtype = getattr(rows.features[column], "dtype", "list")
         if dtype not in TEXT_DTYPES:
             raise ValueError(
-                f"column {column!r} holds values of type {dtype}; expected text. Convert it, or name another column."
+                f"column {column!r} holds values of type {dtype}; expected text. Convert them, or name a different "
+                "column."
             )
 
 
 def are_usable(
     rows: Dataset, columns: Columns, numbers: Sequence[int] | None = None, widths: Widths | None = None
 ) -> np.ndarray:
-    """Return which rows have text in each column of texts and, if they have no text, a vector: bool (rows,).
+    """Return which rows are usable: bool (rows,).
 
-    White space alone is no text.
+    A usable row has text in every column of texts. If neither its input nor its vector is made from a text, it must
+    have a vector. White space alone does not count as text.
 
     Args:
         rows: The rows.
         columns: The columns to read.
         numbers: Number of each row in its file, for errors; if None, they are counted from 0.
-        widths: The widths that the vectors must have; None for those of the first vectors.
+        widths: The widths that the vectors must have; None if the first vectors decide.
 
     Raises:
         ValueError: A column of texts holds anything but text, or a column of vectors anything but vectors.
@@ -141,7 +143,7 @@ class Usable(NamedTuple):
     """Which rows are usable, by their indices."""
 
     finite: np.ndarray  # the rows that are not left out because of NaN or infinity, int64
-    kept: np.ndarray  # those of them that `are_usable`, int64
+    kept: np.ndarray  # the finite rows that `are_usable`, int64
 
 
 def find_usable(
@@ -157,7 +159,7 @@ def find_usable(
         widths: As for `are_usable`.
 
     Raises:
-        ValueError: A column is missing, or holds something else than it should.
+        ValueError: A column is missing, or holds anything but texts (or vectors).
     """
     check_columns(rows, columns.by_use.values())
     finite = finite_rows(rows, columns, first, widths) if skip_nan else np.arange(len(rows))
@@ -173,22 +175,25 @@ def left_out(not_finite: int, unusable: int, columns: Columns) -> dict[str, int]
 
 
 def usable_rows(rows: Dataset, columns: Columns, skip_nan: bool = False) -> Dataset:
-    """Return the rows that `are_usable`, and print how many were left out.
+    """Return the usable rows (see `are_usable`), and print how many were left out.
 
     Args:
         rows, columns, skip_nan: As for `find_usable`.
 
     Raises:
-        ValueError: A column is missing or holds something else than it should, or no row is left.
+        ValueError: A column is missing, holds anything but texts (or vectors), or no row is left.
     """
     finite, kept = find_usable(rows, columns, skip_nan)
     remaining = len(rows)
     for words, count in left_out(len(rows) - len(finite), len(finite) - len(kept), columns).items():
         remaining -= count
         say(f"{words}; {remaining} remain.")
+    if len(rows) == 0:
+        raise ValueError("the data set has no rows.")
     if len(kept) == 0:
-        needed = "text in every column that is used" + ("" if columns.text is not None else ", and a vector")
-        raise ValueError(f"no row has {needed}.")
+        texts = f"text in {' and '.join(map(repr, columns.texts))}"
+        needed = texts if columns.text is not None or columns.lexical else f"{texts}, and a vector"
+        raise ValueError(f"none of {counted(len(rows), 'row')} has {needed}. Check the names of the columns.")
     return rows if len(kept) == len(rows) else rows.select(kept)
 
 
@@ -240,7 +245,7 @@ def advising_skip_nan() -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        raise ValueError(f"{error} To leave out rows with NaN or infinity, give --skip-nan.") from error
+        raise ValueError(f"{error} To leave out rows with NaN or infinity, pass --skip-nan.") from error
 
 
 def first_rows(rows: Dataset, limit: int | None) -> Dataset:
@@ -257,7 +262,7 @@ def load_split(
     skip_nan: bool = False,
     streaming: bool = False,
 ) -> tuple[Dataset, Dataset]:
-    """Return the rows to train on, and those to validate with, of those that `are_usable`.
+    """Return the usable rows to train on, and the usable rows to validate with (see `are_usable`).
 
     Args:
         data: A file, or the id of a data set on the Hub.
@@ -286,7 +291,7 @@ def _check_no_vectors(rows: Dataset, data: str) -> None:
     if unread:
         raise ValueError(
             f"{data} holds vectors in {'column' if len(unread) == 1 else 'columns'} {', '.join(map(repr, unread))}, "
-            f"which no option reads. Give {' '.join(f'--vector-column {shlex.quote(name)}' for name in unread)}; or "
+            f"which no option reads. Pass {' '.join(f'--vector-column {shlex.quote(name)}' for name in unread)}; or "
             f"--encoder {MINILM} to make the vectors from the text."
         )
 
@@ -294,29 +299,29 @@ def _check_no_vectors(rows: Dataset, data: str) -> None:
 def vector_columns(rows: Dataset) -> list[str]:
     """Return the columns whose type is lists of floating point numbers. Lists of integers may mean something else."""
 
-    def is_vector(kind: pa.DataType) -> bool:
-        return is_list(kind) and (pa.types.is_floating(kind.value_type) or is_vector(kind.value_type))
+    def is_vector(type_: pa.DataType) -> bool:
+        return is_list(type_) and (pa.types.is_floating(type_.value_type) or is_vector(type_.value_type))
 
     return [field.name for field in rows.features.arrow_schema if is_vector(field.type)]
 
 
 def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
-    """Split rows: about nine tenths to train on, one tenth to validate with. All rows of a text go to the same side.
+    """Split rows: about nine tenths to train on, one tenth to validate with. Rows with the same key stay together.
 
-    Rows without text are split by the vector, or by the text that it is made from.
+    The key of a row is one of these:
 
-    If vectors (or the texts that they are made from) have a column of their own, the input
-    texts may be prompts that many rows share. If there are more than twice as many different pairs of text and vector
-    as different texts, rows are split by pair: all rows of a pair go to the same side, and a message says so. In all
-    other cases the split depends on the texts alone, so it is the same with and without
-    vectors.
+    - its text. The split is then the same with and without vectors.
+    - its pair of text and vector, if vectors (or the texts that they are made from) have a column of their own, and
+      there are more than twice as many different pairs as texts: the texts are then prompts that many rows share. A
+      message says so.
+    - its vector, or the text that the vector is made from, if rows have no text.
 
     Raises:
         ValueError: There are too few different texts or pairs, or a vector is invalid (see `read_vectors`).
     """
     text_keys = _text_keys(rows, columns)
     keys, key_name, texts = text_keys, "text", _count_distinct(text_keys)
-    # Reading all vectors takes time, so it is left out where the number of rows already excludes that many pairs.
+    # Reading all vectors takes time, and is of no use if there are too few rows for that many pairs.
     if (columns.lexical or columns.vector) and (len(rows) > 2 * texts or texts == 1):
         pair_keys = _pair_keys(rows, columns)
         if _count_distinct(pair_keys) > 2 * texts or _count_distinct(pair_keys) == 1 or columns.text is None:
@@ -393,7 +398,7 @@ def vector_keys(rows: Dataset, column: str, name_row: NameRow = "row {}".format)
 
 
 def _hashes(names: Iterator[str]) -> np.ndarray:
-    """Return the hash of each name, which ignores its case, as two numbers: uint64 (names, 2), high bits first.
+    """Return a hash of each name in lower case, as two numbers: uint64 (names, 2), high bits first.
 
     A large set has room for its hashes in memory, but not for its texts.
     """
@@ -405,7 +410,7 @@ def _hash(name: str) -> bytes:
 
 
 def _count_distinct(keys: np.ndarray) -> int:
-    """Return how many of the hashes of `_hashes` differ."""
+    """Return how many different hashes there are among the hashes of `_hashes`."""
     return len(np.unique(keys.view([("high", np.uint64), ("low", np.uint64)])))
 
 
@@ -433,24 +438,24 @@ def is_held_out(name: str, one_in: int) -> bool:
     """Return whether the rows of a name are held out. This depends on the name alone, and ignores its case.
 
     Args:
-        name: The name, or another text that the rows share.
-        one_in: One name in this many is held out.
+        name: The name, or a different text that the rows share.
+        one_in: 10 to hold out one name in ten.
     """
     return int(hashlib.md5(name.lower().encode()).hexdigest(), 16) % one_in == 0
 
 
 def vector_widths(rows: Dataset, columns: Columns) -> dict[str, int]:
-    """Return the width of each kind of vectors, that of the first one in its column.
+    """Return the width of each kind of vectors: the width of the first vector in its column.
 
     Raises:
-        ValueError: A column holds no vector, or something else before the first one.
+        ValueError: A column holds no vector, or a different value before the first vector.
     """
     widths = {}
     for kind, column in columns.by_kind.items():
         vectors = read_vectors(rows, column, row_names(rows, columns))
         width = next((vector.shape[-1] for vector in vectors if vector is not None), None)
         if width is None:
-            raise ValueError(f"column {column!r} holds no vector in any of {len(rows)} rows.")
+            raise ValueError(f"column {column!r} holds no vector in any of {counted(len(rows), 'row')}.")
         widths[kind] = width
     return widths
 
@@ -459,16 +464,16 @@ def has_vector(rows: Dataset, columns: Columns) -> np.ndarray:
     """Return which rows have a vector of any kind, bool (rows,).
 
     Raises:
-        ValueError: No row has one, or a column holds something else.
+        ValueError: No row has a vector, or a column holds a value that is not a vector.
     """
     found = _have_vector(rows, columns, row_names(rows, columns))
     if not found.any():
-        raise ValueError(f"{no_vector_in(columns)} in any of {len(rows)} rows.")
+        raise ValueError(f"{no_vector_in(columns)} in any of {counted(len(rows), 'row')}.")
     return found
 
 
 def _have_vector(rows: Dataset, columns: Columns, name_row: NameRow, widths: Widths | None = None) -> np.ndarray:
-    """Return which rows have a vector of any kind, bool (rows,); ValueError if a column holds something else."""
+    """Return which rows have a vector of any kind, bool (rows,); ValueError if a column holds any other value."""
     found = np.zeros(len(rows), dtype=bool)
     for kind, column in columns.by_kind.items():
         vectors = read_vectors(rows, column, name_row, width=(widths or {}).get(kind))

@@ -14,12 +14,12 @@ from typing import Any, BinaryIO, NamedTuple
 from datasets import Dataset
 
 from .data import Columns, check_columns, vector_keys
-from .file_names import kind_of
+from .file_names import suffix_of
 from .files import opened
 from .row_blocks import texts_of
 from .streaming import read_chunks
 
-UNKNOWN = False  # the key of a row that nothing is known of, which may be any row. (JSON keeps it, and it is no text.)
+UNKNOWN = False  # the key of a row that may be any row. (JSON can hold it, and it differs from every text.)
 
 
 class EarlierText(NamedTuple):
@@ -84,13 +84,13 @@ def texts_in_output(path: Path, columns: Columns) -> Iterator[EarlierText]:
     """
     if not path.exists():
         return
-    if kind_of(str(path)) == ".jsonl" and columns.text is not None:
+    if suffix_of(str(path)) == ".jsonl" and columns.text is not None:
         with opened(str(path)) as file:
             for line in file:
                 if line.endswith(b"\n"):  # Earlier releases appended to the output, and may have been killed.
                     yield _earlier_text(line, columns.text)
         return
-    is_csv = kind_of(str(path)) == ".csv"  # CSV has an empty text instead of null.
+    is_csv = suffix_of(str(path)) == ".csv"  # CSV has an empty text instead of null.
     for chunk in read_chunks(str(path)):
         check_columns(chunk.rows, [] if columns.text is None else [columns.text])
         keys, outputs = row_keys(chunk.rows, columns), chunk.rows[chunk.rows.column_names[-1]]

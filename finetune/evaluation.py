@@ -17,6 +17,7 @@ from ..common.progress import Progress
 from ..common.run_files import EVALUATION
 from ..common.writing import replace_text
 from ..engines.names import REFERENCE
+from ..kinds_t5fusion import counted
 from ..processing_t5fusion import T5FusionProcessor
 from .generation import Advance, generate_texts
 from .inputs import batches
@@ -45,7 +46,9 @@ def change_vectors(rows: list[dict], vectors: VectorCondition, seed: int = 0) ->
         return [{name: value for name, value in row.items() if name != "lexical_embeds"} for row in rows]
     with_vector = [index for index, row in enumerate(rows) if row.get("lexical_embeds") is not None]
     if len(with_vector) < 2:
-        raise ValueError(f"{len(with_vector)} of {len(rows)} rows have vectors; expected two or more to shuffle.")
+        number = f"{len(with_vector)} of {counted(len(rows), 'row')}"
+        have = "has a vector" if len(with_vector) == 1 else "have vectors"
+        raise ValueError(f"{number} {have}; expected two or more to shuffle.")
     # In a rotation of a random order, no row keeps its own vector.
     order = np.random.default_rng(seed).permutation(with_vector)
     changed = list(rows)
@@ -92,8 +95,8 @@ def evaluate(
         **options: Arguments of `model.generate`.
 
     Returns:
-        Two values. The measures: `rows`, `loss` (nats per token of the labels, the same for all batch sizes), and
-        those of `metrics.text_scores` (from 0 to 1). The losses of the rows.
+        Two values. The first is the measures: `rows`, `loss` (nats per token of the labels, the same for all batch
+        sizes), and the scores of `metrics.text_scores` (from 0 to 1). The second is the losses of the rows.
 
     Raises:
         ValueError: `vectors` is "shuffled", and fewer than two rows have a vector.
@@ -191,7 +194,7 @@ class Evaluation:
     """The result of an evaluation.
 
     Args:
-        measures: `rows`, `loss` (nats per token) and those of `metrics.text_scores` (from 0 to 1), by condition:
+        measures: `rows`, `loss` (nats per token) and the scores of `metrics.text_scores` (from 0 to 1), by condition:
             "true" for the rows' own vectors, "shuffled" for other rows' vectors, "none" for no vectors.
         worth_of_vectors: How much larger the loss is with "shuffled" vectors and with "none" than with "true" ones:
             `difference`, and the bounds `low` and `high` of its 95 % confidence interval, in nats per token. Empty
@@ -268,8 +271,8 @@ def evaluation_record(
     Args:
         rows: Number of rows whose losses were measured.
         scored_rows: Number of rows for which texts were generated and scored.
-        measures: `loss`, and those of `metrics.text_scores` if they were measured: by condition ("true", "shuffled" or
-            "none"), and as "untuned" for the untuned model.
+        measures: `loss`, and the scores of `metrics.text_scores` if they were measured: by condition ("true",
+            "shuffled" or "none"), and as "untuned" for the untuned model.
         worth: See `Evaluation.worth_of_vectors`.
         samples: See `Evaluation.samples`.
         **source: `data` and `split`, if the rows are a data set on the Hub.
@@ -282,7 +285,7 @@ def evaluation_record(
 def save_evaluation(folder: Path, record: dict) -> bool:
     """Write `record` to evaluation.json in a folder, unless that file covers more rows or more conditions.
 
-    A damaged file is replaced, because the new result may have taken hours. For the same reason, a full disk is no
+    A damaged file is replaced, because the new result may have taken hours. For the same reason, a full disk is not an
     error.
 
     Returns:

@@ -60,7 +60,7 @@ def evaluate_file(
 
     Without `data`, the rows that the training held out (or took from its validation file) are read again. They must be
     the same. `Evaluation.eval_loss` is then measured too, as the Trainer measures it. On the same machine, with the
-    same number of processes, it equals, bit for bit, the one that training measured for the saved model.
+    same number of processes, it equals, bit for bit, the loss that training measured for the saved model.
 
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.
@@ -124,7 +124,7 @@ def evaluate_file(
 
 
 def _columns_of_training(folder: Path, columns: Columns | None) -> Columns:
-    """Return the columns that the training recorded; raise ValueError if there are none, or `columns` are others."""
+    """Return the columns that the training recorded; raise ValueError if there are none, or if `columns` differ."""
     trained = trained_columns(folder)
     if trained is None or columns not in (None, trained):
         raise ValueError("columns were given without a file. Name the file, or leave the columns out.")
@@ -177,7 +177,7 @@ def held_out_rows(folder: str | Path) -> Dataset:
 
 
 def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProcessor, inputs: list[dict]) -> float:
-    """Return the loss as the Trainer measures it, and print whether it equals that of the training.
+    """Return the loss as the Trainer measures it, and print whether it equals the loss that the training measured.
 
     Raises:
         ValueError: The rows are not those that the training held out.
@@ -190,7 +190,7 @@ def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProc
             "training: the file has changed. Name a file with the rows to evaluate on."
         )
     loss = held_out_loss(model, inputs, processor, trained_options(folder))
-    # The last evaluation was that of the saved model, unless the best model was saved.
+    # The last evaluation measured the saved model, unless the best model was saved.
     last_loss = next((entry["eval_loss"] for entry in reversed(record["history"]) if "eval_loss" in entry), None)
     loss_in_training = (record.get("best") or {}).get("eval_loss", last_loss)
     if RunFiles(folder).is_shrunk:

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from ..common.console import say
 from ..common.progress import Progress
 from ..common.run_folder import trained_digest
+from ..kinds_t5fusion import counted
 from .data import Columns, check_trained_columns, no_vector_in, report_no_text
 from .decoding import Decoding
 from .generation import Output, generate_rows
@@ -27,7 +28,7 @@ class Generated(NamedTuple):
     """How many rows an output holds."""
 
     rows: int  # number of all rows in it
-    earlier: int  # number of those that an earlier run wrote
+    earlier: int  # number of the rows that an earlier run wrote
 
 
 class GenerationStopped(KeyboardInterrupt):
@@ -111,6 +112,7 @@ def generate_file(
     return generate_chunks(
         name, chunks(), columns_to_read, output, decoding, chunks, vectors=vectors, revision=revision,
         overwrite=overwrite, total=lambda: count_rows(str(data), split, encoding, limit),
+        without_rows=f"{data} has no rows.",
     )  # fmt: skip
 
 
@@ -126,6 +128,7 @@ def generate_chunks(
     revision: str | None = None,
     overwrite: bool = False,
     total: Callable[[], int | None] = lambda: None,
+    without_rows: str = "there are no texts. Pass them as arguments, in a --file, or on standard input.",
 ) -> Generated:
     """Do as `generate_file` does, for rows that come in chunks, such as the chunks of `streaming.chunks_of_texts`.
 
@@ -135,6 +138,7 @@ def generate_chunks(
         decoding: How the texts are decoded.
         reread: A function that returns the chunks once more; None if the rows have no column but their text.
         total: A function that returns the number of rows, for the progress bar, or None if it is not known.
+        without_rows: The message of the ValueError if there are no rows.
 
     Returns, Raises:
         As `generate_file`.
@@ -161,10 +165,13 @@ def generate_chunks(
         if writer:
             writer.close()
     generated = _count(writer)
-    _report(generated, counts, generator.limits, columns)
+    if generated.rows == 0:
+        raise ValueError(without_rows)
+    _report(counts, generator.limits, columns)
     if columns.vector and vectors and 0 < counts["inputs"] == counts["without vectors"] and not generated.earlier:
         raise ValueError(
-            f"{no_vector_in(columns)} in any row; all {generated.rows} texts are generated from the rows' text alone."
+            f"{no_vector_in(columns)} in any row, so all texts were generated from the rows' texts alone. Name the "
+            "right column with --vector-column, or pass --no-vectors if that is what you want."
         )
     return generated
 
@@ -187,11 +194,10 @@ def _count(writer: Output | None) -> Generated:
     return Generated(rows=sum(numbers), earlier=numbers[0])
 
 
-def _report(generated: Generated, counts: Counter, limits: tuple[int, int], columns: Columns) -> None:
-    """Print how many rows were cut, empty or without a vector; raise ValueError if there are no rows."""
-    if generated.rows == 0:
-        raise ValueError("there are no texts; give them as arguments, with --file, or on standard input.")
+def _report(counts: Counter, limits: tuple[int, int], columns: Columns) -> None:
+    """Print how many rows were cut, empty or without a vector."""
     report_counts(counts, *limits)
     if counts["empty"]:
         lack = "an empty text" if columns.texts else "neither text nor a vector"
-        say(f"{counts['empty']} rows have {lack}; their output is null.")
+        have, their = ("has", "its") if counts["empty"] == 1 else ("have", "their")
+        say(f"{counted(counts['empty'], 'row')} {have} {lack}; {their} output is null.")

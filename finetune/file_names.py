@@ -1,4 +1,4 @@
-"""Tell the kind of a file by its name. This module imports nothing slow, because the command line uses it."""
+"""Tell the format of a file by its name. This module imports nothing slow, because the command line uses it."""
 
 import csv
 import gzip
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-STREAMED_KINDS = (*FILE_KINDS, ".txt")  # kinds that `generate` reads
-TEXT_KINDS = (".txt", ".csv")  # kinds that may have any encoding; JSON is always UTF-8
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # by suffix
+STREAMED_SUFFIXES = (*FILE_FORMATS, ".txt")  # of the files that `generate` reads
+TEXT_SUFFIXES = (".txt", ".csv")  # of the files that may have any encoding; JSON is always UTF-8
 LOOKED_AT = 10_000  # rows of a JSONL file that `check_header` reads at most
 OUTPUT_ENDINGS = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
 
 
-def kind_of(data: str) -> str:
+def suffix_of(data: str) -> str:
     """Return the suffix that decides how a file is read, in lower case and without .gz: "rows.CSV.gz" gives ".csv"."""
     path = Path(data)
     suffix = path.suffix.lower()
@@ -26,35 +26,36 @@ def is_zipped(data: str) -> bool:
     return Path(data).suffix.lower() == ".gz"
 
 
-def check_readable(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_KINDS) -> None:
-    """Check that `data` is a file of a known kind, or may be the id of a data set. Nothing is read.
+def check_readable(data: str, encoding: str | None = None, suffixes: Iterable[str] = FILE_FORMATS) -> None:
+    """Check that `data` is a file in a known format, or may be the id of a data set. Nothing is read.
 
     Args:
         data: The name of a file, or the id of a data set on the Hub.
         encoding: The encoding that the user named; None for none.
-        kinds: The suffixes of the kinds of files that can be read.
+        suffixes: The suffixes of the files that can be read.
 
     Raises:
-        ValueError: The file is of a different kind, is empty, or has no encoding to choose.
+        ValueError: The file has a different suffix, is empty, or has no encoding to choose.
         OSError: There is no such file.
     """
-    path, kind = Path(data), kind_of(data)
+    path, suffix = Path(data), suffix_of(data)
     is_file = path.is_file()
-    if is_file and (kind not in kinds or (kind == ".parquet" and is_zipped(data))):
+    if is_file and (suffix not in suffixes or (suffix == ".parquet" and is_zipped(data))):
         problem = f"is a {path.suffix} file" if path.suffix else "has no ending"
-        raise ValueError(f"{data} {problem}; expected one of {', '.join(kinds)}.")
-    if not is_file and kind in kinds:
+        raise ValueError(f"{data} {problem}; expected one of {', '.join(suffixes)}.")
+    if not is_file and suffix in suffixes:
         raise OSError(f"there is no file {data}.")
     if is_file and path.stat().st_size == 0:
         raise ValueError(f"{data} is empty; expected rows.")
-    if encoding and kind not in TEXT_KINDS:
-        raise ValueError(f"an encoding was given for {data}; only {' and '.join(TEXT_KINDS)} files have one to choose.")
+    if encoding and suffix not in TEXT_SUFFIXES:
+        endings = " and ".join(TEXT_SUFFIXES)
+        raise ValueError(f"an encoding was given for {data}; only {endings} files have one to choose.")
 
 
 def check_header(data: str, columns: Iterable[str | None], encoding: str | None = None) -> None:
-    """Check that a CSV or JSONL file has these columns, if a short look into the file tells.
+    """Check that a CSV or JSONL file has these columns, if the beginning of the file shows it.
 
-    A long JSONL file, a damaged file and a file of a different type pass. The code that later reads the whole file
+    A long JSONL file, a damaged file and a file in a different format pass. The code that later reads the whole file
     reports what is wrong with it.
 
     Args:
@@ -72,13 +73,13 @@ def check_header(data: str, columns: Iterable[str | None], encoding: str | None 
 
 
 def _names_in_header(data: str, encoding: str | None) -> list[str]:
-    """Return the names of the columns of a CSV or JSONL file; an empty list if a short look does not tell them."""
-    kind = kind_of(data)
-    if kind not in (".csv", ".jsonl") or not Path(data).is_file():
+    """Return the names of the columns of a CSV or JSONL file; an empty list if its beginning does not show them."""
+    suffix = suffix_of(data)
+    if suffix not in (".csv", ".jsonl") or not Path(data).is_file():
         return []
     try:
         with (gzip.open if is_zipped(data) else open)(data, "rt", encoding=encoding or "utf-8-sig", newline="") as file:
-            if kind == ".csv":
+            if suffix == ".csv":
                 return next(filter(None, csv.reader(file, strict=True)), [])
             rows = [json.loads(line) for line in islice(file, LOOKED_AT + 1) if line.strip()]
         # A row of JSONL may lack a column that others have.
@@ -89,7 +90,7 @@ def _names_in_header(data: str, encoding: str | None) -> list[str]:
 
 def check_ending(path: Path) -> None:
     """Raise ValueError unless a file's name ends in one of `OUTPUT_ENDINGS`."""
-    ending = kind_of(str(path)) + (".gz" if is_zipped(str(path)) else "")
+    ending = suffix_of(str(path)) + (".gz" if is_zipped(str(path)) else "")
     if ending not in OUTPUT_ENDINGS:
         problem = f"ends in {ending}" if ending else "has no ending"
         raise ValueError(f"{path} {problem}; expected one of {', '.join(OUTPUT_ENDINGS)}.")

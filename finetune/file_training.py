@@ -10,7 +10,8 @@ from datasets import Dataset
 from ..common.base_models import make_processor
 from ..common.console import is_first_process, say
 from ..common.next_commands import command
-from ..kinds_t5fusion import DEFAULT_KIND, VectorKind, plain_kind
+from ..hooks.trainer_hook import FEW_REPORT_ROWS
+from ..kinds_t5fusion import DEFAULT_KIND, VectorKind, counted, plain_kind
 from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import recorded_commit
 from .data import Columns, advising_skip_nan, first_rows, hub_data_set, load_split, report_no_text, vector_widths
@@ -107,6 +108,10 @@ def train_file(
         )  # fmt: skip
     if reader is not None:
         reader.report()
+    if (columns.vector or columns.lexical) and len(held_out) < FEW_REPORT_ROWS:
+        compare = command("evaluate", output, "FILE", "--vectors", "all")
+        few = counted(len(held_out), "held-out row")
+        say(f"With only {few}, it is uncertain what the vectors add; compare on more rows: {compare}")
     say(f"Saved in {output}. Next: {_next_command(data, columns, output, rows)}")
     return model
 
@@ -131,7 +136,7 @@ def _streamed(
 
 
 def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
-    """Raise ValueError if there is no target column, or another column or the encoder would have no effect."""
+    """Raise ValueError if there is no target column, or if a column or the encoder would have no effect."""
     if columns.target is None:
         raise ValueError("training needs a target column. Name one: Columns(text, target).")
     if columns.text is None and not (columns.vector or columns.lexical):
@@ -141,16 +146,16 @@ def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
     has_encoder = columns.lexical or recipe.encoder
     if has_encoder and isinstance(columns.vector, str):
         raise ValueError(
-            f"column {columns.vector!r} holds a second kind of vectors beside those of the encoder. Name the kind: "
+            f"column {columns.vector!r} holds a second kind of vectors beside the encoder's. Name the kind: "
             f"Columns(..., vector={{'NAME': {columns.vector!r}}})."
         )
     if has_encoder and DEFAULT_KIND in columns.by_kind:
         raise ValueError(
-            f"the encoder makes the vectors of the kind {DEFAULT_KIND!r}, and a column has the same kind. Rename it."
+            f"the encoder makes the vectors of the kind {DEFAULT_KIND!r}, and a column has it too. Rename that kind."
         )
     if unknown := [kind for kind in recipe.kinds or {} if kind not in columns.by_kind]:
         raise ValueError(
-            f"`kinds` has options for {', '.join(map(repr, unknown))}, which no column of vectors has as its kind."
+            f"`kinds` has options for {', '.join(map(repr, unknown))}, but no column holds vectors of that kind."
         )
 
 
@@ -164,7 +169,7 @@ def _recipe_for(columns: Columns, recipe: Recipe) -> Recipe:
         return replace(recipe, template="")
     if columns.text is None and "{text}" in recipe.template:
         raise ValueError(
-            f"the template {recipe.template!r} has a place for a text, and no column of texts is named. Give "
+            f"the template {recipe.template!r} has a place for a text, and no column of texts is named. Pass "
             "--text-column, or leave {text} out of --template."
         )
     encodes_text = not (columns.vector or columns.lexical) or (recipe.encoder and not columns.lexical)

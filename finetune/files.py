@@ -18,7 +18,7 @@ from datasets import Dataset, load_dataset
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..common.errors import first_line
-from .file_names import FILE_KINDS, check_readable, is_zipped, kind_of
+from .file_names import FILE_FORMATS, check_readable, is_zipped, suffix_of
 
 LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # If a CSV file has more, a quote or a line end is missing.
 SPECIAL = set("$~%:")  # characters that have a meaning for fsspec and datasets in the name of a file
@@ -33,19 +33,19 @@ def load_rows(data: str, split: str = "train", encoding: str | None = None) -> D
         encoding: The encoding of a CSV file; None for UTF-8.
 
     Raises:
-        ValueError: The file is of a different kind, is damaged, or has a different encoding.
+        ValueError: The file has an unknown suffix, is damaged, or has a different encoding.
         OSError: There is neither a file nor a data set of this name.
     """
     with reading(data, encoding):
         if not Path(data).is_file():
             return load_dataset(data, split=split)
-        if kind_of(data) == ".csv" or SPECIAL & set(data):
+        if suffix_of(data) == ".csv" or SPECIAL & set(data):
             return _in_memory(data, encoding)
         # With `pre_buffer`, pyarrow would keep the whole file in memory while datasets writes its copy.
         parquet = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
-        options = parquet if kind_of(data) == ".parquet" else {}
+        options = parquet if suffix_of(data) == ".parquet" else {}
         try:
-            rows = load_dataset(FILE_KINDS[kind_of(data)], data_files=escape(data), split="train", **options)
+            rows = load_dataset(FILE_FORMATS[suffix_of(data)], data_files=escape(data), split="train", **options)
         except Exception as error:
             if not isinstance(error.__cause__ or error, OSError):
                 raise
@@ -61,20 +61,20 @@ def _in_memory(data: str, encoding: str | None) -> Dataset:
 
 def file_tables(data: str, rows: int, encoding: str | None = None) -> Iterator[pa.Table]:
     """Yield the rows of a file, `rows` at a time: at least one table, which may be empty."""
-    if kind_of(data) == ".csv":
+    if suffix_of(data) == ".csv":
         yield from _csv_tables(data, rows, encoding)
         return
-    if kind_of(data) == ".parquet":
+    if suffix_of(data) == ".parquet":
         yield from _parquet_tables(data, rows)
         return
     with TemporaryDirectory() as folder:
         if SPECIAL & set(data):
             # The link has a name without special characters.
-            link = Path(folder) / f"rows{kind_of(data)}{'.gz' if is_zipped(data) else ''}"
+            link = Path(folder) / f"rows{suffix_of(data)}{'.gz' if is_zipped(data) else ''}"
             link.symlink_to(Path(data).absolute())
             data = str(link)
         options = {"data_files": escape(data), "split": "train", "cache_dir": folder}
-        streamed = load_dataset(FILE_KINDS[kind_of(data)], streaming=True, **options)
+        streamed = load_dataset(FILE_FORMATS[suffix_of(data)], streaming=True, **options)
         for table in streamed.with_format("arrow").iter(batch_size=rows):
             _check_text(table)
             yield table
@@ -105,24 +105,24 @@ def _check_text(table: pa.Table) -> None:
 
 
 @contextmanager
-def reading(data: str, encoding: str | None = None, kinds: Iterable[str] = FILE_KINDS) -> Iterator[None]:
+def reading(data: str, encoding: str | None = None, suffixes: Iterable[str] = FILE_FORMATS) -> Iterator[None]:
     """Check `data`, a file or the id of a data set, and name it in every error raised in this context.
 
     Args:
-        kinds: The suffixes of the kinds of files that can be read.
+        suffixes: The suffixes of the files that can be read.
 
     Raises:
-        ValueError: The file is of a different kind, is empty, or cannot be read.
+        ValueError: The file has a different suffix, is empty, or cannot be read.
         OSError: There is no such file, or the data set cannot be fetched.
     """
-    check_readable(data, encoding, kinds)
+    check_readable(data, encoding, suffixes)
     is_file = Path(data).is_file()
     try:
         yield
     except Exception as error:  # pyarrow, csv, json, gzip, the network and the Hub raise many types.
         if is_file:
             raise ValueError(
-                f"{data} cannot be read as {FILE_KINDS.get(kind_of(data), 'text')}: {_cause(error)}."
+                f"{data} cannot be read as {FILE_FORMATS.get(suffix_of(data), 'text')}: {_cause(error)}."
             ) from error
         raise OSError(f"{data} is neither a file nor a data set that could be fetched: {_cause(error)}.") from error
 
@@ -164,7 +164,7 @@ def lines_of(file: BinaryIO, encoding: str | None = None, keep_ends: bool = Fals
     try:
         for number, line in enumerate(text, 1):
             if "\0" in line:
-                raise ValueError(f"line {number} holds a NUL character. Is it UTF-16? Then give --encoding utf-16-le")
+                raise ValueError(f"line {number} holds a NUL character. Is it UTF-16? Then pass --encoding utf-16-le")
             yield line if keep_ends else line.removesuffix("\n")
     except UnicodeDecodeError as error:
         raise ValueError(_wrong_encoding(error, number, name)) from None
@@ -206,7 +206,7 @@ def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table
                         "quotes around a text that contains a comma"
                     )
                 if fields == header and len(header) > 1:
-                    raise ValueError(f"line {line} is the header once more. Delete it")
+                    raise ValueError(f"line {line} repeats the header. Delete it")
             columns = zip(*(fields for _, fields in part), strict=True)
             yield pa.table([pa.array(column, pa.large_string()) for column in columns], names)
             is_empty = False

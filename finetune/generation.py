@@ -83,7 +83,7 @@ def generate_rows(
         text nor a vector. They get null.
 
     Raises:
-        ValueError: A column is missing or holds no text, or a text of an earlier run belongs to another row.
+        ValueError: A column is missing or holds no text, or a text of an earlier run belongs to a different row.
         OSError: The output cannot be written.
     """
     total_counts: Counter[str] = Counter()
@@ -121,7 +121,7 @@ def incomplete_chunks(chunks: Iterable[Chunk], columns: Columns, output: Output 
         output: The output, in the first process, which sends the numbers to the others; None in all others.
 
     Raises:
-        ValueError: A column is missing or holds no text, or a text of the output belongs to another row.
+        ValueError: A column is missing or holds no text, or a text of the output belongs to a different row.
     """
     for chunk in chunks:
         check_columns(chunk.rows, columns.by_use.values())

@@ -49,8 +49,8 @@ def make_inputs(
         progress: Whether to show how far the encoder has come; see `encode_cached`.
 
     Raises:
-        ValueError: The vectors are missing, or their width is not the processor's; the columns are those of kinds
-            that the model does not read; or there is a column of texts, and the model reads none, or the reverse.
+        ValueError: The vectors are missing, or their width is not the processor's; a column has a kind that the model
+            does not read; or there is a column of texts, and the model reads none, or the reverse.
     """
     updated = Counter() if counts is None else counts
     parts = input_parts(rows, columns, processor, limits, updated, vectors, keep, numbers, progress)
@@ -97,17 +97,41 @@ def check_text_column(columns: Columns, processor: T5FusionProcessor) -> None:
     """
     prompt = f"its prompt is {processor.template!r}"
     if columns.text is None and processor.reads_text:
-        raise ValueError(f"the model reads a text ({prompt}), and no column of texts is named. Give --text-column.")
+        raise ValueError(f"the model reads a text ({prompt}), and no column of texts is named. Pass --text-column.")
     encodes_text = processor.lexical_source == "text" and columns.lexical is None
     if columns.text is not None and not processor.reads_text and not encodes_text:
         raise ValueError(
-            f"the model reads no text, only vectors ({prompt}, without {{text}}). Give rows of a file with their "
-            "vectors (--vector-column), and neither texts nor --text-column."
+            f"the model reads no text, only vectors ({prompt}, without {{text}}). Pass a file with a column of vectors "
+            "(--file FILE --vector-column COLUMN), and neither texts nor --text-column."
         )
 
 
+def check_vector_columns(columns: Columns, processor: T5FusionProcessor, trained: Columns | None = None) -> None:
+    """Check that a column of vectors, or of the texts that they are made from, is named if the recipe needs one.
+
+    Args:
+        columns: The columns to read.
+        processor: The tokenizer and the recipe.
+        trained: The columns of the training, for the error; None if they are not known.
+
+    Raises:
+        ValueError: The recipe needs a column, and none is named.
+    """
+    has_vectors = bool(_columns_of_kinds(columns, processor.kinds)) or uses_encoder(columns, processor)
+    if has_vectors or processor.lexical_source != "given":
+        return
+    needed = "--vector-column COLUMN, or --lexical-column COLUMN if an encoder makes the vectors"
+    if trained is not None:
+        named = (f"{use} {name!r}" for (use, _), name in trained._replace(target=None).by_use.items())
+        needed = f"the columns of the training: {', '.join(named)}"
+    raise ValueError(
+        "this model's vectors are not made from the input text. Pass a file of rows (`generate --file FILE`) with "
+        f"{needed}. Or pass --no-vectors."
+    )
+
+
 def _next_block(vectors_by_row: Iterator[VectorsOfRow]) -> list[VectorsOfRow]:
-    """Return the vectors of the next rows: of `BLOCK` rows, or of fewer if they are many or wide."""
+    """Return the vectors of the next rows: `BLOCK` rows, or fewer if their vectors are many or wide."""
     block: list[VectorsOfRow] = []
     numbers = 0
     while len(block) < BLOCK and numbers < MOST_NUMBERS:
@@ -145,17 +169,14 @@ def _vectors_by_row(
     if uses_encoder(columns, processor):
         if (column := columns.lexical or columns.text) is None:
             raise ValueError(
-                "the encoder makes vectors from texts, and no column of texts is named. Give --text-column or "
+                "the encoder makes vectors from texts, and no column of texts is named. Pass --text-column or "
                 "--lexical-column."
             )
         texts = rows[column][:]
         encoded = encode_cached(texts, processor, progress) if keep else encode_distinct(texts, processor)
         of_kinds[next(iter(kinds))] = encoded
-    elif not given and processor.lexical_source == "given":
-        raise ValueError(
-            "this model's vectors are not made from the text itself. Give rows of a file with --lexical-column or "
-            "--vector-column, as in training, or --no-vectors."
-        )
+    else:
+        check_vector_columns(columns, processor)
     for kind, column in given.items():
         name_row = row_names(rows, columns) if numbers is None else lambda index: f"row {numbers[index]}"
         of_kinds[kind] = _vectors_in_column(rows, column, kinds[kind], name_row)
@@ -174,10 +195,10 @@ def uses_encoder(columns: Columns, processor: T5FusionProcessor) -> bool:
 
 
 def _columns_of_kinds(columns: Columns, kinds: Mapping[str, VectorKind]) -> dict[str, str]:
-    """Return the columns of vectors by the model's kinds. A column without a kind is that of the model's only kind.
+    """Return the columns of vectors by the model's kinds. A column without a kind belongs to the model's only kind.
 
     Raises:
-        ValueError: The model has no such kind, or several, and none is named.
+        ValueError: The model does not have the kind of a column; or it has several kinds, and a column names none.
     """
     if isinstance(columns.vector, str) and len(kinds) == 1:
         return dict.fromkeys(kinds, columns.vector)
@@ -187,7 +208,7 @@ def _columns_of_kinds(columns: Columns, kinds: Mapping[str, VectorKind]) -> dict
         problem = f"a column was given for {', '.join(unknown)} vectors"
     else:
         return columns.by_kind
-    raise ValueError(f"{problem}; expected the model's kinds, {', '.join(kinds)}. Give --vector-column KIND=COLUMN.")
+    raise ValueError(f"{problem}; expected the model's kinds, {', '.join(kinds)}. Pass --vector-column KIND=COLUMN.")
 
 
 def _present(kinds: Iterable[str], of_row: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor] | None:
@@ -199,7 +220,7 @@ def _present(kinds: Iterable[str], of_row: Sequence[torch.Tensor | None]) -> dic
 def _vectors_in_column(
     rows: Dataset, column: str, kind: VectorKind, name_row: NameRow
 ) -> Iterator[torch.Tensor | None]:
-    """Yield the vectors in a column; raise ValueError if they are not those of a kind.
+    """Yield the vectors in a column; raise ValueError if they do not have the width of their kind.
 
     Args:
         rows: The rows.
@@ -240,7 +261,7 @@ def prepare(
         max_source, max_target: Longest text (with its template) and longest target, in tokens.
         counts: A counter that gets the numbers for `report_counts`, so that they can be reported once for a set that is
             prepared in parts. If None, they are reported here.
-        has_placeholders: Whether any text of the whole set, or the template, contains a placeholder. Give it if `texts`
+        has_placeholders: Whether any text of the whole set, or the template, contains a placeholder. Pass it if `texts`
             are a part of a set. With None, `texts` are the whole set, and are searched.
 
     Returns:
@@ -287,9 +308,10 @@ def _count_cut(texts: Sequence[str], ids: Sequence[list[int]], limit: int, token
 
 def report_counts(counts: Counter, max_source: int, max_target: int) -> None:
     """Print how many of the rows that `prepare` counted were cut, and how many lack a vector."""
-    for kind, limit in (("inputs", max_source), ("targets", max_target)):
-        if counts[f"cut {kind}"]:
-            say(f"{counts[f'cut {kind}']} of {counts[kind]} {kind} are longer than {limit} tokens, and cut.")
+    for texts, limit in (("inputs", max_source), ("targets", max_target)):
+        if counts[f"cut {texts}"]:
+            are = "is" if counts[f"cut {texts}"] == 1 else "are"
+            say(f"{counts[f'cut {texts}']} of {counts[texts]} {texts} {are} longer than {limit} tokens, and {are} cut.")
     rows = counted(counts["inputs"], "row")
     lacked = [name for name in counts if name.startswith("without ") and counts[name]]
     for name in sorted(lacked, key="without vectors".__eq__):  # The kinds come first.

@@ -74,8 +74,8 @@ def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, com
         raise base_error(options.base_model, error) from error
     if getattr(model, "peft_config", None):
         raise ValueError(
-            f"{options.base_model} holds an adapter, and `train` does not put a second one beside it. Name the base "
-            "model beneath it, or merge the two first: t5fusion export --kind merged."
+            f"{options.base_model} holds an adapter, and `train` does not add a second one. Name its base model, or "
+            "merge the two first: t5fusion export --kind merged."
         )
     if model.config.lexical_token_id != processor.lexical_token_id:
         raise ValueError(
@@ -93,7 +93,7 @@ def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
         name
         for name, module in model.named_modules()
         # `shared` is left out: T5 reads the embedding table under a different name, so an adapter there has no effect.
-        # The fusion layer is left out: it trains as a whole, so PEFT puts no adapter on it.
+        # The fusion layer is left out: PEFT trains it as a whole, without LoRA.
         if isinstance(module, (nn.Linear, nn.Embedding))
         and module is not model.shared
         and not (options.train_fusion and ".fusion." in name)
@@ -103,7 +103,7 @@ def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
     ]
     if unknown:
         raise ValueError(
-            f"{options.base_model} has no module {', '.join(map(repr, unknown))} that LoRA can be put on; expected "
+            f"{options.base_model} has no module {', '.join(map(repr, unknown))} that LoRA can adapt; expected "
             f"any of {', '.join(sorted({name.rpartition('.')[2] for name in adaptable}))}."
         )
 

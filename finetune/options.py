@@ -24,7 +24,7 @@ DTYPES = ("float16", "bfloat16")  # in which `t5fusion shrink` saves weights
 class Allowed(NamedTuple):
     """The numbers that an option accepts."""
 
-    kind: type  # Real or Integral
+    number_type: type  # Real or Integral
     accepts: Callable[[float], bool]
     words: str  # completes "expected ..."
 
@@ -45,7 +45,7 @@ def option(
     Args:
         default: The default value.
         help: A sentence that says what the option does. --help shows it.
-        allowed: The numbers that the option accepts; None if its values are no numbers.
+        allowed: The numbers that the option accepts; None if its values are not numbers.
         panel: The panel of --help that shows the option, one of `common.panels`.
         **command_line: What the command line needs to know. `parse`: a function that turns the text on the command
             line into the value. `opposite`: name and help of a flag that sets the field from True to False. `metavar`:
@@ -80,7 +80,7 @@ def check_fields(options: Any) -> None:
             raise ValueError(f"`{each.name}` is {value!r}; expected one of {', '.join(get_args(each.type))}.")
         if allowed is None or (value is None and each.default is None):
             continue
-        is_number = isinstance(value, allowed.kind) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, allowed.number_type) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not allowed.accepts(value):
             raise ValueError(f"`{each.name}` is {value!r}; expected {allowed.words}.")
 
@@ -119,7 +119,7 @@ class TrainingOptions:
     """How to train. Defaults follow the measurements in docs/method.md.
 
     Raises:
-        ValueError: A value is not allowed, or an option has no effect beside another one.
+        ValueError: A value is not allowed, or an option has no effect because of a second option.
     """
 
     base_model: str = option(
@@ -146,24 +146,24 @@ class TrainingOptions:
     )
     fusion_start: Literal["targets", "random"] = option(
         "targets",
-        "Initial weights of the fusion layer: fitted to the targets in closed form, or random.",
+        "Weights that the fusion layer starts from: fitted to the targets in closed form, or random.",
         panel=VECTORS,
     )
     epochs: float = option(3.0, "Passes over the rows.", POSITIVE)
     max_steps: int | None = option(
-        None, "Steps of the weights to train, instead of a number of epochs. --streaming needs it.", COUNT
+        None, "Number of steps to train, instead of a number of epochs. --streaming needs it.", COUNT
     )
     batch_size: int = option(8, "Rows in a batch, in each process.", COUNT)
     lr: float | None = option(None, "Peak learning rate. Default: 1e-3 for LoRA, 5e-4 for all weights.", POSITIVE)
     fusion_lr: float | None = option(
         None,
-        "Peak learning rate of the fusion layer. Default: that of the other weights.",
+        "Peak learning rate of the fusion layer. Default: the same as for the other weights.",
         NOT_NEGATIVE,
         panel=VECTORS,
     )
     vector_dropout: float = option(
         0.0,
-        "Share of rows that lose their vectors in a training step, so that the model also learns to answer without.",
+        "Share of rows that lose their vectors in a training step, so that the model also learns to do without.",
         FRACTION,
         panel=VECTORS,
     )
@@ -181,13 +181,13 @@ class TrainingOptions:
         opposite=("no_packing", "Do not put several short rows of a batch into one sequence."),
     )
     streaming: bool = option(
-        False, "Read the rows while the model trains on them, for a set that fits on no disk.", panel=DATA
+        False, "Read the rows while the model trains on them, for a set that does not fit on a disk.", panel=DATA
     )
     shuffle_buffer: int = option(
-        10_000, "Rows that are in memory, and shuffled, at a time, if they are streamed.", COUNT, panel=DATA
+        10_000, "With --streaming: rows that are in memory at a time, and shuffled with each other.", COUNT, panel=DATA
     )
     seed: int = option(42, "Seed of the random numbers.", SEED)
-    gradient_accumulation: int = option(1, "Batches whose gradients are added up for one step of the weights.", COUNT)
+    gradient_accumulation: int = option(1, "Batches whose gradients are added up for one training step.", COUNT)
     warmup_steps: float = option(
         0.0,
         "Steps in which the learning rate rises to its peak. A number below 1 is a share of all steps.",
@@ -254,7 +254,7 @@ class TrainingOptions:
         if self.keeps_best and self.eval_steps != (self.save_steps or self.eval_steps):
             every = f"`eval_steps` is {self.eval_steps or 'None (each epoch)'} and `save_steps` is {self.save_steps}"
             raise ValueError(
-                f"{every}; to keep the best model, a checkpoint is needed after each evaluation. Give `eval_steps` "
+                f"{every}; to keep the best model, a checkpoint is needed after each evaluation. Pass `eval_steps` "
                 "only, or both the same number."
             )
 
@@ -266,7 +266,7 @@ class TrainingOptions:
         if self.streaming and self.steps is None:
             raise ValueError(
                 "`streaming` needs `max_steps`, the number of steps to train, because nothing says how many rows there "
-                "are. Give `max_steps` 1000, for example."
+                "are. Pass `max_steps` 1000, for example."
             )
         if not self.streaming and self.shuffle_buffer != defaults["shuffle_buffer"]:
             raise ValueError("`shuffle_buffer` has no effect without `streaming`. Leave it out.")

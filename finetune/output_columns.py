@@ -41,6 +41,6 @@ def all_vector_columns(rows: Dataset, columns: Columns) -> list[str]:
     return list(dict.fromkeys([*vector_columns(rows), *named]))
 
 
-def _is_list_or_null(kind: pa.DataType) -> bool:
-    """Return whether a type is one of lists, or that of a column in which all of these rows are null."""
-    return is_list(kind) or pa.types.is_null(kind)
+def _is_list_or_null(type_: pa.DataType) -> bool:
+    """Return whether a type is a type of lists, or null, the type of a column in which all of these rows are null."""
+    return is_list(type_) or pa.types.is_null(type_)

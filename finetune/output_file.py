@@ -20,9 +20,10 @@ from datasets import Dataset
 from ..common.console import say
 from ..common.run_files import read_json
 from ..engines.names import REFERENCE
+from ..kinds_t5fusion import counted
 from .data import Columns
 from .earlier_texts import EarlierText, key_column, row_keys, texts_in_output, texts_in_partial
-from .file_names import check_ending, kind_of
+from .file_names import check_ending, suffix_of
 from .output_columns import all_vector_columns, output_column, report_output_column, table_without
 from .output_formats import UNFINISHED, can_hold_vectors, json_line, write_whole
 from .streaming import CHUNK, Chunk
@@ -37,18 +38,20 @@ def check_output_name(path: Path) -> None:
 
     Raises:
         ValueError: Its ending is not in `OUTPUT_ENDINGS`; it is not a regular file; or it holds the JSON lines that
-            earlier releases wrote under any name, but its ending now stands for another format.
+            earlier releases wrote under any name, but its ending now stands for a different format.
     """
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file. Name another --output, or leave it out to print the lines.")
+        raise ValueError(
+            f"{path} is not a regular file. Choose a different --output, or leave it out to print the lines."
+        )
     made_with_file = path.with_name(path.name + MADE_WITH)
-    if made_with_file.exists() and path.exists() and kind_of(str(path)) != ".jsonl":
+    if made_with_file.exists() and path.exists() and suffix_of(str(path)) != ".jsonl":
         with path.open("rb") as file:
             if file.read(2) == b'{"':  # A CSV or Parquet file does not begin with these characters.
                 renamed = path.with_suffix(".jsonl")
                 raise ValueError(
                     f"{path} holds JSON lines, which an earlier release wrote. To go on, rename it to {renamed}, and "
-                    f"{made_with_file} to {renamed}{MADE_WITH}, and give --output {renamed}."
+                    f"{made_with_file} to {renamed}{MADE_WITH}, and pass --output {renamed}."
                 )
     check_ending(path)
 
@@ -66,15 +69,15 @@ class OutputFile:
         overwrite: Whether to delete what an earlier run wrote.
 
     Raises:
-        ValueError: The name cannot be used (see `check_output_name`); the earlier run recorded another `made_with`; or
-            another process is writing the file.
+        ValueError: The name cannot be used (see `check_output_name`); the earlier run recorded a different `made_with`;
+            or another process is writing the file.
         OSError: The file cannot be written.
     """
 
     def __init__(self, path: Path, columns: Columns, made_with: dict, overwrite: bool = False):
         self.path, self.columns, self.made_with = path, columns, made_with
         self.partial, self.made_with_file = (path.with_name(path.name + end) for end in (PARTIAL, MADE_WITH))
-        self.earlier_rows = self.new_rows = 0  # rows that have their text from earlier runs, and from this one
+        self.earlier_rows = self.new_rows = 0  # rows that have their text from earlier runs, and from this run
         self.schemas: list[pa.Schema] = []  # the schemas of the chunks in the output, each once
         self.input_columns: dict[str, None] = {}  # an ordered set of names
         self.dropped: list[str] = []  # columns that the file cannot hold, until the user is told
@@ -106,12 +109,12 @@ class OutputFile:
         return self.partial if self.is_resumed else self.path
 
     def _check_made_with(self) -> None:
-        """Raise ValueError if the earlier run recorded another `made_with`, or its record is missing or damaged."""
+        """Raise ValueError if the earlier run recorded a different `made_with`, or its record is missing or damaged."""
         if not self.made_with_file.exists():
             self.close()
             raise ValueError(
-                f"{self._earlier_file} exists, and no file beside it records what its texts were made with. Name "
-                "another --output, or give --overwrite."
+                f"{self._earlier_file} exists, and no file beside it records what its texts were made with. Choose "
+                "a different --output, or pass --overwrite."
             )
         try:
             recorded = NOT_RECORDED | read_json(self.made_with_file)
@@ -119,7 +122,7 @@ class OutputFile:
             self.close()
             raise ValueError(
                 f"{self.made_with_file} is damaged, and no other file records what the texts of {self._earlier_file} "
-                "were made with. Name another --output, or give --overwrite."
+                "were made with. Choose a different --output, or pass --overwrite."
             ) from error
         made_with = NOT_RECORDED | self.made_with
         names = dict.fromkeys([*made_with, *recorded])
@@ -128,7 +131,7 @@ class OutputFile:
         if changes:
             self.close()
             raise ValueError(
-                f"{self._earlier_file} was started with other settings: {changes}. Give the same ones, or --overwrite."
+                f"{self._earlier_file} was started with other settings: {changes}. Pass the same ones, or --overwrite."
             )
 
     def close(self) -> None:
@@ -148,7 +151,7 @@ class OutputFile:
             rows: The rows of the input that follow the rows of the last call.
 
         Raises:
-            ValueError: An earlier text belongs to another row.
+            ValueError: An earlier text belongs to a different row.
         """
         self._remember_columns(rows)
         if self.earlier_texts is None:
@@ -163,8 +166,8 @@ class OutputFile:
                 row = self.earlier_rows + count
                 whose = "" if self.columns.text is None else f", whose text is {key!r}"
                 raise ValueError(
-                    f"row {row} of {self._earlier_file} is not row {row} of the input{whose}. Name another --output, "
-                    "or give --overwrite."
+                    f"row {row} of {self._earlier_file} is not row {row} of the input{whose}. Choose a different "
+                    "--output, or pass --overwrite."
                 )
         else:
             count = len(rows)
@@ -204,8 +207,8 @@ class OutputFile:
         """
         if self.earlier_texts is not None and next(self.earlier_texts, None) is not None:
             raise ValueError(
-                f"the input has {self.earlier_rows} rows, and {self._earlier_file} has more. Name another --output, or "
-                "give --overwrite."
+                f"the input has {self.earlier_rows} rows, and {self._earlier_file} has more. Choose a different "
+                "--output, or pass --overwrite."
             )
         is_whole = self.path.exists() and not self.is_resumed and not self.new_rows
         if is_whole or not self.rows:
@@ -223,9 +226,10 @@ class OutputFile:
 
     def _cannot_write(self, path: Path, error: OSError) -> OSError:
         """Return the error for a file that cannot be written. It says how many rows are kept, and what to do."""
+        kept = f"{counted(self.rows, 'row')}, from which the same command resumes" if self.rows else "no row yet"
         return OSError(
-            f"{path} cannot be written ({error.strerror}): {self.partial} holds {self.rows} rows. Free some space, and "
-            "give the same command to resume."
+            f"{path} cannot be written ({error.strerror}). {self.partial} holds {kept}. Free some space, and run the "
+            "same command again."
         )
 
     def _remember_columns(self, rows: Dataset) -> None:
@@ -286,7 +290,7 @@ class OutputFile:
         for _, rows in reread():
             keys, part = row_keys(rows, self.columns), list(islice(generated, len(rows)))
             if len(part) < len(rows) or not all(each.belongs_to(key) for each, key in zip(part, keys, strict=True)):
-                raise ValueError(f"the input changed while {self.partial} was made. Give --overwrite to start over.")
+                raise ValueError(f"the input changed while {self.partial} was made. Pass --overwrite to start over.")
             outputs = pa.array([each.output for each in part], pa.string())
             yield table_without(rows, self._dropped(rows)).append_column(name, outputs)
 
@@ -309,7 +313,7 @@ def _open_locked(path: Path) -> BinaryIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")
     except OSError as error:
-        raise OSError(f"{path} cannot be written ({error.strerror}). Name another --output.") from error
+        raise OSError(f"{path} cannot be written ({error.strerror}). Choose a different --output.") from error
     try:  # After a launcher was killed, its processes may still be writing.
         portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
     except portalocker.LockException as error:

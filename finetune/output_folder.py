@@ -17,7 +17,7 @@ from ..common.console import say
 from ..common.run_files import RECORD
 from ..common.writing import writing
 
-CONDITIONS = "options.json"  # in each checkpoint: the conditions that a resumed training must meet
+RESUME_CONDITIONS = "options.json"  # the file in each checkpoint with the conditions that a resumed training must meet
 CHECKPOINTS, RUN = folder_names.CHECKPOINTS, folder_names.RUN
 LOGS = "logs"  # the folder of TensorBoard's files
 LOCK = ".training.lock"  # A killed training leaves this file, but no longer locks it.
@@ -39,9 +39,9 @@ def check_output(folder: Path, resume: bool = False, overwrite: bool = False, ma
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise OSError(f"{existing} is a file; expected a folder. Choose another --output.")
+        raise OSError(f"{existing} is a file; expected a folder. Choose a different --output.")
     if not os.access(existing, os.W_OK):
-        raise OSError(f"{existing} cannot be written to. Choose another --output.")
+        raise OSError(f"{existing} cannot be written to. Choose a different --output.")
     if (folder / LOCK).exists():
         with (folder / LOCK).open("a+") as file:
             _lock(file, folder)
@@ -53,15 +53,15 @@ def _check_content(folder: Path, resume: bool, overwrite: bool, mark: str | None
     if resume or is_unused(folder):
         return
     if not overwrite:
-        raise ValueError(f"{folder} is not empty. Choose another --output, or give --overwrite, or --resume.")
+        raise ValueError(f"{folder} is not empty. Choose a different --output, or pass --overwrite or --resume.")
     names = {item.name for item in folder.iterdir()} - {LOCK}
     # Other programs have folders named checkpoint-N, but ours hold our own file.
-    has_checkpoint = any(folder.glob(f"{CHECKPOINTS}/checkpoint-*/{CONDITIONS}"))
+    has_checkpoint = any(folder.glob(f"{CHECKPOINTS}/checkpoint-*/{RESUME_CONDITIONS}"))
     is_ours = mark in names if mark else RECORD in names or names - {RUN, LOGS} == {CHECKPOINTS} or has_checkpoint
     if not is_ours:
         raise ValueError(
-            f"{folder} holds files that t5fusion did not write, so --overwrite does not remove them. Choose another "
-            "--output."
+            f"{folder} holds files that t5fusion did not write, so --overwrite does not remove them. Choose a "
+            "different --output."
         )
 
 
@@ -92,8 +92,8 @@ def _lock(file: TextIO, folder: Path) -> None:
         except OSError:  # On Windows, a locked file cannot be read.
             holder = ""
         raise ValueError(
-            f"another training{holder and f', {holder},'} is writing into {folder}. Wait for it, or end it, or choose "
-            "another --output."
+            f"another training{holder and f', {holder},'} is writing into {folder}. Wait for it, end it, or choose "
+            "a different --output."
         ) from error
 
 
@@ -116,7 +116,7 @@ def _take_lock(folder: Path) -> TextIO:
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    """Remove the empty ones of these folders, each before its parents."""
+    """Remove each folder that is empty. A folder comes before its parents."""
     for folder in folders:
         with suppress(OSError):  # It may be missing, or not empty.
             folder.rmdir()

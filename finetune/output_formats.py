@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .file_names import is_zipped, kind_of
+from .file_names import is_zipped, suffix_of
 
 GROUP_ROWS, GROUP_BYTES = 8192, 2**25  # limits of a row group in a Parquet file, which must fit into memory
 UNFINISHED = "~"  # ends the name of a file until it is whole
@@ -22,7 +22,7 @@ UNFINISHED = "~"  # ends the name of a file until it is whole
 
 def can_hold_vectors(path: Path) -> bool:
     """Return whether a file of this name keeps columns of vectors. CSV does not: they would be long texts."""
-    return kind_of(str(path)) != ".csv"
+    return suffix_of(str(path)) != ".csv"
 
 
 def write_whole(path: Path, schemas: Sequence[pa.Schema], tables: Iterable[pa.Table]) -> None:
@@ -38,7 +38,7 @@ def write_whole(path: Path, schemas: Sequence[pa.Schema], tables: Iterable[pa.Ta
         OSError: The file cannot be written. The unfinished file is removed.
     """
     unfinished = path.with_name(path.name + UNFINISHED)
-    write = {".jsonl": _write_json_lines, ".csv": _write_csv, ".parquet": _write_parquet}[kind_of(str(path))]
+    write = {".jsonl": _write_json_lines, ".csv": _write_csv, ".parquet": _write_parquet}[suffix_of(str(path))]
     try:
         with unfinished.open("wb") as file:
             # The compressed file holds no name and no time, so that the same rows give the same bytes.
@@ -104,7 +104,7 @@ def _csv_line(values: Sequence[Any]) -> bytes:
 
 
 def _csv_field(value: Any) -> str:
-    """Return a text as it is, an empty text for None, and any other value as JSON; in quotes if it needs them."""
+    """Return a text unchanged, an empty text for None, and any other value as JSON; in quotes where CSV needs them."""
     if not isinstance(value, str):
         # A time becomes a text, and a number that is not finite becomes None.
         value = json.loads(json_line({"": value}))[""]

@@ -22,7 +22,7 @@ class _Reader(yaml.SafeLoader):
 
 
 class _Writer(yaml.SafeDumper):
-    """Puts a text into quotes if YAML 1.1 or YAML 1.2 would read it as another type."""
+    """Puts a text into quotes if YAML 1.1 or YAML 1.2 would not read it as text."""
 
 
 for _tag, _pattern in {

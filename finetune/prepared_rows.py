@@ -1,4 +1,4 @@
-"""The model's inputs of a large set: an Arrow file on disk, of which memory holds only what is read.
+"""The model's inputs for a large set, in an Arrow file on disk. Memory holds only the rows that are read.
 
 The file lies in a folder of its own in the cache, and is removed when the training ends. The folder of a killed process
 is removed by the next training.
@@ -100,7 +100,7 @@ class _Part:
 
 
 class _Lists:
-    """A column of lists of numbers, each of which is read as a NumPy array that shares the column's memory."""
+    """A column of lists of numbers. Each list is read as a NumPy array that shares the column's memory."""
 
     def __init__(self, column: pa.ListArray):
         self.offsets, self.values = column.offsets.to_numpy(), column.values.to_numpy()
@@ -136,7 +136,7 @@ class _Vectors:
 
 
 def keep_rows(file: Path, parts: Iterable[list[dict]], kinds: Sequence[str] = ()) -> PreparedRows:
-    """Write rows into an Arrow file, and return them as they are read from there.
+    """Write rows into an Arrow file, and return the rows in that file.
 
     Args:
         file: The file to write.
@@ -167,7 +167,7 @@ def keep_rows(file: Path, parts: Iterable[list[dict]], kinds: Sequence[str] = ()
 
 def _batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:
     """Return rows of `inputs.prepare` as an Arrow batch."""
-    columns = [_column([row.get(name) for row in rows], kind) for name, kind in FIELDS.items()]
+    columns = [_column([row.get(name) for row in rows], type_) for name, type_ in FIELDS.items()]
     for name in schema.names[len(FIELDS) :]:
         _, has_kinds, kind = name.partition(":")
         given = [row.get(VECTORS) for row in rows]
@@ -187,15 +187,15 @@ def _vector_column(of_rows: Sequence[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *counts], dtype=np.int32)), vectors)
 
 
-def _column(lists: Sequence[Any], kind: pa.DataType) -> pa.Array:
+def _column(lists: Sequence[Any], type_: pa.ListType) -> pa.Array:
     """Return lists, arrays or tensors of numbers as one Arrow array; None becomes null."""
     lengths = [0 if values is None else len(values) for values in lists]
     given = [np.asarray(values) for values in lists if values is not None]
     offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
     numbers = np.concatenate(given) if given else np.zeros(0)
     is_null = pa.array([values is None for values in lists])
-    values = pa.array(numbers.astype(kind.value_type.to_pandas_dtype()))
-    return pa.ListArray.from_arrays(offsets, values, type=kind, mask=is_null)
+    values = pa.array(numbers.astype(type_.value_type.to_pandas_dtype()))
+    return pa.ListArray.from_arrays(offsets, values, type=type_, mask=is_null)
 
 
 @contextmanager

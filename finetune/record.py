@@ -19,14 +19,14 @@ from ..processing_t5fusion import T5FusionProcessor
 from .data import Columns
 from .options import TrainingOptions
 
-RECIPE = ("lexical_encoder", "lexical_source", "normalize", "lexical_dtype", "lexical_max_tokens", "template")
+RECIPE_FIELDS = ("lexical_encoder", "lexical_source", "normalize", "lexical_dtype", "lexical_max_tokens", "template")
 PACKAGES = ("t5fusion", "torch", "transformers", "peft", "datasets")
 
 
 def saved_options(options: TrainingOptions) -> dict[str, Any]:
     """Return options as they are saved in files, where `base_model` is called "base".
 
-    Earlier releases wrote that name. So this release can read their files, and they can read the files of this one.
+    Earlier releases wrote that name, so earlier and later releases can read each other's files.
     """
     values = asdict(options)
     return {"base": values.pop("base_model"), **values}
@@ -56,7 +56,7 @@ def resume_conditions(
         "digest of the rows": rows_digest(rows),
         "columns": list(columns),
         "vectors": processor.vectors,
-        **{name: getattr(processor, name) for name in RECIPE},
+        **{name: getattr(processor, name) for name in RECIPE_FIELDS},
     }
     # The number of processes may change, as long as a step has the same number of rows.
     conditions["batch size of all processes"] = conditions.pop("batch_size") * processes

@@ -1,4 +1,4 @@
-"""Rows of a set that fits on no disk: they are read, checked, shuffled and prepared while the model trains on them.
+"""Rows of a set that does not fit on a disk: read, checked, shuffled and prepared while the model trains on them.
 
 The order of the rows follows from the seed alone, and each row has its number in it. So a resumed training, and each of
 several processes, finds its rows by their numbers, as in a set that is in memory. It reads the rows before them again,
@@ -46,14 +46,14 @@ NO_ROWS = Window(Block(pa.table({}), np.zeros(0, dtype=np.int64)), np.zeros(0, d
 
 
 class RowReader:
-    """Reads the rows of a set that a model trains on: those that are usable, without those that are held out.
+    """Reads the rows of a set that a model trains on: the usable rows that are not held out.
 
     Args:
         data: A file, or the id of a data set on the Hub.
         columns: The columns to read.
         first: The first usable rows of the set.
-        held_out: Those of the first rows that are held out, which are not in `first`. Further rows with the same text
-            (or the same pair, see `data.hold_out`) are left out too. None if rows of another set validate.
+        held_out: The held-out rows among the first ones, which are not in `first`. Further rows with the same text (or
+            the same pair, see `data.hold_out`) are left out too. None if a different set validates.
         encoding: Encoding of CSV files; None for UTF-8.
         skip_nan: Whether to leave out rows whose vectors hold NaN or infinity.
         limit: The most rows to read; None for all.
@@ -94,7 +94,7 @@ class RowReader:
                 return
 
     def _block_of(self, chunk: Chunk) -> Block:
-        """Return the rows of a chunk to train on, and count those that are left out."""
+        """Return the rows of a chunk to train on, and count the rows that are left out."""
         finite, kept = find_usable(chunk.rows, self.columns, self.skip_nan, chunk.first, self.widths)
         numbers = np.arange(chunk.first, chunk.first + len(chunk.rows))
         read, left, used = (int((part >= self.counted).sum()) for part in (numbers, numbers[finite], numbers[kept]))
@@ -126,7 +126,7 @@ class RowStream(Sequence[dict[str, Any]]):
         seed: Seed of the order.
     """
 
-    windows: Iterator[Window]  # those that have not been read yet
+    windows: Iterator[Window]  # the windows that have not been read yet
     window: Window
     first: int  # the index of the window's first row
     end: int  # the index of the row after its last one

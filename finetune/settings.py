@@ -25,7 +25,7 @@ OPTION_FOR = {  # fields that an option of this package sets, and that option
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
 }
-_HUB = "`t5fusion export` and `t5fusion push` bring a model to the Hub"
+_HUB = "`t5fusion export` and `t5fusion push` publish a model on the Hub"
 _IDLE = "it has no effect here"
 _OURS = "t5fusion sets it"
 _BEST = "the model with the lowest held-out loss is the best one"
@@ -55,7 +55,7 @@ def read_settings(settings: Mapping[str, Any] | None, options: Collection[str] =
         options: Names of options, which are not settings.
 
     Raises:
-        ValueError: A name is unknown or no setting, or a value has a different type than the field.
+        ValueError: A name is unknown or not a setting, or a value has a different type than the field.
     """
     checked = Settings({}, {})
     for name, value in (settings or {}).items():
@@ -99,7 +99,7 @@ def _check_with_peft(settings: dict[str, Any]) -> None:
 
 
 def _check_name(name: str, options: Collection[str]) -> None:
-    """Raise ValueError unless a name is that of a setting."""
+    """Raise ValueError if there is no setting of this name."""
     option = name if name in options and name not in ALSO_OPTIONS else OPTION_FOR.get(name)
     if option is not None:
         raise set_by_option(name, option, f"--{option.replace('_', '-')}")

@@ -55,8 +55,8 @@ def shrink_adapter(
     """Write a run folder whose LoRA adapter is smaller. It is written whole or not at all.
 
     Every layer gets the best approximation of a lower rank (by singular values). The fusion layer is kept whole; only
-    its dtype may change. The scales of vectors stay float32. The weights are computed with in the dtype of the model
-    that they are loaded on, whatever dtype they are saved in.
+    its dtype may change. The scales of vectors stay float32. The saved dtype does not decide the dtype of computation:
+    weights are cast to the dtype of the model that they are loaded into.
 
     The new folder has the processor of `run` and its training.json, which says under "shrunk" what was done. It has
     neither evaluation.json nor checkpoints, because these describe the larger adapter.
@@ -64,7 +64,7 @@ def shrink_adapter(
     Args:
         run: A run folder that `t5fusion train` wrote, with a LoRA adapter. It stays as it is.
         output: The folder to write. Without `overwrite`, it must be empty or not exist.
-        rank: The new rank, which must be lower than that of every layer; None to keep the rank.
+        rank: The new rank, lower than the rank of every layer; None to keep the rank.
         dtype: "float16" or "bfloat16", the dtype of the saved weights of LoRA and of the fusion layer; None to keep it.
         overwrite: Replace what an earlier call wrote in `output`.
 
@@ -100,7 +100,7 @@ def check_shrinkable(files: RunFiles, output: Path, rank: int | None, dtype: str
     """
     if rank is None and dtype is None:
         raise ValueError(
-            "nothing to do: neither a rank nor a dtype was given. Give --rank 8, --dtype float16, or both."
+            "nothing to do: neither a rank nor a dtype was given. Pass --rank 8, --dtype float16, or both."
         )
     if dtype not in (None, *DTYPES):
         raise ValueError(f"the dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
@@ -110,7 +110,7 @@ def check_shrinkable(files: RunFiles, output: Path, rank: int | None, dtype: str
     ranks = [shape[0] for name, shape in _shapes(files).items() if name.endswith(".lora_A.weight")]
     if rank is not None and not 1 <= rank < min(ranks):
         raise ValueError(
-            f"the rank is {rank}, and that of the adapter in {files} is {min(ranks)}; expected a lower one, from 1."
+            f"the rank is {rank}, and the adapter in {files} has rank {min(ranks)}; expected a lower one, from 1."
         )
     return max(ranks)
 
@@ -122,10 +122,10 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     if not RunFiles(output).is_shrunk:
         raise ValueError(
-            f"{output} holds files that t5fusion shrink did not write, and is left alone. Choose another folder."
+            f"{output} holds files that t5fusion shrink did not write, and is left alone. Choose a different folder."
         )
     if not overwrite:
-        raise ValueError(f"{output} holds a smaller adapter already. Choose another folder, or give --overwrite.")
+        raise ValueError(f"{output} holds a smaller adapter already. Choose a different folder, or pass --overwrite.")
 
 
 def _check_plain_lora(files: RunFiles) -> None:
@@ -166,10 +166,10 @@ def _write_adapter(files: RunFiles, new: Path, rank: int | None, dtype: str | No
     RunFolder(files.path).check()
     weights, config = load_file(files.path / ADAPTER_SAFETENSORS), dict(files.adapter_config)
     if rank is not None:
-        if config.get("init_lora_weights", True) not in KEEPS_BASE:  # Loading changes the weights beneath, by the rank.
+        if config.get("init_lora_weights", True) not in KEEPS_BASE:  # Loading changes the base weights, by the rank.
             raise _not_plain(files, "init_lora_weights")
         weights |= _of_lower_rank(files.path, weights, rank)
-        # The new weights hold the factor alpha / r, or that of `use_rslora`.
+        # The new weights include the factor alpha / r (with `use_rslora`, alpha / sqrt(r)).
         config |= {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
     if dtype is not None:
         weights = {name: tensor if SCALE in name else _cast(name, tensor, dtype) for name, tensor in weights.items()}
@@ -194,7 +194,7 @@ def _of_lower_rank(run: Path, weights: "dict[str, Tensor]", rank: int) -> "dict[
 
 
 def _cast(name: str, tensor: "Tensor", dtype: str) -> "Tensor":
-    """Return a tensor in another dtype; raise ValueError if its numbers are too large or too small for that dtype."""
+    """Return a tensor in a different dtype; raise ValueError if its numbers are too large or too small for it."""
     import torch  # It is slow to import, and the checks do not need it.
 
     cast, exact = tensor.to(getattr(torch, dtype)), tensor.double()
@@ -202,6 +202,6 @@ def _cast(name: str, tensor: "Tensor", dtype: str) -> "Tensor":
         limits = torch.finfo(cast.dtype)
         raise ValueError(
             f"{dtype} cannot hold {name}, whose largest number is {tensor.abs().max():.2g}: it holds numbers between "
-            f"{limits.tiny:.2g} and {limits.max:.2g}. Choose another dtype, or none."
+            f"{limits.tiny:.2g} and {limits.max:.2g}. Choose a different dtype, or none."
         )
     return cast

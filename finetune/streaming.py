@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
-from .file_names import STREAMED_KINDS, is_zipped, kind_of
+from .file_names import STREAMED_SUFFIXES, is_zipped, suffix_of
 from .files import file_tables, lines_of, opened, reading
 
 FIRST = 10_000  # rows of a streamed set that are read before the training
@@ -43,14 +43,14 @@ def read_chunks(
         encoding: The encoding of a .txt or CSV file; None for UTF-8.
 
     Raises:
-        ValueError: The file is of a different kind, is damaged, or has a different encoding.
+        ValueError: The file has an unknown suffix, is damaged, or has a different encoding.
         OSError: There is neither a file nor a data set of this name.
     """
-    with reading(data, encoding, STREAMED_KINDS):
+    with reading(data, encoding, STREAMED_SUFFIXES):
         if not Path(data).is_file():
             streamed = load_dataset(data, split=split, streaming=True)
             yield from _numbered(map(Dataset, streamed.with_format("arrow").iter(batch_size=CHUNK)))
-        elif kind_of(data) == ".txt":
+        elif suffix_of(data) == ".txt":
             with opened(data) as file:
                 yield from chunks_of_texts(lines_of(file, encoding), text_column)
         else:
@@ -88,17 +88,17 @@ def count_rows(data: str, split: str = "train", encoding: str | None = None, lim
     A Parquet file holds the number. In a CSV file, records are counted, because a text in quotes may have several
     lines. In other files, lines are counted. A compressed file is not read for this.
     """
-    path, kind = Path(data), kind_of(data)
-    if not path.is_file() or is_zipped(data) or kind == ".json":
+    path, suffix = Path(data), suffix_of(data)
+    if not path.is_file() or is_zipped(data) or suffix == ".json":
         return limit if limit is not None and not path.is_file() else None
     try:
-        if kind == ".parquet":
+        if suffix == ".parquet":
             rows = pq.read_metadata(path).num_rows
-        elif kind == ".csv":
+        elif suffix == ".csv":
             rows = sum(map(len, file_tables(data, CHUNK, encoding)))
         else:
             with path.open("rb") as file:
-                rows = sum(1 for line in file if kind == ".txt" or line.strip())
+                rows = sum(1 for line in file if suffix == ".txt" or line.strip())
     except (OSError, ValueError):  # `read_chunks` will say what is wrong, after the rows before it.
         return None
     return rows if limit is None else min(rows, limit)

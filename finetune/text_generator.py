@@ -12,7 +12,7 @@ from ..engines.choosing import choose_engine, load_engine
 from .data import Columns, check_trained_columns
 from .decoding import Decoding, seed_of_chunk
 from .generation import Advance, generate_chunk, generate_texts
-from .inputs import make_inputs
+from .inputs import check_text_column, check_vector_columns, make_inputs
 from .record import trained_columns
 from .streaming import Chunk
 from .trained_model import columns_for, load_on_device
@@ -27,7 +27,7 @@ class TextGenerator:
         texts = generator(Dataset.from_list([{"filename": "app_config"}]))
 
     A row's text does not depend on the other rows, apart from rounding. To get the texts of `t5fusion generate` to the
-    bit, give the rows of the file in its order, 512 at a time.
+    bit, pass the rows of the file in its order, 512 at a time.
 
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.
@@ -55,6 +55,9 @@ class TextGenerator:
         self.options = self.decoding.arguments()
         self.folder = find_trained(str(name), revision)
         model, self.processor, self.limits = load_on_device(self.folder)
+        check_text_column(self.columns, self.processor)
+        if vectors:
+            check_vector_columns(self.columns, self.processor, trained_columns(self.folder))
         self.engine = choose_engine(model, self.decoding.engine).name
         self.model = load_engine(model, self.decoding.engine)
 
@@ -62,11 +65,11 @@ class TextGenerator:
         """Return the text of each row, None for a row that lacks a text.
 
         Args:
-            rows: The rows. Other columns than those that the model reads are ignored.
+            rows: The rows. Columns that the model does not read are ignored.
             first: Number of the first row, for errors and, with `do_sample`, for the random numbers.
 
         Raises:
-            ValueError: A column is missing, or holds something else than it should.
+            ValueError: A column is missing, or holds anything but texts (or vectors).
         """
         check_trained_columns(rows, self.columns, trained_columns(self.folder))
         texts, _ = generate_chunk(Chunk(first, rows), self.columns, self.inputs, self.generate, lambda rows: None)

@@ -22,18 +22,18 @@ def columns_for(
     revision: str | None = None,
     vectors: bool = True,
 ) -> Columns:
-    """Return the columns to evaluate or generate with: the given ones, and for the others the columns of the training.
+    """Return the columns to evaluate or generate with: the given ones, and otherwise the columns of the training.
 
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.
-        text, target, lexical, vector: The columns, as for `Columns`. If columns of vectors are given by kind, those of
-            the other kinds are taken from the training. If the model has one kind, and `lexical` or `vector` is given,
-            the other is not taken from the training.
+        text, target, lexical, vector: The columns, as for `Columns`. If `vector` names columns for some kinds, the
+            training says the columns for the other kinds. If the model has one kind, and `lexical` or `vector` is
+            given, the other is not taken from the training.
         revision: Branch, tag or commit of the repository.
         vectors: Whether the model is given vectors. If not, neither `lexical` nor `vector` is taken from the training.
 
     Raises:
-        ValueError: No column of texts or vectors is given, and the folder does not record those of the training.
+        ValueError: No column of texts or vectors is given, and the folder does not record the columns of the training.
         OSError: There is neither such a folder nor such a repository.
     """
     trained = trained_columns(find_trained(str(name), revision))
@@ -52,7 +52,7 @@ def columns_for(
 def _columns_of_vectors(
     trained: Columns, lexical: str | None, vector: str | Mapping[str, str] | None
 ) -> tuple[str | None, str | Mapping[str, str] | None]:
-    """Return `Columns.lexical` and `Columns.vector`: those that are given, and of other kinds those of the training."""
+    """Return `Columns.lexical` and `Columns.vector`: the given columns, and for other kinds the training's columns."""
     if not lexical and not vector:
         return trained.lexical, trained.vector
     if trained.lexical and trained.vector:  # The text and the vectors are of several kinds.

@@ -25,11 +25,15 @@ from ..common.console import say
 from ..common.progress import Progress
 from .checkpoints import check_weights, loading, problem_of, saving
 from .options import TrainingOptions
-from .output_folder import CONDITIONS, OutputFolder
+from .output_folder import RESUME_CONDITIONS, OutputFolder
 from .row_stream import RowStream
 from .settings import read_settings
 
 STREAMED_INTERVALS = 10  # How often a training from a streamed set evaluates, saves and logs by default.
+NOTHING_LEFT = (
+    "This training had finished, so there is nothing to resume; only its files are written again. To train for longer, "
+    "start a new training with more --epochs and a different --output."
+)
 SAME_SIGNAL = 1.0  # seconds in which a process may get one signal twice: from the cluster and from its launcher
 
 
@@ -54,8 +58,8 @@ def check_launch() -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if launched and not any(name in os.environ for name in sizes):
         raise ValueError(
-            "accelerate started one process, not several. On CPUs, give `accelerate launch` --multi_gpu instead of "
-            "--cpu: it works there too. For one process, give --num_processes 1."
+            "accelerate started one process, not several. On CPUs, pass --multi_gpu to `accelerate launch` "
+            "instead of --cpu: it works there too. For one process, pass --num_processes 1."
         )
 
 
@@ -92,7 +96,7 @@ class FusionTrainer(Seq2SeqTrainer):
             self.is_fsdp_enabled = True
 
     def _get_train_sampler(self, train_dataset=None):
-        """Return the order of the rows. Those of a `RowStream` are shuffled, and can only be read in their order."""
+        """Return the order of the rows. A `RowStream` has shuffled its rows, and can only be read in its order."""
         rows = self.train_dataset if train_dataset is None else train_dataset
         return SequentialSampler(rows) if isinstance(rows, RowStream) else super()._get_train_sampler(train_dataset)
 
@@ -141,7 +145,7 @@ class FusionTrainer(Seq2SeqTrainer):
                 if self.is_world_process_zero():
                     checkpoint.mkdir(parents=True, exist_ok=True)
                     # This file comes first, because the Trainer ends by deleting the previous checkpoint.
-                    (checkpoint / CONDITIONS).write_text(json.dumps(self.conditions | {"seconds": self.seconds}))
+                    (checkpoint / RESUME_CONDITIONS).write_text(json.dumps(self.conditions | {"seconds": self.seconds}))
                 super()._save_checkpoint(*args, **kwargs)
         except OSError:
             if self.is_world_process_zero() and problem_of(checkpoint) is not None:
@@ -198,6 +202,8 @@ class ShowProgress(TrainerCallback):
                 self.progress.close()
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            say(NOTHING_LEFT)
         self.progress = Progress("Training", state.max_steps, "steps", done=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -237,12 +243,12 @@ class FindBest(TrainerCallback):
         if problem_of(best) is None:
             state.best_model_checkpoint = str(best)
             return
-        say(f"{best.name}, the best checkpoint so far, is missing or damaged. The best of the next ones is kept.")
+        say(f"{best.name}, the best checkpoint so far, is missing or damaged. The best later checkpoint is kept.")
         state.best_model_checkpoint = state.best_global_step = state.best_metric = None
 
 
 class StopEarly(TrainerCallback):
-    """Stops after `patience` evaluations in a row whose loss is not lower than the lowest before.
+    """Stops after `patience` evaluations in a row without a new lowest loss.
 
     It counts from the Trainer's history, which each checkpoint holds. So a resumed training counts on.
     """
@@ -259,6 +265,8 @@ class StopEarly(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.was_over = self._is_over(state)
+        if self.was_over and state.global_step < state.max_steps:  # Otherwise `ShowProgress` says it.
+            say(NOTHING_LEFT)
 
     def on_evaluate(self, args, state, control, **kwargs):
         if self._is_over(state):
@@ -374,7 +382,7 @@ def training_arguments(options: TrainingOptions, checkpoints: Path) -> Seq2SeqTr
 
 
 def _intervals(options: TrainingOptions) -> dict[str, Any]:
-    """Return the arguments for when the Trainer evaluates, saves and logs: after each epoch, or every so many steps."""
+    """Return the arguments that say when the Trainer evaluates, saves and logs: by epochs, or by a number of steps."""
     # A set that is streamed has no epochs.
     default = math.ceil(options.steps / STREAMED_INTERVALS) if options.streaming and options.steps else None
     given = {"eval": options.eval_steps, "save": options.save_steps, "logging": options.logging_steps}

@@ -22,6 +22,7 @@ from ..common.console import say
 from ..common.run_files import RECORD
 from ..common.run_folder import align
 from ..hooks.trainer_hook import FusionCallback
+from ..kinds_t5fusion import counted
 from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import check_conditions, last_checkpoint, read_conditions, saving
 from .loss_curve import save_loss_curve
@@ -89,7 +90,7 @@ def train(
         start = _find_start(folder, arguments, options, conditions)
         disable_fsdp_ram_efficient_loading()  # It would load the weights in one process only, but all need them.
         model = build_model(options, processor, first, start.commit)
-        shares = _print_trainable_share(model, options)
+        shares = _print_summary(model, options, rows, held_out)
         stopper = StopOnSignal()
         trainer = _make_trainer(model, rows, held_out, processor, options, arguments, stopper)
         trainer.folder, trainer.damaged = folder, start.damaged
@@ -118,7 +119,7 @@ def train(
 
 @contextmanager
 def _locked(folder: OutputFolder, arguments: Seq2SeqTrainingArguments) -> Iterator[None]:
-    """Lock the folder in the first process. All processes raise what that one raises."""
+    """Lock the folder in the first process. All processes raise what the first one raises."""
     with ExitStack() as stack:
         _in_first_process(arguments, lambda: stack.enter_context(folder.held()))
         yield
@@ -169,7 +170,7 @@ def _resumable(checkpoints: Path) -> tuple[Path, list[Path]]:
     problems = "; ".join(f"{name}: {problem}" for name, problem in damaged.items())
     if last is None and damaged:
         raise ValueError(
-            f"no checkpoint in {checkpoints} is whole ({problems}). To start over, give --overwrite instead of "
+            f"no checkpoint in {checkpoints} is whole ({problems}). To start over, pass --overwrite instead of "
             "--resume."
         )
     if last is None:
@@ -201,11 +202,14 @@ def held_out_loss(
     return loss
 
 
-def _print_trainable_share(model: nn.Module, options: TrainingOptions) -> tuple[int, int]:
-    """Print and return how many weights train, and how many there are."""
+def _print_summary(
+    model: nn.Module, options: TrainingOptions, rows: Sequence[dict], held_out: Sequence[dict]
+) -> tuple[int, int]:
+    """Print how many weights train, on how many rows. Return how many weights train, and how many there are."""
     trainable, total = trainable_share(model)
     method = "full fine-tuning" if options.full else f"LoRA, r={options.rank}, alpha={options.alpha}"
-    say(f"{method}: {trainable:,} of {total:,} weights train ({trainable / total:.1%})")
+    counts = f"{counted(len(rows), 'row')} to train on, {counted(len(held_out), 'row')} to validate with"
+    say(f"{method}: {trainable:,} of {total:,} weights train ({trainable / total:.1%}); {counts}")
     return trainable, total
 
 
@@ -240,7 +244,7 @@ def _make_trainer(
 
 
 def _log_beside_checkpoints(trainer: FusionTrainer) -> None:
-    """Write TensorBoard's files into the run folder, unless $TENSORBOARD_LOGGING_DIR names another place."""
+    """Write TensorBoard's files into the run folder, unless $TENSORBOARD_LOGGING_DIR names a different place."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(trainer.folder.new_logs())
@@ -257,7 +261,7 @@ def _run(trainer: FusionTrainer, stopper: StopOnSignal, start: _Start) -> None:
 
 
 def _best(trainer: FusionTrainer) -> dict[str, Any] | None:
-    """Return step, epoch and held-out loss of the best model, if that is the one in memory; None for the last model."""
+    """Return step, epoch and held-out loss of the model in memory if it is the best one; None if it is the last one."""
     state = trainer.state
     if not trainer.args.load_best_model_at_end or state.best_model_checkpoint is None:
         return None

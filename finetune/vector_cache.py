@@ -51,8 +51,8 @@ def encode_cached(texts: Sequence[str], processor: T5FusionProcessor, progress: 
     """Encode texts as `encode_distinct` does, but read the vectors that the cache holds, and add the others to it.
 
     Texts that the cache lacks are encoded in pieces of `PIECE` texts, in their order. The last bits of a vector depend
-    on the texts that are encoded with it. So a vector equals that of `processor.encode` bit for bit if that encodes the
-    same piece, and otherwise up to rounding. Once a vector is in the cache, every run gets that one.
+    on the texts that are encoded with it. So a vector equals the result of `processor.encode` bit for bit if both
+    encode the same piece, and up to rounding otherwise. Once a vector is in the cache, every run gets that vector.
 
     Args:
         texts: The texts.
@@ -103,7 +103,7 @@ def _recipe_hash(processor: T5FusionProcessor) -> str:
     recipe: list[Any] = [processor.lexical_encoder, processor.lexical_encoder_revision, processor.normalize]
     recipe += [processor.lexical_dtype, processor.lexical_max_tokens, processor.lexical_dim]
     folder = Path(processor.lexical_encoder or "")
-    if processor.lexical_encoder and folder.is_dir():  # A local folder may hold another encoder tomorrow.
+    if processor.lexical_encoder and folder.is_dir():  # A local folder may hold a different encoder tomorrow.
         stats = [(file, file.stat()) for file in sorted(folder.rglob("*"))]
         recipe += [[str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
@@ -128,7 +128,7 @@ class VectorCache:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the recipe in this context. Another process waits, and then reads what this one has cached."""
+        """Lock the recipe in this context. Another process waits, and then reads what this process has cached."""
         lock = FileLock(self.folder.with_suffix(".lock"))
         self.writable = True
         try:
@@ -222,9 +222,9 @@ class VectorCache:
 
 
 class _ShardWriter:
-    """Collects pieces of vectors, and writes them as shards. As a context manager, it writes the last one at the end.
+    """Collects pieces of vectors, and writes them as shards.
 
-    It does so too if encoding is interrupted.
+    Use it as a context manager: it then writes the last shard at the end, even if encoding is interrupted.
 
     Args:
         cache: The cache to write to.

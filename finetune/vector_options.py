@@ -31,8 +31,8 @@ def parse_vector_columns(
 ) -> tuple[VectorColumns, KindOptions | None]:
     """Return the columns in values of --vector-column, and the options of their kinds.
 
-    A single column without a kind is returned as a text. Of several, or beside an encoder, such a column's kind has the
-    name of the column.
+    A single column without a kind is returned as a text. If there are several columns, or an encoder, the kind of a
+    column without a kind gets the name of the column.
 
     Args:
         values: Texts such as "vector", "image=img:8:mlp" and "price:log". A backslash before ":" or "=" makes it a part
@@ -49,8 +49,8 @@ def parse_vector_columns(
     parsed = [_parse(value) for value in values or []]
     if not takes_options and (given := next((each for each in parsed if each.options), None)):
         raise ValueError(
-            f"--vector-column gives options for column {given.column!r}, which are those of the training. Give the "
-            "kind and the column only."
+            f"--vector-column gives options for column {given.column!r}, but the training has fixed them. Pass only "
+            "the kind and the column."
         )
     if len(parsed) == 1 and parsed[0].kind is None and not has_encoder:
         return parsed[0].column, {DEFAULT_KIND: parsed[0].options} if parsed[0].options else None
@@ -60,15 +60,15 @@ def parse_vector_columns(
         name = kind if kind is not None else _kind_named_after(column)
         if name in columns:
             raise ValueError(
-                f"--vector-column gives the kind {name!r} the columns {columns[name]!r} and {column!r}. Give each kind "
-                "one column."
+                f"--vector-column names the columns {columns[name]!r} and {column!r} for the kind {name!r}. Name one "
+                "column for each kind."
             )
         if column in columns.values():
-            raise ValueError(f"--vector-column names the column {column!r} twice. Give each column one kind.")
+            raise ValueError(f"--vector-column names the column {column!r} twice. Name one kind for each column.")
         if has_encoder and name == DEFAULT_KIND:
             raise ValueError(
-                f"--vector-column gives the kind {name!r} the column {column!r}, but the encoder makes the vectors of "
-                "that kind. Name another kind."
+                f"--vector-column names the column {column!r} for the kind {name!r}, but the encoder makes the vectors "
+                "of that kind. Name a different kind."
             )
         columns[name] = column
         if of_kind:
@@ -89,7 +89,7 @@ def _parse(value: str) -> VectorColumn:
     for option in options:
         name, setting = _read_option(option, value)
         if name in fields:
-            raise ValueError(f"--vector-column {value!r} sets the {name} twice. Give one value.")
+            raise ValueError(f"--vector-column {value!r} sets the {name} twice. Set it once.")
         fields[name] = setting
     return VectorColumn(kind if rest else None, _unescaped(column), fields)
 
@@ -167,7 +167,7 @@ def check_kind_options(kinds: KindOptions) -> None:
     """Check the options of kinds: fields of VectorKind that a value of --vector-column can set.
 
     Raises:
-        ValueError: A kind has another field, or a field has a different value.
+        ValueError: A kind has an unknown field, or the value of a field is not allowed.
     """
     for kind, options in kinds.items():
         if unknown := [name for name in options if name not in OPTIONS]:

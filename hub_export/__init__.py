@@ -6,7 +6,7 @@
     push("bundles/describer", "me/describer")
 
 - `export` writes a bundle: a folder that anyone can load with transformers and peft.
-- `verify` reloads a bundle as a reader would, and compares its outputs with those of the trained model.
+- `verify` reloads a bundle as a reader would, and compares its outputs with the outputs of the trained model.
 - `push` verifies a bundle, and sends it to the Hub in one commit.
 - `OnnxT5WithFusion` runs the ONNX graphs of a bundle, if it was exported with `format="onnx"`.
 """

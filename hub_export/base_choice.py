@@ -1,4 +1,4 @@
-"""Find the base model that an adapter was trained on, and choose the one that readers of its bundle get."""
+"""Find the base model that an adapter was trained on, and choose the base model that readers of its bundle get."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -75,12 +75,12 @@ class BaseModel:
         except OSError as error:
             raise base_error(str(self), error) from error
         if getattr(model, "peft_config", None):
-            raise ValueError(f"{self} holds an adapter of its own. Name the T5 beneath it with --base-model ID.")
+            raise ValueError(f"{self} holds an adapter. Name the base model of that adapter with --base-model ID.")
         check_numbers(model.state_dict().items(), str(self))
         return model
 
     def without_adapter(self) -> "BaseModel":
-        """Return the T5 beneath if this is a repository with an adapter, and otherwise this model.
+        """Return the adapter's base model if this is a repository with an adapter, and otherwise this model.
 
         An adapter that `push` or the Trainer sent names its own repository as its base model.
 
@@ -164,7 +164,7 @@ def choose_base(run: RunFolder, given: str | None, kind: Kind, say: Callable[[st
 
 
 def find_trained_on(run: RunFolder, given: BaseModel | None, say: Callable[[str], None]) -> BaseModel:
-    """Return the base model that an adapter was trained on, or `given` if that one is unknown or its folder is gone.
+    """Return the base model that an adapter was trained on, or `given` if it is unknown or its folder is gone.
 
     Raises:
         ValueError: It is unknown or gone, and the user gave none.
@@ -190,10 +190,10 @@ def find_trained_on(run: RunFolder, given: BaseModel | None, say: Callable[[str]
 
 
 def check_no_other_commit(base_model: BaseModel) -> None:
-    """Check that this machine's cache of the Hub holds no commit with other weights: training may have used those.
+    """Check that this machine's cache of the Hub holds no commit with different weights: training may have used it.
 
     Raises:
-        ValueError: The cache holds another commit with other weights.
+        ValueError: The cache holds a different commit with different weights.
     """
     current = base_model.pinned().revision
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=base_model.name, repo_type="model") / "snapshots"
@@ -217,7 +217,7 @@ def load_fused_model(choice: BaseChoice, kind: Kind) -> T5WithFusion:
     """Load the model without its adapter, and record in its config the base model that readers will download.
 
     Raises:
-        ValueError: The base model that readers get has other weights; or an adapter is to be merged into quantised
+        ValueError: The base model that readers get has different weights; or an adapter is to be merged into quantised
             weights.
         OSError: A base model cannot be loaded.
     """
@@ -227,7 +227,7 @@ def load_fused_model(choice: BaseChoice, kind: Kind) -> T5WithFusion:
         check_same_weights(choice, fused_model, published.load(**choice.options))
     if kind == "merged" and getattr(fused_model.config, "quantization_config", None) is not None:
         raise ValueError(
-            f"{trained_on} is quantised: LoRA merged into it would be rounded away in part. Use --kind adapter, or "
+            f"{trained_on} is quantised: part of a merged LoRA would be lost by rounding. Use --kind adapter or "
             "standalone."
         )
     if kind != "fused" or trained_on.is_folder:  # A fused model on the Hub names its base model already.
@@ -240,14 +240,14 @@ def check_same_weights(choice: BaseChoice, trained: T5WithFusion, published: T5W
     """Check that the base model that readers get has the weights of the base model of the training.
 
     Raises:
-        ValueError: It has other weights.
+        ValueError: It has different weights.
     """
     ours, theirs = trained.state_dict(), published.state_dict()
     differing = [key for key in ours.keys() | theirs.keys() if key not in ours or key not in theirs]
     differing += [key for key in ours.keys() & theirs.keys() if not torch.equal(ours[key].float(), theirs[key].float())]
     if differing:
         raise ValueError(
-            f"the adapter was trained on {choice.trained_on}, and {choice.published} is another model: "
+            f"the adapter was trained on {choice.trained_on}, and {choice.published} is a different model: "
             f"{len(differing)} weights differ, for example {min(differing)}. Name the base model that it was trained "
             "on, or use --kind standalone."
         )

@@ -97,10 +97,10 @@ def check_target(bundle: Path, overwrite: bool) -> str | None:
         return None
     if not (bundle / MANIFEST).exists():
         raise ValueError(
-            f"{bundle} holds files that t5fusion export did not write, and is left alone. Choose another folder."
+            f"{bundle} holds files that t5fusion export did not write, and is left alone. Choose a different folder."
         )
     if not overwrite:
-        raise ValueError(f"{bundle} holds a bundle already. Choose another folder, or give --overwrite.")
+        raise ValueError(f"{bundle} holds a bundle already. Choose a different folder, or pass --overwrite.")
     return (bundle / CARD).read_text(encoding="utf-8") if (bundle / CARD).exists() else None
 
 

@@ -18,10 +18,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..common.measures import SCORE_NAMES
 from ..common.run_folder import RunFolder
-from ..finetune.file_names import FILE_KINDS
+from ..finetune.file_names import FILE_FORMATS
 from .kinds import Kind
 from .onnx_graphs import ENCODER
-from .reader_call import reader_call
+from .reader_call import install_line, reader_call
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 CARD = "README.md"
@@ -119,7 +119,7 @@ def with_evaluation(bundle: Path, kind: Kind) -> str:
 
 
 def keep_other_fields(new: RepoCard, old: RepoCard) -> None:
-    """Replace the metadata of `new`, and their digests, by those of `old`, except the fields of the evaluation."""
+    """Copy the metadata of `old` and their digests to `new`, except the fields of the evaluation."""
     fields = {name: value for name, value in old.data.to_dict().items() if name not in EVALUATION_FIELDS}
     digests = {name: value for name, value in digests_of(old.text).items() if name not in EVALUATION_FIELDS}
     for name, value in new.data.to_dict().items():
@@ -173,7 +173,7 @@ def find_sections(card: str) -> dict[str, slice]:
     """Return the position of each generated section, by its name. A section is the text between its two markers.
 
     Raises:
-        ValueError: A marker has no partner, lies within another section, or occurs twice.
+        ValueError: A marker has no partner, lies within a different section, or occurs twice.
     """
     sections: dict[str, slice] = {}
     opened = None
@@ -192,7 +192,7 @@ def find_sections(card: str) -> dict[str, slice]:
 
 
 def replace_section(card: str, section: slice, text: str) -> str:
-    """Return a card with another text in a section."""
+    """Return a card with a new text in a section."""
     return card[: section.start] + text + card[section.stop :]
 
 
@@ -202,7 +202,7 @@ def hub_id(name: str | None, source: Path) -> str | None:
     A relative path looks like an id. It is relative to the folder in which training ran, which is most likely one of
     the folders above `source`.
     """
-    if name is None or "/" not in name or Path(name).suffix in FILE_KINDS:
+    if name is None or "/" not in name or Path(name).suffix in FILE_FORMATS:
         return None
     try:
         validate_repo_id(name)
@@ -234,6 +234,7 @@ def read_facts(bundle: RunFolder, run: RunFolder, kind: Kind, evaluated: RunFold
         "revision": config.get("backbone_revision"),
         "recipe": recipe,
         "encoder": encoder,
+        "install": install_line(bundle.has_adapter or kind == "fused", encoder),
         "call": reader_call(recipe, encoder),
         "prompt": json.dumps(recipe["template"], ensure_ascii=False),
         "has_adapter": bundle.has_adapter,
@@ -275,14 +276,14 @@ def make_metadata(facts: dict[str, Any]) -> ModelCardData:
         for name, label in SCORE_NAMES.items()
         if name in measures and facts["evaluated_on"]
     ]
-    kinds = [*([peft_type.lower()] if peft_type else []), *(["onnx"] if facts["has_graphs"] else [])]
+    tags = [*([peft_type.lower()] if peft_type else []), *(["onnx"] if facts["has_graphs"] else [])]
     rows = [row for row in evaluation.get("samples", []) if row["text"]]  # The Hub shows a sample by its text.
     samples = [{"text": row["text"], "output": {"text": row["output"]}} for row in rows]
     return ModelCardData(
         base_model=facts["base_model"],
         library_name="peft" if facts["has_adapter"] else "transformers",
         pipeline_tag=TASK,
-        tags=["t5fusion", "text2text-generation", "transformers", *kinds],
+        tags=["t5fusion", "text2text-generation", "transformers", *tags],
         datasets=[facts["trained_on"]] if facts["trained_on"] else None,
         metrics=list(dict.fromkeys(METRICS[name] for name in METRICS if name in measures)) or None,
         inference=False,  # The Hub's own inference runs no code of a repository.

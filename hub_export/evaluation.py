@@ -23,7 +23,7 @@ def keep_evaluation(bundle: Path) -> None:
 
 
 def evaluation_still_holds(bundle: Path, new_bundle: Path, say: Callable[[str], None]) -> bool:
-    """Return whether a bundle has an evaluation.json that also holds for the new bundle.
+    """Return whether a bundle has an evaluation.json that holds for the new bundle too.
 
     It holds if both bundles have the same weights.
 

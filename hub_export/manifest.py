@@ -30,7 +30,7 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
     """Return the manifest of a bundle without its own digest. The kind "base" of earlier manifests reads as "fused".
 
     Raises:
-        ValueError: The folder holds no manifest, or a damaged one, or one of a later t5fusion.
+        ValueError: The folder holds no manifest, a damaged one, or a manifest of a later t5fusion.
     """
     file = bundle / MANIFEST
     if not file.exists():

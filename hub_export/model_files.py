@@ -27,7 +27,7 @@ def write_model(plan: ExportPlan, new_bundle: Path) -> torch.nn.Module:
         write_unmerged(plan, new_bundle)
     if not plan.has_adapter:
         return plan.fused_model
-    # It puts the adapter into the fused model itself, which is written by now.
+    # This changes the fused model in place, which is written by now.
     model = load_adapter(plan.fused_model, plan.run.path, remedy=REMEDY)
     if plan.kind != "merged":
         return model
@@ -53,7 +53,7 @@ def write_unmerged(plan: ExportPlan, new_bundle: Path) -> None:
 def write_adapter(run: RunFolder, new_bundle: Path) -> None:
     """Write the adapter's weights, and its config for readers who do not have this package.
 
-    `push` replaces the name of the base model by that of the repository.
+    `push` replaces the name of the base model by the name of the repository.
     """
     weights = load_peft_weights(str(run.path), device="cpu")
     save_file(weights, new_bundle / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,15 +1,16 @@
 """Write a fused model as ONNX graphs.
 
 There are two graphs. All weights are fp32, with an adapter merged. The sizes `batch`, `length`, `vectors`, `new` and
-`past` may differ from call to call, and `vectors` and `past` may be 0. The other sizes are those of the config.
+`past` may differ from call to call, and `vectors` and `past` may be 0. The config sets the other sizes.
 
 - encoder_model.onnx: `input_ids` and `attention_mask`, int64 (batch, length), and `lexical_embeds`, float32 (batch,
   vectors, lexical_dim) -> `last_hidden_state` (batch, length, d_model), and the keys and values that the decoder's
   layers attend to, `present.N.encoder.key` and `.value`, each (batch, heads, length, d_kv). With several kinds of
   vectors, `lexical_embeds` is for the first, and `lexical_embeds.KIND` for each other.
 - decoder_with_past_model.onnx: `input_ids`, int64 (batch, new), `encoder_attention_mask` (batch, length), the encoder's
-  keys and values as `past_key_values.N.encoder.*`, and those of the earlier tokens as `past_key_values.N.decoder.*`,
-  each (batch, heads, past, d_kv) -> `logits` (batch, new, vocabulary) and `present.N.decoder.*`, `past + new` long.
+  keys and values as `past_key_values.N.encoder.*`, the keys and values of earlier tokens as
+  `past_key_values.N.decoder.*`, each (batch, heads, past, d_kv) -> `logits` (batch, new, vocabulary) and
+  `present.N.decoder.*`, `past + new` long.
 
 The names follow optimum. Optimum has two decoders, and here one is enough, because the encoder's graph computes
 the keys and values that optimum's first decoder would.
@@ -48,7 +49,7 @@ def check_installed(*packages: str) -> None:
     """Check that packages are installed.
 
     Raises:
-        ImportError: One is missing. The message names the extra that brings it.
+        ImportError: One is missing. The message names the extra that installs it.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
@@ -141,9 +142,9 @@ def input_name(config: T5FusionConfig, kind: str) -> str:
     return "lexical_embeds" if kind == next(iter(config.kinds)) else f"lexical_embeds.{kind}"
 
 
-def past_names(layers: int, kinds=("decoder", "encoder"), stem: str = "past_key_values") -> list[str]:
+def past_names(layers: int, sides=("decoder", "encoder"), stem: str = "past_key_values") -> list[str]:
     """Return the names of keys and values, layer by layer. By default, these are all that the decoder takes."""
-    return [f"{stem}.{layer}.{kind}.{part}" for layer, kind, part in product(range(layers), kinds, ("key", "value"))]
+    return [f"{stem}.{layer}.{side}.{part}" for layer, side, part in product(range(layers), sides, ("key", "value"))]
 
 
 def as_cache(past: list[torch.Tensor]) -> EncoderDecoderCache:
@@ -166,7 +167,7 @@ def write_graphs(bundle: Path, model: T5WithFusion | PeftModel) -> None:
         ValueError: The adapter cannot be merged into the weights.
     """
     check_installed("onnx", "onnxscript")
-    import onnx  # optional: the extra `onnx` brings it
+    import onnx  # optional: the extra `onnx` installs it
 
     with warnings.catch_warnings():  # Graphs do not need tied embeddings.
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
@@ -231,7 +232,7 @@ def trace(module: nn.Module, inputs: dict[str, Any], shapes: list, outputs: list
         shapes: For each argument, the names of its dynamic dimensions.
         outputs: The names of the outputs.
     """
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # optional: onnxscript brings it
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # optional: onnxscript installs it
 
     groups = {name: value if isinstance(value, dict) else {name: value} for name, value in inputs.items()}
     arguments = tuple(list(value.values()) if isinstance(value, dict) else value for value in inputs.values())
@@ -251,7 +252,7 @@ def trace(module: nn.Module, inputs: dict[str, Any], shapes: list, outputs: list
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's warnings: they are about its own names and about torchvision, not about the model."""
+    """Silence the exporter's warnings. They are about its own names and about torchvision, not about the model."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -265,7 +266,7 @@ def quiet_exporter() -> Iterator[None]:
 
 def save_graph(graph, file: Path) -> None:
     """Write an `onnx_ir.Model`, in one file if its weights fit."""
-    import onnx_ir  # optional: onnxscript brings it
+    import onnx_ir  # optional: onnxscript installs it
 
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
     onnx_ir.save(graph, file, external_data=f"{file.name}{DATA}" if size > MAX_WEIGHTS else None)

@@ -158,7 +158,7 @@ def open_session(name: str | Path, file: str, options, hub_kwargs: dict):
         OSError: There is no such graph.
     """
     check_installed("onnxruntime")
-    import onnxruntime  # optional: the extra `onnx` brings it
+    import onnxruntime  # optional: the extra `onnx` installs it
 
     graph = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
     if graph is None:
@@ -188,7 +188,7 @@ def check_graphs(bundle: Path) -> str:
         ValueError: The logits differ. (onnxruntime may raise errors of its own.)
     """
     check_installed("onnxruntime")
-    import onnxruntime  # optional: the extra `onnx` brings it
+    import onnxruntime  # optional: the extra `onnx` installs it
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -205,8 +205,8 @@ def check_graphs(bundle: Path) -> str:
     both_ways = (at_once, torch.cat(by_token, dim=1))
     distance = max(float((logits[..., columns] - expected).abs().max()) for logits in both_ways)
     bound = BOUND * float(expected.abs().max())
-    if not distance <= bound:  # also if it is NaN
+    if not distance <= bound:  # true for NaN too
         raise ValueError(
-            f"logits lie {distance:.3g} apart, expected at most {bound:.3g}: weights or code are not those exported"
+            f"logits differ by {distance:.3g}; expected at most {bound:.3g}. Weights or code differ from the export"
         )
     return f"within {bound:.2g} of torch in fp32 ({distance:.2g})"

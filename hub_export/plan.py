@@ -24,7 +24,7 @@ class ExportPlan:
         kind: The kind of the bundle.
         run: The run folder that is exported. For kind "fused", the base model's folder; if the base model is on the
             Hub, a folder that does not exist, so that each of its files reads as empty.
-        fused_model: The model beneath the adapter, or the whole model, with the config that readers get.
+        fused_model: The adapter's base model, or the whole model, with the config that readers get.
         processor: The processor that readers get.
     """
 
@@ -52,8 +52,8 @@ def make_plan(
         say: Function that gets a line about each assumption that cannot be checked.
 
     Raises:
-        ValueError: The folder holds no model of this kind; a file in it is damaged; readers would get another model;
-            or readers could not make the vectors.
+        ValueError: The folder holds no model of this kind; a file in it is damaged; readers would get a different
+            model; or readers could not make the vectors.
         OSError: A base model or a tokenizer cannot be loaded.
     """
     if kind == "fused":
@@ -88,7 +88,7 @@ def check_run(run: RunFolder, kind: Kind) -> None:
 
 
 def check_mergeable(run: RunFolder) -> None:
-    """Check that an adapter can be merged into the weights beneath it.
+    """Check that an adapter can be merged into the weights of its base model.
 
     Raises:
         ValueError: The adapter adds inputs instead of changing weights, or its config is damaged.

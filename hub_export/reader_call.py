@@ -1,4 +1,7 @@
-"""How a reader calls the model of a bundle: the lines of Python that the card and `push` show."""
+"""What a reader of a bundle types: the line that installs the packages, and the lines of Python that call the model.
+
+The card and `push` show them.
+"""
 
 from typing import Any, NamedTuple
 
@@ -6,9 +9,22 @@ from typing import Any, NamedTuple
 class ReaderCall(NamedTuple):
     """A reader's call of the pipeline or the processor."""
 
-    vector_lines: str  # the lines that make the vectors; empty if the reader gives none
+    vector_lines: str  # the lines that make the vectors; empty if the reader passes none
     arguments: str  # the arguments of the call
     passes_text: bool  # whether a text is among them
+
+
+def install_line(needs_peft: bool, encoder: str | None) -> str:
+    """Return the command that installs the packages that a reader needs.
+
+    Args:
+        needs_peft: Whether the reader loads an adapter, or trains one.
+        encoder: The encoder that makes the vectors; None if there is none.
+    """
+    packages = ["torch", '"transformers>=5.0"']
+    packages += ['"peft>=0.21.2"'] if needs_peft else []
+    packages += ["sentence-transformers"] if encoder else []
+    return " ".join(["pip install", *packages])
 
 
 def reader_call(recipe: dict[str, Any], encoder: str | None) -> ReaderCall:
@@ -31,7 +47,7 @@ def reader_call(recipe: dict[str, Any], encoder: str | None) -> ReaderCall:
 
 
 def _vector_lines(given_kinds: list[dict[str, Any]], recipe: dict[str, Any], unit: str) -> str:
-    """Return the lines that make a vector of each kind that the reader gives, for one text or row (the unit)."""
+    """Return the lines that make a vector of each kind that the reader passes, for one text or row (the unit)."""
     if len(recipe.get("vectors") or []) < 2:
         width = recipe["lexical_dim"]
         return f"vectors = torch.randn(1, {width})  # replace this with your own vectors, one for each {unit}"

@@ -82,7 +82,7 @@ def digest(logits: torch.Tensor) -> str:
 
 
 def tolerance(model: Any, largest: float) -> float:
-    """Return how far logits of size `largest` may lie apart on another CPU.
+    """Return by how much logits of size `largest` may differ on a different CPU.
 
     A logit sums up products, one for each layer and each dimension of its state. Each product is rounded to half a unit
     in the last place of the dtype. The errors add up like a random walk, hence the root (Higham, Accuracy and
@@ -108,7 +108,7 @@ class LoadingPaths:
         self.pushed = spec.get("pushed")
 
     def load(self, auto, name=None, **hub_kwargs):
-        """Load by one of the Auto classes: this model, or the one that `name` and `hub_kwargs` name."""
+        """Load this model, or the model that `name` and `hub_kwargs` name, by one of the Auto classes."""
         dtype_kwargs = self.dtype_kwargs if "Model" in auto.__name__ else {}
         return auto.from_pretrained(
             name or self.name, trust_remote_code=True, **dtype_kwargs, **(hub_kwargs or self.hub_kwargs)
@@ -312,10 +312,11 @@ class Reference:
         self._check_equal("shape of the vectors", shapes, {name: (1, width) for name, width in widths.items()})
         wrong = sum(int((~torch.isfinite(vectors)).sum()) for vectors in made.values())
         self._check_equal("vectors that are not numbers", wrong, 0)
-        return f"makes inputs with a vector of {' and one of '.join(map(str, widths.values()))} numbers"
+        # The processor has the kinds in the order of the config; a file of tensors sorts them by name.
+        return f"makes inputs with a vector of {' and one of '.join(str(widths[name]) for name in made)} numbers"
 
     def _check_pipeline(self, pipeline) -> str:
-        """Check the pipeline's model and, if it agrees to the bit, the texts. Another CPU may write other texts."""
+        """Check the pipeline's model and, if it agrees to the bit, the texts, which may differ on a different CPU."""
         agreement = self._check_model(align(pipeline.model))
         vectors, texts = self.inputs["lexical_embeds"], self.facts["texts"]
         written = pipeline(texts, lexical_embeds=vectors, max_new_tokens=NEW_TOKENS, batch_size=len(texts))
@@ -334,20 +335,20 @@ class Reference:
         return logits_along(model, self.inputs, self.tensors["written"])[..., self.tensors["columns"]].contiguous()
 
     def _check_model(self, model) -> str:
-        """Compare the texts and the logits of a model: to the bit, or within a bound on another CPU or torch."""
+        """Compare the texts and the logits of a model: to the bit, or within a bound on a different CPU or torch."""
         written, logits = greedy_outputs(model, self.inputs)
         if torch.equal(written, self.tensors["written"]) and digest(logits) == self.facts["digest"]:
             return TO_THE_BIT
         distance = float((self.kept_logits(model).float() - self.tensors["logits"]).abs().max())
         bound = tolerance(model, float(self.tensors["logits"].abs().max()))
-        if not distance <= bound:  # also if it is NaN
+        if not distance <= bound:  # true for NaN too
             raise ValueError(
-                f"logits lie {distance:.3g} apart, expected at most {bound:.3g}: weights or code are not those exported"
+                f"logits differ by {distance:.3g}; expected at most {bound:.3g}. Weights or code differ from the export"
             )
         there, here = self.facts["environment"], environment()
         differing = ", ".join(f"{name} {there[name]}, here {here[name]}" for name in here if here[name] != there[name])
         if not differing:
-            raise ValueError(f"logits lie {distance:.3g} apart, but the same CPU and torch should give the same bits")
+            raise ValueError(f"logits differ by {distance:.3g}, but the same CPU and torch should give the same bits")
         return f"within {bound:.2g} ({distance:.2g}; the reference was made elsewhere: {differing})"
 
 
@@ -391,9 +392,9 @@ def main() -> None:
 
     Optional keys:
         revision, dtype: As in `from_pretrained`.
-        base_model, base_revision: The base model beneath the adapter.
+        base_model, base_revision: The base model of the adapter.
         fused_model: Repository of the untuned fused model.
-        second_adapter: Folder or repository of another adapter on the same base model.
+        second_adapter: Folder or repository of a second adapter on the same base model.
         pushed: Copy of the bundle that names itself as its base model.
         hide: Whether to hide this package (true by default).
     """

@@ -1,4 +1,4 @@
-"""The processor of a bundle: the one that training saved, or the tokenizer with a recipe that the user gives."""
+"""The processor of a bundle: the processor that training saved, or the tokenizer with the user's recipe."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +35,8 @@ def choose_processor(
         say: Function that gets a line about each assumption.
 
     Raises:
-        ValueError: A recipe is given, and the run folder holds a processor; readers could not make the vectors; or the
-            tokenizer and the model use different ids for the placeholder.
+        ValueError: The user gives a recipe, but the run folder holds a processor; readers could not make the vectors;
+            or the tokenizer and the model use different ids for the placeholder.
         OSError: The tokenizer cannot be loaded.
     """
     processor = run.processor
@@ -80,7 +80,7 @@ def new_processor(
     vector_fields: dict[str, Any] = {"lexical_dim": config.lexical_dim, "vectors": config.vectors}
     processor = T5FusionProcessor(tokenizer, **vector_fields, **complete_recipe(recipe))
     say(
-        f"{run} does not say how its vectors were made. Assumed: {recipe_in_words(processor)}. If that is wrong, give "
+        f"{run} does not say how its vectors were made. Assumed: {recipe_in_words(processor)}. If that is wrong, pass "
         "--encoder, --template, --lexical-source."
     )
     return processor

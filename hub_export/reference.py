@@ -13,7 +13,7 @@ from ..processing_t5fusion import T5FusionProcessor
 from .reader_check import align, digest, environment, flat_inputs, greedy_outputs
 
 TEXTS = ["app_config", "read_settings of the user", "a"]
-COLUMNS = 64  # number of tokens of the vocabulary whose logits are kept; a digest covers all logits
+KEPT_TOKENS = 64  # number of tokens of the vocabulary whose logits are kept; a digest covers all logits
 
 
 def write_reference(bundle: Path, model: torch.nn.Module, processor: T5FusionProcessor) -> None:
@@ -26,7 +26,7 @@ def write_reference(bundle: Path, model: torch.nn.Module, processor: T5FusionPro
         }
         inputs = processor(TEXTS, lexical_embeds=vectors)
         written, logits = greedy_outputs(align(model), dict(inputs))
-        columns = torch.linspace(0, logits.shape[-1] - 1, min(COLUMNS, logits.shape[-1])).long()
+        columns = torch.linspace(0, logits.shape[-1] - 1, min(KEPT_TOKENS, logits.shape[-1])).long()
         facts = {
             "texts": TEXTS,
             "written": processor.batch_decode(written, skip_special_tokens=True),

@@ -150,7 +150,7 @@ def deliver(api: HfApi, bundle: Path, repo_id: str, options: PushOptions, say: C
     api.create_repo(repo_id, private=options.private or None, exist_ok=True)
     if options.private and not api.repo_info(repo_id).private:
         raise ValueError(
-            f"{repo_id} exists already, and is public. Make it private on its page, or choose another name."
+            f"{repo_id} exists already, and is public. Make it private on its page, or choose a different name."
         )
     if options.revision is not None and not options.create_pr:
         api.create_branch(repo_id, branch=options.revision, exist_ok=True)
@@ -206,7 +206,7 @@ def prepare_files(bundle: Path, folder: Path, repo_id: str, tag: str | None) -> 
         shutil.copy(bundle / name, folder / name)
     adapter_config = folder / ADAPTER_CONFIG
     if adapter_config.exists():
-        # PEFT then loads the repository itself as the base model, and its config.json says what lies beneath.
+        # PEFT then loads the repository itself as the base model, and its config.json names the adapter's base model.
         fields = read_json(adapter_config)
         write_json(adapter_config, fields | {"base_model_name_or_path": repo_id, "revision": tag})
     card = folder / CARD

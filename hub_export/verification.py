@@ -188,8 +188,8 @@ def check_code(folder: Path) -> None:
         foreign += [f"{file.name} ({name})" for name in names if f"{name.partition('.')[0]}.py" not in own_code]
     if foreign:
         raise ValueError(
-            f"{foreign[0]} of {folder.name} is not the code of this t5fusion: it belongs to another release, or to "
-            "somebody else. Verifying would run it, with your token. Read it, then give --trust-code."
+            f"{foreign[0]} of {folder.name} is not the code of this t5fusion: it belongs to a different release, or to "
+            "somebody else. Verifying would run it, with your token. Read it, then pass --trust-code."
         )
 
 
@@ -216,7 +216,7 @@ def run_graphs(folder: Path) -> tuple[str, str]:
 
 
 def try_loading_paths(spec: dict[str, Any], temporary: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Run reader_check.py in another process, and yield its result for each loading path."""
+    """Run reader_check.py in a process of its own, and yield its result for each loading path."""
     file = temporary / "spec.json"
     with writing(temporary):
         file.write_text(json.dumps(spec))

@@ -23,6 +23,7 @@ from warm import warm_python
 
 import t5fusion
 from t5fusion.cli.app import app
+from t5fusion.cli.generate import stopped_sentence
 from t5fusion.cli.parsing import FORMER_NAMES, Commands
 from t5fusion.common.measures import SCORE_NAMES
 from t5fusion.common.panels import PANELS
@@ -138,7 +139,7 @@ BAD_INPUT = {
     ),
     "output not empty": (
         ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--base-model", "base", "--output", "full"],
-        "full is not empty. Choose another --output, or give --overwrite, or --resume.",
+        "full is not empty. Choose a different --output, or pass --overwrite or --resume.",
     ),
     "output that is not ours": (
         ["train", "rows.jsonl", *COLUMNS, *VECTOR, "--output", "full", "--overwrite"],
@@ -146,28 +147,28 @@ BAD_INPUT = {
     ),
     "demo into what is not ours": (
         ["demo", "--base-model", "base", "--output", "full"],
-        "full holds something other than a demo",
+        "full holds files that the demo did not write",
     ),
     "a kind that the encoder makes": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--vector-column", "lexical=vector"],
-        "gives the kind 'lexical' the column 'vector', but the encoder makes the vectors of that kind.",
+        "names the column 'vector' for the kind 'lexical', but the encoder makes the vectors of that kind.",
     ),
     "vectors that nothing reads": (
         ["train", "rows.jsonl", *COLUMNS, "--base-model", "base", "--output", "new"],
-        "rows.jsonl holds vectors in column 'vector', which no option reads. Give --vector-column vector; or --encoder "
+        "rows.jsonl holds vectors in column 'vector', which no option reads. Pass --vector-column vector; or --encoder "
         "sentence-transformers/all-MiniLM-L6-v2 to make the vectors from the text.",
     ),
     "an option twice": (
         ["train", "rows.jsonl", *COLUMNS, "--lexical-column", "body", "--lexical-column", "name"],
-        "--lexical-column was given twice. Give it once: only one value would be used.",
+        "--lexical-column was given twice. Pass it once: only one value would be used.",
     ),
     "a column twice": (
         ["train", "rows.jsonl", *COLUMNS, "--vector-column", "vector", "--vector-column", "user=vector"],
-        "--vector-column names the column 'vector' twice. Give each column one kind.",
+        "--vector-column names the column 'vector' twice. Name one kind for each column.",
     ),
     "options that the training had": (
         ["evaluate", "full", "few.parquet", "--vector-column", "vector:8"],
-        "--vector-column gives options for column 'vector', which are those of the training.",
+        "--vector-column gives options for column 'vector', but the training has fixed them.",
     ),
     "an option twice to generate": (
         ["generate", "full", "app", "--beams", "2", "--no-vectors", "--beams=3"],
@@ -201,7 +202,7 @@ BAD_INPUT = {
     ),
     "a demo of too few names": (
         ["demo", "--base-model", "base", "--limit", "5", "--output", "small"],
-        "the first 5 names give 4 to train on and 1 held out; expected two or more of each. Give a --limit of 100",
+        "the first 5 names give 4 to train on and 1 held out; expected two or more of each. Pass a --limit of 100",
     ),
     "folder without adapter": (["generate", "full", "app"], "full holds neither an adapter nor a model."),
 }
@@ -306,6 +307,10 @@ def test_train_prints_what_trains_the_folder_and_the_next_command(trained):
     )
     hint = "t5fusion generate trained --file rows.jsonl"
     assert f"Saved in trained. Next: {hint}\n" in err
+    rows, held_out = record["rows"], record["held_out_rows"]
+    assert f"%); {rows} rows to train on, {held_out} rows to validate with\n" in err
+    advice = "it is uncertain what the vectors add; compare on more rows: t5fusion evaluate trained FILE --vectors all"
+    assert f"With only {held_out} held-out rows, {advice}\n" in err
     assert record["rows"] + record["held_out_rows"] == 64 and record["options"]["epochs"] == 4
     assert record["data"] is None  # a file of this machine
 
@@ -318,12 +323,12 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_resume_continues(room, trained):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "Stopped; a checkpoint is in stopped. To go on, give the same command with --resume." in err
+    assert "Stopped; a checkpoint is in stopped. To go on, run the same command with --resume." in err
     assert "Traceback" not in err and not (room / "stopped" / "training.json").exists()
     assert list(checkpoints.glob("checkpoint-*"))
     _, _, err = run(room, "generate", "stopped", "app")
     resume = "train --config stopped/run.yaml --output stopped --resume"
-    assert err.endswith(f"To go on, type: t5fusion {resume}\n")
+    assert err.endswith(f"To go on, run: t5fusion {resume}\n")
     code, _, err = run(room, *resume.split())
     assert code == 0, err
     whole, resumed = (load_file(folder / "adapter_model.safetensors") for folder in (trained[0], room / "stopped"))
@@ -402,7 +407,29 @@ def test_generate_writes_a_line_for_each_row_of_a_file(room, trained):
 def test_generate_asks_for_the_vectors_that_training_used(room, trained):
     code, out, err = run(room, "generate", "trained", "app_ab")
     assert code == 1 and out == "" and len(err.splitlines()) == 1
-    assert "vectors are not made from the text itself. Give rows of a file with --lexical-column or --vector" in err
+    assert "this model's vectors are not made from the input text. Pass a file of rows (`generate --file FILE`)" in err
+    assert "with the columns of the training: text column 'name', vector column 'vector'. Or pass --no-vectors." in err
+
+
+def test_a_file_without_rows_is_named(room, trained):
+    (room / "header.csv").write_text("name,text,vector\n")
+    code, out, err = run(room, "generate", "trained", "--file", "header.csv")
+    assert (code, out, err) == (1, "", "t5fusion: header.csv has no rows.\n")
+    code, _, err = run(room, "evaluate", "trained", "header.csv")
+    assert (code, err) == (1, "t5fusion: the data set has no rows.\n")
+
+
+@pytest.mark.parametrize(
+    ("rows", "overwrite", "sentence"),
+    [
+        (0, False, "Stopped before the text of a row was saved in out.jsonl.partial."),
+        (1, False, "Stopped; 1 row is in out.jsonl.partial. To go on, run the same command."),
+        (5, True, "Stopped; 5 rows are in out.jsonl.partial. To go on, run the same command without --overwrite."),
+    ],
+)
+def test_a_stopped_generation_says_what_is_kept(rows, overwrite, sentence):
+    assert stopped_sentence(rows, Path("out.jsonl"), overwrite) == sentence
+    assert stopped_sentence(rows, None, overwrite) == "Stopped."
 
 
 def test_evaluate_prints_json_or_a_table(room, trained):

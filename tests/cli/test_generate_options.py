@@ -103,7 +103,7 @@ def test_an_output_records_settings_and_seed(room, commands):
     [
         (["temprature=0.5"], "`generate` takes no setting `temprature`; did you mean `temperature`?"),
         (["x=1"], "`generate` takes no setting `x`; expected one of do_sample, "),
-        (["num_beams=2"], "`num_beams` is not a setting: the option `num_beams` sets it. Give that (--beams on"),
+        (["num_beams=2"], "`num_beams` is not a setting: the option `num_beams` sets it. Pass that option (--beams on"),
         (["do_sample=yes"], "the setting `do_sample` is 'yes'; expected true or false."),
         (["top_k=true", "do_sample=true"], "the setting `top_k` is True; expected a whole number."),
         (["temperature=0.5"], "`temperature` has no effect without do_sample=true."),

@@ -68,7 +68,7 @@ REFUSED = {  # words, what the error says, exit code
     "idle": ([*TRAIN, "--full", "--rank", "8"], "--rank has no effect with --full.", 1),
     "two columns of one kind": (
         [*TRAIN, "--vector-column", "user=a", "--vector-column", "user=b"],
-        "--vector-column gives the kind 'user' the columns 'a' and 'b'. Give each kind one column.",
+        "--vector-column names the columns 'a' and 'b' for the kind 'user'. Name one column for each kind.",
         1,
     ),
     "an unknown option of a kind": (
@@ -78,12 +78,12 @@ REFUSED = {  # words, what the error says, exit code
     ),
     "options where there are none": (
         ["generate", "folder", "--vector-column", "user=a:8"],
-        "--vector-column gives options for column 'a', which are those of the training.",
+        "--vector-column gives options for column 'a', but the training has fixed them.",
         1,
     ),
     "a value that is not allowed": ([*TRAIN, "--lr", "0"], "--lr is 0.0; expected a number above 0.", 1),
     "a name that is not allowed": ([*TRAIN, "--precision", "fp8"], "--precision is 'fp8'; expected one of auto,", 1),
-    "texts and a file": (["generate", "folder", "a text", "--file", "rows.jsonl"], "give one of them.", 1),
+    "texts and a file": (["generate", "folder", "a text", "--file", "rows.jsonl"], "Pass one of them.", 1),
     "no such file": (["train", "none.csv", *TRAIN[2:]], "there is no file none.csv.", 1),
     "no such file to validate with": ([*TRAIN, "--validation", "none.csv"], "there is no file none.csv.", 1),
     "no such file to generate for": (["generate", "folder", "--file", "none.txt"], "there is no file none.txt.", 1),
@@ -95,8 +95,8 @@ REFUSED = {  # words, what the error says, exit code
         "out.xls ends in .xls; expected one of",
         1,
     ),
-    "output in use": ([*TRAIN, "--output", "folder"], "folder is not empty. Choose another --output, or give", 1),
-    "no demo": (["demo", "--output", "folder"], "folder holds something other than a demo", 1),
+    "output in use": ([*TRAIN, "--output", "folder"], "folder is not empty. Choose a different --output, or pass", 1),
+    "no demo": (["demo", "--output", "folder"], "folder holds files that the demo did not write", 1),
     "neither folder nor repository": (["generate", "./nothing", "a text"], "./nothing is not a folder; expected a", 1),
     "no folder in runs": (
         ["generate", "runs/nothing", "a text"],
@@ -106,7 +106,7 @@ REFUSED = {  # words, what the error says, exit code
     "no folder to evaluate": (["evaluate", "a/b/c", *EVALUATE[2:]], "a/b/c is not a folder; expected a folder", 1),
     "no folder to export": (["export", "nothing", "bundle"], "nothing is not a folder; expected a folder that", 1),
     "no folder to shrink": (["shrink", "nothing", "new", "--rank", "2"], "nothing is not a folder; expected a", 1),
-    "no smaller adapter": (["shrink", "folder", "new"], "Give --rank 8, --dtype float16, or both.", 1),
+    "no smaller adapter": (["shrink", "folder", "new"], "Pass --rank 8, --dtype float16, or both.", 1),
     "no adapter to shrink": (
         ["shrink", "folder", "new", "--rank", "2"],
         "folder holds no training.json; expected a",
@@ -126,7 +126,7 @@ REFUSED = {  # words, what the error says, exit code
     "a stream without a number of steps": (
         [*TRAIN, "--streaming"],
         "--streaming needs --max-steps, the number of steps to train, because nothing says how many rows there are. "
-        "Give --max-steps 1000, for example.",
+        "Pass --max-steps 1000, for example.",
         1,
     ),
     "epochs beside steps": (
@@ -152,7 +152,7 @@ REFUSED = {  # words, what the error says, exit code
     **{
         f"an interrupted training, {words[0]}": (
             words,
-            "the training in a run was interrupted, and has not saved a model yet. To go on, type: "
+            "the training in a run was interrupted, and has not saved a model yet. To go on, run: "
             "t5fusion train --config 'a run/run.yaml' --output 'a run' --resume",
             1,
         )
@@ -303,7 +303,7 @@ def test_the_demonstration_says_first_what_it_does(tmp_path):
     lines = done.stdout.splitlines()
     first = lines.index(f"tiny_t5_v2 learns to describe Python code. {DURATION}")
     torch = next(number for number, line in enumerate(lines) if line.split("|")[-1].strip() == "torch")
-    assert first < torch and "Give a --limit of 100 or more." in done.stdout
+    assert first < torch and "Pass a --limit of 100 or more." in done.stdout
 
 
 def test_threads_of_openmp_soon_stop_waiting_in_a_loop_unless_the_user_wants_otherwise():

@@ -76,7 +76,7 @@ def write(tmp_path):
 def test_run_folder(write):
     facts = folder_info(write(**RUN, evaluation=EVALUATION))
     assert (facts.what, facts.kind, facts.base_model, facts.base_commit) == ("run folder", None, "tiny_t5", None)
-    assert facts.vectors == [VectorFacts("<lexical>", 384)]
+    assert facts.vectors == [VectorFacts("lexical", "<lexical>", 384)]
     adapter = facts.adapter
     assert (adapter.method, adapter.rank, adapter.alpha) == ("LoRA", 32, 64)
     assert (adapter.target_modules, adapter.modules_to_save) == (["q", "v"], ["fusion"])
@@ -284,9 +284,8 @@ def test_repository(tmp_path):
         facts = json.loads(out)
         assert (facts["what"], facts["kind"], facts["name"]) == ("bundle", "adapter", "me/describer")
         assert facts["size"] == sum(map(len, commit.files.values())) and facts["files"] == len(commit.files)
-        assert len(facts["commit"]) == 40 and facts["vectors"] == [
-            {"placeholder": "<lexical>", "width": 8, "tokens": 1, "projector": "linear", "scale": None}
-        ]
+        vectors = {"name": "lexical", "placeholder": "<lexical>", "width": 8, "tokens": 1, "projector": "linear"}
+        assert len(facts["commit"]) == 40 and facts["vectors"] == [vectors | {"scale": None}]
         loaded = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
         assert loaded and all(name.endswith(".json") for name in loaded), loaded
         out, _ = author.t5fusion("info", "me/describer", "--revision", facts["commit"])
@@ -318,11 +317,30 @@ def test_an_adapter_of_several_kinds_lists_them(tmp_path):
     name = f"T5WithFusion(google/flan-t5-small, {json.dumps({'lexical_dim': 64, 'vectors': kinds})})"
     config = {"base_model_name_or_path": name, "peft_type": "LORA", "r": 4}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    expected = [VectorFacts("<lexical>", 64), VectorFacts("<lexical:image>", 512, 8, "mlp")]
-    expected.append(VectorFacts("<lexical:price>", 1, scale="log"))
-    assert folder_info(str(tmp_path)).vectors == expected
+    expected = [VectorFacts("item", "<lexical>", 64), VectorFacts("image", "<lexical:image>", 512, 8, "mlp")]
+    expected.append(VectorFacts("price", "<lexical:price>", 1, scale="log"))
+    facts = folder_info(str(tmp_path))
+    assert facts.vectors == expected and json.loads(facts.to_json())["vectors"][0]["name"] == "item"
+    assert describe_vectors(expected[0]) == "item: 64 numbers each, in the place of <lexical>"
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (None, None),
+        ({"text": "name", "target": "sum", "lexical": None, "vector": "v"}, "text 'name', target 'sum', vectors 'v'"),
+        ({"text": "name", "target": "sum", "lexical": "body"}, "text 'name', target 'sum', vectors made from 'body'"),
+        ({"text": None, "target": "sum", "vector": {"a": "x", "b": "y"}}, "target 'sum', a vectors 'x', b vectors 'y'"),
+    ],
+)
+def test_the_columns_of_the_training_are_listed(write, columns, words):
+    facts = folder_info(write(**RUN | {"training": RUN["training"] | {"columns": columns}}))
+    named = {use: column for use, column in (columns or {}).items() if column}
+    assert json.loads(facts.to_json())["columns"] == named
+    lines = [line.strip() for line in _report_lines(facts) if line.startswith("  columns")]
+    assert lines == ([f"columns     {words}"] if words else [])
 
 
 @pytest.mark.parametrize(("width", "words"), [(1, "1 number each"), (384, "384 numbers each")])
 def test_a_width_is_one_number_or_several(width, words):
-    assert describe_vectors(VectorFacts("<lexical>", width)) == f"{words}, in the place of <lexical>"
+    assert describe_vectors(VectorFacts("lexical", "<lexical>", width)) == f"{words}, in the place of <lexical>"

@@ -34,6 +34,6 @@ def test_lora_is_not_folded_into_a_quantised_base(tmp_path):
     base = quantized.load("T5WithFusion", tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "lora")
     get_peft_model(base, base.lora_config(r=2)).save_pretrained(tmp_path / "lora")
-    with pytest.raises(ValueError, match="is quantised: LoRA merged into it would be rounded away in part. Use --kind"):
+    with pytest.raises(ValueError, match="is quantised: part of a merged LoRA would be lost by rounding. Use --kind"):
         export(tmp_path / "lora", tmp_path / "bundle", kind="merged")
     assert export(tmp_path / "lora", tmp_path / "bundle", kind="standalone").exists()

@@ -71,7 +71,7 @@ def source(tmp_path):
 
 
 def test_names_kinds_and_descriptions_in_order(source):
-    assert [(row.name, row.kind, row.description) for row in harvest(source)] == [
+    assert [(row.name, row.defined_as, row.description) for row in harvest(source)] == [
         ("shop", "module", "A shop with many things."),
         ("shop.stock", "module", "Reads and writes settings."),
         ("Settings", "class", "Holds the settings of one application."),
@@ -128,9 +128,9 @@ def test_the_standard_library_has_many_of_each_kind():
     folder = standard_library()
     assert (folder / "json" / "decoder.py").exists()
     rows = list(harvest(folder / "json")) + list(harvest(folder / "email"))
-    assert {"module", "class", "function"} == {row.kind for row in rows} and len(rows) > 100
+    assert {"module", "class", "function"} == {row.defined_as for row in rows} and len(rows) > 100
     for row in rows:
         assert 3 <= len(row.description.split()) <= 40 and len(row.body) <= 600
-        if row.kind == "module" and len(row.body) < 600:
+        if row.defined_as == "module" and len(row.body) < 600:
             tree = ast.parse(row.body)
             assert not [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and ast.get_docstring(n)], row.name

@@ -11,7 +11,7 @@ from t5fusion.common.base_models import make_processor
 from t5fusion.finetune import training
 from t5fusion.finetune.inputs import prepare
 from t5fusion.finetune.options import TrainingOptions
-from t5fusion.finetune.output_folder import CHECKPOINTS, CONDITIONS
+from t5fusion.finetune.output_folder import CHECKPOINTS, RESUME_CONDITIONS
 from t5fusion.finetune.trainer import FusionTrainer
 from t5fusion.finetune.training import train
 
@@ -109,12 +109,13 @@ def test_killed_and_moved_after_the_best_evaluation_it_ends_as_never_killed(
     assert same(weights_of(tmp_path / "moved"), weights_of(folder))
 
 
-def test_resumed_elsewhere_after_it_has_stopped_early_it_stays_as_it_is(stopped, material, tmp_path):
+def test_resumed_elsewhere_after_it_has_stopped_early_it_stays_as_it_is(stopped, material, tmp_path, capsys):
     training_options, folder, _ = stopped
     shutil.copytree(folder, tmp_path / "again")
     for state in (tmp_path / "again" / CHECKPOINTS).glob("*/trainer_state.json"):  # as if the first folder were gone
         state.write_text(state.read_text().replace(str(folder), "/gone"))
     train(*material, training_options, tmp_path / "again", resume=True)
+    assert capsys.readouterr().err.count("This training had finished, so there is nothing to resume;") == 1
     assert evaluations_of(tmp_path / "again") == evaluations_of(folder)
     assert same(weights_of(tmp_path / "again"), weights_of(folder))
 
@@ -139,12 +140,12 @@ def test_by_default_the_last_model_is_saved(material, options, tmp_path):
 def test_a_checkpoint_of_a_release_without_an_option_is_resumed_with_its_default(material, options, tmp_path):
     train(*material, options(epochs=1), tmp_path / "run")
     (checkpoint,) = (tmp_path / "run" / CHECKPOINTS).iterdir()
-    conditions = json.loads((checkpoint / CONDITIONS).read_text())
+    conditions = json.loads((checkpoint / RESUME_CONDITIONS).read_text())
     added = ("gradient_accumulation", "warmup_steps", "lr_scheduler_type", "eval_steps", "save_steps", "logging_steps")
     for name in (*added, "keep_best", "patience", "settings"):
         del conditions[name]
     assert "report_to" not in conditions
-    (checkpoint / CONDITIONS).write_text(json.dumps(conditions))
+    (checkpoint / RESUME_CONDITIONS).write_text(json.dumps(conditions))
     with pytest.raises(ValueError, match="gradient_accumulation was 1, now 2"):
         train(*material, options(epochs=1, gradient_accumulation=2), tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="settings was None, now {'weight_decay': 0.5}"):

@@ -14,7 +14,7 @@ from transformers import ByT5Tokenizer
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, processing_t5fusion
 from t5fusion.finetune.column_vectors import given_vectors
-from t5fusion.finetune.data import Columns, check_columns, hold_out, vector_columns
+from t5fusion.finetune.data import Columns, check_columns, hold_out, usable_rows, vector_columns
 from t5fusion.finetune.files import load_rows
 from t5fusion.finetune.inputs import make_inputs, prepare
 from t5fusion.finetune.streaming import read_chunks
@@ -109,6 +109,20 @@ def test_the_error_about_a_missing_column_lists_all_columns():
     check_columns(rows, ["name", "text"])
     with pytest.raises(ValueError, match="no column 'body'; the columns are name, text"):
         check_columns(rows, ["name", "body"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "needed"),
+    [
+        (Columns("text", "target"), "text in 'text' and 'target'"),
+        (Columns(None, "target", vector="vector"), "text in 'target', and a vector"),
+        (Columns(None, "target", lexical="text"), "text in 'target' and 'text'"),
+    ],
+)
+def test_the_error_about_rows_without_text_names_the_columns(columns, needed):
+    rows = Dataset.from_dict({"text": ["", None], "target": ["a", "b"], "vector": [None, None]})
+    with pytest.raises(ValueError, match=f"^none of 2 rows has {needed}. Check the names of the columns.$"):
+        usable_rows(rows, columns)
 
 
 def test_rows_with_the_same_text_are_on_the_same_side():

@@ -294,8 +294,8 @@ def test_two_machines(room, forks, alone):
 def test_a_launch_that_starts_too_few_processes_is_refused(forks):
     environment = launched_environment([*LAUNCH, "--num_processes", "2", "--cpu"])
     code, _, err = forks.end(forks.start(*TRAIN, "--output", "refused", **environment))
-    assert code == 1 and err.startswith("t5fusion: accelerate started one process, not several. On CPUs, give ")
-    assert len(err.splitlines()) == 1 and "--multi_gpu instead of --cpu" in err
+    assert code == 1 and err.startswith("t5fusion: accelerate started one process, not several. On CPUs, pass ")
+    assert len(err.splitlines()) == 1 and "--multi_gpu to `accelerate launch` instead of --cpu" in err
 
 
 ENCODE_SHARED = """

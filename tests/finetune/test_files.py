@@ -102,7 +102,7 @@ def test_gzipped_texts_are_read(place):
         ("name,text\na,b,\nc,d,\n", "line 2 has 3 fields; expected 2"),
         ("name,text,\na,b\nc,d\n", "line 2 has 2 fields; expected 3"),
         ('name,text\n"a\n\nb",c\n\nd,e,f\n', "line 6 has 3 fields"),
-        ("name,text\na,b\nname,text\nc,d\n", "line 3 is the header once more. Delete it"),
+        ("name,text\na,b\nname,text\nc,d\n", "line 3 repeats the header. Delete it"),
         ("name,text,name\na,b,c\n", "the header names the column 'name' twice. Rename one of them"),
         ('name,text\na,b\nc,"d\ne,f\n', "the record on line 3: unexpected end of data. A double quote is missing"),
         ('name,text\na,"b" c\n', "the record on line 2: ',' expected after"),
@@ -179,7 +179,7 @@ def test_the_error_names_the_line_in_another_encoding(place, line, end):
 
 def test_a_text_with_nul_characters_is_refused(place):
     (place / "x.txt").write_bytes("app\nb\n".encode("utf-16-le"))
-    with pytest.raises(ValueError, match="line 1 holds a NUL character. Is it UTF-16. Then give --encoding utf-16-le"):
+    with pytest.raises(ValueError, match="line 1 holds a NUL character. Is it UTF-16. Then pass --encoding utf-16-le"):
         list(read_chunks("x.txt"))
 
 

@@ -115,15 +115,15 @@ def test_generation_resumes_and_counts(room, trained):
         (
             Columns("filename", "description", "filename", "vector"),
             Recipe(),
-            r"beside those of the encoder. Name the kind: Columns\(..., vector={'NAME': 'vector'}\).",
+            r"beside the encoder's. Name the kind: Columns\(..., vector={'NAME': 'vector'}\).",
         ),
-        (COLUMNS, Recipe(encoder="all-MiniLM-L6-v2"), "a second kind of vectors beside those of the encoder"),
+        (COLUMNS, Recipe(encoder="all-MiniLM-L6-v2"), "a second kind of vectors beside the encoder's"),
         (
             Columns("filename", "description", "filename", {"lexical": "vector"}),
             Recipe(),
-            "the encoder makes the vectors of the kind 'lexical', and a column has the same kind",
+            "the encoder makes the vectors of the kind 'lexical', and a column has it too",
         ),
-        (COLUMNS, Recipe(kinds={"user": {"tokens": 2}}), "`kinds` has options for 'user', which no column of vectors"),
+        (COLUMNS, Recipe(kinds={"user": {"tokens": 2}}), "`kinds` has options for 'user', but no column holds vectors"),
         (
             Columns("filename", "description"),
             Recipe(),

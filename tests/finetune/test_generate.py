@@ -63,9 +63,9 @@ def test_cut_texts_are_counted_and_texts_that_just_fit_are_not(processor, capsys
     targets = ["abc", "abcd", "abcdefg"]  # with "▁" and </s> five, six and nine tokens
     lengths = [len(processor.tokenizer(target)["input_ids"]) for target in targets]
     prepare(["a"] * 3, targets, None, processor, max_target=lengths[1])
-    assert capsys.readouterr().err == f"1 of 3 targets are longer than {lengths[1]} tokens, and cut.\n"
+    assert capsys.readouterr().err == f"1 of 3 targets is longer than {lengths[1]} tokens, and is cut.\n"
     prepare(["abcdefg", "b"], None, None, processor, max_source=5)
-    assert "1 of 2 inputs are longer than 5 tokens, and cut." in capsys.readouterr().err
+    assert "1 of 2 inputs is longer than 5 tokens, and is cut." in capsys.readouterr().err
 
 
 def test_only_the_first_process_prints(monkeypatch, capsys):
@@ -89,7 +89,7 @@ def test_a_changed_encoder_encodes_again(tokenizer, tmp_path, monkeypatch):
 
 def test_shuffling_needs_two_rows_with_vectors(rows):
     bare = [{name: value for name, value in row.items() if name != "lexical_embeds"} for row in rows]
-    with pytest.raises(ValueError, match="1 of 12 rows have vectors; expected two or more to shuffle"):
+    with pytest.raises(ValueError, match="1 of 12 rows has a vector; expected two or more to shuffle"):
         change_vectors([rows[0], *bare[1:]], "shuffled")
     changed = change_vectors([rows[0], *bare[1:11], rows[11]], "shuffled")
     assert torch.equal(changed[0]["lexical_embeds"], rows[11]["lexical_embeds"])
@@ -157,7 +157,7 @@ def test_a_folder_with_other_files_is_left_alone(command):
     (mine / "checkpoints").mkdir(parents=True)
     (mine / "thesis.tex").write_text("years of work")
     done = command("demo", "--output", "mine", "--limit", "5")
-    assert done.returncode == 1 and "mine holds something other than a demo" in done.stderr
+    assert done.returncode == 1 and "mine holds files that the demo did not write" in done.stderr
     assert (mine / "thesis.tex").read_text() == "years of work"
 
 

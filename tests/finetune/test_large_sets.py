@@ -102,7 +102,7 @@ def test_two_processes_killed_twice_write_the_bytes_of_one_process(room, command
     launched = [*launcher, "-m", "t5fusion", *GENERATE, "--output", "killed.jsonl"]
     done = subprocess.run(launched, cwd=room, env=commands.environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count(f"{ROWS} rows are in killed.jsonl, {written} of them from before.") == 1
+    assert done.stderr.count(f"{ROWS:,} rows are in killed.jsonl, {written:,} of them from before.") == 1
     assert file.read_bytes() == whole
     assert [file.name for file in room.glob("killed.jsonl?*")] == ["killed.jsonl.made-with"]
 
@@ -116,10 +116,10 @@ def test_ctrl_c_in_two_processes_and_one_process_resumes(room, commands, whole):
     (code, out, err), (other, _, silent) = map(commands.end, ranks)
     there = partial.read_bytes().count(b"\n")
     assert (code, other, out) == (130, 130, "") and 0 < there < ROWS and not file.exists()
-    sentence = f"Stopped; {there} rows are in stopped.jsonl.partial. To go on, give the same command.\n"
+    sentence = f"Stopped; {there:,} rows are in stopped.jsonl.partial. To go on, run the same command.\n"
     assert err == sentence and silent == ""
     code, _, err = commands.run(*GENERATE, "--output", "stopped.jsonl")
-    assert code == 0 and f"{there} of them from before" in err
+    assert code == 0 and f"{there:,} of them from before" in err
     assert file.read_bytes() == whole
 
 
@@ -151,7 +151,7 @@ def test_an_output_begun_by_earlier_code_is_resumed(room, commands, whole):
     assert made_with.keys() == {"model", "columns", "no_vectors", "batch_size", "num_beams", "max_new_tokens"}
     (room / "old.jsonl.made-with").write_text(json.dumps(made_with))
     code, _, err = commands.run(*GENERATE, "--output", "old.jsonl")
-    assert code == 0 and f"{ROWS} rows are in old.jsonl, 700 of them from before." in err
+    assert code == 0 and f"{ROWS:,} rows are in old.jsonl, 700 of them from before." in err
     assert (room / "old.jsonl").read_bytes() == whole
     for name in ("old.csv", "old.txt"):
         (room / name).write_text("\n".join(old) + "\n")
@@ -163,7 +163,7 @@ def test_an_output_begun_by_earlier_code_is_resumed(room, commands, whole):
 
 def test_an_existing_output_is_resumed_refused_or_replaced(room, commands, whole):
     file = room / "whole.jsonl"
-    assert "whole.jsonl is complete: all 2660 rows are there." in commands.run(*GENERATE, "--output", file.name)[2]
+    assert "whole.jsonl is complete: all 2,660 rows are there." in commands.run(*GENERATE, "--output", file.name)[2]
     code, _, err = commands.run(*GENERATE, "--output", file.name, "--beams", "2")  # complete, but without beams
     assert code == 1 and "whole.jsonl was started with other settings: num_beams was 1, now 2." in err
     begun = json.loads((room / "whole.jsonl.made-with").read_text())
@@ -197,7 +197,7 @@ def test_a_limit_takes_the_first_rows_and_more_are_added_later(room, commands, w
     assert code == 0 and "520 rows are in first.jsonl.\n" in err
     assert (room / "first.jsonl").read_bytes() == b"".join(whole.splitlines(True)[:520])
     code, _, err = commands.run(*words, "1024")
-    assert code == 0 and "1024 rows are in first.jsonl, 520 of them from before." in err
+    assert code == 0 and "1,024 rows are in first.jsonl, 520 of them from before." in err
     assert (room / "first.jsonl").read_bytes() == b"".join(whole.splitlines(True)[:1024])
     code, _, err = commands.run(*words, "5")
     assert code == 1 and "the input has 5 rows, and first.jsonl has more." in err
@@ -298,11 +298,11 @@ def test_a_full_disk_is_reported_and_the_output_is_resumed(room, commands, whole
     written = partial.read_bytes()
     assert code == 1 and out == "" and 0 < len(written) <= 70_000 and not file.exists()
     rows = written.count(b"\n") // CHUNK * CHUNK
-    cause = f"(File too large): full.jsonl.partial holds {rows} rows. Free some space, and "
+    cause = f"(File too large). full.jsonl.partial holds {rows:,} rows, from which the same command resumes. Free some "
     sentence = f"t5fusion: full.jsonl.partial cannot be written {cause}"
     assert err.startswith(sentence) and len(err.splitlines()) == 1 and rows > 0
     code, out, err = commands.run(*GENERATE, "--output", file.name, code=limited(len(whole) - 1))
-    cause = f"(File too large): full.jsonl.partial holds {ROWS} rows. Free some space, and "
+    cause = f"(File too large). full.jsonl.partial holds {ROWS:,} rows, from which the same command resumes. Free some "
     assert code == 1 and err.startswith(f"t5fusion: full.jsonl cannot be written {cause}")
     assert [file.name for file in sorted(room.glob("full.jsonl*"))] == [
         f"full.jsonl.{x}" for x in ("made-with", "partial")
@@ -314,7 +314,7 @@ def test_a_full_disk_is_reported_and_the_output_is_resumed(room, commands, whole
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        ("/dev/full", "/dev/full is not a regular file. Name another --output, or leave it out to print the lines."),
+        ("/dev/full", "/dev/full is not a regular file. Choose a different --output, or leave it out to print"),
         ("model", "model is not a regular file."),
         ("rows.jsonl/x.csv", "rows.jsonl/x.csv.partial cannot be written (File exists)."),
         ("/proc/x.jsonl", "/proc/x.jsonl.partial cannot be written ("),

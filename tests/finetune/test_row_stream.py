@@ -353,7 +353,7 @@ def test_a_bad_row_stops_the_training_with_one_sentence(room, forks):
     (room / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["train", "bad.jsonl", *WORDS, "--base-model", "base", *STREAM, "40", "--save-steps", "8"]
     *_, error = succeed(forks, *words, "--output", "bad", status=1).splitlines()
-    assert error.startswith("t5fusion: row 208, column 'vector': ") and error.endswith("give --skip-nan.")
+    assert error.startswith("t5fusion: row 208, column 'vector': ") and error.endswith("pass --skip-nan.")
     assert any((room / "bad" / "checkpoints").iterdir())  # What was learnt before that row is kept.
 
 

@@ -121,7 +121,7 @@ def test_an_output_grows_with_its_input(room, run, trained, kind):
     if kind == "csv":  # It holds no vectors, so nothing can be compared.
         assert "is complete" in run(*words)[1]
     else:
-        assert f"row 0 of grown.{kind} is not row 0 of the input. Name" in run(*words, fails=True)
+        assert f"row 0 of grown.{kind} is not row 0 of the input. Choose" in run(*words, fails=True)
 
 
 def test_an_interrupted_output_continues(room, run, trained):
@@ -146,10 +146,10 @@ def test_errors_say_what_is_missing(room, run, trained):
     )
     words = train_words("rows.jsonl", "runs/none")
     error = run(*words, "--template", "say {text}", fails=True)
-    assert "the template 'say {text}' has a place for a text, and no column of texts is named. Give --text" in error
+    assert "the template 'say {text}' has a place for a text, and no column of texts is named. Pass --text" in error
     error = run(*words, "--template", "say", "--text-column", "name", fails=True)
     assert "the template 'say' has no {text}, so nothing reads the column 'name'." in error
-    sentence = "the model reads no text, only vectors (its prompt is '', without {text}). Give rows of a file with"
+    sentence = "the model reads no text, only vectors (its prompt is '', without {text}). Pass a file with a column"
     assert sentence in run("generate", "runs/csv", "a text", fails=True)
     assert sentence in run("evaluate", "runs/csv", "rows.csv", "--text-column", "name", fails=True)
     bad = json.dumps({"name": "a", "v": [1, 2]})

@@ -261,7 +261,7 @@ def test_a_second_training_into_one_folder_is_refused(room, forks):
         for words in ([], ["--overwrite"], ["--resume"]):
             sentence = refused(forks, *TRAIN, *SHORT, *words, "--output", "twice")
             assert f"another training, process {started[0]} on " in sentence
-            assert "is writing into twice. Wait for it, or end it, or choose another --output." in sentence
+            assert "is writing into twice. Wait for it, end it, or choose a different --output." in sentence
             assert Path(f"/proc/{started[0]}").exists() and (folder / "checkpoints").is_dir()
     finally:
         code, _, err = stop(forks, started)
@@ -310,7 +310,7 @@ def test_a_signal_saves_a_checkpoint_and_a_second_one_stops_at_once(room, forks,
     started, folder = start_long(room, forks, f"stopped-{number}")
     code, _, err = stop(forks, started, number)
     assert code == 128 + number, err
-    assert f"Stopped; a checkpoint is in stopped-{number}. To go on, give the same command with --resume." in err
+    assert f"Stopped; a checkpoint is in stopped-{number}. To go on, run the same command with --resume." in err
     assert {item.name for item in folder.iterdir()} == {"checkpoints", "run.yaml"}
     (checkpoint,) = folder.glob("checkpoints/*")
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
@@ -403,7 +403,7 @@ DAMAGE = {
     "state of another program": (
         "trainer_state.json",
         lambda file: file.write_text('{"mine": 1}'),
-        "trainer_state.json belongs to another checkpoint",
+        "trainer_state.json belongs to a different checkpoint",
     ),
     "no state": ("trainer_state.json", lambda file: file.unlink(), "its saving was not finished"),
 }
@@ -504,7 +504,7 @@ def test_resuming_without_an_intact_checkpoint_is_refused(room, forks, two_check
     error = refused(forks, *TRAIN, *LONG, "--resume", "--output", "none")
     problems = "; ".join(f"{name}: scheduler.pt is empty" for name in (later, earlier))
     assert error.startswith(f"no checkpoint in none/checkpoints is whole ({problems}).")
-    assert error.endswith("To start over, give --overwrite instead of --resume.")
+    assert error.endswith("To start over, pass --overwrite instead of --resume.")
 
 
 def test_the_duration_includes_that_of_what_was_resumed(room, forks, trained):
@@ -524,7 +524,7 @@ def test_a_finished_run_with_a_damaged_record_can_be_resumed(room, forks, traine
         shutil.copytree(trained, room / "finished")
     (room / "finished" / "training.json").write_text(damage)
     code, _, err = forks.run(*TRAIN, *SHORT, "--resume", "--output", "finished")
-    assert code == 0, err
+    assert code == 0 and err.count("This training had finished, so there is nothing to resume;") == 1, err
     assert json.loads((room / "finished" / "training.json").read_text())["rows"] == 32
 
 
@@ -564,7 +564,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(room, forks, where, most):
     assert checkpoint.name == ("checkpoint-12" if last else "checkpoint-4")
     failed = output if last else f"{output}/checkpoints/checkpoint-8"
     assert f"t5fusion: {failed} could not be written: " in error
-    assert error.endswith(f"Free some space, and give the same command with --resume: {checkpoint.name} is whole.")
+    assert error.endswith(f"Free some space, and run the same command with --resume: {checkpoint.name} is whole.")
     code, _, err = forks.run(*words, "--resume")
     assert code == 0, err
     assert json.loads((room / output / "training.json").read_text())["history"][-1]["step"] == 12

@@ -45,7 +45,7 @@ REFUSED = {
     "a misspelt name": ({"weight_decy": 1}, "there is no setting `weight_decy` .* did you mean `weight_decay`?"),
     "a misspelt option": ({"warmup_step": 1}, "there is no setting `warmup_step` .* did you mean `warmup_steps`?"),
     "a strange name": ({"zzz": 1}, "there is no setting `zzz` .* see the pages of transformers and PEFT"),
-    "an option of ours": ({"learning_rate": 1}, r"the option `lr` sets it. Give that \(--lr on the command line\)"),
+    "an option of ours": ({"learning_rate": 1}, r"the option `lr` sets it. Pass that option \(--lr on the command"),
     "our own name": ({"lr": 1}, "`lr` is not a setting: the option `lr` sets it."),
     "a token": ({"hub_token": "hf_x"}, "`hub_token` is not a setting: `t5fusion export` and `t5fusion push`"),
     "two that do not go together": ({"layers_pattern": "block"}, "PEFT refuses the settings of LoRA: "),

@@ -178,7 +178,7 @@ REFUSED = {
     "no kind": ("img", "column 'img' was given for vectors without a kind; expected the model's kinds, image, price"),
     "another kind": (
         "user=img",
-        "a column was given for user vectors; expected the model's kinds, image, price, tags. Give --vector",
+        "a column was given for user vectors; expected the model's kinds, image, price, tags. Pass --vector",
     ),
     "another width": ("image=tags", "column 'tags' holds vectors of 4 numbers; expected 6, as in training."),
     "no vectors": ("image=name", "row 0, column 'name': a text that is not a list of numbers, 'app_as'; expected one"),
@@ -207,7 +207,7 @@ def test_train_names_the_row_of_a_bad_vector_and_an_empty_column(room, run):
 def test_vectors_that_nothing_reads_are_named_with_their_options(run):
     error = run(*train_words("rows.parquet", "runs/none"), fails=True)
     assert (
-        "holds vectors in columns 'img', 'tags', which no option reads. Give --vector-column img --vector-col" in error
+        "holds vectors in columns 'img', 'tags', which no option reads. Pass --vector-column img --vector-col" in error
     )
 
 

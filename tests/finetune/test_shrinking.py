@@ -199,14 +199,14 @@ REFUSED = {
     "nothing": (
         {},
         {},
-        "nothing to do: neither a rank nor a dtype was given. Give --rank 8, --dtype float16, or both.",
+        "nothing to do: neither a rank nor a dtype was given. Pass --rank 8, --dtype float16, or both.",
     ),
     "the same rank": (
         {"rank": 8},
         {},
-        "the rank is 8, and that of the adapter in {run} is 8; expected a lower one, from",
+        "the rank is 8, and the adapter in {run} has rank 8; expected a lower one, from",
     ),
-    "rank 0": ({"rank": 0}, {}, "the rank is 0, and that of"),
+    "rank 0": ({"rank": 0}, {}, "the rank is 0, and the adapter in"),
     "an unknown dtype": ({"dtype": "int8"}, {}, "the dtype is 'int8'; expected one of float16, bfloat16."),
     "another type": ({"rank": 2}, {"peft_type": "LOHA"}, "{run} holds an adapter of type LOHA; only LoRA can be"),
     "DoRA": ({"dtype": "float16"}, {"use_dora": True}, "the adapter in {run} is not a plain LoRA (use_dora); only"),
@@ -267,7 +267,7 @@ def test_weights_that_float16_cannot_hold_are_refused(trained, tmp_path, factor)
 def test_only_a_smaller_adapter_is_overwritten(trained, tmp_path):
     (tmp_path / "mine").mkdir()
     shrink_adapter(trained, tmp_path / "mine", rank=4)  # into an empty folder
-    refuse(trained, tmp_path / "mine", "mine holds a smaller adapter already. Choose another folder, or give", rank=2)
+    refuse(trained, tmp_path / "mine", "mine holds a smaller adapter already. Choose a different folder,", rank=2)
     shrink_adapter(trained, tmp_path / "mine", rank=2, overwrite=True)
     assert json.loads((tmp_path / "mine" / CONFIG).read_text())["r"] == 2
     shrink_adapter(tmp_path / "mine", tmp_path / "mine", rank=1, overwrite=True)  # in its own place

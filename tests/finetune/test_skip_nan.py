@@ -14,7 +14,7 @@ from t5fusion.finetune import read_run
 ROWS = 60
 BAD = {3: math.nan, 20: math.inf, 41: None}  # row: the number in its vector
 LEFT_OUT = "4 rows with NaN or infinity left out; 56 remain.\n"
-ADVICE = "To leave out rows with NaN or infinity, give --skip-nan."
+ADVICE = "To leave out rows with NaN or infinity, pass --skip-nan."
 
 
 def train_words(data, output, *more):

@@ -297,7 +297,7 @@ def test_rows_without_vectors_train_no_fusion_layer(rows, processor, options):
 def test_a_base_model_with_an_adapter_is_refused(trained, rows, processor, options):
     kind, _, folder, _ = trained
     if kind == "lora":
-        with pytest.raises(ValueError, match=r"holds an adapter, and `train` does not put a second one beside it"):
+        with pytest.raises(ValueError, match=r"holds an adapter, and `train` does not add a second one"):
             build_model(options(base_model=str(folder)), processor, rows)
 
 
@@ -379,9 +379,7 @@ def test_extreme_values_of_options_are_accepted():
     ],
 )
 def test_each_target_module_must_be_in_the_model(rows, processor, options, tmp_path, names, unknown):
-    with pytest.raises(
-        ValueError, match=f"has no module {unknown} that LoRA can be put on; expected any of "
-    ) as refused:
+    with pytest.raises(ValueError, match=f"has no module {unknown} that LoRA can adapt; expected any of ") as refused:
         train(rows[:16], rows[16:], processor, options(target_modules=names), tmp_path / "run")
     listed = re.search(r"any of (.+?)\.", str(refused.value))[1].split(", ")
     assert listed == ["embed_tokens", "k", "lm_head", "o", "q", "relative_attention_bias", "v", "wi", "wo"]

@@ -60,13 +60,13 @@ REFUSED = {
     ("img:-1",): "has the option '-1'; expected a number of tokens from 1",
     ("img:",): "has the option ''; expected a number of tokens from 1",
     ("a:zzz",): r"a colon in the name of a column is written \:.",
-    ("img:8:9",): "--vector-column 'img:8:9' sets the tokens twice. Give one value.",
+    ("img:8:9",): "--vector-column 'img:8:9' sets the tokens twice. Set it once.",
     ("img:log:unscaled",): "sets the scale twice.",
     ("1st=img",): "--vector-column '1st=img': a kind cannot be called '1st'; expected a letter or `_`, then letters",
     ("user vec", "img"): "--vector-column 'user vec': no kind of vectors can have this name. Name the kind, as in "
     "--vector-column 'KIND=user vec'.",
-    ("user=a", "user=b"): "--vector-column gives the kind 'user' the columns 'a' and 'b'. Give each kind one column.",
-    ("a", "user=a"): "--vector-column names the column 'a' twice. Give each column one kind.",
+    ("user=a", "user=b"): "--vector-column names the columns 'a' and 'b' for the kind 'user'. Name one column for each",
+    ("a", "user=a"): "--vector-column names the column 'a' twice. Name one kind for each column.",
 }
 
 
@@ -79,7 +79,7 @@ def test_values_are_refused_in_one_sentence(values):
 
 def test_generate_takes_no_options_and_an_encoder_has_its_kind():
     assert parse_vector_columns(["user=a"], takes_options=False) == ({"user": "a"}, None)
-    with pytest.raises(ValueError, match="gives options for column 'a', which are those of the training"):
+    with pytest.raises(ValueError, match="gives options for column 'a', but the training has fixed them"):
         parse_vector_columns(["user=a:8"], takes_options=False)
-    with pytest.raises(ValueError, match="but the encoder makes the vectors of that kind. Name another kind."):
+    with pytest.raises(ValueError, match="but the encoder makes the vectors of that kind. Name a different kind."):
         parse_vector_columns(["lexical=a"], has_encoder=True)

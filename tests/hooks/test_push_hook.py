@@ -250,7 +250,7 @@ def test_the_folders_of_a_pushed_training_can_be_exported(author, tmp_path):
     for bundle in sources.values():
         assert json.loads((tmp_path / bundle / "config.json").read_text())["backbone"] == BACKBONE
     printed = re.sub("@[0-9a-f]{40}", "", printed)
-    assert printed == "me/pushed holds an adapter of its own. Name the T5 beneath it with --base-model ID.\n"
+    assert printed == "me/pushed holds an adapter. Name the base model of that adapter with --base-model ID.\n"
 
 
 def test_an_adapter_that_transformers_added_is_pushed(hub, author, tmp_path):

@@ -161,7 +161,7 @@ def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
     assert stderr.endswith(f"Next: t5fusion verify {tmp_path / 'bundle'}\n")
     stdout, stderr = author.t5fusion("push", tmp_path / "bundle", repo_id)
     assert "AutoModelForSeq2SeqLM: to the bit" in stderr and "\nNO" not in stderr  # push verifies first
-    lines = [line.strip() for line in stdout.splitlines()[1:]]
+    lines = [line.strip() for line in stdout.partition("and in Python:\n")[2].splitlines()]
     assert sum(f'from_pretrained("{repo_id}"' in line for line in lines) == 2
     call = 'processor(["app_config"], lexical_embeds=vectors)'
     assert lines[-2] == f"outputs = model.generate(**{call}, max_new_tokens=64)"
@@ -315,7 +315,7 @@ def test_a_base_model_that_readers_lack_is_refused(author, plain_folders, tmp_pa
     )
     author.hub.add_folder("google/other", save_plain_t5(tmp_path / "other", seed=1, **FLAN))
     refused = author.refused("export", tmp_path / "bare", tmp_path / "no", "--base-model", "google/other")
-    assert "another model" in refused and "weights differ" in refused
+    assert "a different model" in refused and "weights differ" in refused
     assert "cannot be loaded" in author.refused("export", tmp_path / "bare", tmp_path / "no", "--base-model", "me/none")
     shutil.rmtree(tmp_path / "other")
     author.python(TRAIN, local, tmp_path / "gone", "no")
@@ -341,7 +341,7 @@ def test_a_base_model_that_changed_on_the_hub(author, hub, tmp_path, save_plain_
     now = repo.commit({"model.safetensors": weights.read_bytes()}).oid
     author.t5fusion("export", tmp_path / "bare", tmp_path / "after")
     refused = author.refused("export", tmp_path / "bare", tmp_path / "other", "--base-model", "google/moving")
-    assert f"trained on google/moving@{then}, and google/moving@{now} is another model" in refused
+    assert f"trained on google/moving@{then}, and google/moving@{now} is a different model" in refused
     adapter_config = tmp_path / "bare" / "adapter_config.json"
     adapter_config.write_text(
         adapter_config.read_text().replace(f"T5WithFusion(google/moving@{then})", "google/moving")
@@ -498,7 +498,7 @@ def test_verify_detects_another_model(author, copy):
     reseal(copy, files=read_manifest(copy)["files"] | {
         "adapter_model.safetensors": file_digest(copy / "adapter_model.safetensors")})  # fmt: skip
     report, _ = author.t5fusion("verify", copy, expect=1)
-    assert report.count("NO") == 8 and "weights or code are not those exported" in report
+    assert report.count("NO") == 8 and "Weights or code differ from the export" in report
 
 
 def test_a_bundle_of_an_older_or_a_newer_package(author, copy):

@@ -59,7 +59,7 @@ def test_every_loading_path_gives_the_trained_model(author, kind, options):
     report, _ = author.t5fusion("verify", kind)
     assert "ok pipeline(model=...), called with texts and vectors: to the bit" in report
     assert "ok AutoModelForSeq2SeqLM: to the bit" in report
-    assert "with a vector of 7 and one of 3 and one of 5 numbers" in report
+    assert "with a vector of 5 and one of 7 and one of 3 numbers" in report  # in the order of the config
     assert ("ok ONNX graphs" in report) == bool(options)
     assert ("ok T5WithFusion(base model).load_adapter: to the bit" in report) == (kind != "merged")
 
@@ -81,9 +81,11 @@ def test_the_card_of_a_pushed_bundle_lists_the_kinds_and_runs(author, hub, tmp_p
     author.t5fusion("export", "run", "pushed")
     printed, _ = author.t5fusion("push", "pushed", "me/kinds")
     card = hub.repo("me/kinds").files()["README.md"].decode()
+    assert printed.splitlines()[1].strip() == 'pip install torch "transformers>=5.0" "peft>=0.21.2"'
+    assert printed.splitlines()[1].strip() in card.splitlines()
     assert "| `image` | 7 | 4 | mlp |" in card and "| `user` | 5 | 1 | linear |" in card
     reader = Author(hub, tmp_path / "reader", token=None)
-    of_push = textwrap.dedent(printed.partition("types:\n")[2])
+    of_push = textwrap.dedent(printed.partition("and in Python:\n")[2])
     for example in [of_push, *re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[:2]]:
         assert '"image": torch.randn(1, 7)' in example
         written, _ = reader.python(f"import torch; torch.manual_seed(0)\n{example}")

@@ -251,7 +251,7 @@ def test_graphs_of_another_model_are_detected(small, tmp_path):
     weight.raw_data = (onnx.numpy_helper.to_array(weight) * np.float32(1.1)).tobytes()
     onnx.save(model, copy / DECODER)
     mark, sentence = run_graphs(copy)
-    assert mark == "NO" and "weights or code are not those exported" in sentence
+    assert mark == "NO" and "Weights or code differ from the export" in sentence
     (copy / DECODER).unlink()
     mark, sentence = run_graphs(copy)
     assert mark == "NO" and f"holds no {DECODER}" in sentence
