@@ -79,6 +79,7 @@ class FittingMixin(Model):
             shares.append(explained)
             if os.environ.get("RANK", "0") == "0":
                 _report("" if name == DEFAULT_KIND else f"{name} ", moments.rows, explained)
+        fusion.fit_was_tried = True
         return max(shares)
 
     @torch.no_grad()

@@ -135,6 +135,8 @@ class LexicalFusion(VectorProjector):
     The first kind's projector is the layer itself, so that its weights have the same names for any number of kinds.
     """
 
+    fit_was_tried = False  # whether `fit_fusion` has read rows, even if their vectors explained nothing
+
     def __init__(self, config: T5FusionConfig) -> None:
         (first_name, first), *others = config.kinds.items()
         super().__init__(first, config)

@@ -115,12 +115,12 @@ def unscaled_kinds(model: T5WithFusion) -> list[str]:
 
 
 def has_initial_fusion(model: T5WithFusion) -> bool:
-    """Return whether the fusion layer will train, and still has its initial weights."""
+    """Return whether the fusion layer will train, still has its initial weights, and `fit_fusion` was not called."""
     try:
         fusion = model.fusion_to_fit()
     except ValueError:  # The adapter does not hold the layer.
         return False
-    return all(_has_initial_weight(fusion.projector(kind)) for kind in model.config.kinds)
+    return not fusion.fit_was_tried and all(_has_initial_weight(fusion.projector(kind)) for kind in model.config.kinds)
 
 
 def _has_initial_weight(projector: VectorProjector) -> bool:

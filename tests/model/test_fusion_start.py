@@ -6,8 +6,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
-from t5fusion import T5WithFusion, VectorKind, fitting_t5fusion
+from t5fusion import DataCollatorWithFusion, T5WithFusion, VectorKind, fitting_t5fusion
 from t5fusion.blocks_t5fusion import DistinctTokens, RowBlock
 from t5fusion.fitting_t5fusion import (
     STRENGTHS,
@@ -211,6 +212,15 @@ def test_useless_vectors_leave_the_initial_weights(model, capsys):
     assert model.fit_fusion(as_rows(vectors, labels)) <= 0
     assert torch.equal(model.encoder.fusion.projection.weight, before)
     assert "explain nothing of their targets' words. Their projection stays as it was." in capsys.readouterr().err
+
+
+def test_the_trainer_does_not_fit_again_what_explained_nothing(model, tokenizer, tmp_path, capsys):
+    vectors, labels, _ = rows_of(model, rows=20, linear=False)
+    rows = [row | {"input_ids": [5, 1]} for row in as_rows(vectors, labels)]
+    model.fit_fusion(rows)
+    arguments = TrainingArguments(tmp_path, max_steps=1, report_to="none", use_cpu=True)
+    Trainer(model, arguments, DataCollatorWithFusion(tokenizer), rows).train()
+    assert capsys.readouterr().err.count("explain nothing of their targets' words") == 1
 
 
 def test_useless_vectors_explain_nothing(model):
