@@ -142,8 +142,10 @@ class Moments:
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add rows: float (rows, inputs) and float (rows, outputs)."""
         # Products in float32 take half the time, but change the weight by one part in ten thousand.
-        x_mean, y_mean = inputs.mean(0, dtype=torch.float64), outputs.mean(0, dtype=torch.float64)
-        x, y = inputs - x_mean, outputs - y_mean  # in float64
+        x, y = (numbers.to(torch.float64, copy=True) for numbers in (inputs, outputs))
+        x_mean, y_mean = x.mean(0), y.mean(0)
+        x -= x_mean
+        y -= y_mean
         x_shift, y_shift = x_mean - self.input_mean, y_mean - self.output_mean
         rows = self.rows + len(x)
         shift_weight = self.rows * len(x) / rows
@@ -257,14 +259,16 @@ def _add_block(
     weights: Tensor,
 ) -> None:
     """Add a block of rows to the moments of each kind, in place. The other arguments are those of `read_moments`."""
+    means = mean_embeddings(block.distinct_tokens(), embeddings, weights)
     for name, counts in block.counts.items():
-        of_kind = block.only(counts > 0)
+        has_kind = counts > 0
+        of_kind = block.only(has_kind)
         if of_kind.rows == 0:
             continue
         # The numbers of a file that is mapped into memory cannot be written to, and torch would warn about that.
         vectors = torch.from_numpy(np.require(of_kind.mean_vectors(name), requirements="W"))
         inputs = projectors[name].last_inputs(vectors).cpu()
-        outputs = mean_embeddings(of_kind.distinct_tokens(), embeddings, weights)
+        outputs = means if of_kind is block else means[torch.from_numpy(has_kind)]
         if (count := kinds[name].tokens) > 1:
             parts = (of_kind.distinct_tokens(part, count) for part in range(count))
             differences = (mean_embeddings(part, embeddings, weights) - outputs for part in parts)
