@@ -22,7 +22,7 @@ def read_texts(name: str, values: Any, count: int | None = None) -> list[str]:
     """
     values = read_list(name, values, count)
     if not values:
-        raise ValueError(f"`{name}` is empty; expected a string, or a list of one or more.")
+        raise ValueError(f"`{name}` is empty; expected one item or more.")
     return [read_text(name, row, value) for row, value in enumerate(values)]
 
 
@@ -77,7 +77,7 @@ def read_list(name: str, values: Any, count: int | None = None) -> list[Any]:
     Raises:
         ValueError: `values` is something else, or has not `count` items.
     """
-    expected = "a string, or a list of one or more"
+    expected = "a list of one item or more"
     if count is not None:
         expected = f"a list with one item per text, {counted(count, 'item')}"
     try:

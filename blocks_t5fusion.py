@@ -88,7 +88,7 @@ def _between(values: Any, counts: Ids, start: int, end: int) -> Any:
 class RowArrays(NamedTuple):
     """Some rows as arrays, as a data set's `row_arrays` yields them. Rows may lack vectors or labels."""
 
-    vectors: dict[str, tuple[Vectors, Ids, Ids]]  # by kind: all numbers; how many each vector has; vectors of each row
+    vectors: dict[str, tuple[Vectors, Ids, Ids]]  # by kind: all numbers; each vector's width; each row's count
     labels: Ids  # token ids, int (labels,), row after row
     lengths: Ids  # how many labels each row has, int (rows,)
     is_labelled: npt.NDArray[np.bool_]  # which rows have labels, bool (rows,)
@@ -103,7 +103,7 @@ def read_blocks(rows: Any, kinds: Mapping[str, VectorKind], size: int) -> Iterat
         size: The most rows in a block.
 
     Raises:
-        ValueError: The width of a vector is not that of its kind, or the collator would refuse the vector too.
+        ValueError: A vector does not have the width of its kind, or is one that the collator refuses.
     """
     if not hasattr(rows, "row_arrays"):
         yield from _stack(read_rows(rows, kinds), size)
@@ -144,7 +144,7 @@ def read_rows(
         first: Index of the first row, for the message.
 
     Raises:
-        ValueError: The width of a vector is not that of its kind, or the collator would refuse the vector too.
+        ValueError: A vector does not have the width of its kind, or is one that the collator refuses.
     """
     for index, row in enumerate(rows, first):
         try:
@@ -195,10 +195,10 @@ def _block_of_arrays(arrays: RowArrays, kinds: Mapping[str, VectorKind]) -> RowB
     if not given.keys() <= kinds.keys():
         return None
     vectors, counts = {}, {}
-    for name, (numbers, widths, vectors_of_row) in given.items():
+    for name, (numbers, widths, row_counts) in given.items():
         if (widths != kinds[name].dim).any():
             return None
-        vectors[name], counts[name] = numbers.reshape(-1, kinds[name].dim), vectors_of_row.astype(np.int64)
+        vectors[name], counts[name] = numbers.reshape(-1, kinds[name].dim), row_counts.astype(np.int64)
         if not _are_readable(vectors[name], kinds[name]):
             return None
     is_text = arrays.labels >= FIRST_TEXT_ID

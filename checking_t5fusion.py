@@ -174,7 +174,7 @@ def check_placeholders(
         placeholder: The kind's placeholder, for the message.
 
     Raises:
-        ValueError: They do not match. The message names the row and both numbers.
+        ValueError: They do not match. The message says where, and what to do.
         RuntimeError: They do not match, on a GPU or in a compiled graph. On a GPU, a later call raises it.
     """
     placeholder_counts = is_placeholder.sum(1)
@@ -190,7 +190,7 @@ def check_placeholders(
         torch._assert_async(
             ~mismatch.any(),
             f"{placeholder.token} placeholders and vectors differ in number. Use DataCollatorWithFusion or "
-            "T5FusionProcessor, which place them. On a CPU, this error names the row.",
+            "T5FusionProcessor, which place them. On a CPU, this error says where.",
         )
     elif mismatch.any():
         row = int(mismatch.nonzero()[0])

@@ -254,7 +254,9 @@ class DataCollatorWithFusion:
         counts = {name: len(row_vectors) for name, row_vectors in vectors.items()}
         # A row with vectors alone still has an id: </s>.
         is_empty = self.reads_text and np.isin(ids[mask], not_text).all() and not any(counts.values())
-        if not mask.any() or is_empty:
+        if not mask.any():
+            raise bad_row(index, "input_ids", "no ids; expected at least </s>. Remove the row, or tokenize its text")
+        if is_empty:
             raise bad_row(index, "input_ids", NO_TEXT)
         text = _span_of_used(mask)
         text_mask = mask[text].astype(np.int64)

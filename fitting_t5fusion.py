@@ -30,9 +30,10 @@ else:
 
 STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties per row and unit, to choose from
 SMALLEST_FREEDOM = 1e-7  # With fewer degrees of freedom per row, the estimated error is only rounding.
-UNIT_VARIANCES = (0.01, 10)  # variances of vectors (summed over their columns) for which the unit of penalties is 1
+UNIT_VARIANCES = (0.01, 10)  # between these variances of vectors, summed over columns, the unit of penalties is 1
 FIRST_ROWS = 100_000  # Token frequencies and scales come from this many rows. Memory never holds more rows.
 CHUNK_ROWS = 8192  # the most rows whose numbers are in memory as float64
+NO_ROWS = "no row has both `lexical_embeds` and `labels`; expected one or more that do."
 
 
 class FittingMixin(Model):
@@ -62,9 +63,9 @@ class FittingMixin(Model):
             tell. The projection of that kind then stays as it is.
 
         Raises:
-            ValueError: No row has both labels and a vector; the width of a vector is not that of its kind, or the
-                collator would refuse it too; or the active adapter does not hold the fusion layer, so that the
-                result would not be saved.
+            ValueError: No row has both labels and a vector; a vector does not have the width of its kind, or is one
+                that the collator refuses; or the active adapter does not hold the fusion layer, so that the result
+                would not be saved.
         """
         fusion = self.fusion_to_fit()
         projectors = {name: fusion.projector(name) for name in self.config.kinds}
@@ -87,15 +88,17 @@ class FittingMixin(Model):
         """Fit only the scales of the kinds of vectors to the training rows. `fit_fusion` does this too.
 
         Args:
-            rows: As for `fit_fusion`. At most 100,000 of them are read.
+            rows: As for `fit_fusion`. The first 100,000 that have a vector and labels count.
 
         Raises:
-            ValueError: The width of a vector is not that of its kind, or the active adapter does not hold the fusion
-                layer.
+            ValueError: No row has both labels and a vector; the width of a vector is not that of its kind; or the
+                active adapter does not hold the fusion layer.
         """
         fusion = self.fusion_to_fit()
         projectors = {name: fusion.projector(name) for name in self.config.kinds}
         first, _ = split_off(read_blocks(rows, self.config.kinds, CHUNK_ROWS), FIRST_ROWS)
+        if not first:
+            raise ValueError(NO_ROWS)
         _fit_scales(first, projectors, "fit_scales")
 
     def fusion_to_fit(self) -> Any:
@@ -168,8 +171,8 @@ class Moments:
 def fit_weight(moments: Moments, tokens: int, unit: float) -> tuple[Tensor, float]:
     """Return the weight of a projector's last layer, float64 (tokens * d_model, inputs), and the share explained.
 
-    Each token of a vector predicts a part of the target: the mean embedding of the whole target, plus the difference
-    between the part's mean and that mean. The differences are harder to predict, so they are fitted separately, with
+    Each token of a vector predicts the mean embedding of one part of the target: the mean of the whole target, plus the
+    part's difference from it. The differences are harder to predict, so they are fitted separately, with
     their own penalty.
 
     Args:
@@ -246,7 +249,7 @@ def read_moments(
     for block in others:
         _add_block(moments, block, kinds, projectors, embeddings, weights)
     if not moments:
-        raise ValueError("no row has both `lexical_embeds` and `labels`; expected one or more that do.")
+        raise ValueError(NO_ROWS)
     return moments
 
 
@@ -336,7 +339,7 @@ def mean_embeddings(targets: DistinctTokens, embeddings: Tensor, weights: Tensor
 def penalty_unit(moments: Moments) -> float:
     """Return the unit of ridge penalties for vectors without a scale, so that their magnitude does not matter.
 
-    It is 1 if the norms are near 1, and otherwise the power of ten that is nearest to the variance of the vectors. So
+    It is 1 if their variance is from 0.01 to 10, and otherwise the power of ten that is nearest to it. So
     if all vectors are multiplied by a power of ten, the penalties to choose from stay equivalent.
     """
     variance = moments.input_products.trace().item() / moments.rows

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from typing import Any
 
 LEXICAL_TOKEN = "<lexical>"
@@ -26,7 +27,7 @@ class VectorKind:
         scale: "standard" is for raw numbers: `fit_fusion` finds the mean and the standard deviation of each column, and
             the fusion layer applies them. "log" is for columns that span orders of magnitude, such as
             prices and counts: it does the same to their logarithms. None is for embeddings that an encoder has scaled:
-            the model then reads the direction of a vector, not its norm.
+            a "linear" projector then reads the direction of a vector, not its norm.
 
     Raises:
         ValueError: A field has the wrong type, or is out of range.
@@ -40,12 +41,10 @@ class VectorKind:
     scale: str | None = "standard"
 
     def __post_init__(self) -> None:
-        check_positive("dim", self.dim)
-        check_positive("tokens", self.tokens)
+        for name in ("dim", "tokens", *(["hidden"] if self.hidden is not None else [])):
+            object.__setattr__(self, name, check_positive(name, getattr(self, name)))  # The class is frozen.
         if self.projector not in PROJECTORS:
             raise ValueError(f"`projector` is {self.projector!r}; expected {' or '.join(map(repr, PROJECTORS))}.")
-        if self.hidden is not None:
-            check_positive("hidden", self.hidden)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` is {self.dropout!r}; expected a number from 0 to below 1.")
         if self.projector == "linear" and (self.hidden is not None or self.dropout):
@@ -126,7 +125,7 @@ def check_name(name: Any) -> str:
     """
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise ValueError(
-            f"`vectors` names a kind {name!r}; expected a letter or `_`, then letters, digits, `_` and `-`."
+            f"`vectors` names a kind {name!r}; expected ASCII letters, digits, `_` and `-`, and no digit or `-` first."
         )
     return name
 
@@ -147,9 +146,9 @@ def check_positive(name: str, value: Any) -> int:
     Raises:
         ValueError: It is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"`{name}` is {value!r}; expected a positive integer.")
-    return value
+    return int(value)  # NumPy has integers of its own.
 
 
 __all__ = ["DEFAULT_DIM", "DEFAULT_KIND", "LEXICAL_TOKEN", "VectorKind"]

@@ -202,8 +202,8 @@ class FusedLoadingMixin(Model):
             An object that lists the `missing_keys` and the `unexpected_keys`.
 
         Raises:
-            ValueError: The model already has an adapter of this name, or the adapter's weights do not fit the model.
-                The adapter is then removed again; a table that was resized for it stays resized.
+            ValueError: The model already has an adapter of this name; or the new adapter's weights do not fit the
+                model, and it is removed again (a table that was resized for it stays resized).
             ImportError: peft is not installed.
         """
         if adapter_kwargs == SKIP_ADAPTER:  # Some releases of transformers call this without reading the subfolder.
@@ -254,7 +254,7 @@ class FusedLoadingMixin(Model):
             cause = str(error.args[0]).strip().splitlines()[-1].strip()
             raise ValueError(
                 f"the adapter {peft_model_id} does not fit this model ({cause}). Load it on the base model that it was "
-                "trained on, with the same `lexical_dim`."
+                "trained on, with the same `vectors` or `lexical_dim`."
             ) from error
         _activate_adapter(peft, self, name)
         if not is_trainable:
@@ -344,7 +344,8 @@ def _fill_adapter(peft: Any, model: Any, name: str, weights: dict[str, Any], nam
     own_keys = {key for key in result.missing_keys if names_before & {key, PEFT_WRAPPERS.sub("", key)}}
     missing = [key for key in result.missing_keys if f".{name}." in key and key not in own_keys]
     if missing or result.unexpected_keys:
-        raise KeyError(", ".join([*missing, *result.unexpected_keys][:3]))
+        names = {"missing": missing, "unexpected": result.unexpected_keys}
+        raise KeyError("; ".join(f"{word}: {', '.join(each[:3])}" for word, each in names.items() if each))
     return result
 
 
@@ -425,7 +426,7 @@ def resolve_checkpoint(
     saved, _ = PretrainedConfig.get_config_dict(source, **hub_kwargs)
     if saved.get("adapter_beside") and adapter is None:
         raise OSError(
-            f"{source} holds an adapter, but its adapter_config.json cannot be read. Check the network and try again."
+            f"{source} holds an adapter, but its adapter_config.json cannot be read. Check the folder, or the network."
         )
     token_chosen = config is not None or "lexical_token_id" in kwargs
     fused, kwargs = fused_config(source, hub_kwargs, saved, config, kwargs)
@@ -604,6 +605,6 @@ def free_token_id(name: NameOrPath, hub_kwargs: dict[str, Any]) -> int | None:
         raise ValueError(
             f"the tokenizer of {name} cannot be loaded ({cause}), so the id of {LEXICAL_TOKEN} is unknown. If its only "
             "file is `spiece.model`, type `pip install sentencepiece`. Or pass "
-            "`lexical_token_id=len(tokenizer)`."
+            "`lexical_token_id=`, the number of its tokens."
         ) from error
     return tokenizer.get_vocab().get(LEXICAL_TOKEN, len(tokenizer))

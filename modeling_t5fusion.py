@@ -658,7 +658,7 @@ class T5WithFusion(
         """
         if missing_keys is not None and "lm_head.weight" in missing_keys:
             self.all_tied_weights_keys["lm_head.weight"] = "shared.weight"
-        # Do not recompute the mapping, as a call after a resize asks: that would forget the tied head of an mT5.
+        # A call after a resize asks to recompute the mapping. That would forget the tied head of an mT5.
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=False)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
@@ -714,7 +714,7 @@ def _scale_loss(output: Any, share: torch.Tensor) -> Any:
 
 
 def _resize_for_adapter(model: T5WithFusion, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Resize the embedding table if the weights are an adapter's that was saved with a resized table.
+    """Resize the embedding table if the weights are of an adapter with a resized table.
 
     torch calls this hook before `load_state_dict`.
     """

@@ -83,7 +83,7 @@ def recorded_base(adapter_config: Mapping[str, Any]) -> FusedName:
 
 
 def embedded_folder(name: str) -> str | None:
-    """Return the folder of an embedded base model, or None if the package t5fusion is not installed."""
+    """Return the folder of an embedded base model, or None if no installed package t5fusion holds it."""
     try:
         package = find_spec("t5fusion")
     except (ImportError, ValueError):
@@ -120,7 +120,8 @@ def check_path(name: Any) -> None:
     text = str(name)
     is_path = text.startswith((".", "~")) or os.path.isabs(text) or text.count("/") > 1
     if is_path and not os.path.exists(text):
-        raise OSError(NO_FOLDER.format(text))
+        hint = " (`~` is not expanded.)" if text.startswith("~") else ""
+        raise OSError(NO_FOLDER.format(text) + hint)
 
 
 def not_in_cache(name: Any, setting: str = "HF_HUB_OFFLINE") -> str:

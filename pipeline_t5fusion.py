@@ -247,7 +247,8 @@ def _flat(rows: list[Any]) -> Iterator[dict[str, Any]]:
 def _read_row(row: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Return the columns of a text or a row that the processor reads.
 
-    Columns that are None are left out, except `lexical_embeds` of a dict: None there means a row without vectors.
+    Columns that are None are left out, except `lexical_embeds` of a dict, which stays None if no other column says
+    what the vectors are made from; see `_inputs` for what None means.
 
     Args:
         row: A text, or a dict with `text`.
@@ -283,7 +284,7 @@ def _not_a_row_error(value: Any) -> ValueError:
 
 
 def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a dict of columns, such as `dataset[:8]`.
+    """Yield the rows of a dict of columns, such as `dataset[:8]`. Columns that are None or False hold it in each row.
 
     Raises:
         ValueError: There is no column `text`, or the columns differ in length.
@@ -291,6 +292,11 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     texts = columns.get("text")
     if texts is None or isinstance(texts, Mapping):
         raise _not_a_row_error(columns)
+    columns = {
+        name: [values] * len(texts) if values is None or values is False else values for name, values in columns.items()
+    }
+    if isinstance(by_kind := columns.get("lexical_embeds"), Mapping):
+        columns["lexical_embeds"] = _rows_by_kind(by_kind, len(texts))
     counts = {name: len(values) for name, values in columns.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"the columns differ in length ({counts}); expected one item per text in each.")

@@ -389,7 +389,7 @@ class T5FusionProcessor(ProcessorMixin):
     def _check_not_empty(self, rows: list[dict[str, Any]], vectors: list[RowVectors], lexical_embeds: Any) -> None:
         """Check that the model has something to read in each row.
 
-        A call for rows without text may pass `lexical_embeds=False`, because it may add the vectors later.
+        A call for rows without text may pass `lexical_embeds=False`: their vectors may be added later.
 
         Args:
             rows: The rows of `_make_rows`.
@@ -434,7 +434,7 @@ class T5FusionProcessor(ProcessorMixin):
                 "`lexical_source='given'`, which refuses such calls."
             )
         if lexical_texts is None:
-            for row, text in enumerate(texts):  # A row without text is refused, although its text could be encoded.
+            for row, text in enumerate(texts):  # A blank prompt is refused, although the text could be encoded.
                 if not (self._prompt(text) if self.reads_text else text).strip():
                     raise bad_row(row, "text", NO_TEXT)
         items = texts if lexical_texts is None else read_list("lexical_texts", lexical_texts, len(texts))

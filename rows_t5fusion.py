@@ -21,8 +21,8 @@ Vectors = npt.NDArray[np.floating[Any]]
 RowVectors = dict[str, Vectors]  # the vectors of one row by kind, (vectors, dim) each
 
 IGNORED = -100  # the label id that losses ignore
-# The fusion layer adds 1e-6 to the mean square of a projected vector, so a smaller vector would become zero. A larger
-# one would overflow when it is squared.
+# The norm layer adds 1e-6 to the mean square of a projected vector. So embeddings shrink if the vector's norm is below
+# about 0.01, and vanish below 1e-6. The square of a vector of more than 1e18 would overflow.
 SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e18
 # What to do about (n,) numbers in a row whose kind is one number wide.
 SEVERAL_NUMBERS = ". For several vectors of one number each, give the shape (vectors, 1): `array[:, None]`"
@@ -191,7 +191,7 @@ def vectors_of_row(index: int, value: Any, kind: VectorKind, field: str, knows_w
         raise bad_row(index, field, "vectors of unequal width; expected one width") from None
     if array.size == 0:
         return np.zeros((0, 0), dtype=np.float32)
-    # A bool is refused, because False as the argument `lexical_embeds` means "no vectors".
+    # A single bool is refused: `lexical_embeds=False` means "no vectors".
     if array.ndim == 0 and array.dtype.kind in "iuf" and (kind.dim == 1 or not knows_width):
         array = array.reshape(1)
     if array.ndim not in (1, 2) or array.dtype.kind not in "biuf":
@@ -207,7 +207,7 @@ def vectors_of_row(index: int, value: Any, kind: VectorKind, field: str, knows_w
     for vector in exact:
         if kind.scale is None and not has_readable_norm(vector):
             norm = np.linalg.norm(vector)
-            expected = f"{SMALLEST_NORM:g} to {LARGEST_NORM:g}, within which the model can tell vectors apart"
+            expected = f"{SMALLEST_NORM:g} to {LARGEST_NORM:g}"
             remedy = "Normalise all vectors, or give their kind `scale='standard'`"
             raise bad_row(index, field, f"a vector of Euclidean norm {norm:.3g}; expected {expected}. {remedy}")
     return vectors

@@ -211,10 +211,12 @@ def _check_layout(fusion: nn.Module, kinds: Mapping[str, VectorKind], d_model: i
     sharded = any(value.numel() == 0 or type(value) is not nn.Parameter for value in fusion.parameters())
     if shapes != expected and not sharded and not any("base_layer" in name for name in shapes):
         differing = sorted(dict(shapes.items() ^ expected.items()))
-        widths = " and ".join(str(kind.dim) for kind in kinds.values())
+        found, wanted = (
+            ", ".join(f"{name} {'x'.join(map(str, part[name]))}" for name in differing if name in part) or "none"
+            for part in (shapes, expected)
+        )
         raise ValueError(
-            f"the fusion layer holds {', '.join(shapes)}; expected {', '.join(expected)} with a projection from "
-            f"{widths} to {d_model} numbers, which is all that a reload can rebuild ({', '.join(differing)} differ). "
+            f"the fusion layer holds weights of these shapes: {found}; expected {wanted}, which a reload can rebuild. "
             "Put the original layer back, or save the model's class with its own code."
         )
 

@@ -18,7 +18,7 @@ LIMIT = 10.0  # standard deviations; once a scale is fitted, a value further awa
 NO_LIMIT = torch.finfo(torch.float32).max  # infinity in a saved file would look like a failed training
 SMALL_SHARE = 0.05  # the share of a column's magnitudes that count as small; "log" keeps these on a linear scale
 MOST_VECTORS = 20_000  # the most vectors that a scale is fitted to; more would take long and change little
-# Above these ratios of large magnitudes to small ones, a different scale is advised: of numbers in a column; of norms.
+# Above these ratios of large to small, of a column's numbers and of norms, a different scale is advised.
 ORDERS_OF_MAGNITUDE, MANY_TIMES_LONGER = 300, 2
 EPSILON = 1e-6  # a column whose standard deviation is at most this share of its mean is constant within rounding
 

@@ -8,7 +8,7 @@ from torch import nn
 from ..common.console import say
 from .features import Features, detect_features
 from .merging import merged_copy
-from .names import check_engine
+from .names import REFERENCE, check_engine
 from .packed_model import PackedT5
 
 
@@ -72,11 +72,17 @@ def load_engine(model: Any, engine: str = "auto", features: Features | None = No
         ValueError: There is no such engine, or it cannot run this model.
     """
     choice = choose_engine(model, engine, features)
+    packed = None
+    if choice.name != REFERENCE:
+        try:
+            packed = PackedT5(merged_copy(model), choice.name, features or detect_features())
+        except ValueError as error:
+            if engine != "auto":
+                raise
+            choice = Choice(REFERENCE, str(error).removesuffix(" Use the engine torch.").rstrip("."))
     if choice.reason:
         say(f"Engine {engine}: {choice.name} runs, because {choice.reason}.")
-    if choice.name == "torch":
-        return model
-    return PackedT5(merged_copy(model), choice.name, features or detect_features())
+    return model if packed is None else packed
 
 
 def _obstacle(model: nn.Module, engine: str) -> str:

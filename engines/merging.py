@@ -29,7 +29,8 @@ def merged_copy(model: nn.Module) -> Any:
                 layer.merge()
                 model.set_submodule(name, layer.get_base_layer())
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        cause = str(error) or type(error).__name__
         raise ValueError(
-            f"the adapter cannot be merged into the model's weights ({error}). Use the engine torch."
+            f"the adapter cannot be merged into the model's weights ({cause}). Use the engine torch."
         ) from error
     return model

@@ -1,6 +1,6 @@
 """The names of the engines, each with a description."""
 
-REFERENCE = "torch"  # the engine that runs unless a different one is asked for
+REFERENCE = "torch"  # the engine that the others are compared with
 ENGINES = {
     REFERENCE: "transformers' own `generate`, on any device.",
     "fp32": "faster on a CPU, with the same tokens.",

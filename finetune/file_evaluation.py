@@ -14,7 +14,7 @@ from ..common.next_commands import command
 from ..common.progress import Progress
 from ..common.run_files import RunFiles
 from ..common.run_folder import find_trained
-from ..engines.choosing import choose_engine, load_engine
+from ..engines.choosing import load_engine
 from ..engines.names import REFERENCE, check_engine
 from ..processing_t5fusion import T5FusionProcessor
 from .data import (
@@ -96,7 +96,8 @@ def evaluate_file(
         rows = _rows_of_file(str(data), columns, trained_columns(folder), split, limit, encoding, skip_nan)
     report_no_text(columns, rows.column_names)
     model, processor, limits = load_on_device(folder)
-    generator, chosen = load_engine(model, engine), choose_engine(model, engine).name
+    generator = load_engine(model, engine)
+    chosen = getattr(generator, "engine", REFERENCE)
     eval_loss = None
     if data is None:
         all_inputs = make_inputs(rows, columns, processor, limits, counts=Counter())

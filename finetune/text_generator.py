@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 
 from ..common.run_folder import find_trained
-from ..engines.choosing import choose_engine, load_engine
+from ..engines.choosing import load_engine
+from ..engines.names import REFERENCE
 from .data import Columns, check_trained_columns
 from .decoding import Decoding, seed_of_chunk
 from .generation import Advance, generate_chunk, generate_texts
@@ -58,8 +59,8 @@ class TextGenerator:
         check_text_column(self.columns, self.processor)
         if vectors:
             check_vector_columns(self.columns, self.processor, trained_columns(self.folder))
-        self.engine = choose_engine(model, self.decoding.engine).name
         self.model = load_engine(model, self.decoding.engine)
+        self.engine = getattr(self.model, "engine", REFERENCE)
 
     def __call__(self, rows: Dataset, first: int = 0) -> list[str | None]:
         """Return the text of each row, None for a row that lacks a text.

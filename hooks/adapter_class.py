@@ -80,7 +80,8 @@ class FusedAdapter(Base):
                 kwargs.setdefault("save_embedding_layers", True)
         with self._named_as_fused(base):
             super().save_pretrained(save_directory, safe_serialization, selected_adapters, *args, **kwargs)
-        if isinstance(base, T5WithFusion) and Path(save_directory).is_dir():  # Only the main process makes the folder.
+        is_saved = Path(save_directory).is_dir()  # Only the main process makes the folder.
+        if isinstance(base, T5WithFusion) and is_on(PEFT) and is_saved:
             apply_umask(Path(save_directory), "**/adapter_model.safetensors")
 
     @contextmanager

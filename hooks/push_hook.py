@@ -35,13 +35,14 @@ BASE_TAG = "base_model:"  # prefix of the Hub's tags for what a model is based o
 def fused_model_to_push(model) -> T5WithFusion | None:
     """Return the fused model beneath an adapter if its code and config are pushed with the adapter, otherwise None.
 
-    They are not pushed without an adapter, without a fused model, or if the base model is in a local folder, which no
-    reader could load.
+    They are not pushed without an adapter or a fused model, if the fused model itself is on the Hub, or if the base
+    model is in a local folder, which no reader could load.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not is_on(PUSH) or not isinstance(base, T5WithFusion) or not getattr(model, "peft_config", None):
         return None
-    return base if FusedName.parse(base.name_or_path).commit else None  # A local folder has no commit.
+    # Neither a local folder nor a fused model on the Hub has a commit.
+    return base if FusedName.parse(base.name_or_path).commit else None
 
 
 @cache  # Every save asks for the owner, and the Hub limits the number of requests.
@@ -58,20 +59,20 @@ class PushCallback(TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
         if args.push_to_hub:
-            self.name_repository(args, state, model)
+            self.name_target(args, state, model)
 
     on_train_begin = on_init_end  # A hyperparameter search builds its models after the Trainer.
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if args.push_to_hub and checkpoint.is_dir() and (base := self.name_repository(args, state, model)) is not None:
+        if args.push_to_hub and checkpoint.is_dir() and (base := self.name_target(args, state, model)) is not None:
             write_code(base, checkpoint)  # The checkpoint then loads from this folder too, without the Hub.
 
     def on_push_begin(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
-        if (base := self.name_repository(args, state, model)) is not None:
+        if (base := self.name_target(args, state, model)) is not None:
             write_code(base, Path(args.output_dir))
 
-    def name_repository(self, args: TrainingArguments, state: TrainerState, model) -> T5WithFusion | None:
+    def name_target(self, args: TrainingArguments, state: TrainerState, model) -> T5WithFusion | None:
         """Set the base model in the adapters' configs to the repository that they are pushed to.
 
         Returns:

@@ -235,7 +235,7 @@ def has_one_each(vectors: torch.Tensor) -> bool:
 
 
 def rows_left_at(batches: DataLoader, number: int) -> float:
-    """Return how many rows of the data set are left when the first process begins its batch of this number.
+    """Return how many rows of the data set are left when the first process begins its batch `number`.
 
     If several processes share the batches, accelerate repeats rows at the end, so that each process gets the same
     number of full batches. Returns infinity for a data set of unknown length.

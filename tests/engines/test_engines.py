@@ -1,8 +1,10 @@
 """Engines give the tokens of the reference, or stay within a bound; what they cannot do, they refuse."""
 
+import re
+
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, PolyConfig, PromptTuningConfig, TaskType, get_peft_model
 
 import t5fusion
 from t5fusion import T5FusionProcessor, VectorKind
@@ -311,3 +313,11 @@ def test_what_replaces_an_engine_is_checked_too(flan):
     """Where int8 cannot run, fp32 does, and it cannot run a model in bf16."""
     with pytest.raises(ValueError, match="int8 cannot run this model: the model's weights are bfloat16"):
         load_engine(flan.bfloat16(), "int8", NOTHING)
+
+
+def test_auto_leaves_an_adapter_that_cannot_be_merged_to_torch(flan, capsys):
+    adapted = get_peft_model(flan, PolyConfig(task_type=TaskType.SEQ_2_SEQ_LM, r=2, target_modules=["q"])).eval()
+    assert load_engine(adapted, "auto") is adapted
+    assert re.search(r"Engine auto: torch runs, because .*cannot be merged .*\(\S+\)\.", capsys.readouterr().err)
+    with pytest.raises(ValueError, match=r"cannot be merged .*\(\S+\). Use the engine torch"):
+        load_engine(adapted, "fp32")

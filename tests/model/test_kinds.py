@@ -81,7 +81,7 @@ def test_a_saved_config_keeps_the_order_of_the_kinds(tmp_path):
         ({"item": {"dim": 4, "projector": "mlp", "dropout": 1}}, "`dropout` is 1; expected a number from 0 to below 1"),
         ({"item": {"tokens": 4}}, "kind 'item' in `vectors`: it has no `dim`; expected `dim`, its width"),
         ({"item": {"dim": 2, "widths": 4}}, "has the fields 'dim', 'widths'; expected `dim`, .* optionally `tokens`"),
-        ({"my item": 4}, "names a kind 'my item'; expected a letter"),
+        ({"my item": 4}, "names a kind 'my item'; expected ASCII letters"),
     ],
 )
 def test_kinds_that_are_refused(vectors, message):

@@ -251,6 +251,17 @@ def test_several_kinds_without_text(plain_folders):
     assert write(lexical_embeds=one, **SHORT) == write({"lexical_embeds": one}, **SHORT) == expected[:1]
 
 
+def test_columns_of_several_kinds(plain_folders, write):
+    kinds = {"a": 3, "b": 2}
+    processor = T5FusionProcessor(make_tokenizer(), vectors=kinds, lexical_encoder=None, lexical_source="given")
+    write_kinds = T5FusionPipeline(T5WithFusion(plain_folders["flan"], vectors=kinds), processor=processor)
+    given = {"a": VECTORS[:, :3], "b": VECTORS[:, 3:5]}
+    expected = write_kinds(TEXTS, lexical_embeds=given, **SHORT)
+    assert write_kinds({"text": TEXTS, "lexical_embeds": given}, **SHORT) == expected
+    without = write(TEXTS, lexical_embeds=False, **SHORT)
+    assert write({"text": TEXTS, "lexical_embeds": False}, **SHORT) == without
+
+
 def test_a_model_that_reads_text_needs_it(write):
     for call in (lambda: write(lexical_embeds=VECTORS), lambda: write({"lexical_embeds": VECTORS})):
         with pytest.raises(ValueError, match="an input of the pipeline is .*; expected a string, or a dict with"):

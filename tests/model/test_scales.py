@@ -341,6 +341,8 @@ def test_adapters_of_one_scale_are_combined_and_others_refused(adapted):
 def test_scales_can_be_fitted_without_the_weights(plain_folders):
     model = price_model(plain_folders)
     before = model.encoder.fusion.projection.weight.clone()
+    with pytest.raises(ValueError, match="no row has both `lexical_embeds` and `labels`"):
+        model.fit_scales([{"lexical_embeds": [2.0]}])
     model.fit_scales(price_rows())
     assert model.encoder.fusion.scale.rate != 1
     assert torch.equal(model.encoder.fusion.projection.weight, before)

@@ -178,7 +178,7 @@ def test_error(processor, name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ([], "`text` is empty; expected a string, or a list"),
+        ([], "`text` is empty; expected one item or more"),
         (["a", 3], "row 1 of the batch, `text`: of type int; expected a string"),
         ([["a", "b"]], "row 0 of the batch, `text`: of type list; expected a string"),
         (None, "`text` is missing, and the template 'Filename: {text}' has a place for it; expected one string"),
