@@ -455,9 +455,12 @@ def _refuse_misnamed_vectors(rows: Sequence[Row]) -> None:
     """
     for name in _other_columns(rows):
         if any(looks_like_vectors(row.get(name)) for row in rows):
+            remedy = f"Rename the column: `rename_column({name!r}, 'lexical_embeds')`; or remove it."
+            if not any("input_ids" in row for row in rows):
+                remedy = "The rows have no `input_ids` either: make rows with `processor.rows(...)`."
             raise ValueError(
                 f"column `{name}` of the batch holds vectors, but the model reads vectors from `lexical_embeds`, which "
-                f"no row has. Rename the column: `rename_column({name!r}, 'lexical_embeds')`; or remove it."
+                f"no row has. {remedy}"
             )
 
 

@@ -116,9 +116,9 @@ def scale_advice(name: str, kind: VectorKind, vectors: Tensor) -> str:
         return ""
     first = spanning[0]
     return (
-        f"{len(spanning)} of {kind.dim} columns of the {name} vectors span orders of magnitude, such as column {first} "
-        f"(most magnitudes are between {smallest[first]:.3g} and {largest[first]:.3g}). `scale='log'` in their "
-        "`VectorKind` may read them better."
+        f"{len(spanning)} of {kind.dim} dimensions of the {name} vectors span orders of magnitude, such as number "
+        f"{first} (most magnitudes are between {smallest[first]:.3g} and {largest[first]:.3g}). `scale='log'` in their "
+        "`VectorKind`, or `:log` after their --vector-column, may read them better."
     )
 
 

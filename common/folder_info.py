@@ -127,6 +127,8 @@ def _collect_facts(name: str, files: RunFiles, sizes: Mapping[str, int], is_remo
         sizes: Bytes of each file.
         is_remote: Whether the folder is the cached snapshot of a repository. Its own name is then the commit.
     """
+    if files.adapter_config and not is_remote:  # All weights of a model may be too large to read here.
+        files.check_record()
     manifest, record, evaluation = files.manifest, files.record, files.evaluation
     folder_type = _folder_type(name, files)
     base = None if folder_type == "T5" else files.trained_on

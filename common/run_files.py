@@ -1,5 +1,6 @@
 """Find a run folder or a bundle by its name, and read its JSON files, without importing torch."""
 
+import hashlib
 import json
 import shlex
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils.sha import sha_fileobj
 
 from ..naming_t5fusion import EMBEDDED, FIRST_EMBEDDED, FusedName, name_to_record, recorded_base, was_embedded
 from .errors import cannot_be_loaded
@@ -16,7 +18,7 @@ from .hub_errors import in_one_sentence
 
 RECORD, EVALUATION, MANIFEST = "training.json", "evaluation.json", "t5fusion.json"
 REFERENCE, ADAPTER_SAFETENSORS = "reference.safetensors", "adapter_model.safetensors"
-SHRUNK = "shrunk"  # field of training.json
+SHRUNK, DIGEST = "shrunk", "weights_digest"  # fields of training.json
 ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG = "adapter_config.json", "config.json", "processor_config.json"
 
 
@@ -67,6 +69,18 @@ class RunFiles:
     def manifest(self) -> dict[str, Any]:
         """t5fusion.json, which `export` writes, unchecked. (`hub_export.manifest.read_manifest` checks it.)"""
         return self._read(MANIFEST)
+
+    def check_record(self) -> None:
+        """Check that the weights are those of the training that training.json describes.
+
+        Raises:
+            ValueError: Other weights were saved over them.
+        """
+        if self.record.get(DIGEST) not in (None, weights_digest(self.path)):
+            raise ValueError(
+                f"{self} holds other weights than those of the training that its {RECORD} describes. Save a model to a "
+                f"folder of its own. To use this folder without its record, delete {RECORD} and {EVALUATION}."
+            )
 
     @property
     def is_shrunk(self) -> bool:
@@ -182,3 +196,14 @@ def read_json(file: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; expected an object, {{...}}. Save it again.")
     return content
+
+
+def weights_digest(folder: Path) -> str:
+    """Return 12 hexadecimal digits of a digest of the weights files that training saves in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*model*")):
+        if file.suffix in (".safetensors", ".bin"):
+            digest.update(file.name.encode())
+            with file.open("rb") as opened:
+                digest.update(sha_fileobj(opened))
+    return digest.hexdigest()[:12]

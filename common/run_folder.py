@@ -27,8 +27,9 @@ class RunFolder(RunFiles):
     """A run folder, a checkpoint of the Trainer, or a bundle: its JSON files, its processor, and its weights."""
 
     def check(self) -> None:
-        """Read every config and all weights, and raise ValueError for damaged ones (see `check_contents`)."""
+        """Read every config and all weights; ValueError if one is damaged, or if training.json is of other weights."""
         check_contents(self.path)
+        self.check_record()
 
     @cached_property
     def processor(self) -> T5FusionProcessor | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..common.folder_names import check_source
 from ..common.replace_folder import recover, replace, workplace
-from ..common.run_files import ADAPTER_CONFIG, ADAPTER_SAFETENSORS, RECORD, SHRUNK, RunFiles
+from ..common.run_files import ADAPTER_CONFIG, ADAPTER_SAFETENSORS, DIGEST, RECORD, SHRUNK, RunFiles, weights_digest
 from ..common.weight_shapes import shapes_in
 from ..common.writing import writing
 from .options import DTYPES
@@ -84,7 +84,8 @@ def shrink_adapter(
         _write_adapter(files, new, rank, dtype)
         sizes = [(place / ADAPTER_SAFETENSORS).stat().st_size for place in (files.path, new)]
         shrunk = Shrunk(rank_before, rank or rank_before, dtype, *sizes)
-        (new / RECORD).write_text(json.dumps(files.record | {SHRUNK: asdict(shrunk)}, indent=1) + "\n")
+        record = files.record | {SHRUNK: asdict(shrunk), DIGEST: weights_digest(new)}
+        (new / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         for name in KEPT:
             if (files.path / name).exists():
                 shutil.copyfile(files.path / name, new / name)

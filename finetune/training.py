@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..collating_t5fusion import DataCollatorWithFusion
 from ..common.base_models import base_commit
 from ..common.console import say
-from ..common.run_files import RECORD
+from ..common.run_files import DIGEST, RECORD, weights_digest
 from ..common.run_folder import align
 from ..hooks.trainer_hook import FusionCallback
 from ..kinds_t5fusion import counted
@@ -31,6 +31,7 @@ from .options import TrainingOptions
 from .output_folder import CHECKPOINTS, OutputFolder
 from .record import named_columns, pin_encoder, resume_conditions, rows_digest, training_record
 from .reporting import reporting
+from .row_stream import RowStream
 from .trainer import FindBest, FusionTrainer, ShowProgress, StopEarly, StopOnSignal, training_arguments
 
 Result = TypeVar("Result")
@@ -208,7 +209,8 @@ def _print_summary(
     """Print how many weights train, on how many rows. Return how many weights train, and how many there are."""
     trainable, total = trainable_share(model)
     method = "full fine-tuning" if options.full else f"LoRA, r={options.rank}, alpha={options.alpha}"
-    counts = f"{counted(len(rows), 'row')} to train on, {counted(len(held_out), 'row')} to validate with"
+    read = counted(len(rows), "row") + (" of a stream" if isinstance(rows, RowStream) else "")
+    counts = f"{read} to train on, {counted(len(held_out), 'row')} to validate with"
     say(f"{method}: {trainable:,} of {total:,} weights train ({trainable / total:.1%}); {counts}")
     return trainable, total
 
@@ -284,6 +286,7 @@ def _save(trainer: FusionTrainer, processor: T5FusionProcessor, record: dict[str
             model.save_pretrained(folder.path, state_dict=whole_weights)
             pin_encoder(processor)
             processor.save_pretrained(folder.path)
+            record |= {DIGEST: weights_digest(folder.path)}
             (folder.path / RECORD).write_text(json.dumps(record, indent=1) + "\n")
             save_loss_curve(folder.path, record["history"])
     return model

@@ -36,7 +36,7 @@ MOST_REPORT_BATCHES = 64  # the most held-out batches that the report measures
 # Why vectors are not scaled, and what to do
 UNREADABLE = (
     "no rows with vectors and labels can be read from the training set in advance (it is streamed, or its rows are "
-    "not dicts). Call `model.fit_fusion(rows)` before training, with some thousands of rows."
+    "not those of `processor.rows`). Call `model.fit_fusion(rows)` before training, with some thousands of rows."
 )
 FROZEN = (
     "the fusion layer is frozen, or has other weights than its initial ones. Call `model.fit_scales(rows)` before "

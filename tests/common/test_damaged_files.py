@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from t5fusion import T5FusionProcessor, T5WithFusion
 from t5fusion.cli.app import main
 from t5fusion.common.base_models import make_processor
+from t5fusion.common.folder_info import folder_info
+from t5fusion.common.run_files import weights_digest
 from t5fusion.common.run_folder import load_trained, trained_digest
 from t5fusion.common.saved_files import check_numbers
 from t5fusion.hub_export.bundle import export
@@ -140,6 +142,24 @@ def test_weights_that_cannot_be_read(copy, damage):
         (folder / WEIGHTS).write_bytes(DAMAGES[damage](data))
     for sentence in refusals(copy):
         assert f"{WEIGHTS} cannot be read" in sentence and "damaged" in sentence
+
+
+def test_weights_saved_over_those_of_a_training_are_refused(copy):
+    """The folder's losses and columns would be those of a different model."""
+    run = copy / "run"
+    (run / "training.json").write_text(json.dumps({"options": {}, "weights_digest": weights_digest(run)}))
+    load_trained(run)
+    folder_info(str(run))
+    save_file({name: weight + 1 for name, weight in load_file(run / WEIGHTS).items()}, run / WEIGHTS)
+    for attempt in (
+        lambda: load_trained(run),
+        lambda: folder_info(str(run)),
+        lambda: export(run, copy / "new", "standalone"),
+    ):
+        with pytest.raises(ValueError, match="run holds other weights than those of the training that its training.js"):
+            attempt()
+    (run / "training.json").unlink()
+    load_trained(run)
 
 
 def test_weights_in_a_bin_file(copy):

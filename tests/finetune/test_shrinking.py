@@ -13,6 +13,7 @@ from training_folder import fill_training_folder
 from transformers import AutoModelForSeq2SeqLM
 
 from t5fusion import T5WithFusion
+from t5fusion.common.run_files import weights_digest
 from t5fusion.finetune import load_trained, shrink_adapter
 
 RANK, ALPHA = 8, 16
@@ -60,6 +61,8 @@ def write(folder, change):
     """Replace each weight of an adapter by `change(name, weight)`."""
     changed = {name: change(name, value) for name, value in weights(folder).items()}
     save_file(changed, folder / ADAPTER, metadata={"format": "pt"})
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps(record | {"weights_digest": weights_digest(folder)}))
 
 
 def copy(trained, folder, change=None, **config):
@@ -171,7 +174,7 @@ def test_the_command_says_what_it_did_and_what_to_type_next(small, trained):
     assert err.endswith("Next: t5fusion evaluate small\n")
     old, new = (json.loads((each / RECORD).read_text()) for each in (trained, folder))
     did = {"rank_before": RANK, "rank": 3, "dtype": "float16", "bytes_before": sizes[0], "bytes": sizes[1]}
-    assert new == old | {"shrunk": did}
+    assert new == old | {"shrunk": did, "weights_digest": weights_digest(folder)}
     left = {file.name for file in trained.iterdir()} - {file.name for file in folder.iterdir()}
     assert left == {"checkpoints"}  # and evaluation.json, see below
     assert {file.stat().st_mode for file in folder.iterdir()} == {(trained / RECORD).stat().st_mode}
