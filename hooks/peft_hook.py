@@ -27,7 +27,7 @@ from .switches import PEFT, is_on
 FUSION = "fusion"
 READ_MARK = "t5fusion_read_from_a_saved_adapter"  # attribute of a PeftConfig; PEFT never saves it
 # An adapter works only with the values of these config fields that it was trained with.
-FIXED_BY_TRAINING = ("lexical_dim", "lexical_token_id", "vectors")
+FIXED_BY_TRAINING = ("vectors", "lexical_dim", "lexical_token_id")  # `vectors` also decides `lexical_dim`
 
 
 def has_fusion(model: nn.Module) -> bool:
@@ -110,12 +110,11 @@ def refuse_without_fusion(config: PeftConfig, model: nn.Module) -> None:
         ValueError: The adapter's config was read from a file and names a fused model as its base.
     """
     name = config.base_model_name_or_path
-    base_model = FusedName.parse(name).base_model
-    if is_on(PEFT) and getattr(config, READ_MARK, False) and base_model != name and not has_fusion(model):
+    is_fused = FusedName.parse(name).base_model != name
+    if is_on(PEFT) and getattr(config, READ_MARK, False) and is_fused and not has_fusion(model):
         raise ValueError(
             f"the adapter was trained on the fused model {name}, but a {type(model).__name__} has no fusion layer to "
-            "read vectors with. Load both with `T5WithFusion.from_pretrained(ADAPTER)`, or attach the adapter to "
-            f'`T5WithFusion("{base_model}")`.'
+            "read vectors with. Load both with `T5WithFusion.from_pretrained(ADAPTER)`."
         )
 
 
