@@ -78,9 +78,8 @@ def evaluate(
 
     The scores are ROUGE, chrF, BLEU, token F1 and exact match.
 
-    The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows, or more of
-    true, shuffled and none. If FOLDER is a bundle, its card is updated too. If FOLDER is the id of a repository,
-    nothing is saved.
+    The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows or more kinds
+    of --vectors. If FOLDER is a bundle, its card is updated too. If FOLDER is the id of a repository, nothing is saved.
 
     Without DATA, the rows that the training held out are read again. They must be unchanged. On the same machine,
     eval_loss equals, bit for bit, the loss that the training measured for the saved model.

@@ -90,12 +90,13 @@ def generate(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the output file.")
+        bool,
+        typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the output file, when the new one is whole."),
     ] = False,
 ):
     """Generate a text for each row, and write the rows, in order, with the texts in a column "output".
 
-    A row with neither text nor vectors gets null. All columns of FILE are kept, but vectors only in .jsonl and
+    A row with empty text, or with no input, gets null. All columns of FILE are kept, but vectors only in .jsonl and
     .parquet. If a run with --output is interrupted, the same command resumes it from OUTPUT.partial. OUTPUT itself is
     written when all rows have their text.
 
@@ -139,7 +140,7 @@ def generate(
         raise typer.Exit(130) from None
     if output:
         _say_how_many(generated, output)
-    say(f"Next: {after_generate(name)}")
+    say(f"Next: {after_generate(name, revision)}")
 
 
 def stopped_sentence(rows: int | None, output: Path | None, overwrite: bool) -> str:

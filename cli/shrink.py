@@ -24,7 +24,12 @@ def shrink(
         typer.Option(**one_of(DTYPES), rich_help_panel=LORA, help="Type of the saved numbers. Default: unchanged."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the smaller adapter that OUTPUT holds.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            rich_help_panel=OUTPUT,
+            help="Replace the smaller adapter that OUTPUT holds. Your own files stay.",
+        ),
     ] = False,
 ):
     """Make a trained LoRA adapter smaller: of a lower rank, in half precision, or both.

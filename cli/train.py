@@ -66,7 +66,7 @@ def train(
         typer.Option(
             "--overwrite",
             rich_help_panel=OUTPUT,
-            help="Replace the content of the output folder, as soon as the first checkpoint is saved.",
+            help="Replace the run in the output folder, as soon as the first checkpoint is saved. Your own files stay.",
         ),
     ] = False,
     config: Annotated[

@@ -1,10 +1,11 @@
 """The commands that the program advises to type next. Each runs as it stands, except for its words in capitals."""
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .run_files import EVALUATION, MANIFEST, RunFiles
+from .run_files import EVALUATION, MANIFEST, RunFiles, find_folder
 
 if TYPE_CHECKING:
     from .folder_info import FolderInfo
@@ -17,11 +18,17 @@ def command(*words: object) -> str:
     return shlex.join(["t5fusion", *map(str, words)])
 
 
-def after_generate(name: str) -> str:
-    """Return the command that a user who has seen texts of this model most likely needs next."""
+def after_generate(name: str, revision: str | None = None) -> str:
+    """Return the command that a user who has seen texts of this model most likely needs next.
+
+    Args:
+        name: A folder; or the id of a repository, whose files are in the Hub's cache.
+        revision: Branch, tag or commit of the repository.
+    """
     folder = Path(name)
     if not folder.is_dir():
-        return command("evaluate", name, "DATA", *COLUMNS)
+        more = ["--revision", revision] if revision else []
+        return command("evaluate", name, "DATA", *_columns_to_evaluate(name, revision), *more)
     if (folder / MANIFEST).exists():
         return command("verify", name)
     files = RunFiles(folder)
@@ -42,22 +49,36 @@ def after_info(facts: "FolderInfo") -> str:
     if facts.what == "T5" or facts.kind == "fused":
         return command("train", "DATA", *COLUMNS, "--base-model", name)
     if facts.commit is not None or facts.what == "fused model":
-        return command("generate", name, *_inputs(facts))
+        return command("generate", name, *_inputs(facts.recipe))
     if facts.what == "bundle":
         return command("verify", name)
     return RunFiles(facts.name).export_command
 
 
-def _inputs(facts: "FolderInfo") -> list[str]:
+def _inputs(recipe: Mapping[str, Any]) -> list[str]:
     """Return the words of `generate` that name a text, or a file if the recipe needs more than a text."""
-    has_encoder, kinds = bool(facts.recipe.get("lexical_encoder")), facts.recipe.get("vectors") or []
+    columns = _columns(recipe)
+    return ["--file", "FILE", *columns] if columns else ["a text"]
+
+
+def _columns_to_evaluate(name: str, revision: str | None) -> Sequence[str]:
+    """Return the words of `evaluate` that name the columns for a model in the Hub's cache."""
+    try:
+        folder = find_folder(name, revision, local_files_only=True)
+    except OSError:  # It is not in the cache, so its recipe is not known.
+        return COLUMNS
+    columns = _columns(RunFiles(folder).processor_config)
+    return [*columns, "--target-column", "COLUMN"] if columns else COLUMNS
+
+
+def _columns(recipe: Mapping[str, Any]) -> list[str]:
+    """Return the words that name the columns of the inputs; none if the recipe needs nothing but a text."""
+    has_encoder, kinds = bool(recipe.get("lexical_encoder")), recipe.get("vectors") or []
     given_kinds = kinds[has_encoder:] if len(kinds) > 1 else []
-    is_given = facts.recipe.get("lexical_source") == "given"
+    is_given = recipe.get("lexical_source") == "given"
     if not is_given and not given_kinds:
-        return ["a text"]
-    words = ["--file", "FILE"]
-    if "{text}" in facts.recipe.get("template", "{text}"):
-        words += ["--text-column", "COLUMN"]
+        return []
+    words = ["--text-column", "COLUMN"] if "{text}" in recipe.get("template", "{text}") else []
     if is_given and (has_encoder or not given_kinds):
         words += ["--lexical-column" if has_encoder else "--vector-column", "COLUMN"]
     return words + [word for kind in given_kinds for word in ("--vector-column", f"{kind['name']}=COLUMN")]

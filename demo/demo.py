@@ -37,7 +37,7 @@ from ..finetune.training import train
 from ..finetune.vector_cache import encode_cached
 from ..naming_t5fusion import NEWEST_EMBEDDED
 from ..processing_t5fusion import T5FusionProcessor
-from . import DEMO, PROBE
+from . import DEMO, DIFFERS, PROBE
 from .harvest import DocumentedName, harvest, standard_library
 from .page import Example, save_page
 
@@ -105,7 +105,7 @@ def demo(
         The measurements, which are also saved in `output`.
 
     Raises:
-        RuntimeError: The reloaded model gives different losses or texts than the trained one.
+        RuntimeError: The reloaded model gives different losses or texts than the trained one, or could not be checked.
         ValueError: `limit` leaves too few names to train on, or to compare vectors with.
     """
     console = console or Console()
@@ -310,7 +310,7 @@ def _check_reload(output: Path, model, rows: list[dict], processor: T5FusionProc
     """Check that `output`, reloaded in a new process, gives the losses and texts of the model in memory.
 
     Raises:
-        RuntimeError: The reloaded model gives different ones.
+        RuntimeError: The reloaded model gives different ones, or the check itself failed.
     """
     probe = {
         "rows": [{**row, "lexical_embeds": row["lexical_embeds"].tolist()} for row in rows],
@@ -321,5 +321,7 @@ def _check_reload(output: Path, model, rows: list[dict], processor: T5FusionProc
     check = subprocess.run(
         [sys.executable, "-m", "t5fusion.demo.reload_check", str(output)], capture_output=True, text=True
     )
-    if check.returncode:
+    if check.returncode == DIFFERS:
         raise RuntimeError(f"the model reloaded from {output} differs from the trained one: {check.stderr.strip()}")
+    if check.returncode:
+        raise RuntimeError(f"the check of {output} failed ({check.returncode}): {check.stderr.strip()}")

@@ -1,7 +1,7 @@
 """Check, in a new process, that a reloaded model gives the losses and texts of the trained one.
 
 `python -m t5fusion.demo.reload_check FOLDER` reads rows, losses and texts from FOLDER/probe.json. If the reloaded model
-gives others, the program names the differences and exits with 1.
+gives others, the program names the differences and exits with the code `DIFFERS`.
 """
 
 import json
@@ -12,7 +12,7 @@ import torch
 
 from ..common.run_folder import load_trained
 from ..finetune.evaluation import generate_texts, losses
-from . import PROBE
+from . import DIFFERS, PROBE
 
 
 def differences(folder: Path) -> list[str]:
@@ -33,4 +33,5 @@ def differences(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     lines = differences(Path(sys.argv[1]))
-    sys.exit("\n".join(lines) if lines else 0)
+    print("\n".join(lines), end="", file=sys.stderr)
+    sys.exit(DIFFERS if lines else 0)

@@ -294,9 +294,10 @@ def save_evaluation(folder: Path, record: dict) -> bool:
     file = folder / EVALUATION
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
-        if earlier["rows"] > record["rows"] or len(earlier["measures"]) > len(record["measures"]):
-            more = "more rows, or more of true, shuffled and none"
-            say(f"Not saved: {file} covers {more}. To replace it, delete it first.")
+        # The demonstration also measures the untuned model, which `evaluate` never does.
+        kinds, earlier_kinds = (set(each["measures"]) & set(get_args(VectorCondition)) for each in (record, earlier))
+        if earlier["rows"] > record["rows"] or len(earlier_kinds) > len(kinds):
+            say(f"Not saved: {file} covers more rows or more kinds of --vectors. To replace it, delete it first.")
             return False
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         pass

@@ -92,7 +92,7 @@ def generate_file(
         split: Split of the data set on the Hub.
         revision: Branch, tag or commit of the repository.
         encoding: Encoding of a .txt or CSV file; None for UTF-8. Outputs are always UTF-8.
-        overwrite: Replace what is in `output`.
+        overwrite: Replace what is in `output`, when all rows have their text. If the run fails, `output` stays.
 
     Returns:
         How many rows the output holds.

@@ -102,7 +102,7 @@ def check_text_column(columns: Columns, processor: T5FusionProcessor) -> None:
     if columns.text is not None and not processor.reads_text and not encodes_text:
         raise ValueError(
             f"the model reads no text, only vectors ({prompt}, without {{text}}). Pass a file with a column of vectors "
-            "(--file FILE --vector-column COLUMN), and neither texts nor --text-column."
+            "(--vector-column COLUMN), and neither texts nor --text-column."
         )
 
 
@@ -125,8 +125,8 @@ def check_vector_columns(columns: Columns, processor: T5FusionProcessor, trained
         named = (f"{use} {name!r}" for (use, _), name in trained._replace(target=None).by_use.items())
         needed = f"the columns of the training: {', '.join(named)}"
     raise ValueError(
-        "this model's vectors are not made from the input text. Pass a file of rows (`generate --file FILE`) with "
-        f"{needed}. Or pass --no-vectors."
+        f"this model's vectors are not made from the input text. Pass a file with {needed}. Or pass --no-vectors "
+        "(`evaluate`: --vectors none)."
     )
 
 

@@ -66,7 +66,8 @@ class OutputFile:
         path: The file. Its ending chooses the format (see `output_formats`).
         columns: The columns that are read from the rows.
         made_with: What the texts depend on, apart from the rows. It is recorded beside the file.
-        overwrite: Whether to delete what an earlier run wrote.
+        overwrite: Whether to replace what an earlier run wrote. NAME.partial is emptied at once. The output stays
+            until the new one is whole.
 
     Raises:
         ValueError: The name cannot be used (see `check_output_name`); the earlier run recorded a different `made_with`;
@@ -83,20 +84,21 @@ class OutputFile:
         self.dropped: list[str] = []  # columns that the file cannot hold, until the user is told
         check_output_name(path)
         self.file = _open_locked(self.partial)
+        self.is_replacing = overwrite and path.exists()  # whether an output exists whose texts do not count
+        self.is_resumed = not overwrite and self.partial.stat().st_size > 0
+        if self.is_resumed or (path.exists() and not overwrite):
+            self._check_made_with()
+        elif not path.exists() or self.partial.stat().st_size > 0:  # The record is not about an output that stays.
+            self.made_with_file.unlink(missing_ok=True)
         if overwrite:
             self.file.truncate(0)
-            for file in (self.path, self.made_with_file):
-                file.unlink(missing_ok=True)
-        self.is_resumed = self.partial.stat().st_size > 0
-        if self.is_resumed or path.exists():
-            self._check_made_with()
-        else:
-            self.made_with_file.unlink(missing_ok=True)
         self.file.seek(0)
         # It becomes None when all earlier texts have been compared with the rows.
         self.earlier_texts: Iterator[EarlierText] | None = (
-            texts_in_partial(self.file, columns) if self.is_resumed else texts_in_output(path, columns)
-        )
+            iter(()) if overwrite
+            else texts_in_partial(self.file, columns) if self.is_resumed
+            else texts_in_output(path, columns)
+        )  # fmt: skip
 
     @property
     def rows(self) -> int:
@@ -184,9 +186,14 @@ class OutputFile:
         keys = row_keys(rows, self.columns)
         lines = b"".join(self._line(*pair) for pair in zip(keys, outputs, strict=True))
         try:
-            self._record_made_with()
+            if self.is_replacing:  # At no moment may the new record stand beside the old output alone.
+                self.made_with_file.unlink(missing_ok=True)
+            else:
+                self._record_made_with()
             self.file.write(lines)
             self.file.flush()
+            self._record_made_with()
+            self.is_replacing = False
             self.new_rows += len(outputs)  # They count now, because Ctrl-C may come during the wait for the disk.
             os.fsync(self.file.fileno())
         except OSError as error:

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TextIO
 
@@ -14,13 +15,25 @@ import portalocker
 
 from ..common import folder_names
 from ..common.console import say
-from ..common.run_files import RECORD
+from ..common.run_files import ADAPTER_CONFIG, CONFIG, EVALUATION, PROCESSOR_CONFIG, RECORD
 from ..common.writing import writing
 
 RESUME_CONDITIONS = "options.json"  # the file in each checkpoint with the conditions that a resumed training must meet
 CHECKPOINTS, RUN = folder_names.CHECKPOINTS, folder_names.RUN
 LOGS = "logs"  # the folder of TensorBoard's files
 LOCK = ".training.lock"  # A killed training leaves this file, but no longer locks it.
+# What t5fusion, the Trainer, PEFT and transformers write into a run folder. Everything else in it is the user's.
+WRITTEN = (
+    CHECKPOINTS, LOGS, LOCK, RUN, RECORD, EVALUATION, ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG, "README.md", "loss.svg",
+    "adapter_model*", "model*.safetensors", "model.safetensors.index.json", "pytorch_model*", "generation_config.json",
+    "tokenizer*.json", "tokenizer.model", "spiece.model", "special_tokens_map.json", "added_tokens.json",
+    "chat_template*", "training_args.bin", "*_t5fusion.py", "demo.json", "demo.html", "demo.svg", "probe.json",
+)  # fmt: skip
+
+
+def is_written(name: str) -> bool:
+    """Return whether a training, an evaluation or a demonstration writes a file or folder of this name."""
+    return any(fnmatchcase(name, pattern) for pattern in WRITTEN)
 
 
 def check_output(folder: Path, resume: bool = False, overwrite: bool = False, mark: str | None = None) -> None:
@@ -29,9 +42,10 @@ def check_output(folder: Path, resume: bool = False, overwrite: bool = False, ma
     Args:
         folder: The folder. It need not exist.
         resume: Whether the training continues from the checkpoints in the folder.
-        overwrite: Whether the folder's content will be removed. This is refused unless t5fusion wrote the content.
-        mark: Name of a file. With `overwrite`, content is removed only if it holds this file. With None, it must hold
-            files that `train` writes.
+        overwrite: Whether the run in the folder will be replaced. This is refused unless the folder holds a run. Other
+            files in it stay.
+        mark: Name of a file. With `overwrite`, a run is replaced only if the folder holds this file. With None, it must
+            hold files that `train` writes.
 
     Raises:
         ValueError: Another training is writing there, or the folder holds something that must not be replaced.
@@ -186,7 +200,7 @@ class OutputFolder:
                 _remove_empty(new_folders)
 
     def begin(self) -> None:
-        """Remove what is to be overwritten, and write the mark and run.yaml.
+        """Remove what is to be overwritten (see `is_written`), and write the mark and run.yaml.
 
         Call this before something is saved. Only the first call has an effect.
         """
@@ -194,7 +208,8 @@ class OutputFolder:
             return
         self.has_begun = True
         new = {self.path / LOCK, self.path / LOGS if self.logs else None, self.logs}
-        items = [*self.path.iterdir(), *self.path.glob(f"{LOGS}/*")] if self.overwrite and not self.resume else []
+        earlier = [item for item in self.path.iterdir() if is_written(item.name)]
+        items = [*earlier, *self.path.glob(f"{LOGS}/*")] if self.overwrite and not self.resume else []
         for item in items:
             if item in new or not os.path.lexists(item):
                 continue

@@ -102,13 +102,22 @@ def _check_name(name: str, options: Collection[str]) -> None:
     """Raise ValueError if there is no setting of this name."""
     option = name if name in options and name not in ALSO_OPTIONS else OPTION_FOR.get(name)
     if option is not None:
-        raise set_by_option(name, option, f"--{option.replace('_', '-')}")
+        raise set_by_option(name, option, _flag_of(option))
     if name in NO_SETTING:
         raise ValueError(f"`{name}` is not a setting: {NO_SETTING[name]}. Leave it out.")
     known = [*_field_types()[0], *_field_types()[1]]
     if name not in known:
         hint = did_you_mean(name, [*known, *options], "see the pages of transformers and PEFT for the names.")
         raise ValueError(f"there is no setting `{name}` in Seq2SeqTrainingArguments or LoraConfig; {hint}")
+
+
+def _flag_of(option: str) -> str:
+    """Return what sets an option on the command line, such as "--lr", or "--no-packing" for one that is on."""
+    from .options import TrainingOptions  # That module imports this one.
+
+    metadata: Mapping[str, Any] = next((each.metadata for each in fields(TrainingOptions) if each.name == option), {})
+    opposite, _ = metadata.get("opposite") or (option, None)
+    return "--set" if option == "settings" else f"--{opposite.replace('_', '-')}"
 
 
 def _field_types() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -18,6 +18,7 @@ from ..common.run_files import ADAPTER_CONFIG, ADAPTER_SAFETENSORS, DIGEST, RECO
 from ..common.weight_shapes import shapes_in
 from ..common.writing import writing
 from .options import DTYPES
+from .output_folder import is_written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ def shrink_adapter(
         output: The folder to write. Without `overwrite`, it must be empty or not exist.
         rank: The new rank, lower than the rank of every layer; None to keep the rank.
         dtype: "float16" or "bfloat16", the dtype of the saved weights of LoRA and of the fusion layer; None to keep it.
-        overwrite: Replace what an earlier call wrote in `output`.
+        overwrite: Replace what an earlier call wrote in `output`. The user's own files stay.
 
     Returns:
         What was done.
@@ -89,6 +90,7 @@ def shrink_adapter(
         for name in KEPT:
             if (files.path / name).exists():
                 shutil.copyfile(files.path / name, new / name)
+        _copy_others(output, new)
         replace(output, new)
     return shrunk
 
@@ -114,6 +116,13 @@ def check_shrinkable(files: RunFiles, output: Path, rank: int | None, dtype: str
             f"the rank is {rank}, and the adapter in {files} has rank {min(ranks)}; expected a lower one, from 1."
         )
     return max(ranks)
+
+
+def _copy_others(output: Path, new: Path) -> None:
+    """Copy the user's own files and folders from the folder that is replaced."""
+    for item in output.iterdir() if output.exists() else ():
+        if not is_written(item.name) and not (new / item.name).exists():
+            (shutil.copytree if item.is_dir() else shutil.copy2)(item, new / item.name)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

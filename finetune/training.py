@@ -65,7 +65,8 @@ def train(
         resume: Resume from the last checkpoint in `output/checkpoints`.
         data: Id of the data set on the Hub that holds the rows, for the record.
         columns: `Columns` that the rows were made from. A resumed training must name the same.
-        overwrite: Replace what an earlier training saved in `output`. Otherwise it must be empty or not exist.
+        overwrite: Replace what an earlier training saved in `output`; other files stay. Otherwise it must be empty or
+            not exist.
         mark: Name of a file to write into `output` with the first checkpoint. Only a folder with that file is
             overwritten.
         source: Where the rows come from, for the record: `data`, `validation`, `limit` and `encoding`.

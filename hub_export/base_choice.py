@@ -136,10 +136,13 @@ def choose_base(run: RunFolder, given: str | None, kind: Kind, say: Callable[[st
         say: Function that gets a line about each assumption that cannot be checked.
 
     Raises:
-        ValueError: No file names the base model of the training, or readers cannot load theirs from the Hub.
+        ValueError: No file names the base model of the training; readers cannot load theirs from the Hub; or `given`
+            has no effect.
         OSError: A base model cannot be loaded.
     """
     if not run.has_adapter:
+        if given is not None:
+            raise idle_base_model()
         return BaseChoice(BaseModel(str(run.path)), options=run.load_options)
     given_base = BaseModel.parse(given) if given else None
     trained_on = find_trained_on(run, given_base, say)
@@ -161,6 +164,11 @@ def choose_base(run: RunFolder, given: str | None, kind: Kind, say: Callable[[st
             "model from the root of its repository. Use --kind standalone or merged."
         )
     return BaseChoice(trained_on, None if published.is_folder else published.pinned(), run.load_options)
+
+
+def idle_base_model() -> ValueError:
+    """Return the error for a base model that the user names, though no adapter is exported."""
+    return ValueError("--base-model has no effect without an adapter. Leave it out.")
 
 
 def find_trained_on(run: RunFolder, given: BaseModel | None, say: Callable[[str], None]) -> BaseModel:
@@ -248,6 +256,6 @@ def check_same_weights(choice: BaseChoice, trained: T5WithFusion, published: T5W
     if differing:
         raise ValueError(
             f"the adapter was trained on {choice.trained_on}, and {choice.published} is a different model: "
-            f"{len(differing)} weights differ, for example {min(differing)}. Name the base model that it was trained "
-            "on, or use --kind standalone."
+            f"{len(differing)} weights differ, for example {min(differing)}. Name the right one, or use --kind "
+            "standalone without --base-model."
         )

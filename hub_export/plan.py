@@ -11,7 +11,7 @@ from ..common.run_folder import RunFolder
 from ..common.saved_files import ADAPTER_WEIGHTS, one_sentence_errors
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
-from .base_choice import BaseChoice, BaseModel, choose_base, load_fused_model
+from .base_choice import BaseChoice, BaseModel, choose_base, idle_base_model, load_fused_model
 from .kinds import Kind
 from .recipe import choose_processor
 
@@ -47,16 +47,19 @@ def make_plan(
     Args:
         source: A run folder; for kind "fused", the id or the folder of a T5.
         kind: The kind of the bundle.
-        base_model: The user's choice of the base model that readers get.
+        base_model: The user's choice of the base model that readers get of an adapter; None for no choice.
         recipe: The user's fields of `T5FusionProcessor`, if the run folder holds no processor.
         say: Function that gets a line about each assumption that cannot be checked.
 
     Raises:
-        ValueError: The folder holds no model of this kind; a file in it is damaged; readers would get a different
+        ValueError: The folder holds no model of this kind; a file in it is damaged; `base_model` is given, and no
+            adapter is exported; readers would get a different
             model; or readers could not make the vectors.
         OSError: A base model or a tokenizer cannot be loaded.
     """
     if kind == "fused":
+        if base_model is not None:
+            raise idle_base_model()
         choice = BaseChoice(BaseModel.parse(source))
         run = RunFolder(choice.trained_on.name)
     else:

@@ -362,11 +362,15 @@ def test_a_full_disk_is_noticed_before_training(room):
     assert not (room / "no-room").exists()
 
 
-def test_overwrite_empties_a_folder_that_train_wrote(room, trained):
+def test_overwrite_removes_only_what_train_wrote(room, trained):
     options = ["--epochs", "1", "--batch-size", "32"]
     for more in ([], ["--overwrite", "--full"]):
         code, _, err = run(room, *train_words("again", *options, *more))
         assert code == 0, err
+        if not more:
+            (room / "again" / "notes").mkdir()
+            (room / "again" / "notes" / "diary.txt").write_text("mine")
+    assert (room / "again" / "notes" / "diary.txt").read_text() == "mine"
     assert "full fine-tuning: " in err
     assert (room / "again" / "model.safetensors").exists() and not (room / "again" / "adapter_config.json").exists()
 
@@ -407,8 +411,10 @@ def test_generate_writes_a_line_for_each_row_of_a_file(room, trained):
 def test_generate_asks_for_the_vectors_that_training_used(room, trained):
     code, out, err = run(room, "generate", "trained", "app_ab")
     assert code == 1 and out == "" and len(err.splitlines()) == 1
-    assert "this model's vectors are not made from the input text. Pass a file of rows (`generate --file FILE`)" in err
-    assert "with the columns of the training: text column 'name', vector column 'vector'. Or pass --no-vectors." in err
+    assert (
+        "this model's vectors are not made from the input text. Pass a file with the columns of the training: " in err
+    )
+    assert "text column 'name', vector column 'vector'. Or pass --no-vectors (`evaluate`: --vectors none)." in err
 
 
 def test_a_file_without_rows_is_named(room, trained):

@@ -220,6 +220,13 @@ def test_an_evaluation_does_not_replace_a_better_one(tmp_path, rows, kinds, writ
     assert ("split" in json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))) != written
 
 
+def test_an_evaluation_replaces_that_of_the_demonstration(tmp_path):
+    """The demonstration also measures the untuned model, which `evaluate` does not."""
+    save_evaluation(tmp_path, a_record(5, "untuned", "true", "shuffled", "none"))
+    assert not save_evaluation(tmp_path, a_record(5, "true"))
+    assert save_evaluation(tmp_path, a_record(5, "true", "shuffled", "none"))
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": 2}', '{"rows": null, "measures": {}}'])
 def test_a_damaged_evaluation_is_replaced(tmp_path, content):
     (tmp_path / "evaluation.json").write_text(content)

@@ -182,6 +182,24 @@ def test_an_output_of_other_rows_is_refused_and_unchanged(tmp_path, rows, ending
     assert write(path, other, overwrite=True).new_rows == 7
 
 
+def test_overwrite_keeps_the_old_output_until_the_new_one_is_whole(tmp_path, rows):
+    path, made_with = tmp_path / "made.jsonl", tmp_path / "made.jsonl.made-with"
+    write(path, rows, beams=1)
+    old = path.read_bytes()
+    OutputFile(path, COLUMNS, {"beams": 2}, overwrite=True).close()  # It fails before the first row.
+    assert path.read_bytes() == old and json.loads(made_with.read_text()) == {"beams": 1}
+    output = OutputFile(path, COLUMNS, {"beams": 2}, overwrite=True)  # It is stopped after some rows.
+    some = Dataset(rows.slice(0, 3))
+    assert output.count_written(some) == 0
+    output.append(some, ["x", "y", None])
+    output.close()
+    assert path.read_bytes() == old and json.loads(made_with.read_text()) == {"beams": 2}
+    OutputFile(path, COLUMNS, {"beams": 3}, overwrite=True).close()
+    assert path.read_bytes() == old and not made_with.exists()  # The record was about the texts that were dropped.
+    assert write(path, rows, overwrite=True, beams=3).new_rows == 7
+    assert not partial_of(path).exists() and json.loads(made_with.read_text()) == {"beams": 3}
+
+
 def test_columns_that_only_some_rows_have_are_kept_for_all(tmp_path):
     source = tmp_path / "rows.jsonl"
     lines = [{"name": "a"}, {"name": "b", "count": 1}]

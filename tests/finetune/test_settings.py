@@ -47,6 +47,9 @@ REFUSED = {
     "a strange name": ({"zzz": 1}, "there is no setting `zzz` .* see the pages of transformers and PEFT"),
     "an option of ours": ({"learning_rate": 1}, r"the option `lr` sets it. Pass that option \(--lr on the command"),
     "our own name": ({"lr": 1}, "`lr` is not a setting: the option `lr` sets it."),
+    "an option that is on": ({"packing": False}, r"Pass that option \(--no-packing on the command line"),
+    "a part of LoRA": ({"train_fusion": False}, r"\(--freeze-fusion on the command line"),
+    "all of them": ({"settings": {}}, r"\(--set on the command line"),
     "a token": ({"hub_token": "hf_x"}, "`hub_token` is not a setting: `t5fusion export` and `t5fusion push`"),
     "two that do not go together": ({"layers_pattern": "block"}, "PEFT refuses the settings of LoRA: "),
 }

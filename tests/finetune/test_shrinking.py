@@ -271,7 +271,9 @@ def test_only_a_smaller_adapter_is_overwritten(trained, tmp_path):
     (tmp_path / "mine").mkdir()
     shrink_adapter(trained, tmp_path / "mine", rank=4)  # into an empty folder
     refuse(trained, tmp_path / "mine", "mine holds a smaller adapter already. Choose a different folder,", rank=2)
+    (tmp_path / "mine" / "diary.txt").write_text("mine")
     shrink_adapter(trained, tmp_path / "mine", rank=2, overwrite=True)
+    assert (tmp_path / "mine" / "diary.txt").read_text() == "mine"
     assert json.loads((tmp_path / "mine" / CONFIG).read_text())["r"] == 2
     shrink_adapter(tmp_path / "mine", tmp_path / "mine", rank=1, overwrite=True)  # in its own place
     assert json.loads((tmp_path / "mine" / RECORD).read_text())["shrunk"]["rank_before"] == 2

@@ -84,6 +84,14 @@ def test_a_tokenizer_with_another_placeholder_is_refused(plain_folders, tmp_path
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_base_model_without_an_adapter_is_refused(plain_folders, tmp_path):
+    T5WithFusion(plain_folders["flan"]).save_pretrained(tmp_path / "full")
+    for source, kind in ((plain_folders["flan"], "fused"), (tmp_path / "full", "standalone")):
+        with pytest.raises(ValueError, match="--base-model has no effect without an adapter. Leave it out."):
+            export(source, tmp_path / "bundle", kind, base_model="google/other")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_an_adapter_without_weights_is_refused(plain_folders, tmp_path):
     saved_adapter(T5WithFusion(plain_folders["flan"]), plain_folders["flan"], tmp_path / "out")
     (tmp_path / "out" / "adapter_model.safetensors").unlink()
