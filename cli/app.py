@@ -73,8 +73,8 @@ def prepare_environment(environment: MutableMapping[str, str]) -> None:
 def main() -> None:
     """Run the program.
 
-    After an error that the user can correct, the exit code is 1, or 2 if the arguments cannot be parsed. If
-    `T5FUSION_DEBUG` is set, the traceback is printed too. Ctrl-C gives exit code 130.
+    After an error that the user can correct, the exit code is 1, or 2 if the arguments cannot be parsed. For
+    code 1, `T5FUSION_DEBUG` prints the traceback instead. Ctrl-C gives exit code 130.
     """
     prepare_environment(os.environ)
     try:

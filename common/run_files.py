@@ -47,7 +47,7 @@ class RunFiles:
 
     @cached_property
     def model_config(self) -> dict[str, Any]:
-        """config.json. Beside an adapter, only a bundle has one."""
+        """config.json. A run folder with an adapter has none."""
         return self._read(CONFIG)
 
     @cached_property
@@ -142,7 +142,7 @@ class RunFiles:
         is_base_local = base is not None and (base in EMBEDDED or Path(base).is_dir())
         # The default kind is for an adapter on a base model on the Hub. `export` refuses it for all other models.
         kind = ["--kind", "standalone"] if is_base_local or not self.has_adapter else []
-        return shlex.join(["t5fusion", "export", str(self.path), f"bundles/{self.path.name}", *kind])
+        return shlex.join(["t5fusion", "export", str(self.path), f"bundles/{self.path.resolve().name}", *kind])
 
     def _name_by_record(self, named: FusedName) -> FusedName:
         """Return `named`. If training.json or its path says that it is an embedded base model, it gets that name."""

@@ -105,7 +105,7 @@ def _read_json(file: Path):
 
 
 def check_conditions(checkpoint: Path, expected: dict) -> None:
-    """Check that a checkpoint comes from a training with the same options, rows and vectors.
+    """Check that a checkpoint comes from a training with the same options, texts and kinds of vectors.
 
     Args:
         checkpoint: The folder of the checkpoint.

@@ -52,12 +52,11 @@ def read_vectors(
         is_scaled: Whether the kind of the vectors has a scale. Without one, their norm must be 1e-6 to 1e18.
         not_finite: A list that gets the index of each row whose vectors hold NaN, infinity, or null for a number. For
             such a row, None is yielded. Without a list, it is an error.
-        width: The width of the vectors before these rows; None if the first vector here decides.
+        width: The expected width; None for that of the first vector here.
 
     Raises:
         NotFinite: Vectors hold NaN, infinity, or null for a number. It is a ValueError, and the message names the row.
-        ValueError: A value holds no vectors, or their width differs from the width before. The message names the
-            row.
+        ValueError: A value holds no vectors, or their width is not the expected one. The message names the row.
     """
     first, column_rows = 0, rows.select_columns([column])
     for table in blocks(rows, [column], VECTOR_BLOCK):

@@ -430,7 +430,7 @@ def _why_not_split(keys: np.ndarray, key_name: str) -> str:
         return f"{number} rows are too few to hold some out for validation"
     if number == 1:
         return f"all {len(keys)} rows have the same {key_name}, so no row can be held out to validate with"
-    word = "texts" if key_name == "text" else f"pairs of {key_name}"
+    word = f"pairs of {key_name}" if " and " in key_name else key_name + ("" if key_name == "vectors" else "s")
     return f"{len(keys)} rows have {number} different {word}, too few to hold some out for validation"
 
 

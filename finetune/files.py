@@ -18,6 +18,7 @@ from datasets import Dataset, load_dataset
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..common.errors import first_line
+from ..kinds_t5fusion import counted
 from .file_names import FILE_FORMATS, check_readable, is_zipped, suffix_of
 
 LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # If a CSV file has more, a quote or a line end is missing.
@@ -201,9 +202,11 @@ def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table
         while part := list(islice(records, rows)):
             for line, fields in part:
                 if len(fields) != len(names):
+                    too_many = "Put double quotes around a text that contains a comma"
+                    remedy = too_many if len(fields) > len(names) else "Add the missing ones"
                     raise ValueError(
-                        f"line {line} has {len(fields)} fields; expected {len(names)}, as in the header. Put double "
-                        "quotes around a text that contains a comma"
+                        f"line {line} has {counted(len(fields), 'field')}; expected {len(names)}, as in the header. "
+                        f"{remedy}"
                     )
                 if fields == header and len(header) > 1:
                     raise ValueError(f"line {line} repeats the header. Delete it")

@@ -95,7 +95,9 @@ class Recipe:
     """
 
     encoder: str | None = option(
-        None, "Model of sentence-transformers that makes the vectors. Default: all-MiniLM-L6-v2.", panel=VECTORS
+        None,
+        "Sentence-transformers model for vectors. Default: all-MiniLM-L6-v2, or none with --vector-column.",
+        panel=VECTORS,
     )
     lexical_dim: int = option(384, "Width of the encoder's vectors.", COUNT, panel=VECTORS)
     template: str = option(
@@ -137,11 +139,11 @@ class TrainingOptions:
     train_fusion: bool = option(
         True,
         "Train the fusion layer. Otherwise it keeps its initial random weights, which are the same on every machine, "
-        "and only the scales of its vectors are read off the rows.",
+        "and only the scales of its vectors are fitted to the rows.",
         panel=VECTORS,
         opposite=(
             "freeze_fusion",
-            "Keep the fusion layer at its initial random weights. Only the scales of vectors are read off the rows.",
+            "Keep the fusion layer at its initial random weights. Only the scales of vectors are fitted to the rows.",
         ),
     )
     fusion_start: Literal["targets", "random"] = option(

@@ -121,7 +121,7 @@ def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
 
 
 def spread(rows: int, has_vector: np.ndarray | None = None) -> list[np.ndarray]:
-    """Divide all row numbers at random into sorted parts of about equal size, at most CHUNK, int64.
+    """Return random, sorted parts of all row numbers, of similar size: int64, at most CHUNK.
 
     If vectors are shuffled within such a part, a row gets the vector of a row from anywhere in the set, even if the set
     is sorted. No part has exactly one row with a vector, which could not be shuffled, unless the set has only one.

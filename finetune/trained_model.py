@@ -55,7 +55,7 @@ def _columns_of_vectors(
     """Return `Columns.lexical` and `Columns.vector`: the given columns, and for other kinds the training's columns."""
     if not lexical and not vector:
         return trained.lexical, trained.vector
-    if trained.lexical and trained.vector:  # The text and the vectors are of several kinds.
+    if trained.lexical and trained.vector:  # The encoder has one kind, and columns the others.
         lexical, vector = lexical or trained.lexical, vector or trained.vector
     if isinstance(vector, Mapping) and isinstance(trained.vector, Mapping):
         vector = {**trained.vector, **vector}

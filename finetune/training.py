@@ -54,8 +54,8 @@ def train(
 ) -> nn.Module:
     """Train, and save into `output`: adapter (or all weights), tokenizer, processor, `training.json` and `loss.svg`.
 
-    Nothing in `output` changes before the first checkpoint is saved, by default after the first epoch. (There is one
-    exception: with `options.report_to=("tensorboard",)`, `output/logs` is written from the beginning.)
+    Nothing in `output` changes before the first checkpoint is saved, by default after the first epoch. (There are two
+    exceptions: a lock file; and with `options.report_to=("tensorboard",)`, `output/logs` from the beginning.)
 
     Args:
         rows, held_out: Rows of `inputs.prepare`, to train on and to evaluate with after each epoch.

@@ -71,7 +71,7 @@ def verify(
         say: Function that gets each line of the report as it comes.
 
     Returns:
-        The report. `report.ok` says whether every check passed.
+        The report. `report.ok` says whether no check failed.
 
     Raises:
         ValueError: `name` is not a bundle, or carries code that is not this package's, or weights that are not numbers.

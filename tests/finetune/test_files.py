@@ -98,7 +98,7 @@ def test_gzipped_texts_are_read(place):
     ("content", "sentence"),
     [
         ("name,text\na,b\nc,d,e\n", "line 3 has 3 fields; expected 2, as in the header. Put double quotes"),
-        ("name,text\na,b\nc\n", "line 3 has 1 fields; expected 2"),
+        ("name,text\na,b\nc\n", "line 3 has 1 field; expected 2, as in the header. Add the missing"),
         ("name,text\na,b,\nc,d,\n", "line 2 has 3 fields; expected 2"),
         ("name,text,\na,b\nc,d\n", "line 2 has 2 fields; expected 3"),
         ('name,text\n"a\n\nb",c\n\nd,e,f\n', "line 6 has 3 fields"),

@@ -155,7 +155,7 @@ def test_other_models_are_unchanged(base):
 def test_a_plain_model_refuses_the_saved_adapter_of_a_fused_model(base, tmp_path, load, monkeypatch):
     get_peft_model(T5WithFusion(base), LoraConfig(**QV)).save_pretrained(tmp_path)
     plain = T5ForConditionalGeneration.from_pretrained(base)
-    with pytest.raises(ValueError, match=r"a T5ForConditionalGeneration has no fusion layer.*T5WithFusion\("):
+    with pytest.raises(ValueError, match=r"a T5ForConditionalGeneration has no fusion layer.*T5WithFusion.from_pre"):
         load(plain, str(tmp_path))
     monkeypatch.setenv("T5FUSION_PEFT_HOOK", "0")
     PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained(base), tmp_path)
