@@ -60,9 +60,12 @@ def paired_bootstrap(a: Losses, b: Losses, samples: int = 10_000, seed: int = 0)
         ValueError: The numbers of tokens differ, so the losses are not of the same rows.
     """
     if not np.array_equal(a.tokens, b.tokens):
+        differing = "their number differs"
+        if len(a.tokens) == len(b.tokens):
+            differing = f"{np.count_nonzero(a.tokens != b.tokens)} of them have different numbers of tokens"
         raise ValueError(
-            f"the losses are not of the same rows: their numbers of tokens differ ({a.tokens.sum()} and "
-            f"{b.tokens.sum()} in all). Evaluate both models on the same rows, in the same order."
+            f"the losses are not of the same rows: {differing}. Evaluate both models on the same rows, in the same "
+            "order."
         )
     generator, rows = np.random.default_rng(seed), len(a.sums)
     equal_chances = np.full(rows, 1 / rows)

@@ -40,7 +40,9 @@ def check_readable(data: str, encoding: str | None = None, suffixes: Iterable[st
     """
     path, suffix = Path(data), suffix_of(data)
     is_file = path.is_file()
-    if is_file and (suffix not in suffixes or (suffix == ".parquet" and is_zipped(data))):
+    if is_file and suffix == ".parquet" and is_zipped(data):
+        raise ValueError(f"{data} is a Parquet file in a .gz file, which cannot be read. Decompress it.")
+    if is_file and suffix not in suffixes:
         problem = f"is a {path.suffix} file" if path.suffix else "has no ending"
         raise ValueError(f"{data} {problem}; expected one of {', '.join(suffixes)}.")
     if not is_file and suffix in suffixes:

@@ -214,8 +214,8 @@ class OutputFile:
         """
         if self.earlier_texts is not None and next(self.earlier_texts, None) is not None:
             raise ValueError(
-                f"the input has {self.earlier_rows} rows, and {self._earlier_file} has more. Choose a different "
-                "--output, or pass --overwrite."
+                f"{counted(self.earlier_rows, 'row')} of the input were read, and {self._earlier_file} has more. Leave "
+                "out --limit or raise it, choose a different --output, or pass --overwrite."
             )
         is_whole = self.path.exists() and not self.is_resumed and not self.new_rows
         if is_whole or not self.rows:

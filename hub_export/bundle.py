@@ -63,6 +63,9 @@ def export(
         raise ValueError(f"`format` is {format!r}; expected one of {', '.join(get_args(Format))}.")
     if format == "onnx":
         check_installed("onnx", "onnxscript")
+    existing = next(path for path in (bundle, *bundle.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is a file; expected a folder. Choose a different one.")
     with workplace(bundle) as folder:
         previous_card = check_target(bundle, overwrite)
         plan = make_plan(str(source), kind, base_model, recipe or {}, say)

@@ -44,7 +44,8 @@ def choose_processor(
         processor = new_processor(run, trained_on, fused_model.config, recipe, say)
     elif recipe:
         folder = run.folder_with(PROCESSOR_CONFIG)
-        raise ValueError(f"{folder} holds a processor with a recipe of its own. Leave out {', '.join(recipe)}.")
+        options = ", ".join("--" + name.replace("lexical_encoder", "encoder").replace("_", "-") for name in recipe)
+        raise ValueError(f"{folder} holds a processor with a recipe of its own. Leave out {options}.")
     for name in ("is_local", "local_files_only"):  # They say how it was loaded here, and would differ by machine.
         processor.tokenizer.init_kwargs.pop(name, None)
     check_encoder(processor, say)

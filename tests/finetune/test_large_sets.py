@@ -200,7 +200,7 @@ def test_a_limit_takes_the_first_rows_and_more_are_added_later(room, commands, w
     assert code == 0 and "1,024 rows are in first.jsonl, 520 of them from before." in err
     assert (room / "first.jsonl").read_bytes() == b"".join(whole.splitlines(True)[:1024])
     code, _, err = commands.run(*words, "5")
-    assert code == 1 and "the input has 5 rows, and first.jsonl has more." in err
+    assert code == 1 and "5 rows of the input were read, and first.jsonl has more. Leave out --limit" in err
     typed = ["generate", "model", "app", "settings", "app", "--no-vectors", "--max-new-tokens", "2", "--limit", "2"]
     code, out, _ = commands.run(*typed)
     assert code == 0 and [json.loads(line)["text"] for line in out.splitlines()] == ["app", "settings"]

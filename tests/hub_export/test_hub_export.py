@@ -384,7 +384,8 @@ def test_a_recipe_is_given_only_once(author, bare, tmp_path):
     author.t5fusion("export", bare, tmp_path / "a", "--template", "Filename: {text}", "--lexical-source", "given")
     processor = json.loads((tmp_path / "a" / "processor_config.json").read_text())
     assert processor["template"] == "Filename: {text}" and processor["lexical_source"] == "given"
-    assert "recipe of its own" in author.refused("export", tmp_path / "a", tmp_path / "b", "--template", "{text}")
+    refusal = author.refused("export", tmp_path / "a", tmp_path / "b", "--template", "{text}")
+    assert "recipe of its own. Leave out --template." in refusal
     (tmp_path / "minilm").mkdir()
     refused = author.refused("export", bare, tmp_path / "b", "--encoder", tmp_path / "minilm")
     assert "folder of this machine" in refused
