@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shlex
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -199,11 +200,14 @@ def read_json(file: Path) -> dict:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return 12 hexadecimal digits of a digest of the weights files that training saves in a folder."""
+    """Return a digest of the weights files that training saves in a folder; see `digest_of`."""
+    return digest_of(file for file in folder.glob("*model*") if file.suffix in (".safetensors", ".bin"))
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Return 12 hexadecimal digits of a digest of some files' contents, in the order of their names."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*model*")):
-        if file.suffix in (".safetensors", ".bin"):
-            digest.update(file.name.encode())
-            with file.open("rb") as opened:
-                digest.update(sha_fileobj(opened))
+    for file in sorted(files):
+        with file.open("rb") as opened:
+            digest.update(sha_fileobj(opened))
     return digest.hexdigest()[:12]

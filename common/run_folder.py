@@ -1,13 +1,11 @@
 """Load the model and the processor of a run folder or a bundle."""
 
-import hashlib
 import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils.sha import sha_fileobj
 from peft import PeftModel
 from torch import nn
 
@@ -16,7 +14,7 @@ from ..naming_t5fusion import PROJECTION_WEIGHT
 from ..processing_t5fusion import T5FusionProcessor
 from .base_models import base_error, base_folder
 from .limits import MAX_SOURCE, MAX_TARGET
-from .run_files import PROCESSOR_CONFIG, RECORD, RunFiles, find_folder, read_json
+from .run_files import PROCESSOR_CONFIG, RECORD, RunFiles, digest_of, find_folder, read_json
 from .saved_files import check_contents, check_numbers, one_sentence_errors, read_weights, weights_in
 
 # Files that a download leaves out, because no model is loaded from them.
@@ -163,12 +161,8 @@ def trained_limits(folder: Path) -> tuple[int, int]:
 
 def trained_digest(folder: Path) -> str:
     """Return 12 hexadecimal digits of a digest of a folder's weights and recipe, which decide its model's outputs."""
-    digest = hashlib.sha256()
     weights = [file for file in weights_in(folder) if file.suffix == ".bin"]
-    for file in sorted([*folder.glob("*.safetensors"), *weights, folder / PROCESSOR_CONFIG]):
-        with file.open("rb") as opened:
-            digest.update(sha_fileobj(opened))
-    return digest.hexdigest()[:12]
+    return digest_of([*folder.glob("*.safetensors"), *weights, folder / PROCESSOR_CONFIG])
 
 
 def align(model: nn.Module) -> nn.Module:

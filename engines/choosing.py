@@ -11,6 +11,8 @@ from .merging import merged_copy
 from .names import REFERENCE, check_engine
 from .packed_model import PackedT5
 
+CANNOT_RUN = "the engine {} cannot run this model: {}. Use the engine torch."
+
 
 class Choice(NamedTuple):
     """The engine that runs; and the reason, if a different engine was asked for."""
@@ -41,7 +43,7 @@ def choose_engine(model: nn.Module, engine: str, features: Features | None = Non
             return Choice("torch", obstacle)
         return Choice("fp32", "it gives the tokens of torch, and its weights are packed for this processor")
     if obstacle:
-        raise ValueError(f"the engine {engine} cannot run this model: {obstacle}. Use the engine torch.")
+        raise ValueError(CANNOT_RUN.format(engine, obstacle))
     return Choice("fp32", missing) if missing else Choice(engine)
 
 
@@ -78,8 +80,8 @@ def load_engine(model: Any, engine: str = "auto", features: Features | None = No
             packed = PackedT5(merged_copy(model), choice.name, features or detect_features())
         except ValueError as error:
             if engine != "auto":
-                raise
-            choice = Choice(REFERENCE, str(error).removesuffix(" Use the engine torch.").rstrip("."))
+                raise ValueError(CANNOT_RUN.format(engine, error)) from error
+            choice = Choice(REFERENCE, str(error))
     if choice.reason:
         say(f"Engine {engine}: {choice.name} runs, because {choice.reason}.")
     return model if packed is None else packed

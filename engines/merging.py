@@ -30,7 +30,5 @@ def merged_copy(model: nn.Module) -> Any:
                 model.set_submodule(name, layer.get_base_layer())
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         cause = str(error) or type(error).__name__
-        raise ValueError(
-            f"the adapter cannot be merged into the model's weights ({cause}). Use the engine torch."
-        ) from error
+        raise ValueError(f"the adapter cannot be merged into the model's weights ({cause})") from error
     return model

@@ -40,9 +40,7 @@ class Packing:
         """
         for matrix in matrices:
             if type(matrix) is not nn.Linear or matrix.bias is not None:
-                raise ValueError(
-                    f"a matrix of the model is a {matrix!r}; expected an nn.Linear without bias. Use the engine torch."
-                )
+                raise ValueError(f"a matrix of the model is a {matrix!r}; expected an nn.Linear without bias")
         weight = torch.cat([matrix.weight.detach().float() for matrix in matrices]) * scale
         if norm is not None:
             weight *= norm.weight.detach().float() * math.sqrt(weight.shape[1])  # `Norm` leaves both out.
