@@ -22,7 +22,7 @@ from ..common.writing import temporary_folder, writing
 from .vector_cache import cache_folder
 
 IN_USE = "in_use"  # the file that a process locks as long as it uses its folder
-NEW = 60.0  # seconds: a folder without that file may still be in the making
+NEW = 60.0  # seconds: the process that made a younger folder may not have locked it yet
 FIELDS = {
     "input_ids": pa.list_(pa.int32()),
     "attention_mask": pa.list_(pa.int8()),
@@ -218,7 +218,8 @@ def rows_folder() -> Iterator[Path]:
             folder = stack.enter_context(temporary_folder("t5fusion-rows-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         lock = stack.enter_context((folder / IN_USE).open("w"))
-        portalocker.lock(lock, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        with suppress(portalocker.LockException):  # Where files cannot be locked, no process removes the folder.
+            portalocker.lock(lock, portalocker.LOCK_EX | portalocker.LOCK_NB)
         yield folder
 
 
@@ -227,13 +228,11 @@ def _remove_abandoned(parent: Path) -> None:
     for folder in parent.iterdir():
         lock = folder / IN_USE
         try:
-            if not lock.exists():
-                is_abandoned = time.time() - folder.stat().st_mtime > NEW
-            else:
+            if time.time() - folder.stat().st_mtime < NEW:
+                continue
+            if lock.exists():
                 with lock.open("r+") as file:
                     portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
-                is_abandoned = True
         except (OSError, portalocker.LockException):  # It is in use, belongs to another user, or was just removed.
             continue
-        if is_abandoned:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
