@@ -48,7 +48,7 @@ def refused(name, **options):
 
 
 def test_parquet_files_are_read_without_pre_buffer(place, monkeypatch):
-    """With it, a file of 1.5 GB takes 1.5 GB of memory. `python -m benchmarks.speed.scale` measures it."""
+    """With it, a file of 1.5 GB takes 1.5 GB of memory. `make bench SUBJECTS=scale` measures it."""
     loaded = []
 
     def load(*args, **options):
