@@ -21,7 +21,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from t5fusion import DataCollatorWithFusion, T5WithFusion
-from t5fusion.common.base_models import base_folder
+from t5fusion.common.base_models import base_source
 from t5fusion.common.losses import Losses, paired_bootstrap
 from t5fusion.demo.demo import demo_inputs, demo_processor, demo_rows
 from t5fusion.finetune.evaluation import change_vectors, losses
@@ -80,7 +80,7 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> None:
 
 def six_steps(variant: str, rows: list[dict], tokenizer, seed: int, args: argparse.Namespace, output: str):
     """Return a PEFT model, trained as a user does in Python: LoRA on q and v, and the plain `Trainer`."""
-    model = T5WithFusion(base_folder(args.base), dtype=torch.float32)
+    model = T5WithFusion(base_source(args.base), dtype=torch.float32)
     if variant == "six-steps-fit":
         model.fit_fusion(rows)
     torch.manual_seed(seed)

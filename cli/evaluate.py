@@ -170,10 +170,11 @@ def _print_measures(
     if eval_loss is not None:
         columns.setdefault("true", {})["eval_loss"] = eval_loss
     table = Table("measure", *(MEASURED_WITH[condition] for condition in columns))
+    labels = SCORE_NAMES | {"eval_loss": "loss by batches, as in training (eval_loss)"}
     for name in dict.fromkeys(name for values in columns.values() for name in values):
         cells = (values.get(name, "") for values in columns.values())
         texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        table.add_row(SCORE_NAMES.get(name, name), *texts)
+        table.add_row(labels.get(name, name), *texts)
     console = Console()
     console.print(table)
     for condition, interval in worth.items():

@@ -12,7 +12,7 @@ from ..common.console import say
 from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
 from ..engines.names import REFERENCE
 from ..finetune.decoding import Decoding, check_decoding
-from ..finetune.file_names import STREAMED_SUFFIXES, check_ending, check_readable, suffix_of
+from ..finetune.file_names import INPUT_SUFFIXES, check_ending, check_readable, suffix_of
 from ..finetune.vector_options import parse_vector_columns
 from ..kinds_t5fusion import counted
 from .arguments import (
@@ -106,13 +106,15 @@ def generate(
     """
     if texts and file:
         raise ValueError("both texts and --file were given. Pass one of them.")
+    if file == "-":
+        raise ValueError("--file does not read standard input. Leave it out: each line of standard input is a text.")
     settings = check_decoding(parse_settings(setting or [], "temperature=0.7"))
     decoding = Decoding(beams, max_new_tokens, batch_size, settings, seed, engine.value)
     vector, _ = parse_vector_columns(vector_column, has_encoder=bool(lexical_column), takes_options=False)
     from ..common.folder_names import check_reachable  # It imports the Hub's client, which --help does not need.
 
     if file:
-        check_readable(file, encoding, STREAMED_SUFFIXES)
+        check_readable(file, encoding, INPUT_SUFFIXES)
     # An existing file is checked later, by the code that writes it, because the check reads the file.
     if output and not output.exists():
         check_ending(output)

@@ -10,7 +10,7 @@ from ..processing_t5fusion import T5FusionProcessor
 from .errors import first_line
 
 
-def base_folder(base_model: str) -> str:
+def base_source(base_model: str) -> str:
     """Return the path or the id from which transformers loads a base model.
 
     It is the absolute path of a folder (for "tiny_t5_v2", of the folder inside the package), or a Hub id.
@@ -24,8 +24,8 @@ def base_folder(base_model: str) -> str:
 
 
 def base_name(base_model: str) -> str:
-    """Return the name to record in files: `base_folder`, or the name of an embedded one, whose path may change."""
-    return name_to_record(base_folder(base_model))
+    """Return the name to record in files: `base_source`, or the name of an embedded one, whose path may change."""
+    return name_to_record(base_source(base_model))
 
 
 def base_error(base_model: str, error: Exception) -> OSError:
@@ -50,7 +50,7 @@ def make_processor(base_model: str, revision: str | None = None, **recipe) -> T5
         OSError: The base model has no tokenizer.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_folder(base_model), revision=revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(base_source(base_model), revision=revision or "main")
     except (OSError, ValueError) as error:
         raise base_error(base_model, error) from error
     return T5FusionProcessor(tokenizer, **recipe)
@@ -63,6 +63,6 @@ def base_commit(base_model: str) -> str | None:
         OSError: The Hub does not answer, or does not know the id.
     """
     try:
-        return commit_of(base_folder(base_model), {})
+        return commit_of(base_source(base_model), {})
     except OSError as error:
         raise base_error(base_model, error) from error

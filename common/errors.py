@@ -35,6 +35,20 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean `{nearest[0]}`?" if nearest else otherwise
 
 
+def missing_column(column: str, existing: Iterable[str], use: str = "") -> ValueError:
+    """Return the ValueError for a column that a data set does not have.
+
+    Args:
+        column: The name of the column.
+        existing: The names of the columns that the data set has.
+        use: A clause that says what the column was used for, with its comma; empty for none.
+    """
+    names = list(existing)
+    nearest = get_close_matches(column, names, 1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return ValueError(f"there is no column {column!r}{use}; the columns are {', '.join(names)}.{hint}")
+
+
 def unreadable_weights(file: Path, cause: str) -> ValueError:
     """Return the ValueError for a weights file that cannot be read.
 

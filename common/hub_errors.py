@@ -8,6 +8,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -50,6 +51,11 @@ def _not_logged_in(repo_id: str) -> str:
     return f"you are not logged in to the Hub, so nothing can be sent to {repo_id}. {LOG_IN}"
 
 
+def may_not_write(repo_id: str) -> str:
+    """Say that the token does not allow to write to a repository."""
+    return f"this token may not write to {repo_id}. Use a token with write access, or a different owner."
+
+
 def in_one_sentence(error: BaseException, repo_id: str) -> str:
     """Describe an error that the Hub or its client raised for the repository `repo_id`, and say what to do."""
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -66,12 +72,12 @@ def in_one_sentence(error: BaseException, repo_id: str) -> str:
         problem = "you are not logged in" if get_token() is None else "this token may not see it, or is not valid"
         return f"the Hub refused access to {repo_id}: it does not exist, or {problem}. {LOG_IN}"
     if status == 403:
-        return f"this token may not write to {repo_id}. Use a token with write access, or a different owner."
+        return may_not_write(repo_id)
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no repository {repo_id} on the Hub, or it is private and this token may not see it."
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no such revision. Name one of its branches, tags or commits."
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, OfflineModeIsEnabled) or (HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)):
         return _offline(repo_id)
     if isinstance(error, HfHubHTTPError) and status is not None:
         message = (getattr(error, "server_message", None) or first_line(error)).rstrip(".")

@@ -12,7 +12,7 @@ from torch import nn
 from ..modeling_t5fusion import T5WithFusion
 from ..naming_t5fusion import PROJECTION_WEIGHT
 from ..processing_t5fusion import T5FusionProcessor
-from .base_models import base_error, base_folder
+from .base_models import base_error, base_source
 from .limits import MAX_SOURCE, MAX_TARGET
 from .run_files import PROCESSOR_CONFIG, RECORD, RunFiles, digest_of, find_folder, read_json
 from .saved_files import check_contents, check_numbers, one_sentence_errors, read_weights, weights_in
@@ -102,7 +102,7 @@ def load_trained(folder: str | Path) -> tuple[torch.nn.Module, T5FusionProcessor
         options = {"lexical_dim": processor.lexical_dim, "dtype": torch.float32} | base.keywords
         try:
             with one_sentence_errors(f"the base model {base.base_model}"):
-                model = T5WithFusion(base_folder(base.base_model), **options)
+                model = T5WithFusion(base_source(base.base_model), **options)
         except OSError as error:
             raise base_error(str(base.base_model), error) from error
         model = load_adapter(model, folder)

@@ -173,19 +173,49 @@ def _numbers_of(value: Any) -> np.ndarray:
         value = [value]
     if not isinstance(value, list):
         raise ValueError(OTHER_VALUES.get(type(value), f"a {type(value).__name__}"))
-    is_several = bool(value) and all(isinstance(item, list) for item in value)
+    is_several = any(isinstance(item, list) for item in value)
+    for index, item in enumerate(value if is_several else ()):
+        if not isinstance(item, list):
+            raise ValueError(f"{_as_json(item)} at index {index}, between vectors")
     vectors = value if is_several else [value]
-    others = [number for vector in vectors for number in vector if not isinstance(number, (int, float, Decimal))]
+    others = {
+        (row, place): number
+        for row, vector in enumerate(vectors)
+        for place, number in enumerate(vector)
+        if not isinstance(number, (int, float, Decimal))
+    }
     if others:
         # JSON has no NaN, and pandas writes null for it.
-        error_type = NotFinite if all(number is None for number in others) else ValueError
-        raise error_type(f"{counted(len(value), 'value')}, not all of them numbers")
+        error_type = NotFinite if all(number is None for number in others.values()) else ValueError
+        (row, place), other = next(iter(others.items()))
+        raise error_type(_misfit(_as_json(other), row, place, is_several))
     if len(set(map(len, vectors))) > 1:
         raise ValueError(f"{len(value)} vectors of unequal width")
     try:
         return np.asarray(value, dtype=np.float64)
     except OverflowError:  # an integer of hundreds of digits
-        raise NotFinite(f"{counted(len(vectors[0]), 'number')}, not all of them finite in float32") from None
+        return np.asarray([[float(str(number)) for number in vector] for vector in vectors]).reshape(np.shape(value))
+
+
+def _misfit(shown: str, row: int, place: int, is_several: bool) -> str:
+    """Describe a value that is not a finite number, and say where in the vectors of its row it stands.
+
+    Args:
+        shown: The value, as the message shows it.
+        row: The index of its vector in the row.
+        place: Its index in the vector.
+        is_several: Whether the row has a list of vectors.
+    """
+    return f"{shown} at index {place}" + (f" of vector {row}" if is_several else "")
+
+
+def _as_json(value: Any) -> str:
+    return _quoted(json.dumps(value, default=str))
+
+
+def _quoted(text: str) -> str:
+    """Return a text for an error, with at most `MOST_SHOWN` characters."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _read_text(text: str) -> Any:
@@ -203,8 +233,7 @@ def _read_text(text: str) -> Any:
         except ValueError:
             value = text
     if isinstance(value, (str, dict)):
-        shown = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
-        raise ValueError(f"a text that is not a list of numbers, {shown!r}")
+        raise ValueError(f"a text that is not a list of numbers, {_quoted(text)!r}")
     return value
 
 
@@ -220,7 +249,10 @@ def _readable(numbers: np.ndarray, is_scaled: bool) -> torch.Tensor | None:
     with np.errstate(over="ignore"):
         vectors = torch.from_numpy(np.atleast_2d(numbers).astype(np.float32))
     if not vectors.isfinite().all():
-        raise NotFinite(f"{_describe(numbers)}, not all of them finite in float32")
+        row, place = (~vectors.isfinite()).nonzero()[0].tolist()
+        number = np.atleast_2d(numbers)[row, place]
+        too_large = ", too large for float32," if np.isfinite(number) else ""
+        raise NotFinite(_misfit(f"{number:g}{too_large}", row, place, numbers.ndim == 2))
     for vector in () if is_scaled else np.atleast_2d(numbers):
         if not has_readable_norm(vector):
             norm = np.linalg.norm(vector)
@@ -242,5 +274,5 @@ def _vector_error(row: str, column: str, found: str, width: int | None, is_text:
     """Return the message for a value that holds no vectors, or vectors of a wrong width."""
     as_first = ", as in the first row that has a vector"
     expected = f"{counted(width, 'finite number')}{as_first}" if width else "finite numbers"
-    advice = " In a text, write them as JSON, such as [0.1, 2]." if is_text else ""
+    advice = " In a text, write them as JSON, such as [0.1, 2] or 3.5." if is_text else ""
     return f"{row}, column {column!r}: {found}; expected one vector of {expected}, or a list of such vectors.{advice}"

@@ -13,6 +13,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..common.console import say
+from ..common.errors import missing_column
 from ..kinds_t5fusion import DEFAULT_KIND, counted
 from ..processing_t5fusion import MINILM
 from .column_vectors import NameRow, NotFinite, is_list, read_vectors
@@ -59,10 +60,10 @@ def hub_data_set(data: str) -> str | None:
 
 
 def check_columns(rows: Dataset, columns: Iterable[str]) -> None:
-    """Raise ValueError if a column is missing. The message lists the columns that exist."""
+    """Raise ValueError if a column is missing. The message lists the columns that exist, and suggests one."""
     for column in columns:
         if column not in rows.column_names:
-            raise ValueError(f"there is no column {column!r}; {_existing(rows)}.")
+            raise missing_column(column, rows.column_names)
 
 
 def check_trained_columns(rows: Dataset, columns: Columns, trained: Columns | None) -> None:
@@ -80,15 +81,9 @@ def check_trained_columns(rows: Dataset, columns: Columns, trained: Columns | No
     of_training = {} if trained is None else trained.by_use
     for (use, option), column in columns.by_use.items():
         if column not in rows.column_names and of_training.get((use, option)) == column:
-            raise ValueError(
-                f"there is no column {column!r}, which the model was trained with as its {use}; {_existing(rows)}. "
-                f"Name the right one with {option}."
-            )
+            was_used = f", which the model was trained with as its {use}"
+            raise ValueError(f"{missing_column(column, rows.column_names, was_used)} Name the right one with {option}.")
     check_columns(rows, columns.by_use.values())
-
-
-def _existing(rows: Dataset) -> str:
-    return f"the columns are {', '.join(rows.column_names)}"
 
 
 def check_texts(rows: Dataset, columns: Sequence[str]) -> None:

@@ -172,7 +172,7 @@ def held_out_rows(folder: str | Path) -> Dataset:
     if len(rows) != record["held_out_rows"]:
         raise ValueError(
             f"the training held out {record['held_out_rows']} rows of {source['validation'] or source['data']}, and "
-            f"now it would hold out {len(rows)}: the file has changed. Name a file with the rows to evaluate on."
+            f"now it would hold out {len(rows)}: the rows have changed. Name a file with the rows to evaluate on."
         )
     return rows
 
@@ -188,19 +188,19 @@ def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProc
         source = record["source"]
         raise ValueError(
             f"the texts of the held-out rows of {source['validation'] or source['data']} differ from those in "
-            "training: the file has changed. Name a file with the rows to evaluate on."
+            "training: the rows have changed. Name a file with the rows to evaluate on."
         )
     loss = held_out_loss(model, inputs, processor, trained_options(folder))
     # The last evaluation measured the saved model, unless the best model was saved.
     last_loss = next((entry["eval_loss"] for entry in reversed(record["history"]) if "eval_loss" in entry), None)
     loss_in_training = (record.get("best") or {}).get("eval_loss", last_loss)
     if RunFiles(folder).is_shrunk:
-        say(f"eval_loss is {loss!r}, and was {loss_in_training!r} in training, with the larger adapter.")
+        say(f"eval_loss is {loss:.6f}, and was {loss_in_training:.6f} in training, with the larger adapter.")
     elif loss == loss_in_training:
         say("eval_loss is exactly as in training.")
     else:
         say(
-            f"eval_loss is {loss!r}, and was {loss_in_training!r} in training. The last digits depend on the machine, "
-            "the precision and the number of processes."
+            f"eval_loss is {loss:.6f}: {loss - loss_in_training:+.1e} from that of the training. Machines, precisions "
+            "and numbers of processes round differently."
         )
     return loss

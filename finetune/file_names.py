@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from ..common.errors import missing_column
+
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # by suffix
-STREAMED_SUFFIXES = (*FILE_FORMATS, ".txt")  # of the files that `generate` reads
+INPUT_SUFFIXES = (*FILE_FORMATS, ".txt")  # of the files that `generate` reads
 TEXT_SUFFIXES = (".txt", ".csv")  # of the files that may have any encoding; JSON is always UTF-8
 LOOKED_AT = 10_000  # rows of a JSONL file that `check_header` reads at most
 OUTPUT_ENDINGS = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
@@ -71,7 +73,7 @@ def check_header(data: str, columns: Iterable[str | None], encoding: str | None 
     names = _names_in_header(data, encoding)
     missing = next((column for column in columns if column is not None and column not in names), None)
     if names and missing is not None:
-        raise ValueError(f"there is no column {missing!r}; the columns are {', '.join(names)}.")
+        raise missing_column(missing, names)
 
 
 def _names_in_header(data: str, encoding: str | None) -> list[str]:

@@ -8,7 +8,7 @@ from peft import get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 
-from ..common.base_models import base_error, base_folder
+from ..common.base_models import base_error, base_source
 from ..modeling_t5fusion import T5WithFusion
 from ..processing_t5fusion import T5FusionProcessor
 from .options import TrainingOptions
@@ -18,7 +18,11 @@ DAMAGED_FILE_ERRORS = (SafetensorError, UnpicklingError, EOFError)  # raised for
 
 
 def build_model(
-    options: TrainingOptions, processor: T5FusionProcessor, rows: Sequence[dict], commit: str | None = None
+    options: TrainingOptions,
+    processor: T5FusionProcessor,
+    rows: Sequence[dict],
+    commit: str | None = None,
+    fit: bool = True,
 ) -> nn.Module:
     """Return the fused model with an initialized fusion layer, and with LoRA on top unless `options.full`.
 
@@ -28,6 +32,7 @@ def build_model(
         rows: Rows of `inputs.prepare`. The fusion layer is fitted to them (see `T5WithFusion.fit_fusion`), or if it is
             frozen, its scales are.
         commit: Commit of the base model; None for its main branch.
+        fit: Whether to fit the fusion layer. A checkpoint to resume from holds it.
 
     Raises:
         ValueError: Model and tokenizer have different ids for `<lexical>`; or the base model is not a T5, holds an
@@ -37,9 +42,9 @@ def build_model(
     model = _load_base_model(options, processor, commit)
     with_vectors = any(row.get("lexical_embeds") is not None for row in rows)
     has_scale = any(kind.scale for kind in model.config.kinds.values())
-    if with_vectors and options.train_fusion and options.fusion_start == "targets":
+    if fit and with_vectors and options.train_fusion and options.fusion_start == "targets":
         model.fit_fusion(rows)
-    elif with_vectors and (options.train_fusion or has_scale):
+    elif fit and with_vectors and (options.train_fusion or has_scale):
         model.fit_scales(rows)
     if options.full:
         model.encoder.fusion.requires_grad_(options.train_fusion)
@@ -64,7 +69,7 @@ def _load_base_model(options: TrainingOptions, processor: T5FusionProcessor, com
     """Return the base model with an untuned fusion layer, in fp32 (see `build_model` for the errors)."""
     try:
         model = T5WithFusion(
-            base_folder(options.base_model),
+            base_source(options.base_model),
             revision=commit or "main",
             **({"vectors": processor.vectors} if processor.vectors else {"lexical_dim": processor.lexical_dim}),
             vector_dropout=options.vector_dropout,
@@ -108,7 +113,7 @@ def check_target_modules(model: T5WithFusion, options: TrainingOptions) -> None:
         )
 
 
-def trainable_share(model: nn.Module) -> tuple[int, int]:
+def count_weights(model: nn.Module) -> tuple[int, int]:
     """Return how many weights train, and how many there are."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
-from .file_names import STREAMED_SUFFIXES, is_zipped, suffix_of
+from .file_names import INPUT_SUFFIXES, is_zipped, suffix_of
 from .files import file_tables, lines_of, opened, reading
 
 FIRST = 10_000  # rows of a streamed set that are read before the training
@@ -46,7 +46,7 @@ def read_chunks(
         ValueError: The file has an unknown suffix, is damaged, or has a different encoding.
         OSError: There is neither a file nor a data set of this name.
     """
-    with reading(data, encoding, STREAMED_SUFFIXES):
+    with reading(data, encoding, INPUT_SUFFIXES):
         if not Path(data).is_file():
             streamed = load_dataset(data, split=split, streaming=True)
             yield from _numbered(map(Dataset, streamed.with_format("arrow").iter(batch_size=CHUNK)))

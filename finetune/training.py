@@ -26,7 +26,7 @@ from ..kinds_t5fusion import counted
 from ..processing_t5fusion import T5FusionProcessor
 from .checkpoints import check_conditions, last_checkpoint, read_conditions, saving
 from .loss_curve import save_loss_curve
-from .model import build_model, trainable_share
+from .model import build_model, count_weights
 from .options import TrainingOptions
 from .output_folder import CHECKPOINTS, OutputFolder
 from .record import named_columns, pin_encoder, resume_conditions, rows_digest, training_record
@@ -91,7 +91,7 @@ def train(
         conditions = resume_conditions(first, held_out, processor, options, columns, arguments.world_size)
         start = _find_start(folder, arguments, options, conditions)
         disable_fsdp_ram_efficient_loading()  # It would load the weights in one process only, but all need them.
-        model = build_model(options, processor, first, start.commit)
+        model = build_model(options, processor, first, start.commit, fit=start.checkpoint is None)
         shares = _print_summary(model, options, rows, held_out)
         stopper = StopOnSignal()
         trainer = _make_trainer(model, rows, held_out, processor, options, arguments, stopper)
@@ -159,6 +159,7 @@ def _find_start(
         return _Start(base_commit(options.base_model))
     checkpoint, damaged = _in_first_process(arguments, lambda: _resumable(Path(arguments.output_dir)))
     check_conditions(checkpoint, conditions)
+    say(f"Resuming from {checkpoint.name}.")
     # A resumed training stays at its commit of the base model, even if the main branch has moved. Earlier releases did
     # not record the duration.
     recorded = read_conditions(checkpoint, {})
@@ -178,7 +179,7 @@ def _resumable(checkpoints: Path) -> tuple[Path, list[Path]]:
     if last is None:
         raise ValueError(f"there is no checkpoint in {checkpoints} to resume from. Leave --resume out to start over.")
     if damaged:
-        say(f"Damaged, and deleted when the next checkpoint is saved: {problems}. Resuming from {last.name}.")
+        say(f"Damaged, and deleted when the next checkpoint is saved: {problems}.")
     return last, [checkpoints / name for name in damaged]
 
 
@@ -208,7 +209,7 @@ def _print_summary(
     model: nn.Module, options: TrainingOptions, rows: Sequence[dict], held_out: Sequence[dict]
 ) -> tuple[int, int]:
     """Print how many weights train, on how many rows. Return how many weights train, and how many there are."""
-    trainable, total = trainable_share(model)
+    trainable, total = count_weights(model)
     method = "full fine-tuning" if options.full else f"LoRA, r={options.rank}, alpha={options.alpha}"
     read = counted(len(rows), "row") + (" of a stream" if isinstance(rows, RowStream) else "")
     counts = f"{read} to train on, {counted(len(held_out), 'row')} to validate with"

@@ -13,11 +13,12 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import find_adapter_config_file
 
-from ..common.base_models import base_error, base_folder
+from ..common.base_models import base_error, base_source
 from ..common.run_folder import RunFolder
 from ..common.saved_files import check_numbers, one_sentence_errors
 from ..loading_t5fusion import commit_of
 from ..modeling_t5fusion import T5WithFusion
+from ..naming_t5fusion import name_to_record
 from .kinds import Kind
 
 
@@ -37,18 +38,19 @@ class BaseModel:
     def parse(cls, text: str) -> "BaseModel":
         """Return the model that `ID`, `ID@REVISION`, a folder, or "tiny_t5" names."""
         if Path(text).is_dir():
-            return cls(base_folder(text))
+            return cls(base_source(text))
         name, _, revision = text.partition("@")
-        return cls(base_folder(name), revision or None)
+        return cls(base_source(name), revision or None)
 
     @classmethod
     def of_run(cls, run: RunFolder) -> "BaseModel | None":
         """Return the base model that a run folder was trained on, or None if no file in the folder names it."""
         fused_name = run.trained_on
-        return None if fused_name is None else cls(base_folder(fused_name.base_model), fused_name.commit)
+        return None if fused_name is None else cls(base_source(fused_name.base_model), fused_name.commit)
 
     def __str__(self) -> str:
-        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+        name = name_to_record(self.name)  # "tiny_t5_v2" instead of the path inside this package
+        return name if self.revision is None else f"{name}@{self.revision}"
 
     @property
     def is_folder(self) -> bool:
@@ -149,7 +151,7 @@ def choose_base(run: RunFolder, given: str | None, kind: Kind, say: Callable[[st
     published = given_base or trained_on
     if published.is_folder and kind == "adapter":
         raise ValueError(
-            f"the base model is a folder of this machine, {published}, which readers do not have. Name the same model "
+            f"the base model is {published}, a folder of this machine that readers do not have. Name the same model "
             "on the Hub with --base-model ID, or include its weights with --kind standalone."
         )
     if trained_on.revision is None and not trained_on.is_folder and published.name == trained_on.name:

@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils.sha import git_hash
 
-from ..common.hub_errors import check_can_push, in_one_sentence
+from ..common.hub_errors import check_can_push, in_one_sentence, may_not_write
 from ..common.replace_folder import recover
 from ..common.run_files import ADAPTER_CONFIG, read_json
 from ..common.run_folder import RunFolder
@@ -93,9 +93,11 @@ def push(
     manifest = read_manifest(bundle)
     check_can_push(repo_id, api.token)
     try:
-        api.whoami()  # Verifying takes minutes, so find out first whether the Hub takes the token.
+        account = api.whoami()  # Verifying takes minutes, so find out first whether the Hub takes the token.
     except Exception as error:
         raise as_one_sentence(error, repo_id) from error
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise OSError(may_not_write(repo_id))
     if manifest["kind"] == "adapter" and not private:
         check_public(RunFolder(bundle).model_config, api.endpoint)
     report = verify(bundle, use_cache=use_cache, trust_code=trust_code, say=say)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
 from t5fusion import DataCollatorWithFusion
-from t5fusion.common.base_models import base_folder
+from t5fusion.common.base_models import base_source
 from t5fusion.naming_t5fusion import NEWEST_EMBEDDED
 
 from .measure import Result, in_turn, peak_megabytes
@@ -142,7 +142,7 @@ def measure_packing() -> Result:
 
 def uneven_batches(model: torch.nn.Module, rows: int) -> tuple[Batch, Batch]:
     """Return the same uneven rows as a padded and as a packed batch."""
-    tokenizer = AutoTokenizer.from_pretrained(base_folder(NEWEST_EMBEDDED))
+    tokenizer = AutoTokenizer.from_pretrained(base_source(NEWEST_EMBEDDED))
     numbers = torch.Generator().manual_seed(0)
     made = []
     for _ in range(rows):

@@ -139,9 +139,10 @@ REFUSED = {  # words, what the error says, exit code
         "--shuffle-buffer has no effect without --streaming. Leave it out.",
         1,
     ),
+    "a dash for standard input": (["generate", "m", "--file", "-"], "--file does not read standard input.", 1),
     "no such column": (
         ["train", "rows.jsonl", "--text-column", "nmae", "--target-column", "text"],
-        "there is no column 'nmae'; the columns are name, text.",
+        "there is no column 'nmae'; the columns are name, text. Did you mean 'name'?",
         1,
     ),
     "no such column in a CSV file": (

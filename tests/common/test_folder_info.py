@@ -207,11 +207,11 @@ def test_a_plain_t5(name):
 
 
 def test_weights_are_counted_as_train_counts_them(tmp_path, save_plain_t5):
-    """The share of an adapter without a record is that of `trainable_share`, which `train` prints."""
+    """The share of an adapter without a record is that of `count_weights`, which `train` prints."""
     from peft import get_peft_model
 
     from t5fusion import T5WithFusion
-    from t5fusion.finetune.model import trainable_share
+    from t5fusion.finetune.model import count_weights
 
     save_plain_t5(tmp_path / "base", d_model=32, num_layers=1)
     model = T5WithFusion(str(tmp_path / "base"), lexical_dim=8)
@@ -219,7 +219,7 @@ def test_weights_are_counted_as_train_counts_them(tmp_path, save_plain_t5):
     adapted.save_pretrained(tmp_path / "out")
     facts = folder_info(str(tmp_path / "out"))
     assert facts.what == "adapter" and facts.vectors[0].width == 8
-    assert (facts.trained_weights, facts.weights) == trainable_share(adapted)
+    assert (facts.trained_weights, facts.weights) == count_weights(adapted)
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ BAD = {
         [1.0, 2.0, 3.0],
         "row 208, column 'vector': 3 numbers; expected one vector of 8 finite numbers",
     ),
-    "that is not finite": ([float("nan")] * DIM, "row 208, column 'vector': 8 numbers, not all of them finite"),
+    "that is not finite": ([float("nan")] * DIM, "row 208, column 'vector': nan at index 0; expected"),
 }
 
 

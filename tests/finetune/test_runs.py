@@ -439,7 +439,7 @@ def test_resume_names_and_deletes_damaged_checkpoints(room, forks, two_checkpoin
         time.sleep(0.02)
     code, _, err = stop(forks, started)
     assert code == 130, err
-    assert f"{later}: optimizer.pt is empty. Resuming from {earlier}." in err
+    assert f"{later}: optimizer.pt is empty.\nResuming from {earlier}.\n" in err
     (left,) = (room / "over" / "checkpoints").iterdir()
     assert int(left.name.rpartition("-")[2]) >= int(later.rpartition("-")[2])
     assert last_checkpoint(room / "over" / "checkpoints") == (left, {})

@@ -186,7 +186,7 @@ def test_the_other_commands_read_the_result(run, room, small, trained):
     assert facts["trained_weights"] == sum(value.numel() for value in weights(room / "small").values())
     out, err = run("evaluate", "small", "--json", "--limit", "2")
     loss = json.loads(out)["eval_loss"]
-    assert f"eval_loss is {loss!r}, and was" in err and "in training, with the larger adapter." in err
+    assert f"eval_loss is {loss:.6f}, and was" in err and "in training, with the larger adapter." in err
     assert run("generate", "small", "--file", "held_out.jsonl", "--limit", "1")[0]
     run("shrink", "small", "smaller", "--rank", "2")  # in the dtypes that it has
     kept = [{name: value.dtype for name, value in weights(room / each).items()} for each in ("small", "smaller")]

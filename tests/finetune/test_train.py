@@ -17,7 +17,7 @@ from t5fusion.common.run_folder import load_trained
 from t5fusion.finetune import training as training
 from t5fusion.finetune.evaluation import losses
 from t5fusion.finetune.inputs import prepare
-from t5fusion.finetune.model import build_model, trainable_share
+from t5fusion.finetune.model import build_model, count_weights
 from t5fusion.finetune.options import TrainingOptions
 from t5fusion.finetune.trainer import FusionTrainer, Interrupted
 from t5fusion.finetune.training import train
@@ -96,7 +96,7 @@ def test_the_record_of_a_training(trained, base):
     assert record["options"]["base"] == str(base) and record["options"]["seed"] == 42
     assert record["options"]["lr"] == (5e-4 if training_options.full else 1e-3)
     assert (record["rows"], record["held_out_rows"]) == (16, 4)
-    assert (record["trainable_weights"], record["weights"]) == trainable_share(model)
+    assert (record["trainable_weights"], record["weights"]) == count_weights(model)
     assert [entry["epoch"] for entry in record["history"] if "eval_loss" in entry] == [1, 2]
     assert [entry["epoch"] for entry in record["history"] if "loss" in entry] == [1, 2]
     assert set(record["versions"]) == {"t5fusion", "torch", "transformers", "peft", "datasets"}
@@ -105,7 +105,7 @@ def test_the_record_of_a_training(trained, base):
 
 def test_the_share_of_trainable_weights(trained):
     kind, training_options, _, model = trained
-    trains, total = trainable_share(model)
+    trains, total = count_weights(model)
     if training_options.full:
         assert trains == total == sum(p.numel() for p in model.parameters())
         return

@@ -682,6 +682,9 @@ def test_a_push_without_permission_is_refused(author, hub, bundle, save_plain_t5
     }
     for expected, result in zip(cases, deliver(author, bundle, *cases.values()), strict=True):
         assert expected in result["error"] and "\n" not in result["error"], result
+    reader = Author(hub, tmp_path / "reader", token="hf_reader")
+    printed = "".join(reader.t5fusion("push", bundle, "you/mine", expect=1))
+    assert "may not write to you/mine" in printed and "to the bit" not in printed  # It was not verified for nothing.
     nobody = Author(hub, tmp_path / "nobody", token=None)
     assert "hf auth login" in nobody.refused("push", bundle, "me/x")
     assert "could not be reached" in author.refused("push", bundle, "me/x", HF_ENDPOINT="http://127.0.0.1:9")
