@@ -79,7 +79,7 @@ class TestWithVectors(Common, unittest.TestCase):
 
 
 class TestWithKinds(Common, unittest.TestCase):
-    """Two kinds of vectors, of which one takes four tokens."""
+    """Two kinds of vectors. A vector of one of them takes four tokens."""
 
     all_model_classes = (T5WithFusion,)
     additional_model_inputs = ("lexical_embeds",)

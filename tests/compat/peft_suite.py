@@ -35,7 +35,7 @@ def make() -> Table:
         "(`T5FUSION_PEFT_HOOK=0`). The cells are numbers of tests; PEFT itself skips some. "
         f"*{TRAINING}* counts the tests that pass with a frozen fusion layer, and fail by default, when the layer "
         f"trains with the adapter. *{WITH_KINDS}* counts the tests that pass with one kind of vectors, and fail with "
-        "two, of which one takes four tokens.",
+        "two kinds. A vector of one of the two kinds takes four tokens.",
         ["passed", "skipped", "failed on both", "failed on the fused model only", TRAINING, WITH_KINDS],
     )
     by_model = {"T5": run("T5"), "T5WithFusion": run("T5WithFusion", T5FUSION_PEFT_HOOK="0")}

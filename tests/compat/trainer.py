@@ -480,10 +480,10 @@ ON_LORA = {
 def make() -> Table:
     table = Table(
         "Trainer",
-        "`Seq2SeqTrainer` with `DataCollatorWithFusion` on rows with vectors; for the plain T5, with "
+        "The checks run `Seq2SeqTrainer` with `DataCollatorWithFusion` on rows with vectors; on the plain T5, with "
         "`DataCollatorForSeq2Seq`. *works* means, among other things, that the loss falls and the fusion layer "
-        "changes. In the rows that push, a new process then loads the result in one line, equal to the bit. Only in "
-        "the last row does it have this package.",
+        "changes. If a check pushes, a new process then loads the result in one line, and the outputs are equal bit "
+        "for bit. Only in the last row, this package is installed there.",
         ["all weights", "LoRA on top"],
     )
     for row, check in CHECKS.items():

@@ -34,8 +34,8 @@ def make() -> Table:
     return Table(
         "transformers' common tests",
         f"These are the tests of `ModelTesterMixin` of the installed transformers{whose_left_out()}. *Refused* "
-        "tests skip themselves, or do not apply to this model. Of the tests with two kinds, 26 take each input for a "
-        f"tensor, and the vectors are a dict. Number of tests that passed: {passed}.",
+        "tests skip themselves, or do not apply to this model. With two kinds, the vectors are a dict; 26 tests expect "
+        f"every input to be a tensor, so they are refused. Number of tests that passed: {passed}.",
         ["with vectors", "with two kinds", "without vectors"],
         cells=cells,
     )
