@@ -84,4 +84,4 @@ def seed_of_chunk(seed: int, first: int) -> int:
         seed: The seed of the whole run.
         first: Number of the chunk's first row.
     """
-    return int.from_bytes(hashlib.sha256(f"{seed} {first}".encode()).digest()[:4])
+    return int.from_bytes(hashlib.sha256(f"{seed} {first}".encode()).digest()[:4], "big")
