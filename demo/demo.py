@@ -35,6 +35,7 @@ from ..finetune.model import build_model
 from ..finetune.options import TrainingOptions
 from ..finetune.training import train
 from ..finetune.vector_cache import encode_cached
+from ..kinds_t5fusion import counted
 from ..naming_t5fusion import NEWEST_EMBEDDED
 from ..processing_t5fusion import T5FusionProcessor
 from . import DEMO, DIFFERS, PROBE
@@ -159,12 +160,23 @@ def _read_rows(limit: int | None, console: Console) -> tuple[list[DocumentedName
     console.print("Reading the names and docstrings of the standard library")
     training, held_out = demo_rows(limit)
     if len(training) < 2 or len(held_out) < 2:
-        raise ValueError(
-            f"the first {limit} names give {len(training)} to train on and {len(held_out)} held out; expected two or "
-            "more of each. Pass a --limit of 100 or more."
-        )
+        raise _too_few_names(limit, len(training), len(held_out))
     console.print(f"{len(training):,} names of the standard library to train on, {len(held_out):,} held out")
     return training, held_out
+
+
+def _too_few_names(limit: int | None, training: int, held_out: int) -> ValueError:
+    """Return the error for too few names, because of the limit or, without one, of the Python that runs."""
+    expected = "expected two or more of each"
+    if limit is None:
+        return ValueError(
+            f"the standard library in {standard_library()} has {counted(training, 'documented name')} to train on and "
+            f"{held_out} held out; {expected}. Use a Python whose library is there as .py files."
+        )
+    return ValueError(
+        f"--limit {limit} gives {counted(training, 'name')} to train on and {held_out} held out; {expected}. Pass a "
+        "--limit of 100 or more."
+    )
 
 
 def _training_options(base_model: str, epochs: float, seed: int) -> TrainingOptions:
