@@ -36,6 +36,17 @@ class Cache(transformers.Cache):
 
     A row of the memory has one or several beams, which share one store of keys and values. Each step adds the keys and
     values of all beams, and a beam attends only to its own ancestors. So when beams are chosen anew, nothing is copied.
+
+    Attributes, which `start` sets for each batch:
+        memory: Keys and values of the encoder's output.
+        beams: The number of beams of each row.
+        capacity: The number of tokens for which there is room.
+        generated: The store, float (layers, 2, rows, heads, capacity * beams, size): the keys (0) and values (1) of all
+            beams' first tokens, then those of their second tokens, and so on.
+        padding: The memory's padding, in the shape of the attention scores.
+        beam_numbers: int64 (rows, beams, 1), the number of each beam in its row. Only with several beams.
+        ancestors: int64 (rows, beams, length), for each beam and token the beam that generated it. Only with several
+            beams.
     """
 
     is_compileable = False  # transformers reads this attribute.
@@ -49,14 +60,14 @@ class Cache(transformers.Cache):
         """Prepare for the first token of a batch."""
         layers, _, rows, heads, _, size = memory.keys_and_values.shape
         self.memory, self.beams, self.capacity = memory, beams, FIRST_CAPACITY
-        self.own = memory.keys_and_values.new_empty(layers, 2, rows, heads, self.capacity * beams, size)
+        self.generated = memory.keys_and_values.new_empty(layers, 2, rows, heads, self.capacity * beams, size)
         self.padding = memory.padding
         # With several beams, scores have the shape (rows * heads, beams, length), because `baddbmm` multiplies batches
         # of matrices. So the padding gets this shape too.
         if beams > 1:
             self.padding = self.padding.expand(-1, heads, beams, -1).flatten(0, 1)
-            self.own_beams = torch.arange(beams).view(1, beams, 1).expand(rows, beams, 1)
-            self.ancestors = self.own_beams[:, :, :0]
+            self.beam_numbers = torch.arange(beams).view(1, beams, 1).expand(rows, beams, 1)
+            self.ancestors = self.beam_numbers[:, :, :0]
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Return the number of tokens. transformers calls this method."""
@@ -72,12 +83,12 @@ class Cache(transformers.Cache):
             float (1, heads, 1, length), or with several beams (rows * heads, beams, length * beams).
         """
         if self.length == self.capacity:
-            self.own = torch.cat([self.own, torch.empty_like(self.own)], 4)
+            self.generated = torch.cat([self.generated, torch.empty_like(self.generated)], 4)
             self.capacity *= 2
         self.length += 1
         if self.beams == 1:
             return bias[None, :, None]
-        self.ancestors = torch.cat([self.ancestors, self.own_beams], 2)
+        self.ancestors = torch.cat([self.ancestors, self.beam_numbers], 2)
         rows, beams, length = self.ancestors.shape
         is_other = torch.ones(rows, beams, length, beams, dtype=torch.bool)
         is_other.scatter_(3, self.ancestors[..., None], False)
@@ -98,4 +109,4 @@ class Cache(transformers.Cache):
         """Drop all rows except those with the indices `kept`. Each row must have one beam."""
         assert self.memory is not None
         self.memory = self.memory.keep(kept)
-        self.own, self.padding = self.own[:, :, kept], self.memory.padding
+        self.generated, self.padding = self.generated[:, :, kept], self.memory.padding

@@ -72,14 +72,16 @@ class PackedDecoder:
         self.blocks = [DecoderBlock(block, packing) for block in decoder.block]
         self.norm = Norm(decoder.final_layer_norm)
         self.head = packing.matrix(head, norm=decoder.final_layer_norm, scale=scale)
-        self.first = copy.deepcopy(decoder.block[0].layer[0].SelfAttention)  # It holds the table of the bias.
+        # T5 keeps the table of the bias in the attention of its first block.
+        self.attention_of_bias = copy.deepcopy(decoder.block[0].layer[0].SelfAttention)
         self.bias = torch.empty(0, 0)
 
     def bias_to(self, length: int) -> torch.Tensor:
         """Return T5's bias for the last of `length` tokens, float (heads, length)."""
         if self.bias.shape[1] < length:
             most = max(FIRST_CAPACITY, 2 * length)
-            bias = self.first.compute_bias(most, most)  # transformers 5.0 cannot compute the last row alone.
+            # transformers 5.0 cannot compute the last row alone.
+            bias = self.attention_of_bias.compute_bias(most, most)
             self.bias = bias[0, :, -1].float().to(self.blocks[0].own.qkv.dtype).contiguous()
         return self.bias[:, self.bias.shape[1] - length :]
 
@@ -97,9 +99,9 @@ class PackedDecoder:
         end = cache.length * beams
         for layer, block in enumerate(self.blocks):
             projected = block.own.project(hidden, beams)
-            own = cache.own[layer, :, :, :, :end]
-            own[:, :, :, end - beams :] = projected[1:]
-            block.own.add_to(hidden, projected[0], own[0], own[1], bias)
+            generated = cache.generated[layer, :, :, :, :end]
+            generated[:, :, :, end - beams :] = projected[1:]
+            block.own.add_to(hidden, projected[0], generated[0], generated[1], bias)
             keys, values = cache.memory.keys_and_values[layer]
             block.cross.add_to(hidden, block.cross.project(hidden, beams)[0], keys, values, padding)
             block.feed_forward.add_to(hidden)

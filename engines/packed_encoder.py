@@ -46,7 +46,8 @@ class PackedEncoder:
             Norm(encoder.final_layer_norm),
             encoder.final_layer_norm.weight.detach().float().clone(),
         )
-        self.first = copy.deepcopy(encoder.block[0].layer[0].SelfAttention)  # It holds the table of the bias.
+        # T5 keeps the table of the bias in the attention of its first block.
+        self.attention_of_bias = copy.deepcopy(encoder.block[0].layer[0].SelfAttention)
         crosses = [block.layer[1].EncDecAttention for block in decoder.block]
         matrices = [matrix for cross in crosses for matrix in (cross.k, cross.v)]
         self.cross = packing.matrix(*matrices, norm=encoder.final_layer_norm)
@@ -64,7 +65,8 @@ class PackedEncoder:
         padding = torch.zeros(rows, 1, 1, length)
         if mask is not None:
             padding.masked_fill_(mask[:, None, None] == 0, LOWEST)
-        bias = (self.first.compute_bias(length, length).float() + padding).to(self.blocks[0].qkv.dtype)
+        bias = self.attention_of_bias.compute_bias(length, length).float() + padding
+        bias = bias.to(self.blocks[0].qkv.dtype)
         for block in self.blocks:
             block.add_to(hidden, bias)
         normed = self.norm(hidden)

@@ -193,9 +193,9 @@ def test_beams_copy_no_cache(flan, inputs_for, monkeypatch):
     reorder = Cache.reorder_cache
 
     def watched(cache, chosen):
-        own = cache.own.view(torch.int32).clone()  # Unused places hold anything, also NaN.
+        own = cache.generated.view(torch.int32).clone()  # Unused places hold anything, also NaN.
         reorder(cache, chosen)
-        seen.append((cache.own.data_ptr(), torch.equal(own, cache.own.view(torch.int32))))
+        seen.append((cache.generated.data_ptr(), torch.equal(own, cache.generated.view(torch.int32))))
 
     monkeypatch.setattr(Cache, "reorder_cache", watched)
     load_engine(flan, "fp32").generate(**batch_for(inputs_for, flan), num_beams=4, max_new_tokens=9)
