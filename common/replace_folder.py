@@ -1,7 +1,7 @@
 """Replace a folder so that a process killed at any moment leaves either the old version or the new one, whole."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,6 +57,42 @@ def replace(target: Path, new: Path) -> None:
     if target.exists():
         target.rename(workplace_of(target) / REPLACED)
     new.rename(target)
+
+
+def check_replaceable(target: Path, command: str, holds: str, is_own: bool, overwrite: bool) -> None:
+    """Check that a command may write the folder `target`, which may exist.
+
+    Args:
+        target: The folder.
+        command: The command, such as "export", for the error.
+        holds: What it writes, such as "a bundle", for the error.
+        is_own: Whether the command wrote what is in the folder.
+        overwrite: Whether that may be replaced.
+
+    Raises:
+        ValueError: The folder holds something that must not be replaced.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not is_own:
+        raise ValueError(
+            f"{target} holds files that t5fusion {command} did not write, and is left alone. Choose a different folder."
+        )
+    if not overwrite:
+        raise ValueError(f"{target} holds {holds} already. Choose a different folder, or pass --overwrite.")
+
+
+def copy_others(target: Path, new: Path, is_written: Callable[[str], bool]) -> None:
+    """Copy the user's own files and folders from the folder that is replaced into `new`.
+
+    Args:
+        target: The folder that is replaced.
+        new: Its next version. What it holds already is not copied.
+        is_written: Whether the command wrote the file of a name, which is then not copied.
+    """
+    for item in target.iterdir() if target.exists() else ():
+        if not is_written(item.name) and not (new / item.name).exists():
+            (shutil.copytree if item.is_dir() else shutil.copy2)(item, new / item.name)
 
 
 def put_back(folder: Path, target: Path) -> None:

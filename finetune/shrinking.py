@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.folder_names import check_source
-from ..common.replace_folder import recover, replace, workplace
+from ..common.replace_folder import check_replaceable, copy_others, recover, replace, workplace
 from ..common.run_files import ADAPTER_CONFIG, ADAPTER_SAFETENSORS, DIGEST, RECORD, SHRUNK, RunFiles, weights_digest
 from ..common.weight_shapes import shapes_in
 from ..common.writing import writing
@@ -90,7 +90,7 @@ def shrink_adapter(
         for name in KEPT:
             if (files.path / name).exists():
                 shutil.copyfile(files.path / name, new / name)
-        _copy_others(output, new)
+        copy_others(output, new, is_written)
         replace(output, new)
     return shrunk
 
@@ -108,7 +108,8 @@ def check_shrinkable(files: RunFiles, output: Path, rank: int | None, dtype: str
     if dtype not in (None, *DTYPES):
         raise ValueError(f"the dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     check_source(str(files), is_base_model=False)
-    _check_output(output, overwrite)
+    recover(output)
+    check_replaceable(output, "shrink", "a smaller adapter", RunFiles(output).is_shrunk, overwrite)
     _check_plain_lora(files)
     ranks = [shape[0] for name, shape in _shapes(files).items() if name.endswith(".lora_A.weight")]
     if rank is not None and not 1 <= rank < min(ranks):
@@ -116,26 +117,6 @@ def check_shrinkable(files: RunFiles, output: Path, rank: int | None, dtype: str
             f"the rank is {rank}, and the adapter in {files} has rank {min(ranks)}; expected a lower one, from 1."
         )
     return max(ranks)
-
-
-def _copy_others(output: Path, new: Path) -> None:
-    """Copy the user's own files and folders from the folder that is replaced."""
-    for item in output.iterdir() if output.exists() else ():
-        if not is_written(item.name) and not (new / item.name).exists():
-            (shutil.copytree if item.is_dir() else shutil.copy2)(item, new / item.name)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    """Raise ValueError if `output` holds something that must not be replaced."""
-    recover(output)
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not RunFiles(output).is_shrunk:
-        raise ValueError(
-            f"{output} holds files that t5fusion shrink did not write, and is left alone. Choose a different folder."
-        )
-    if not overwrite:
-        raise ValueError(f"{output} holds a smaller adapter already. Choose a different folder, or pass --overwrite.")
 
 
 def _check_plain_lora(files: RunFiles) -> None:

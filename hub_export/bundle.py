@@ -1,11 +1,10 @@
 """Write a bundle: the folder that goes to the Hub, with everything that a reader needs to load the model."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..common.replace_folder import replace, workplace
+from ..common.replace_folder import check_replaceable, copy_others, replace, workplace
 from ..common.run_files import EVALUATION
 from ..common.writing import writing
 from ..saving_t5fusion import apply_umask
@@ -67,7 +66,8 @@ def export(
     if not existing.is_dir():
         raise ValueError(f"{existing} is a file; expected a folder. Choose a different one.")
     with workplace(bundle) as folder:
-        previous_card = check_target(bundle, overwrite)
+        check_replaceable(bundle, "export", "a bundle", (bundle / MANIFEST).exists(), overwrite)
+        previous_card = (bundle / CARD).read_text(encoding="utf-8") if (bundle / CARD).exists() else None
         plan = make_plan(str(source), kind, base_model, recipe or {}, say)
         with writing(bundle):
             new_bundle = folder / bundle.name
@@ -85,36 +85,11 @@ def export(
             write_manifest(new_bundle, kind)
             check_nothing_local(new_bundle, [Path.home(), plan.run.path.resolve(), bundle])
             apply_umask(new_bundle)
-            copy_others(bundle, new_bundle, leave_out=[] if keeps_evaluation else [EVALUATION])
+            # `push` does not send the user's own files.
+            written = bundle_files(bundle) | (set() if keeps_evaluation else {EVALUATION})
+            copy_others(bundle, new_bundle, written.__contains__)
             replace(bundle, new_bundle)
     return bundle
-
-
-def check_target(bundle: Path, overwrite: bool) -> str | None:
-    """Return the card of the bundle that will be replaced, or None.
-
-    Raises:
-        ValueError: The folder holds something other than a bundle, or a bundle that may not be replaced.
-    """
-    if not bundle.exists() or (bundle.is_dir() and not any(bundle.iterdir())):
-        return None
-    if not (bundle / MANIFEST).exists():
-        raise ValueError(
-            f"{bundle} holds files that t5fusion export did not write, and is left alone. Choose a different folder."
-        )
-    if not overwrite:
-        raise ValueError(f"{bundle} holds a bundle already. Choose a different folder, or pass --overwrite.")
-    return (bundle / CARD).read_text(encoding="utf-8") if (bundle / CARD).exists() else None
-
-
-def copy_others(bundle: Path, new_bundle: Path, leave_out: list[str]) -> None:
-    """Copy the user's own files, except `leave_out`, from the replaced bundle. `push` does not send them."""
-    if not bundle.exists():
-        return
-    not_copied = {*bundle_files(bundle), *leave_out}
-    for item in bundle.iterdir():
-        if item.name not in not_copied and not (new_bundle / item.name).exists():
-            (shutil.copytree if item.is_dir() else shutil.copy2)(item, new_bundle / item.name)
 
 
 def check_nothing_local(bundle: Path, paths: list[Path]) -> None:
