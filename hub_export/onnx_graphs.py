@@ -122,12 +122,12 @@ class DecoderGraph(nn.Module):
 
     def forward(self, input_ids, encoder_attention_mask, past):
         cache = as_cache(past)
-        # (batch, length, 1): the model reads only the sizes of the encoder's states, since their keys are in the cache.
-        length = past[2][:, 0, :, :1]
+        # The model reads only the sizes of the encoder's states, since their keys are in the cache: (batch, length, 1).
+        stand_in = past[2][:, 0, :, :1]
         output = self.model(
             decoder_input_ids=input_ids,
             attention_mask=encoder_attention_mask,
-            encoder_outputs=BaseModelOutput(last_hidden_state=length),
+            encoder_outputs=BaseModelOutput(last_hidden_state=stand_in),
             past_key_values=cache,
             use_cache=True,
         )

@@ -121,8 +121,8 @@ class LoadingPaths:
         fused = get_class_from_dynamic_module("modeling_t5fusion.T5WithFusion", self.name, **self.hub_kwargs)
         config = self.config()
         # A bundle of earlier code has one kind of vectors, and its code does not know `vectors`.
-        several = getattr(config, "vectors", None)
-        vector_fields = {"vectors": several} if several else {"lexical_dim": config.lexical_dim}
+        kinds = getattr(config, "vectors", None)
+        vector_fields = {"vectors": kinds} if kinds else {"lexical_dim": config.lexical_dim}
         return fused(self.base_model, revision=self.base_revision, **vector_fields, **self.dtype_kwargs)
 
     def config(self):
@@ -368,15 +368,19 @@ def one_sentence(error: BaseException) -> str:
 
 
 def try_path(load, reference: Reference, unpushed_base: str) -> dict[str, Any]:
-    """Load a model and check it; return `passed`, the `detail`, and why it was `refused`, if it was."""
+    """Load a model and check it; return `passed`, the `detail`, and an `excuse` if the failure shows nothing wrong.
+
+    The excuse is what to do about a base model that is not on a Hub yet, or what this machine lacks (see `Untried`).
+    """
     try:
         return {"passed": True, "detail": reference.check(load())}
     except Exception as error:  # A reader would see it, whatever its type.
         result = {"passed": False, "detail": one_sentence(error)}
+        # What follows the semicolon is advice, which differs between releases, and so between bundles.
         if unpushed_base.partition(";")[0] in str(error):
-            result["refused"] = unpushed_base
+            result["excuse"] = unpushed_base
         elif isinstance(error, Untried):
-            result["refused"] = str(error)
+            result["excuse"] = str(error)
         return result
 
 

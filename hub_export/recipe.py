@@ -49,8 +49,8 @@ def choose_processor(
     for name in ("is_local", "local_files_only"):  # They say how it was loaded here, and would differ by machine.
         processor.tokenizer.init_kwargs.pop(name, None)
     check_encoder(processor, say)
-    several = processor.vectors or fused_model.config.vectors
-    if several and processor.kinds != fused_model.config.kinds:
+    has_kinds = bool(processor.vectors or fused_model.config.vectors)
+    if has_kinds and processor.kinds != fused_model.config.kinds:
         raise ValueError(
             f"the processor has the vectors {list_kinds(processor.kinds)}, and the model "
             f"{list_kinds(fused_model.config.kinds)}. Save the processor that was used in training."

@@ -100,11 +100,11 @@ def verify(
             with writing(temporary):
                 spec["pushed"] = str(copy_as_pushed(bundle, manifest["files"], temporary / "pushed"))
         for result in try_loading_paths(spec, temporary, environment):
-            refused = result.get("refused")
-            if not result["passed"] and not refused:
+            excuse = result.get("excuse")
+            if not result["passed"] and not excuse:
                 check_space(temporary)
-            mark = "ok" if result["passed"] else "--" if refused else "NO"
-            add(mark, f"{result['path']}: {refused or result['detail']}")
+            mark = "ok" if result["passed"] else "--" if excuse else "NO"
+            add(mark, f"{result['path']}: {excuse or result['detail']}")
         if ENCODER in manifest["files"]:
             add(*run_graphs(folder))
     return report
@@ -144,15 +144,18 @@ def clean_environment(temporary: Path, use_cache: bool) -> dict[str, str]:
 
 
 def compare_digests(folder: Path, expected: dict[str, str]) -> list[tuple[str, str]]:
-    """Return a mark and a sentence for each file that is missing or was changed; the card may be edited."""
-    problems = []
+    """Return a mark and a sentence for each file that is not as it was written, or "ok" and one sentence for all.
+
+    An edited card is "ok" too, because its author may edit it.
+    """
+    lines = []
     for name, digest in expected.items():
         if not (folder / name).exists():
-            problems.append(("NO", f"{name} is missing"))
+            lines.append(("NO", f"{name} is missing"))
         elif file_digest(folder / name) != digest:
             edited = ("ok", f"{CARD} was edited since the export, as it may be")
-            problems.append(edited if name == CARD else ("NO", f"{name} is damaged: it is not as it was written"))
-    return problems or [("ok", f"{len(expected)} files, as they were written")]
+            lines.append(edited if name == CARD else ("NO", f"{name} is damaged: it is not as it was written"))
+    return lines or [("ok", f"{len(expected)} files, as they were written")]
 
 
 def copy_as_pushed(bundle: RunFolder, names: Iterable[str], copy: Path) -> Path:

@@ -444,7 +444,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
     out, _ = author.python(hide, reader_check.__file__, tmp_path / "spec.json", HF_HUB_OFFLINE="1")
     (result,) = (result for result in map(json.loads, out.splitlines()) if result["path"] == AS_IN_THE_CARD)
-    assert not result["passed"] and "pip install sentence-transformers" in result["refused"]
+    assert not result["passed"] and "pip install sentence-transformers" in result["excuse"]
 
 
 def test_an_encoder_that_is_missing_on_the_hub(author, bare, tmp_path):
