@@ -108,9 +108,9 @@ class NoNorm(nn.Identity):
         self.register_buffer("weight", torch.ones(d_model))
 
 
-def run(variant: str, tokens: int, training: str, seed: int, data: "Data", args: argparse.Namespace) -> None:
-    """Train and measure one variant with one seed, unless its result is there already."""
-    file = args.folder / f"{variant}-{tokens}-{training}-{seed}.json"
+def run(variant: str, tokens: int, method: str, seed: int, data: Data, args: argparse.Namespace) -> None:
+    """Train one variant by a method ("lora" or "full") with one seed, and measure it, unless its result is there."""
+    file = args.folder / f"{variant}-{tokens}-{method}-{seed}.json"
     if file.exists():
         return
     start = time.monotonic()
@@ -122,12 +122,12 @@ def run(variant: str, tokens: int, training: str, seed: int, data: "Data", args:
     rows = processor.rows(text_target=data.training, lexical_embeds=data.training_vectors)
     if variant in ("linear", "mlp"):
         model.fit_fusion(rows)
-    if training == "lora":
+    if method == "lora":
         model = get_peft_model(model, model.lora_config(r=RANK, lora_alpha=RANK))
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     arguments = TrainingArguments(
         str(args.folder / "trainer"), num_train_epochs=args.epochs, per_device_train_batch_size=BATCH,
-        learning_rate=LEARNING_RATES[training], warmup_steps=50, lr_scheduler_type="cosine", seed=seed, use_cpu=True,
+        learning_rate=LEARNING_RATES[method], warmup_steps=50, lr_scheduler_type="cosine", seed=seed, use_cpu=True,
         bf16=args.bf16, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(model, arguments, DataCollatorWithFusion(processor), rows)
@@ -182,16 +182,16 @@ def report(folder: Path) -> None:
     """Print a row for each variant, number of tokens and way of training, over all finished seeds."""
     groups: dict[tuple[str, int, str], list[dict]] = {}
     for file in folder.glob("*.json"):
-        *variant, tokens, training, _ = file.stem.split("-")
-        groups.setdefault(("-".join(variant), int(tokens), training), []).append(json.loads(file.read_text()))
+        *variant, tokens, method, _ = file.stem.split("-")
+        groups.setdefault(("-".join(variant), int(tokens), method), []).append(json.loads(file.read_text()))
     print("| projector | tokens | trained | weights trained | seeds | loss | BLEU (95 %) | token F1 | exact match |")
     print("|---" * 9 + "|")
-    for (variant, tokens, training), results in sorted(groups.items(), key=lambda item: (item[0][2], *item[0][:2])):
+    for (variant, tokens, method), results in sorted(groups.items(), key=lambda item: (item[0][2], *item[0][:2])):
         bleu, low, high = bleu_interval(results)
         f1, exact = (statistics.mean(r["scores"][name] for r in results) for name in ("token_f1", "exact_match"))
         loss = statistics.mean(result["losses"]["held out"] for result in results)
         print(
-            f"| {variant} | {tokens} | {training} | {results[0]['trained'] / 1e6:.2f} M | {len(results)} | "
+            f"| {variant} | {tokens} | {method} | {results[0]['trained'] / 1e6:.2f} M | {len(results)} | "
             f"{loss:.3f} | {bleu:.2f} ({low:.2f} to {high:.2f}) | {f1:.3f} | {exact:.3f} |"
         )
 
@@ -217,10 +217,10 @@ def main() -> None:
     print(f"{len(data.training):,} sentences to train on, {len(data.held_out)} to test on", flush=True)
     # Seed by seed, so that an interrupted run has all variants.
     for seed in args.seeds:
-        for training in args.train:
+        for method in args.train:
             for variant in args.variants:
                 for tokens in args.tokens:
-                    run(variant, tokens, training, seed, data, args)
+                    run(variant, tokens, method, seed, data, args)
     report(args.folder)
 
 

@@ -89,12 +89,12 @@ def _package(fields: dict[str, str]) -> Package:
     return Package(fields["Package"], section, fields["Description"], frozenset(tags), frozenset(depends))
 
 
-def vectors_of(known: list[Package]) -> dict[str, np.ndarray]:
+def vectors_of(all_packages: list[Package]) -> dict[str, np.ndarray]:
     """Return the vectors of each kind, float32 (packages, dim)."""
-    graph = TfidfTransformer().fit_transform(_indicators([package.depends for package in known]))
+    graph = TfidfTransformer().fit_transform(_indicators([package.depends for package in all_packages]))
     return {
-        "words": T5FusionProcessor(NEWEST_EMBEDDED).encode([package.description for package in known]),
-        "tags": _indicators([package.tags for package in known]).toarray(),
+        "words": T5FusionProcessor(NEWEST_EMBEDDED).encode([package.description for package in all_packages]),
+        "tags": _indicators([package.tags for package in all_packages]).toarray(),
         "depends": TruncatedSVD(GRAPH_DIM, random_state=0).fit_transform(graph).astype(np.float32),
     }
 
@@ -107,7 +107,9 @@ def _indicators(sets: Sequence[frozenset[str]]) -> csr_matrix:
     return csr_matrix((np.ones(len(ones), np.float32), tuple(zip(*ones, strict=True))), shape=(len(sets), len(columns)))
 
 
-def run(chosen: tuple[str, ...], seed: int, known: list[Package], vectors: dict[str, np.ndarray], args: Any) -> None:
+def run(
+    chosen: tuple[str, ...], seed: int, all_packages: list[Package], vectors: dict[str, np.ndarray], args: Any
+) -> None:
     """Train and measure one model with the chosen kinds and one seed, unless its result is there already."""
     file = args.folder / f"{'+'.join(chosen) or 'none'}-{seed}.json"
     if file.exists():
@@ -119,9 +121,9 @@ def run(chosen: tuple[str, ...], seed: int, known: list[Package], vectors: dict[
         NEWEST_EMBEDDED, vectors=kinds, lexical_encoder=None, lexical_source="given", template="Package: {text}"
     )
     rows = processor.rows(
-        [package.name for package in known],
-        [package.section for package in known],
-        lexical_embeds=[{kind: vectors[kind][row] for kind in chosen} for row in range(len(known))],
+        [package.name for package in all_packages],
+        [package.section for package in all_packages],
+        lexical_embeds=[{kind: vectors[kind][row] for kind in chosen} for row in range(len(all_packages))],
     )
     training, held_out = rows[HELD_OUT_ROWS : HELD_OUT_ROWS + TRAINING_ROWS], rows[:HELD_OUT_ROWS]
     model = T5WithFusion(NEWEST_EMBEDDED, vectors=kinds, dtype=torch.float32)
@@ -136,7 +138,7 @@ def run(chosen: tuple[str, ...], seed: int, known: list[Package], vectors: dict[
     trainer.train()
     measured = losses(model, held_out, processor)
     texts = write_sections(model, processor, held_out)
-    correct = text_scores(texts, [package.section for package in known[:HELD_OUT_ROWS]])["exact_match"]
+    correct = text_scores(texts, [package.section for package in all_packages[:HELD_OUT_ROWS]])["exact_match"]
     result = {"sums": measured.sums.tolist(), "tokens": measured.tokens.tolist(), "correct": correct}
     file.write_text(json.dumps(result))
     print(f"{file.stem}: loss {measured.mean:.4f}, {correct:.1%} right", flush=True)
@@ -184,12 +186,12 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     args.folder.mkdir(parents=True, exist_ok=True)
-    known = packages()[: HELD_OUT_ROWS + TRAINING_ROWS]
-    vectors = vectors_of(known)
+    all_packages = packages()[: HELD_OUT_ROWS + TRAINING_ROWS]
+    vectors = vectors_of(all_packages)
     print(", ".join(f"{kind}: {matrix.shape[1]} numbers" for kind, matrix in vectors.items()), flush=True)
     for seed in args.seeds:
         for chosen in CHOICES:
-            run(chosen, seed, known, vectors, args)
+            run(chosen, seed, all_packages, vectors, args)
     report(args.folder)
 
 

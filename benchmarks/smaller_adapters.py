@@ -49,7 +49,10 @@ def main() -> None:
     _, processor = load_trained(run)
     rows = demo_inputs(demo_rows()[1], processor)
     if rows_digest(rows) != json.loads((run / "training.json").read_text())["held_out_digest"]:
-        raise SystemExit(f"{run} was trained on the standard library of a different Python.")
+        raise SystemExit(
+            f"{run} was trained on the standard library of a different Python. Run this with that Python, or make the "
+            "run again: t5fusion demo."
+        )
     collate = DataCollatorWithFusion(processor)
     batches = [collate(rows[first : first + BATCH]) for first in range(0, SAMPLE, BATCH)]
     expected, expected_texts = outputs(run, batches)

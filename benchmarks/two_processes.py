@@ -161,10 +161,12 @@ def run_ray(folder: Path, workers: int, kill: bool = False) -> float:
         command = [sys.executable, ROOT / "examples/ray_generate.py", folder / "model", output]
         command += [folder / f"{TASK * FILES}.parquet", "--text-column", "name", "--vector-column", "vector"]
         command += ["--max-new-tokens", NEW_TOKENS, "--workers", workers, "--rows-per-file", TASK]
-        process = psutil.Popen(
-            list(map(str, command)), env=os.environ | ONE_THREAD | {"RAY_USAGE_STATS_ENABLED": "0"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        errors = Path(name, "stderr")  # A file, because a pipe that nobody reads meanwhile would fill up.
+        with errors.open("w") as stderr:
+            process = psutil.Popen(
+                list(map(str, command)), env=os.environ | ONE_THREAD | {"RAY_USAGE_STATS_ENABLED": "0"},
+                stdout=subprocess.DEVNULL, stderr=stderr,
+            )  # fmt: skip
         while kill and process.poll() is None:
             if any(output.glob("*.parquet")):
                 names = {child: "".join(child.cmdline()) for child in process.children(recursive=True)}
@@ -172,7 +174,7 @@ def run_ray(folder: Path, workers: int, kill: bool = False) -> float:
                 kill = False
             time.sleep(0.05)
         if process.wait():
-            raise RuntimeError("the example failed")
+            raise RuntimeError(f"the example failed: {errors.read_text(errors='replace')[-2000:]}")
         written = sorted(file.stat().st_mtime for file in output.glob("*.parquet"))
     return TASK * (len(written) - 1) / (written[-1] - written[0])
 

@@ -29,7 +29,10 @@ WORDS = (
 
 
 def measure() -> list[Result]:
-    """Measure one text at a time (the original notes' way), sentence-transformers in batches, and the processor."""
+    """Measure one text at a time, batches of sentence-transformers, and the processor.
+
+    The pipeline that this package replaces encodes one text at a time.
+    """
     random.seed(0)
     texts = [" ".join(random.choices(WORDS, k=random.randint(2, 6))) for _ in range(TEXTS)]
     encoder = SentenceTransformer(str(get_model_path()))

@@ -90,7 +90,7 @@ def compare(work: str, times: dict[str, Times]) -> Result:
     return Result(
         work=work,
         unit="seconds",
-        goal="below 1.02 x T5",
+        goal=f"below {GOAL} x T5",
         peers={"T5": plain.median},
         ours={"T5WithFusion": fused.median},
         ratios={"of the medians": fused.median / plain.median, "of the fastest repeats": ratio},

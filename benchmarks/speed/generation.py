@@ -27,6 +27,7 @@ from .shape import flan_t5_small
 
 ROWS, LENGTH, NEW_TOKENS, BEAMS = 8, 36, 24, 4
 ENGINES = ("fp32", "bf16", "int8")
+WORDS = 32000  # ids of flan-t5-small's vocabulary that stand for words
 TEXT_ROWS = 200  # held-out names whose texts are compared
 RUN = Path("build/bench/demo")  # where the demo's model is, or will be
 REFERENCE, PEER = "transformers fp32", "CTranslate2 int8"
@@ -41,7 +42,7 @@ def measure_speed() -> list[Result]:
     """Measure greedy decoding of a batch, beams, and greedy decoding of one row."""
     model = flan_t5_small().eval()
     numbers = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 32000, (ROWS, LENGTH), generator=numbers)
+    ids = torch.randint(3, WORDS, (ROWS, LENGTH), generator=numbers)
     ids[:, 0] = model.config.lexical_token_id
     vectors = torch.nn.functional.normalize(torch.randn(ROWS, 1, model.config.lexical_dim, generator=numbers), dim=-1)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "lexical_embeds": vectors}
@@ -113,8 +114,9 @@ def ctranslate2_ways(model: Any) -> dict[str, Way]:
         )
 
         def generate(batch: dict[str, torch.Tensor], beams: int) -> Any:
+            # The placeholder's id lies above all ids of words. The plain T5 reads some word in its place.
             rows = [
-                [words.convert_ids_to_tokens(token % 32000) for token in row] for row in batch["input_ids"].tolist()
+                [words.convert_ids_to_tokens(token % WORDS) for token in row] for row in batch["input_ids"].tolist()
             ]
             return translator.translate_batch(
                 rows, beam_size=beams, max_decoding_length=NEW_TOKENS, min_decoding_length=NEW_TOKENS

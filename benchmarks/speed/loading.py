@@ -16,7 +16,7 @@ from t5fusion.hub_export import export
 from .measure import Result, in_turn
 from .shape import flan_t5_small
 
-GOAL = 1.2
+GOAL, MEMORY_GOAL = 1.2, 1.1
 PLAIN, ONE_LINE, CLASS = "T5 and PeftModel", "AutoModelForSeq2SeqLM", "T5WithFusion"
 PEAK = """
 import sys
@@ -62,11 +62,11 @@ def measure() -> list[Result]:
         Result(
             work="peak memory of a process that loads them",
             unit="MB",
-            goal="no more than 1.1 x",
+            goal=f"no more than {MEMORY_GOAL} x",
             peers={PLAIN: peaks[PLAIN]},
             ours={ONE_LINE: peaks[ONE_LINE]},
             ratios={"": peaks[ONE_LINE] / peaks[PLAIN]},
-            met=peaks[ONE_LINE] < 1.1 * peaks[PLAIN],
+            met=peaks[ONE_LINE] <= MEMORY_GOAL * peaks[PLAIN],
         ),
     ]
 

@@ -5,8 +5,8 @@
 
 With `--continue-from FOLDER`, the training starts from that T5 and its tokenizer instead of from random weights.
 
-Start one process per core, with one thread each: on matrices this small, a second thread is a third faster, and a
-second process twice as fast.
+Start one process per core, with one thread each: on matrices this small, a second thread makes training a third
+faster, and a second process twice as fast.
 
 Stop it at any time; the same command resumes from RUN's last checkpoint. After the last token, the weights are written
 to RUN/final in bf16.
