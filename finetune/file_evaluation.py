@@ -194,7 +194,9 @@ def _held_out_loss(folder: Path, model: torch.nn.Module, processor: T5FusionProc
     # The last evaluation measured the saved model, unless the best model was saved.
     last_loss = next((entry["eval_loss"] for entry in reversed(record["history"]) if "eval_loss" in entry), None)
     loss_in_training = (record.get("best") or {}).get("eval_loss", last_loss)
-    if RunFiles(folder).is_shrunk:
+    if loss_in_training is None:  # with the setting eval_strategy=no
+        say(f"eval_loss is {loss:.6f}. The training measured none.")
+    elif RunFiles(folder).is_shrunk:
         say(f"eval_loss is {loss:.6f}, and was {loss_in_training:.6f} in training, with the larger adapter.")
     elif loss == loss_in_training:
         say("eval_loss is exactly as in training.")

@@ -119,6 +119,14 @@ def test_a_validation_file_and_a_limit_are_those_of_the_training(fp32, run):
     assert fewer["rows"] == 4 and fewer["eval_loss"] == last_loss(fp32)
 
 
+def test_a_training_that_measured_no_loss(room, run):
+    """With `eval_strategy=no`, there is no loss to compare with."""
+    run(*words_to_train("unmeasured", "--set", "eval_strategy=no"))
+    out, err = run("evaluate", "unmeasured", "--json")
+    loss = json.loads(out)["eval_loss"]
+    assert f"eval_loss is {loss:.6f}. The training measured none.\n" in err
+
+
 def test_a_seed_shuffles_the_vectors_in_another_order_and_a_file_takes_the_results(fp32, room, run):
     def measures(*words):
         return json.loads(run("evaluate", "limited", "--vectors", "all", "--json", *words)[0])
