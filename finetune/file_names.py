@@ -53,7 +53,9 @@ def check_readable(data: str, encoding: str | None = None, suffixes: Iterable[st
         raise ValueError(f"{data} is empty; expected rows.")
     if encoding and suffix not in TEXT_SUFFIXES:
         endings = " and ".join(TEXT_SUFFIXES)
-        raise ValueError(f"an encoding was given for {data}; only {endings} files have one to choose.")
+        raise ValueError(
+            f"an encoding was given for {data}; only {endings} files have one to choose. Leave the encoding out."
+        )
 
 
 def check_header(data: str, columns: Iterable[str | None], encoding: str | None = None) -> None:

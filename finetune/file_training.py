@@ -122,7 +122,7 @@ def _streamed(
     """Return the rows to train on, which are read while the model trains. Their vectors are not kept on disk."""
     limits = (options.max_source, options.max_target)
 
-    def make(block: Block) -> list[dict]:
+    def inputs_of(block: Block) -> list[dict]:
         rows, numbers = Dataset(block.rows), block.numbers.tolist()
         # An encoder may draw random numbers when it is loaded. Those of the training must not depend on this.
         with torch.random.fork_rng([]):
@@ -132,16 +132,18 @@ def _streamed(
 
     arguments = training_arguments(options, output / CHECKPOINTS)
     rows_of_step = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
-    return RowStream(reader.read, make, arguments.max_steps * rows_of_step, options.shuffle_buffer, options.seed)
+    row_count = arguments.max_steps * rows_of_step
+    return RowStream(reader.read, inputs_of, row_count, options.shuffle_buffer, options.seed)
 
 
 def _check_columns_for_training(columns: Columns, recipe: Recipe) -> None:
     """Raise ValueError if there is no target column, or if a column or the encoder would have no effect."""
     if columns.target is None:
-        raise ValueError("training needs a target column. Name one: Columns(text, target).")
+        raise ValueError("training needs a target column. Name one: --target-column, or Columns(text, target).")
     if columns.text is None and not (columns.vector or columns.lexical):
         raise ValueError(
-            "training needs a column of texts or of vectors. Name one: --text-column, --vector-column, or both."
+            "training needs a column of texts or of vectors. Name one, or both: --text-column and --vector-column, or "
+            "Columns(text, vector=...)."
         )
     has_encoder = columns.lexical or recipe.encoder
     if has_encoder and isinstance(columns.vector, str):

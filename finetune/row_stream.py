@@ -72,9 +72,9 @@ class RowReader:
         self.data, self.columns, self.encoding, self.skip_nan, self.limit = data, columns, encoding, skip_nan, limit
         self.names = list(dict.fromkeys([*columns.texts, *columns.by_kind.values()]))
         self.widths = vector_widths(first, columns)
-        self.is_held_out = None if held_out is None else find_held_out(first, held_out, columns)
+        self.mark_held_out = None if held_out is None else find_held_out(first, held_out, columns)
         self.left_out = Counter[str]()  # how many rows after the first ones were left out, and why
-        self.counted = FIRST  # the number of the first row that is not counted yet
+        self.first_uncounted = FIRST  # the number of the first row that `left_out` does not cover yet
 
     def read(self) -> Iterator[Block]:
         """Yield the rows in their order, some hundreds at a time. Each call is a pass over the whole set.
@@ -83,27 +83,30 @@ class RowReader:
             ValueError: A row cannot be used. The message names its number. It is raised when the row is reached.
             OSError: The set can no longer be read.
         """
-        left = self.limit
+        remaining = self.limit
         for chunk in read_chunks(self.data, encoding=self.encoding):
             block = self._block_of(chunk)
-            if left is not None:
-                block = block.take(np.arange(min(left, len(block.numbers))))
-                left -= len(block.numbers)
+            if remaining is not None:
+                block = block.take(np.arange(min(remaining, len(block.numbers))))
+                remaining -= len(block.numbers)
             yield block
-            if left == 0:
+            if remaining == 0:
                 return
 
     def _block_of(self, chunk: Chunk) -> Block:
         """Return the rows of a chunk to train on, and count the rows that are left out."""
         finite, kept = find_usable(chunk.rows, self.columns, self.skip_nan, chunk.first, self.widths)
         numbers = np.arange(chunk.first, chunk.first + len(chunk.rows))
-        read, left, used = (int((part >= self.counted).sum()) for part in (numbers, numbers[finite], numbers[kept]))
-        self.left_out += Counter(nan=read - left, unusable=left - used)
-        self.counted = max(self.counted, chunk.first + len(numbers))
+        # An earlier pass may have counted these rows, so only those with a new number count.
+        all_new, finite_new, kept_new = (
+            int((part >= self.first_uncounted).sum()) for part in (numbers, numbers[finite], numbers[kept])
+        )
+        self.left_out += Counter(nan=all_new - finite_new, unusable=finite_new - kept_new)
+        self.first_uncounted = max(self.first_uncounted, chunk.first + len(numbers))
         block = Block(chunk.rows.data.table.select(self.names), numbers).take(kept)
         rows = Dataset(block.rows)
         check_vectors(rows, self.columns, block.numbers.tolist(), self.widths)
-        return block if self.is_held_out is None else block.take(np.flatnonzero(~self.is_held_out(rows)))
+        return block if self.mark_held_out is None else block.take(np.flatnonzero(~self.mark_held_out(rows)))
 
     def report(self) -> None:
         """Print how many of the rows that were read only in training were left out."""
@@ -120,8 +123,8 @@ class RowStream(Sequence[dict[str, Any]]):
 
     Args:
         read: Returns the rows of one pass over the set, such as `RowReader.read`.
-        make: Makes the inputs of some rows.
-        rows: How many rows to train on.
+        make_inputs: Makes the inputs of some rows.
+        row_count: How many rows to train on.
         shuffle_buffer: The rows of a window.
         seed: Seed of the order.
     """
@@ -130,27 +133,28 @@ class RowStream(Sequence[dict[str, Any]]):
     window: Window
     first: int  # the index of the window's first row
     end: int  # the index of the row after its last one
-    made: list[dict]  # the inputs of some rows of the window
-    made_from: int  # the index of the first of these rows
+    inputs: list[dict]  # the inputs of some rows of the window
+    inputs_start: int  # the index of the first of these rows
 
     def __init__(
         self,
         read: Callable[[], Iterable[Block]],
-        make: Callable[[Block], list[dict]],
-        rows: int,
+        make_inputs: Callable[[Block], list[dict]],
+        row_count: int,
         shuffle_buffer: int,
         seed: int,
     ):
-        self.read, self.make, self.rows, self.shuffle_buffer, self.seed = read, make, rows, shuffle_buffer, seed
+        self.read, self.make_inputs, self.row_count = read, make_inputs, row_count
+        self.shuffle_buffer, self.seed = shuffle_buffer, seed
         self._start_over()
 
     def __len__(self) -> int:
-        return self.rows
+        return self.row_count
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a row. Raises IndexError if there is none, and what `read` and `make` raise."""
-        if not 0 <= index < self.rows:
-            raise IndexError(f"there is no row {index}; the training has {self.rows} rows.")
+        """Return a row. Raises IndexError if there is none, and what `read` and `make_inputs` raise."""
+        if not 0 <= index < self.row_count:
+            raise IndexError(f"there is no row {index}; the training has {self.row_count} rows.")
         if index < self.first:
             self._start_over()
         if index >= self.end + self.shuffle_buffer:
@@ -159,15 +163,16 @@ class RowStream(Sequence[dict[str, Any]]):
             self.window = next(self.windows)
             self.first, self.end = self.end, self.end + len(self.window.order)
         start = self.first + (index - self.first) // VECTOR_BLOCK * VECTOR_BLOCK
-        if start != self.made_from:
+        if start != self.inputs_start:
             # A resumed training makes the same blocks, so that vectors of an encoder have the same bits.
-            self.made, self.made_from = self.make(self.window.rows(start - self.first, VECTOR_BLOCK)), start
-        return self.made[index - start]
+            block = self.window.rows(start - self.first, VECTOR_BLOCK)
+            self.inputs, self.inputs_start = self.make_inputs(block), start
+        return self.inputs[index - start]
 
     def _start_over(self) -> None:
         """Go back to before the first row."""
         self.windows, self.window, self.first, self.end = self._shuffled_windows(), NO_ROWS, 0, 0
-        self.made, self.made_from = [], -1
+        self.inputs, self.inputs_start = [], -1
 
     def _shuffled_windows(self) -> Iterator[Window]:
         """Yield windows without end."""

@@ -186,7 +186,8 @@ def test_an_unknown_encoding_or_one_for_another_kind_of_file_is_refused(place):
     (place / "x.jsonl").write_text(LINES)
     for name in ("nothing-of-the-kind", "base64"):
         assert "Name one that Python knows, such as utf-8, latin-1" in refused("x.csv", encoding=name)
-    with pytest.raises(ValueError, match="an encoding was given for x.jsonl; only .txt and .csv files have one"):
+    sentence = "an encoding was given for x.jsonl; only .txt and .csv files have one to choose. Leave the encoding out."
+    with pytest.raises(ValueError, match=sentence):
         load_rows("x.jsonl", encoding="latin-1")
 
 
