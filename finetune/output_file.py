@@ -81,9 +81,9 @@ class OutputFile:
         self.earlier_rows = self.new_rows = 0  # rows that have their text from earlier runs, and from this run
         self.schemas: list[pa.Schema] = []  # the schemas of the chunks in the output, each once
         self.input_columns: dict[str, None] = {}  # an ordered set of names
-        self.dropped: list[str] = []  # columns that the file cannot hold, until the user is told
+        self.unreported_columns: list[str] = []  # columns that the file cannot hold, until the user is told
         check_output_name(path)
-        self.file = _open_locked(self.partial)
+        self.partial_file = _open_locked(self.partial)
         self.is_replacing = overwrite and path.exists()  # whether an output exists whose texts do not count
         self.is_resumed = not overwrite and self.partial.stat().st_size > 0
         if self.is_resumed or (path.exists() and not overwrite):
@@ -91,12 +91,12 @@ class OutputFile:
         elif not path.exists() or self.partial.stat().st_size > 0:  # The record is not about an output that stays.
             self.made_with_file.unlink(missing_ok=True)
         if overwrite:
-            self.file.truncate(0)
-        self.file.seek(0)
+            self.partial_file.truncate(0)
+        self.partial_file.seek(0)
         # It becomes None when all earlier texts have been compared with the rows.
         self.earlier_texts: Iterator[EarlierText] | None = (
             iter(()) if overwrite
-            else texts_in_partial(self.file, columns) if self.is_resumed
+            else texts_in_partial(self.partial_file, columns) if self.is_resumed
             else texts_in_output(path, columns)
         )  # fmt: skip
 
@@ -138,9 +138,9 @@ class OutputFile:
 
     def close(self) -> None:
         """Close and unlock NAME.partial, and remove it if it is empty. Later calls do nothing."""
-        if self.file.closed or self.file.raw.closed:  # type: ignore[attr-defined]
+        if self.partial_file.closed or self.partial_file.raw.closed:  # type: ignore[attr-defined]
             return
-        self.file.close()
+        self.partial_file.close()
         if self.partial.stat().st_size == 0:
             self.partial.unlink()
 
@@ -186,19 +186,21 @@ class OutputFile:
         keys = row_keys(rows, self.columns)
         lines = b"".join(self._line(*pair) for pair in zip(keys, outputs, strict=True))
         try:
-            if self.is_replacing:  # At no moment may the new record stand beside the old output alone.
+            # If the new record were written before the first line of NAME.partial, a run killed in between would leave
+            # the old output beside it, and the next run would take the old texts for texts of these settings.
+            if self.is_replacing:
                 self.made_with_file.unlink(missing_ok=True)
             else:
                 self._record_made_with()
-            self.file.write(lines)
-            self.file.flush()
+            self.partial_file.write(lines)
+            self.partial_file.flush()
             self._record_made_with()
             self.is_replacing = False
             self.new_rows += len(outputs)  # They count now, because Ctrl-C may come during the wait for the disk.
-            os.fsync(self.file.fileno())
+            os.fsync(self.partial_file.fileno())
         except OSError as error:
             # The raw file is closed, because closing the buffered one would try to write the rest again.
-            self.file.raw.close()  # type: ignore[attr-defined]
+            self.partial_file.raw.close()  # type: ignore[attr-defined]
             raise self._cannot_write(self.partial, error) from error
 
     def finish(self, reread: Callable[[], Iterable[Chunk]] | None) -> None:
@@ -228,7 +230,7 @@ class OutputFile:
             write_whole(self.path, schemas, self._tables(name, reread))
         except OSError as error:
             raise self._cannot_write(self.path, error) from error
-        self.file.close()
+        self.partial_file.close()
         self.partial.unlink(missing_ok=True)
 
     def _cannot_write(self, path: Path, error: OSError) -> OSError:
@@ -241,21 +243,21 @@ class OutputFile:
 
     def _remember_columns(self, rows: Dataset) -> None:
         """Remember the columns of rows for `finish`."""
-        dropped = self._dropped(rows)
+        dropped = self._columns_to_drop(rows)
         schema = table_without(rows, dropped).schema.remove_metadata()
         if not self.schemas:
-            self.dropped = dropped
+            self.unreported_columns = dropped
         if schema not in self.schemas:
             self.schemas.append(schema)
         self.input_columns |= dict.fromkeys(rows.column_names)
 
     def _report_dropped(self) -> None:
         """Tell the user once which columns the file cannot hold. By then, the rows and their vectors are checked."""
-        for column in self.dropped:
+        for column in self.unreported_columns:
             say(f"Column {column!r} holds vectors; it is left out of {self.path}. JSON lines and Parquet keep it.")
-        self.dropped = []
+        self.unreported_columns = []
 
-    def _dropped(self, rows: Dataset) -> list[str]:
+    def _columns_to_drop(self, rows: Dataset) -> list[str]:
         """Return the columns that the file cannot hold."""
         return [] if can_hold_vectors(self.path) else all_vector_columns(rows, self.columns)
 
@@ -264,30 +266,30 @@ class OutputFile:
         name = key_column(self.columns)
         return json_line({name: key, output_column([name]): output})
 
-    def _begin_appending(self, rows: int) -> None:
+    def _begin_appending(self, text_count: int) -> None:
         """Prepare NAME.partial for more rows. If it is new, first copy the texts of the earlier output into it.
 
         Args:
-            rows: Number of texts in the earlier output.
+            text_count: Number of texts in the earlier output.
         """
         self.earlier_texts = None
-        if self.is_resumed or rows == 0:
-            self.file.seek(0, os.SEEK_END)
+        if self.is_resumed or text_count == 0:
+            self.partial_file.seek(0, os.SEEK_END)
             return
         unfinished = _open_locked(self.partial.with_name(self.partial.name + UNFINISHED))
         unfinished.truncate(0)
-        for earlier in islice(texts_in_output(self.path, self.columns), rows):
+        for earlier in islice(texts_in_output(self.path, self.columns), text_count):
             unfinished.write(self._line(earlier.key, earlier.output))
         unfinished.flush()
         os.fsync(unfinished.fileno())
         unfinished.close()
-        self.file.close()
+        self.partial_file.close()
         Path(unfinished.name).replace(self.partial)
-        self.file = _open_locked(self.partial)
+        self.partial_file = _open_locked(self.partial)
 
     def _tables(self, name: str, reread: Callable[[], Iterable[Chunk]] | None) -> Iterator[pa.Table]:
         """Yield the rows of the output, chunk by chunk, with the generated texts in the column called `name`."""
-        generated = texts_in_partial(self.file, self.columns)
+        generated = texts_in_partial(self.partial_file, self.columns)
         if reread is None:
             while part := list(islice(generated, CHUNK)):
                 texts, outputs = zip(*part, strict=True)
@@ -299,7 +301,7 @@ class OutputFile:
             if len(part) < len(rows) or not all(each.belongs_to(key) for each, key in zip(part, keys, strict=True)):
                 raise ValueError(f"the input changed while {self.partial} was made. Pass --overwrite to start over.")
             outputs = pa.array([each.output for each in part], pa.string())
-            yield table_without(rows, self._dropped(rows)).append_column(name, outputs)
+            yield table_without(rows, self._columns_to_drop(rows)).append_column(name, outputs)
 
     def _record_made_with(self) -> None:
         """Write NAME.made-with, unless it exists."""
