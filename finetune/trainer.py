@@ -293,8 +293,10 @@ class StopOnSignal(TrainerCallback):
 
     accelerator: Accelerator
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = 0  # number of the first signal; 0 before it
+        self.first_at = 0.0  # when it came, by the monotonic clock
+        self.previous_handlers: dict[signal.Signals, Any] = {}
         self.stopped = False  # whether training was told to stop
 
     @contextmanager
@@ -303,21 +305,27 @@ class StopOnSignal(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there.
             yield
             return
-        self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self.previous_handlers = {number: signal.signal(number, self._receive) for number in signals}
         try:
             yield
         finally:
             self._stop_listening()
 
     def _stop_listening(self) -> None:
-        for number, handler in self.previous.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
     def _receive(self, number, frame) -> None:
+        """Remember the first signal, and pass a second one on to the earlier handler.
+
+        With several processes, a signal within `SAME_SIGNAL` of the first counts as the first, because the launcher may
+        pass on a signal that the cluster has already sent to each process.
+        """
         is_first = not self.received
         if is_first:
-            self.received, self.since = number, time.monotonic()
-        if self.accelerator.num_processes > 1 and time.monotonic() - self.since < SAME_SIGNAL:
+            self.received, self.first_at = number, time.monotonic()
+        if self.accelerator.num_processes > 1 and time.monotonic() - self.first_at < SAME_SIGNAL:
             return
         self._stop_listening()
         if not is_first:
