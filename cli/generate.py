@@ -179,7 +179,7 @@ def _chunks_of_texts(
     lines = islice(texts or _lines_of_standard_input(encoding), limit)
     if is_typed:
         say("Type a text and press Enter; Ctrl-D ends.")
-    return chunks_of_texts(lines, column, rows=1 if is_typed else None)  # A user who types sees each answer at once.
+    return chunks_of_texts(lines, column, size=1 if is_typed else None)  # A user who types sees each answer at once.
 
 
 def _lines_of_standard_input(encoding: str | None) -> Iterator[str]:

@@ -60,13 +60,13 @@ def _in_memory(data: str, encoding: str | None) -> Dataset:
     return Dataset(pa.concat_tables(file_tables(data, 10_000, encoding), promote_options="permissive"))
 
 
-def file_tables(data: str, rows: int, encoding: str | None = None) -> Iterator[pa.Table]:
-    """Yield the rows of a file, `rows` at a time: at least one table, which may be empty."""
+def file_tables(data: str, size: int, encoding: str | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of a file, `size` at a time: at least one table, which may be empty."""
     if suffix_of(data) == ".csv":
-        yield from _csv_tables(data, rows, encoding)
+        yield from _csv_tables(data, size, encoding)
         return
     if suffix_of(data) == ".parquet":
-        yield from _parquet_tables(data, rows)
+        yield from _parquet_tables(data, size)
         return
     with TemporaryDirectory() as folder:
         if SPECIAL & set(data):
@@ -76,22 +76,22 @@ def file_tables(data: str, rows: int, encoding: str | None = None) -> Iterator[p
             data = str(link)
         options = {"data_files": escape(data), "split": "train", "cache_dir": folder}
         streamed = load_dataset(FILE_FORMATS[suffix_of(data)], streaming=True, **options)
-        for table in streamed.with_format("arrow").iter(batch_size=rows):
+        for table in streamed.with_format("arrow").iter(batch_size=size):
             _check_text(table)
             yield table
 
 
-def _parquet_tables(data: str, rows: int) -> Iterator[pa.Table]:
-    """Yield the rows of a Parquet file, `rows` at a time. datasets would keep the whole file in memory meanwhile."""
+def _parquet_tables(data: str, size: int) -> Iterator[pa.Table]:
+    """Yield the rows of a Parquet file, `size` at a time. datasets would keep the whole file in memory meanwhile."""
     # With `pre_buffer`, pyarrow would keep what it has read.
     with pa.OSFile(data) as source, pq.ParquetFile(source, pre_buffer=False) as file:
         left, is_empty = file.schema_arrow.empty_table(), True
-        for batch in file.iter_batches(rows):  # At the end of a row group, a batch may have fewer rows.
+        for batch in file.iter_batches(size):  # At the end of a row group, a batch may have fewer rows.
             left = pa.concat_tables([left, pa.Table.from_batches([batch])])
-            while len(left) >= rows:
-                _check_text(left[:rows])
-                yield left[:rows]
-                left, is_empty = left[rows:], False
+            while len(left) >= size:
+                _check_text(left[:size])
+                yield left[:size]
+                left, is_empty = left[size:], False
     if len(left) or is_empty:
         _check_text(left)
         yield left
@@ -187,8 +187,8 @@ def _wrong_encoding(error: UnicodeDecodeError, lines: int, name: str) -> str:
     return f"line {lines + 1} is not {name}. {guess}: name its encoding with --encoding"
 
 
-def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table]:
-    """Yield the rows of a CSV file as text, `rows` at a time. A parser that guesses types would change "None" or "007".
+def _csv_tables(data: str, size: int, encoding: str | None) -> Iterator[pa.Table]:
+    """Yield the rows of a CSV file as text, `size` at a time. A parser that guesses types would change "None" or "007".
 
     Raises:
         ValueError: A line has more or fewer fields than the header. The message gives its number.
@@ -199,7 +199,7 @@ def _csv_tables(data: str, rows: int, encoding: str | None) -> Iterator[pa.Table
         _, header = next(records, (1, []))
         names = _checked_header(header)
         is_empty = True
-        while part := list(islice(records, rows)):
+        while part := list(islice(records, size)):
             for line, fields in part:
                 if len(fields) != len(names):
                     too_many = "Put double quotes around a text that contains a comma"

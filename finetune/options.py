@@ -37,9 +37,7 @@ LENGTH = Allowed(Integral, lambda number: number >= 2, "a whole number from 2") 
 SEED = Allowed(Integral, lambda number: 0 <= number < 2**32, f"a whole number from 0 to {2**32 - 1}")
 
 
-def option(
-    default: Any, help: str, allowed: Allowed | None = None, *, panel: str = TRAINING, **command_line: Any
-) -> Any:
+def option(default: Any, help: str, allowed: Allowed | None = None, *, panel: str = TRAINING, **metadata: Any) -> Any:
     """Return a dataclass field that is an option.
 
     Args:
@@ -47,11 +45,11 @@ def option(
         help: A sentence that says what the option does. --help shows it.
         allowed: The numbers that the option accepts; None if its values are not numbers.
         panel: The panel of --help that shows the option, one of `common.panels`.
-        **command_line: What the command line needs to know. `parse`: a function that turns the text on the command
+        **metadata: What the command line needs to know. `parse`: a function that turns the text on the command
             line into the value. `opposite`: name and help of a flag that sets the field from True to False. `metavar`:
             the word that --help shows for the value. `command_line`: False for a field that is not an option there.
     """
-    return field(default=default, metadata={"help": help, "allowed": allowed, "panel": panel, **command_line})
+    return field(default=default, metadata={"help": help, "allowed": allowed, "panel": panel, **metadata})
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -146,8 +146,8 @@ def keep_rows(file: Path, parts: Iterable[list[dict]], kinds: Sequence[str] = ()
     Raises:
         OSError: The file cannot be written, for example because the disk is full.
     """
-    several = [f"{VECTORS}:{kind}" for kind in kinds] if len(kinds) > 1 else [VECTORS]
-    schema = pa.schema(FIELDS | dict.fromkeys(several, VECTOR_TYPE))
+    vector_columns = [f"{VECTORS}:{kind}" for kind in kinds] if len(kinds) > 1 else [VECTORS]
+    schema = pa.schema(FIELDS | dict.fromkeys(vector_columns, VECTOR_TYPE))
     with ExitStack() as stack:
         with writing(file):
             sink = stack.enter_context(pa.OSFile(str(file), "wb"))

@@ -69,16 +69,16 @@ def load_first(data: str, split: str = "train", encoding: str | None = None) -> 
     return Dataset(pa.concat_tables(tables, promote_options="permissive"))
 
 
-def chunks_of_texts(texts: Iterable[str], text_column: str, rows: int | None = None) -> Iterator[Chunk]:
+def chunks_of_texts(texts: Iterable[str], text_column: str, size: int | None = None) -> Iterator[Chunk]:
     """Yield texts as rows with one column. Texts are taken from the iterable only when their chunk is needed.
 
     Args:
         texts: The texts.
         text_column: The name of the column.
-        rows: Number of rows in a chunk; None for `CHUNK`.
+        size: Number of rows in a chunk; None for `CHUNK`.
     """
     texts = iter(texts)
-    parts = iter(lambda: list(islice(texts, rows or CHUNK)), [])
+    parts = iter(lambda: list(islice(texts, size or CHUNK)), [])
     return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in parts)
 
 
@@ -120,21 +120,21 @@ def _numbered(parts: Iterable[Dataset]) -> Iterator[Chunk]:
         first += len(rows)
 
 
-def spread(rows: int, has_vector: np.ndarray | None = None) -> list[np.ndarray]:
+def spread(row_count: int, has_vector: np.ndarray | None = None) -> list[np.ndarray]:
     """Return random, sorted parts of all row numbers, of similar size: int64, at most CHUNK.
 
     If vectors are shuffled within such a part, a row gets the vector of a row from anywhere in the set, even if the set
     is sorted. No part has exactly one row with a vector, which could not be shuffled, unless the set has only one.
 
     Args:
-        rows: Number of rows in the set.
+        row_count: Number of rows in the set.
         has_vector: bool (rows,), which rows have a vector; None if all have one.
     """
-    order, number = np.random.default_rng(0).permutation(rows), -(-rows // CHUNK)
+    order, number = np.random.default_rng(0).permutation(row_count), -(-row_count // CHUNK)
     if has_vector is None or has_vector.all():
         return [np.sort(part) for part in np.array_split(order, number)]
     with_vector, without = order[has_vector[order]], order[~has_vector[order]]
     shares = max(1, min(number, len(with_vector) // 2))
     parts = [with_vector[share::shares] for share in range(shares)] + [order[:0]] * (number - shares)
-    bounds = np.cumsum([-(-rows // number) - len(part) for part in parts])[:-1]
+    bounds = np.cumsum([-(-row_count // number) - len(part) for part in parts])[:-1]
     return [np.sort(np.concatenate(pair)) for pair in zip(parts, np.split(without, bounds), strict=True)]
