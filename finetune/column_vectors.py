@@ -24,13 +24,6 @@ class NotFinite(ValueError):
     """A vector holds NaN, infinity, or null for a number that is missing."""
 
 
-def given_vectors(
-    rows: Dataset, column: str, name_row: NameRow = "row {}".format, is_scaled: bool = True
-) -> list[torch.Tensor | None]:
-    """Return what `read_vectors` yields, as a list."""
-    return list(read_vectors(rows, column, name_row, is_scaled))
-
-
 def read_vectors(
     rows: Dataset,
     column: str,
@@ -63,7 +56,7 @@ def read_vectors(
         vectors = _vectors_of_block(table.column(0), width, is_scaled)
         if vectors is None:  # Something is unusual, and maybe wrong: each value is looked at.
             values = column_rows[first : first + len(table)][column]
-            vectors = list(_check_each(values, column, width, first, name_row, is_scaled, not_finite))
+            vectors = list(_read_each(values, column, width, first, name_row, is_scaled, not_finite))
         width = width or next((vector.shape[-1] for vector in vectors if vector is not None), None)
         first += len(table)
         yield from vectors
@@ -75,7 +68,7 @@ def is_list(type_: pa.DataType) -> bool:
 
 
 def _vectors_of_block(values: pa.ChunkedArray, width: int | None, is_scaled: bool) -> list[torch.Tensor | None] | None:
-    """Return what `read_vectors` yields for consecutive values of a column; None unless they are plainly valid.
+    """Return the vectors of consecutive rows, read all at once; None unless all of them are plainly valid.
 
     Args:
         values: The values.
@@ -122,7 +115,7 @@ def _one_or_several(vectors: torch.Tensor) -> torch.Tensor | None:
     return (vectors if len(vectors) > 1 else vectors[0]) if vectors.numel() else None
 
 
-def _check_each(
+def _read_each(
     values: Sequence,
     column: str,
     width: int | None,
@@ -131,7 +124,7 @@ def _check_each(
     is_scaled: bool,
     not_finite: list[int] | None,
 ) -> Iterator[torch.Tensor | None]:
-    """Yield what `read_vectors` yields for some values of a column, and check one value after another.
+    """Read the vectors of values one by one, so that an error can name the row.
 
     Args:
         values: The values.

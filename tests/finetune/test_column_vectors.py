@@ -13,8 +13,13 @@ import torch
 from datasets import Array2D, Dataset, Features
 
 from t5fusion.finetune import column_vectors
-from t5fusion.finetune.column_vectors import given_vectors, read_vectors
-from t5fusion.finetune.data import Columns, has_vector, hold_out, vector_widths
+from t5fusion.finetune.column_vectors import read_vectors
+from t5fusion.finetune.data import Columns, hold_out, require_vectors, vector_widths
+
+
+def given_vectors(*arguments, **options):
+    """What `read_vectors` yields, as a list."""
+    return list(read_vectors(*arguments, **options))
 
 
 def lists_of(vectors):
@@ -151,7 +156,7 @@ def test_only_a_kind_without_a_scale_needs_a_readable_norm(values, row, found):
 
 def test_plain_columns_are_read_in_blocks(monkeypatch):
     """Not value by value, which is slow."""
-    monkeypatch.setattr(column_vectors, "_check_each", None)
+    monkeypatch.setattr(column_vectors, "_read_each", None)
     for values in ([[1.0, 2.0], None], [[[1.0, 2.0]], [[1.0, 2.0]] * 3], [1, None, 2], [0.5]):
         assert len(given_vectors(rows_of(values), "v")) == len(values)
 
@@ -178,13 +183,13 @@ def test_widths_and_presence_of_several_kinds():
         {"name": ["a", "b", "c"], "img": [None, [[1.0, 2.0], [3.0, 4.0]], None], "price": [3, None, None]}
     )
     assert vector_widths(rows, KINDS) == {"image": 2, "price": 1}
-    assert has_vector(rows, KINDS).tolist() == [True, True, False]
+    assert require_vectors(rows, KINDS).tolist() == [True, True, False]
     empty = Dataset.from_dict({"name": ["a", "b"], "img": [None, []], "price": [3, None]})
     with pytest.raises(ValueError, match="column 'img' holds no vector in any of 2 rows"):
         vector_widths(empty, KINDS)
-    assert has_vector(empty, KINDS).tolist() == [True, False]
+    assert require_vectors(empty, KINDS).tolist() == [True, False]
     with pytest.raises(ValueError, match="columns 'img', 'price' hold no vector in any of 2 rows"):
-        has_vector(Dataset.from_dict({"name": ["a", "b"], "img": [None, []], "price": [None, None]}), KINDS)
+        require_vectors(Dataset.from_dict({"name": ["a", "b"], "img": [None, []], "price": [None, None]}), KINDS)
 
 
 def test_rows_with_the_same_prompt_are_distinguished_by_all_their_vectors(capsys):

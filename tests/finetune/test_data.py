@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import ByT5Tokenizer
 
 from t5fusion import DataCollatorWithFusion, T5FusionProcessor, processing_t5fusion
-from t5fusion.finetune.column_vectors import given_vectors
+from t5fusion.finetune.column_vectors import read_vectors
 from t5fusion.finetune.data import Columns, check_columns, hold_out, usable_rows, vector_columns
 from t5fusion.finetune.files import load_rows
 from t5fusion.finetune.inputs import make_inputs, prepare
@@ -209,7 +209,7 @@ def test_columns_of_vectors_are_recognised_by_their_type(tmp_path):
     rows = load_rows(str(tmp_path / "rows.parquet"))
     assert vector_columns(rows) == ["list", "half", "large", "fixed", "several"]
     for column in ("list", "half", "large", "fixed"):
-        assert given_vectors(rows, column)[0].dtype == torch.float32
+        assert next(read_vectors(rows, column)).dtype == torch.float32
 
 
 def test_prepared_rows_equal_those_of_the_tokenizer(processor, encoder):
