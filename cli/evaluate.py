@@ -78,7 +78,7 @@ def evaluate(
 
     The scores are ROUGE, chrF, BLEU, token F1 and exact match.
 
-    The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows or more kinds
+    The result is saved in FOLDER/evaluation.json, for the model card, unless that file covers more rows or more values
     of --vectors. If FOLDER is a bundle, its card is updated too. If FOLDER is the id of a repository, nothing is saved.
 
     Without DATA, the rows that the training held out are read again. They must be unchanged. On the same machine,

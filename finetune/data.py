@@ -53,6 +53,11 @@ class Columns(NamedTuple):
             uses[f"column of {kind} vectors", f"--vector-column {kind}=COLUMN"] = name
         return uses
 
+    @property
+    def in_words(self) -> str:
+        """All columns as a phrase, such as "text column 'name', target column 'text'"."""
+        return ", ".join(f"{use} {name!r}" for (use, _), name in self.by_use.items())
+
 
 def hub_data_set(data: str) -> str | None:
     """Return `data` if it is the id of a data set on the Hub; None if it is a file or folder."""
@@ -158,8 +163,8 @@ def find_usable(
     """
     check_columns(rows, columns.by_use.values())
     finite = finite_rows(rows, columns, first, widths) if skip_nan else np.arange(len(rows))
-    left = rows.select(finite) if len(finite) < len(rows) else rows
-    return Usable(finite, finite[are_usable(left, columns, (first + finite).tolist(), widths)])
+    finite_rows_only = rows.select(finite) if len(finite) < len(rows) else rows
+    return Usable(finite, finite[are_usable(finite_rows_only, columns, (first + finite).tolist(), widths)])
 
 
 def left_out(not_finite: int, unusable: int, columns: Columns) -> dict[str, int]:
@@ -319,6 +324,7 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
     # Reading all vectors takes time, and is of no use if there are too few rows for that many pairs.
     if (columns.lexical or columns.vector) and (len(rows) > 2 * texts or texts == 1):
         pair_keys = _pair_keys(rows, columns)
+        # A single pair cannot be split. It becomes the key all the same, so that the error names the vector too.
         if _count_distinct(pair_keys) > 2 * texts or _count_distinct(pair_keys) == 1 or columns.text is None:
             text = ["text"] if columns.text is not None else []
             vectors = ["vectors" if len(columns.by_kind) > 1 else "vector"] if columns.vector else []
@@ -336,9 +342,9 @@ def hold_out(rows: Dataset, columns: Columns) -> tuple[Dataset, Dataset]:
 
 
 def find_held_out(rows: Dataset, held_out: Dataset, columns: Columns) -> Callable[[Dataset], np.ndarray]:
-    """Return a function that finds, among further rows of a set, those that belong to the rows held out.
+    """Return a function that marks the further rows of a set that share a key with the held-out rows.
 
-    They have the text of one of these rows, or its text and vector if `hold_out` has split by pairs.
+    The key is the text, or the pair of text and vector if `hold_out` has split by pairs.
 
     Args:
         rows, held_out: The first rows of the set, as `hold_out` has split them.
@@ -351,11 +357,11 @@ def find_held_out(rows: Dataset, held_out: Dataset, columns: Columns) -> Callabl
     if not held_keys.isdisjoint(_as_set(_text_keys(rows, columns))):
         keys_of, held_keys = _pair_keys, _as_set(_pair_keys(held_out, columns))
 
-    def is_held_out(rows: Dataset) -> np.ndarray:
+    def mark_held_out(rows: Dataset) -> np.ndarray:
         keys = map(tuple, keys_of(rows, columns).tolist())
         return np.fromiter((key in held_keys for key in keys), dtype=bool, count=len(rows))
 
-    return is_held_out
+    return mark_held_out
 
 
 def _as_set(keys: np.ndarray) -> set[tuple[int, int]]:
@@ -455,25 +461,25 @@ def vector_widths(rows: Dataset, columns: Columns) -> dict[str, int]:
     return widths
 
 
-def has_vector(rows: Dataset, columns: Columns) -> np.ndarray:
-    """Return which rows have a vector of any kind, bool (rows,).
+def require_vectors(rows: Dataset, columns: Columns) -> np.ndarray:
+    """Require that a row has a vector of any kind, and return which rows have one, bool (rows,).
 
     Raises:
         ValueError: No row has a vector, or a column holds a value that is not a vector.
     """
-    found = _have_vector(rows, columns, row_names(rows, columns))
-    if not found.any():
+    with_vector = _have_vector(rows, columns, row_names(rows, columns))
+    if not with_vector.any():
         raise ValueError(f"{no_vector_in(columns)} in any of {counted(len(rows), 'row')}.")
-    return found
+    return with_vector
 
 
 def _have_vector(rows: Dataset, columns: Columns, name_row: NameRow, widths: Widths | None = None) -> np.ndarray:
     """Return which rows have a vector of any kind, bool (rows,); ValueError if a column holds any other value."""
-    found = np.zeros(len(rows), dtype=bool)
+    with_vector = np.zeros(len(rows), dtype=bool)
     for kind, column in columns.by_kind.items():
         vectors = read_vectors(rows, column, name_row, width=(widths or {}).get(kind))
-        found |= np.fromiter((vector is not None for vector in vectors), dtype=bool, count=len(rows))
-    return found
+        with_vector |= np.fromiter((vector is not None for vector in vectors), dtype=bool, count=len(rows))
+    return with_vector
 
 
 def no_vector_in(columns: Columns) -> str:

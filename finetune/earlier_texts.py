@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from datasets import Dataset
 
-from .data import Columns, check_columns, vector_keys
+from .data import Columns, check_columns, numbered, vector_keys
 from .file_names import suffix_of
 from .files import opened
 from .row_blocks import texts_of
@@ -46,7 +46,8 @@ def row_keys(rows: Dataset, columns: Columns, first: int = 0) -> Iterator[Any]:
     elif not set(columns.by_use.values()) <= set(rows.column_names):
         yield from repeat(UNKNOWN, len(rows))
     else:
-        keys = [vector_keys(rows, column, lambda row: f"row {first + row}") for column in columns.by_kind.values()]
+        name_row = numbered(range(first, first + len(rows)))
+        keys = [vector_keys(rows, column, name_row) for column in columns.by_kind.values()]
         texts = [texts_of(rows, columns.lexical)] if columns.lexical else []
         for parts in zip(*texts, *keys, strict=True):
             yield hashlib.md5("\n".join(part or "" for part in parts).encode()).hexdigest()

@@ -126,8 +126,8 @@ def _losses_and_texts(
 def evaluate_large(
     model,
     processor: T5FusionProcessor,
-    rows: int,
-    inputs: Callable[[np.ndarray, Counter], list[dict]],
+    row_count: int,
+    make_inputs: Callable[[np.ndarray, Counter], list[dict]],
     conditions: Sequence[VectorCondition],
     progress: Progress | None = None,
     has_vector: np.ndarray | None = None,
@@ -142,9 +142,9 @@ def evaluate_large(
     Args:
         model: A fused model, with or without an adapter.
         processor: The processor of the rows.
-        rows: Number of rows in the set.
-        inputs: Takes row numbers and a counter. Returns the inputs of these rows, with labels, and updates the counter
-            as `inputs.prepare` does.
+        row_count: Number of rows in the set.
+        make_inputs: Takes row numbers and a counter. Returns the inputs of these rows, with labels, and updates the
+            counter as `inputs.prepare` does.
         conditions: The conditions to evaluate in.
         progress: Counts each row once for each of `conditions`; None to show nothing.
         has_vector: bool (rows,), which rows have a vector; None if all have one.
@@ -164,20 +164,22 @@ def evaluate_large(
 
     def work(part: np.ndarray) -> tuple[dict[VectorCondition, tuple[Losses, list[str]]], Counter[str]]:
         counts: Counter[str] = Counter()
-        part_inputs = inputs(part, counts)
+        inputs = make_inputs(part, counts)
         # A part without vectors has nothing to shuffle. (If the whole set has too few, `change_vectors` raises.)
         lacks_vectors = has_vector is not None and has_vector.sum() > 1 and not has_vector[part].any()
         return {
             condition: _losses_and_texts(
-                model, processor, part_inputs, "true" if lacks_vectors else condition,
+                model, processor, inputs, "true" if lacks_vectors else condition,
                 advance=advance, seed=seed, generator=generator,
             )
             for condition in conditions
         }, counts  # fmt: skip
 
     total_counts: Counter[str] = Counter()
-    results = {condition: (Losses(np.zeros(rows), np.zeros(rows)), [""] * rows) for condition in conditions}
-    for part, (part_results, counts) in shared(spread(rows, has_vector), work):
+    results = {
+        condition: (Losses(np.zeros(row_count), np.zeros(row_count)), [""] * row_count) for condition in conditions
+    }
+    for part, (part_results, counts) in shared(spread(row_count, has_vector), work):
         total_counts.update(counts)
         progress.advance(len(part) * len(conditions) - shown)
         shown = 0
@@ -295,9 +297,15 @@ def save_evaluation(folder: Path, record: dict) -> bool:
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
         # The demonstration also measures the untuned model, which `evaluate` never does.
-        kinds, earlier_kinds = (set(each["measures"]) & set(get_args(VectorCondition)) for each in (record, earlier))
-        if earlier["rows"] > record["rows"] or len(earlier_kinds) > len(kinds):
-            say(f"Not saved: {file} covers more rows or more kinds of --vectors. To replace it, delete it first.")
+        conditions, earlier_conditions = (
+            [condition for condition in get_args(VectorCondition) if condition in each["measures"]]
+            for each in (record, earlier)
+        )
+        if earlier["rows"] > record["rows"] or len(earlier_conditions) > len(conditions):
+            say(
+                f"Not saved: {file} covers {counted(earlier['rows'], 'row')} with --vectors "
+                f"{', '.join(earlier_conditions)}, which is more than this evaluation. To replace it, delete it first."
+            )
             return False
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         pass

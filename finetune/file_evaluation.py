@@ -22,11 +22,11 @@ from .data import (
     advising_skip_nan,
     check_trained_columns,
     first_rows,
-    has_vector,
     hub_data_set,
     input_texts,
     load_split,
     report_no_text,
+    require_vectors,
     usable_rows,
 )
 from .evaluation import Evaluation, VectorCondition, evaluate_large, save_evaluation, summarize, vector_conditions
@@ -104,14 +104,14 @@ def evaluate_file(
         eval_loss = _held_out_loss(folder, model, processor, all_inputs)
         rows = first_rows(rows, limit)
 
-    def inputs(part: np.ndarray, counts: Counter) -> list[dict]:
+    def inputs_of(part: np.ndarray, counts: Counter) -> list[dict]:
         return make_inputs(rows.select(part), columns, processor, limits, uses_vectors, counts=counts, progress=False)
 
-    lacks_some = columns.vector and uses_vectors and not uses_encoder(columns, processor)
-    rows_with_vector = has_vector(rows, columns) if lacks_some else None
+    may_lack_vectors = bool(columns.vector) and uses_vectors and not uses_encoder(columns, processor)
+    rows_with_vector = require_vectors(rows, columns) if may_lack_vectors else None
     with Progress("Evaluating", len(rows) * len(conditions)) as progress:
         results, counts = evaluate_large(
-            model, processor, len(rows), inputs, conditions, progress, rows_with_vector, seed, generator
+            model, processor, len(rows), inputs_of, conditions, progress, rows_with_vector, seed, generator
         )
     report_counts(counts, *limits)
     # The scores ignore white space, but the model card shows each sample on one line.
@@ -125,10 +125,14 @@ def evaluate_file(
 
 
 def _columns_of_training(folder: Path, columns: Columns | None) -> Columns:
-    """Return the columns that the training recorded; raise ValueError if there are none, or if `columns` differ."""
+    """Return the columns that the training recorded; raise ValueError if `columns` are others."""
     trained = trained_columns(folder)
-    if trained is None or columns not in (None, trained):
-        raise ValueError("columns were given without a file. Name the file, or leave the columns out.")
+    assert trained is not None  # Otherwise `held_out_rows` would have raised an error.
+    if columns not in (None, trained):
+        raise ValueError(
+            f"columns were given without a file, and they differ from those of the training ({trained.in_words}). Name "
+            "the file, or leave the columns out."
+        )
     return trained
 
 

@@ -14,7 +14,7 @@ from ..kinds_t5fusion import counted
 from .data import Columns, check_trained_columns, no_vector_in, report_no_text
 from .decoding import Decoding
 from .generation import Output, generate_rows
-from .inputs import report_counts
+from .inputs import WITHOUT_VECTORS, report_counts
 from .output_file import OutputFile, check_output_name
 from .parallel import processes
 from .record import trained_columns
@@ -130,7 +130,9 @@ def generate_chunks(
     total: Callable[[], int | None] = lambda: None,
     without_rows: str = "there are no texts. Pass them as arguments, in a --file, or on standard input.",
 ) -> Generated:
-    """Do as `generate_file` does, for rows that come in chunks, such as the chunks of `streaming.chunks_of_texts`.
+    """Generate a text for each row of chunks, such as those of `streaming.chunks_of_texts`, and write rows and texts.
+
+    The output is that of `generate_file`.
 
     Args:
         name, columns, output, vectors, revision, overwrite: As for `generate_file`.
@@ -168,7 +170,7 @@ def generate_chunks(
     if generated.rows == 0:
         raise ValueError(without_rows)
     _report(counts, generator.limits, columns)
-    if columns.vector and vectors and 0 < counts["inputs"] == counts["without vectors"] and not generated.earlier:
+    if columns.vector and vectors and 0 < counts["inputs"] == counts[WITHOUT_VECTORS] and not generated.earlier:
         raise ValueError(
             f"{no_vector_in(columns)} in any row, so all texts were generated from the rows' texts alone. Name the "
             "right column with --vector-column, or pass --no-vectors if that is what you want."

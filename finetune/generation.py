@@ -19,7 +19,7 @@ from .streaming import Chunk
 Output = OutputFile | StandardOutput
 Advance = Callable[[int], None]  # takes the number of rows that have just got their texts
 MakeInputs = Callable[..., list[dict]]  # takes rows, their numbers and a counter, as `inputs.make_inputs` does
-Generate = Callable[[list[dict], int, Advance], list[str]]  # takes inputs, and the number of their first row
+MakeTexts = Callable[[list[dict], int, Advance], list[str]]  # takes inputs, and the number of their first row
 
 
 @torch.inference_mode()
@@ -58,8 +58,8 @@ def generate_texts(
 def generate_rows(
     chunks: Iterable[Chunk],
     columns: Columns,
-    inputs: MakeInputs,
-    generate: Generate,
+    make_inputs: MakeInputs,
+    make_texts: MakeTexts,
     output: Output | None,
     reread: Callable[[], Iterable[Chunk]] | None = None,
     progress: Progress | None = None,
@@ -71,16 +71,16 @@ def generate_rows(
     Args:
         chunks: The same chunks in all processes.
         columns: The columns to read.
-        inputs: Makes the model's inputs.
-        generate: Generates the texts.
+        make_inputs: Makes the model's inputs.
+        make_texts: Generates the texts of inputs.
         output: Writes the rows and their texts, in the first process; None in all others.
         reread: A function that returns the same chunks once more, for `output.finish`; None if the rows have no column
             but their text.
         progress: Counts the rows; None to show nothing.
 
     Returns:
-        The counts of `inputs` over the rows of this run, and `empty`: the number of rows without text, or with neither
-        text nor a vector. They get null.
+        The counts of `make_inputs` over the rows of this run, and `empty`: the number of rows without text, or with
+        neither text nor a vector. They get null.
 
     Raises:
         ValueError: A column is missing or holds no text, or a text of an earlier run belongs to a different row.
@@ -95,12 +95,12 @@ def generate_rows(
         if chunk.first > progress.done:  # An earlier run wrote the rows before this chunk.
             progress.skip(chunk.first - progress.done)
 
-        def advance(rows: int) -> None:
+        def advance(count: int) -> None:
             nonlocal shown
-            shown += rows
-            progress.advance(rows)
+            shown += count
+            progress.advance(count)
 
-        return generate_chunk(chunk, columns, inputs, generate, advance)
+        return generate_chunk(chunk, columns, make_inputs, make_texts, advance)
 
     for (chunk, written), (texts, counts) in shared(incomplete_chunks(chunks, columns, output), work):
         total_counts.update(counts)
@@ -135,8 +135,8 @@ def incomplete_chunks(chunks: Iterable[Chunk], columns: Columns, output: Output 
 def generate_chunk(
     chunk: Chunk,
     columns: Columns,
-    inputs: MakeInputs,
-    generate: Generate,
+    make_inputs: MakeInputs,
+    make_texts: MakeTexts,
     advance: Advance,
 ) -> tuple[list[str | None], Counter[str]]:
     """Return a generated text for each row of a chunk (None for a row that is not usable), and the counts."""
@@ -145,7 +145,7 @@ def generate_chunk(
     counts = Counter(empty=len(chunk.rows) - len(usable))
     texts: list[str | None] = [None] * len(chunk.rows)
     if usable:
-        rows = inputs(chunk.rows.select(usable), [numbers[row] for row in usable], counts)
-        for row, text in zip(usable, generate(rows, chunk.first, advance), strict=True):
+        inputs = make_inputs(chunk.rows.select(usable), [numbers[row] for row in usable], counts)
+        for row, text in zip(usable, make_texts(inputs, chunk.first, advance), strict=True):
             texts[row] = text
     return texts, counts

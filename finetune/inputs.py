@@ -14,10 +14,12 @@ from ..common.limits import MAX_SOURCE, MAX_TARGET
 from ..kinds_t5fusion import VectorKind, counted, token_of
 from ..processing_t5fusion import T5FusionProcessor
 from .column_vectors import NameRow, read_vectors
-from .data import Columns, input_texts, row_names
+from .data import Columns, input_texts, numbered, row_names
 from .row_blocks import BLOCK, texts_of
 from .vector_cache import encode_cached, encode_distinct
 
+WITHOUT_VECTORS = "without vectors"  # counts the rows without any vector
+WITHOUT_KIND = "without vectors of kind "  # followed by the name of a kind: counts the rows that lack it
 MOST_NUMBERS = 2**25  # A block of rows ends early if their vectors have this many numbers, which are 128 MB.
 # The vectors of a row: (dim,) or (vectors, dim); with several kinds, a dict of these by kind; None for no vector.
 VectorsOfRow = torch.Tensor | Mapping[str, torch.Tensor] | None
@@ -122,8 +124,7 @@ def check_vector_columns(columns: Columns, processor: T5FusionProcessor, trained
         return
     needed = "--vector-column COLUMN, or --lexical-column COLUMN if an encoder makes the vectors"
     if trained is not None:
-        named = (f"{use} {name!r}" for (use, _), name in trained._replace(target=None).by_use.items())
-        needed = f"the columns of the training: {', '.join(named)}"
+        needed = f"the columns of the training: {trained._replace(target=None).in_words}"
     raise ValueError(
         f"this model's vectors are not made from the input text. Pass a file with {needed}. Or pass --no-vectors "
         "(`evaluate`: --vectors none)."
@@ -178,7 +179,7 @@ def _vectors_by_row(
     else:
         check_vector_columns(columns, processor)
     for kind, column in given.items():
-        name_row = row_names(rows, columns) if numbers is None else lambda index: f"row {numbers[index]}"
+        name_row = row_names(rows, columns) if numbers is None else numbered(numbers)
         of_kinds[kind] = _vectors_in_column(rows, column, kinds[kind], name_row)
     if not of_kinds:
         return None
@@ -294,9 +295,9 @@ def prepare(
 def _count_missing(vectors: VectorsOfRows | None, processor: T5FusionProcessor, counts: Counter) -> None:
     """Count the rows without a vector, and with several kinds, those without a vector of each kind."""
     given = [] if vectors is None else vectors
-    counts["without vectors"] += sum(of_row is None for of_row in given)
+    counts[WITHOUT_VECTORS] += sum(of_row is None for of_row in given)
     for kind in processor.kinds if len(processor.kinds) > 1 else ():
-        counts[f"without {kind} vectors"] += sum(of_row is None or kind not in of_row for of_row in given)
+        counts[WITHOUT_KIND + kind] += sum(of_row is None or kind not in of_row for of_row in given)
 
 
 def _count_cut(texts: Sequence[str], ids: Sequence[list[int]], limit: int, tokenizer) -> int:
@@ -312,18 +313,17 @@ def report_counts(counts: Counter, max_source: int, max_target: int) -> None:
         if counts[f"cut {texts}"]:
             are = "is" if counts[f"cut {texts}"] == 1 else "are"
             say(f"{counts[f'cut {texts}']} of {counts[texts]} {texts} {are} longer than {limit} tokens, and {are} cut.")
-    rows = counted(counts["inputs"], "row")
-    lacked = [name for name in counts if name.startswith("without ") and counts[name]]
-    for name in sorted(lacked, key="without vectors".__eq__):  # The kinds come first.
-        lacking = f"{counts[name]} of {rows} {'has' if counts[name] == 1 else 'have'} no"
-        if name == "without vectors":
-            say(f"{lacking} vector; the model reads only their text.")
-        else:
-            say(f"{lacking} {name.split()[1]} vector.")
+    of_rows = f"of {counted(counts['inputs'], 'row')}"
+    for name, count in counts.items():
+        if name.startswith(WITHOUT_KIND) and count:
+            kind = name.removeprefix(WITHOUT_KIND)
+            say(f"{count} {of_rows} {'has' if count == 1 else 'have'} no {kind} vector.")
+    if count := counts[WITHOUT_VECTORS]:
+        say(f"{count} {of_rows} {'has' if count == 1 else 'have'} no vector; the model reads only their text.")
 
 
 def batches(
-    rows: list[dict], processor: T5FusionProcessor, batch_size: int, length: str
+    rows: list[dict], processor: T5FusionProcessor, batch_size: int, sort_field: str
 ) -> Iterator[tuple[list[int], BatchFeature]]:
     """Yield batches of rows of similar length, which need little padding: the rows' indices, and the collated batch.
 
@@ -331,10 +331,10 @@ def batches(
         rows: Rows of `prepare`.
         processor: The processor of the rows.
         batch_size: Rows in a batch.
-        length: The field whose length sorts the rows, such as "labels".
+        sort_field: The field whose length sorts the rows, such as "labels".
     """
     collate = DataCollatorWithFusion(processor)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][length]))
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index][sort_field]))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         yield indices, collate([rows[index] for index in indices])

@@ -10,6 +10,7 @@ from forks import Forks
 from safetensors.torch import load_file, save_file
 
 from t5fusion.common.measures import SCORE_NAMES
+from t5fusion.finetune import Columns, evaluate_file
 
 VECTORS = ["--vector-column", "vector"]
 LINES = "abcdefgh"
@@ -117,6 +118,12 @@ def test_a_validation_file_and_a_limit_are_those_of_the_training(fp32, run):
     assert measures["eval_loss"] == last_loss(fp32) and measures["true"]["rows"] == 15
     fewer = json.loads(run("evaluate", fp32.name, "--json", "--limit", "4")[0])
     assert fewer["rows"] == 4 and fewer["eval_loss"] == last_loss(fp32)
+
+
+def test_other_columns_need_a_file(fp32):
+    trained = r"text column 'name', target column 'text', vector column 'vector'"
+    with pytest.raises(ValueError, match=rf"differ from those of the training \({trained}\). Name the file"):
+        evaluate_file(fp32, columns=Columns("text", "name"))
 
 
 def test_a_training_that_measured_no_loss(room, run):
