@@ -129,7 +129,8 @@ def test_the_card_shows_the_record_of_the_run(run, make_bundle):
         values = [f"{evaluation['measures'][name][score]:.3f}" for score in SCORE_NAMES]
         assert f"| {label} | {' | '.join(values)} |" in results
     worth = evaluation["worth_of_vectors"]["none"]
-    assert f"{worth['difference']:+.3f} nats per token (95 % between {worth['low']:+.3f} and" in results
+    interval = f"95 % confidence interval {worth['low']:+.3f} to {worth['high']:+.3f}"
+    assert f"{worth['difference']:+.3f} nats per token ({interval}" in results
     assert f"torch {record['versions']['torch']}" in section(card, "environment")
 
 
