@@ -59,7 +59,7 @@ def info(
         print(facts.to_json())
         return
     print("\n".join(_report_lines(facts)))
-    say(f"Next: {after_info(facts)}")
+    say(f"Next: {after_info(facts, revision)}")
 
 
 def _report_lines(facts: "FolderInfo") -> list[str]:

@@ -133,7 +133,9 @@ def test_the_next_command_exports_with_the_weights_that_readers_cannot_get(write
 )
 def test_the_next_command_for_a_repository_gives_the_vectors_that_the_recipe_needs(write, recipe, words):
     facts = folder_info(write(**{**RUN, "processor_config": RUN["processor_config"] | recipe}))
-    assert after_info(replace(facts, commit="a" * 40, name="me/it")) == f"t5fusion generate me/it {words}"
+    facts = replace(facts, commit="a" * 40, name="me/it")
+    assert after_info(facts) == f"t5fusion generate me/it {words}"
+    assert after_info(facts, "v2") == f"t5fusion generate me/it {words} --revision v2"
 
 
 def test_without_an_adapter_the_next_command_exports_all_weights(write):
