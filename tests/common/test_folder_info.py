@@ -324,6 +324,8 @@ def test_an_adapter_of_several_kinds_lists_them(tmp_path):
     facts = folder_info(str(tmp_path))
     assert facts.vectors == expected and json.loads(facts.to_json())["vectors"][0]["name"] == "item"
     assert describe_vectors(expected[0]) == "item: 64 numbers each, in the place of <lexical>"
+    price = "price: 1 number each, each dimension scaled logarithmically, in the place of <lexical:price>"
+    assert describe_vectors(expected[2]) == price
 
 
 @pytest.mark.parametrize(
