@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from ..common.errors import first_line
 from ..kinds_t5fusion import counted
+from ..naming_t5fusion import first_line
 from .file_names import FILE_FORMATS, check_readable, is_zipped, suffix_of
 
 LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # If a CSV file has more, a quote or a line end is missing.
