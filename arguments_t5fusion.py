@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .kinds_t5fusion import DEFAULT_KIND, VectorKind, counted
-from .rows_t5fusion import SEVERAL_NUMBERS, RowVectors, Vectors, bad_row, check_kinds, field_of, vectors_of_row
+from .rows_t5fusion import SEVERAL_NUMBERS, RowVectors, Vectors, bad_row, check_kinds, field_of, vectors_of_one_kind
 
 
 def read_texts(name: str, values: Any, count: int | None = None) -> list[str]:
@@ -110,7 +110,7 @@ def read_vectors(lexical_embeds: Any, count: int, kinds: Mapping[str, VectorKind
     """
     columns = lexical_embeds if isinstance(lexical_embeds, Mapping) else _columns_of(lexical_embeds, count, kinds)
     check_kinds(None, columns, kinds)
-    by_kind = {name: _read_kind(values, count, name, kinds[name]) for name, values in columns.items()}
+    by_kind = {name: _read_vectors_of_kind(values, count, name, kinds[name]) for name, values in columns.items()}
     return [{name: rows[index] for name, rows in by_kind.items()} for index in range(count)]
 
 
@@ -132,11 +132,11 @@ def _columns_of(lexical_embeds: Any, count: int, kinds: Mapping[str, VectorKind]
     return {name: [(row or {}).get(name) for row in rows] for name in kinds if name in named}
 
 
-def _read_kind(values: Any, count: int, name: str, kind: VectorKind) -> list[Vectors]:
+def _read_vectors_of_kind(values: Any, count: int, name: str, kind: VectorKind) -> list[Vectors]:
     """Return one kind's vectors of each of `count` rows, (vectors, dim). The errors are those of `read_vectors`."""
     field, width = field_of(name), kind.dim
     items = read_list(field, values, count)
-    rows = [vectors_of_row(index, item, kind, field) for index, item in enumerate(items)]
+    rows = [vectors_of_one_kind(index, item, kind, field) for index, item in enumerate(items)]
     for index, row in enumerate(rows):
         if len(row) and row.shape[1] != width:
             raise bad_row(index, field, _wrong_width(name, row.shape[1], width))

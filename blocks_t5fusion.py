@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .kinds_t5fusion import DEFAULT_KIND, VectorKind
-from .rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, Ids, RowVectors, Vectors, as_array, vectors_of_kinds
+from .rows_t5fusion import LARGEST_NORM, SMALLEST_NORM, Ids, RowVectors, Vectors, as_array, vectors_of_row
 
 FIRST_TEXT_ID = 2  # Smaller ids are <pad> (0), </s> (1), and the negative ids that the loss ignores.
 
@@ -148,15 +148,15 @@ def read_rows(
     """
     for index, row in enumerate(rows, first):
         try:
-            vectors = vectors_of_kinds(index, row.get("lexical_embeds"), kinds)
+            vectors = vectors_of_row(index, row.get("lexical_embeds"), kinds)
         except ValueError as error:  # The index is that of a row in `rows`. There is no batch.
             raise ValueError(str(error).replace(" of the batch", "", 1)) from None
-        vectors = {name: of_kind for name, of_kind in vectors.items() if len(of_kind)}
+        vectors = {name: kind_vectors for name, kind_vectors in vectors.items() if len(kind_vectors)}
         if not vectors or row.get("labels") is None:
             continue
-        for name, of_kind in vectors.items():
-            if of_kind.shape[1] != kinds[name].dim:
-                raise ValueError(_width_message(index, name, of_kind.shape[1], kinds[name].dim))
+        for name, kind_vectors in vectors.items():
+            if kind_vectors.shape[1] != kinds[name].dim:
+                raise ValueError(_width_message(index, name, kind_vectors.shape[1], kinds[name].dim))
         target = as_array(row["labels"]).ravel().astype(np.int64)
         yield vectors, target[target >= FIRST_TEXT_ID]
 

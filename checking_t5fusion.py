@@ -6,22 +6,9 @@ from typing import NamedTuple
 import torch
 
 from .configuration_t5fusion import PLACED_TOKEN_IDS
-from .kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, counted, token_of
+from .kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, Placeholder, VectorKind, counted, token_of
 
 LexicalEmbeds = torch.Tensor | Mapping[str, torch.Tensor]  # the vectors of one kind, or of several by name
-
-
-class Placeholder(NamedTuple):
-    """The token whose place a vector takes, for messages."""
-
-    token: str
-    token_id: int
-    kind: str
-
-    def __str__(self) -> str:
-        # The token of the first kind does not name the kind.
-        kind = f"kind {self.kind!r}, " if self.token == LEXICAL_TOKEN and self.kind != DEFAULT_KIND else ""
-        return f"{self.token} ({kind}id {self.token_id})"
 
 
 def vectors_by_kind(lexical_embeds: LexicalEmbeds | None, kinds: Mapping[str, VectorKind]) -> dict[str, torch.Tensor]:
@@ -113,8 +100,8 @@ def check_batch(
         name: check_vectors(given, placeholder_masks[name], kinds[name], name) for name, given in vectors.items()
     }
     for position, (name, kind) in enumerate(kinds.items()):
-        placeholder = Placeholder(token_of(name, position), first_id + position, name)
-        check_placeholders(placeholder_masks[name], vectors.get(name), kind.tokens, placeholder)
+        placeholder = Placeholder(name, token_of(name, position), first_id + position, kind.tokens)
+        check_placeholders(placeholder_masks[name], vectors.get(name), placeholder)
     return vectors
 
 
@@ -159,9 +146,7 @@ def check_vectors(
     return lexical_embeds if lexical_embeds.dim() == 3 else lexical_embeds.unsqueeze(1)
 
 
-def check_placeholders(
-    is_placeholder: torch.Tensor, vectors: torch.Tensor | None, tokens: int, placeholder: Placeholder
-) -> None:
+def check_placeholders(is_placeholder: torch.Tensor, vectors: torch.Tensor | None, placeholder: Placeholder) -> None:
     """Check that each vector of a kind has its placeholders, and each placeholder a vector.
 
     On a GPU, the program would have to wait for the numbers, and a compiled graph cannot raise this error. In both
@@ -170,8 +155,7 @@ def check_placeholders(
     Args:
         is_placeholder: Bool (batch, length).
         vectors: Float (batch, vectors, dim), or None.
-        tokens: Number of placeholders per vector.
-        placeholder: The kind's placeholder, for the message.
+        placeholder: The kind's placeholder.
 
     Raises:
         ValueError: They do not match. The message says where, and what to do.
@@ -184,6 +168,7 @@ def check_placeholders(
         # Vectors of zeros at the end of a row are padding.
         position = torch.arange(1, padded_count + 1, device=vectors.device)
         vector_counts = ((vectors != 0).any(-1) * position).amax(1)
+    tokens = placeholder.tokens
     mismatch = (placeholder_counts < vector_counts * tokens) | (placeholder_counts > padded_count * tokens)
     mismatch = mismatch | (placeholder_counts % tokens != 0)
     if is_placeholder.device.type != "cpu" or torch.compiler.is_compiling():
@@ -194,11 +179,13 @@ def check_placeholders(
         )
     elif mismatch.any():
         row = int(mismatch.nonzero()[0])
-        vector_count = int(vector_counts[row])
-        if int(placeholder_counts[row]) >= vector_count * tokens:
-            vector_count = padded_count
+        # If there are too few placeholders, the message names the row's vectors without padding. Otherwise it names all
+        # places for vectors: vectors of zeros may be vectors too.
+        reported_vectors = int(vector_counts[row])
+        if int(placeholder_counts[row]) >= reported_vectors * tokens:
+            reported_vectors = padded_count
         any_placeholder = bool(placeholder_counts.any())
-        counts = RowCounts(row, int(placeholder_counts[row]), vector_count, padded_count, tokens, any_placeholder)
+        counts = RowCounts(row, int(placeholder_counts[row]), reported_vectors, padded_count, any_placeholder)
         raise ValueError(_mismatch_message(counts, placeholder))
 
 
@@ -207,9 +194,8 @@ class RowCounts(NamedTuple):
 
     row: int
     placeholders: int
-    vectors: int
+    vectors: int  # number of vectors that the message names
     padded_count: int  # number of vectors of every row, with padding
-    tokens: int  # number of placeholders per vector
     any_placeholder: bool  # whether any row of the batch has a placeholder
 
 
@@ -223,7 +209,7 @@ def _mismatch_message(counts: RowCounts, placeholder: Placeholder) -> str:
             f"`lexical_embeds` were given, but no row holds a placeholder {placeholder}. Use "
             "DataCollatorWithFusion or T5FusionProcessor, which place it."
         )
-    expected = f"{counted(counts.tokens, 'placeholder')} per vector"
+    expected = f"{counted(placeholder.tokens, 'placeholder')} per vector"
     return (
         f"{found} for {counted(counts.vectors, 'vector')}; expected {expected}. "
         "Use DataCollatorWithFusion or T5FusionProcessor, which place them; a row with fewer vectors than others is "

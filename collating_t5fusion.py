@@ -26,7 +26,7 @@ from .rows_t5fusion import (
     check_choice,
     field_of,
     insert_placeholders,
-    vectors_of_kinds,
+    vectors_of_row,
 )
 
 logger = logging.get_logger(__name__)
@@ -187,7 +187,7 @@ class DataCollatorWithFusion:
         if not any("lexical_embeds" in row for row in features):
             _refuse_misnamed_vectors(features)
         vectors = [
-            vectors_of_kinds(index, row.get("lexical_embeds"), self.kinds, self.knows_width)
+            vectors_of_row(index, row.get("lexical_embeds"), self.kinds, self.knows_width)
             for index, row in enumerate(features)
         ]
         texts = [self._read_text(index, row, vectors[index]) for index, row in enumerate(features)]
@@ -196,8 +196,8 @@ class DataCollatorWithFusion:
             [self._read_labels(index, row.get("labels")) for index, row in enumerate(features)] if has_labels else None
         )
         by_kind = {name: [row[name] for row in vectors] for name in self.kinds}
-        for name, of_kind in by_kind.items():
-            _check_widths(of_kind, field_of(name), self.kinds[name].dim if len(self.kinds) > 1 else None)
+        for name, kind_vectors in by_kind.items():
+            _check_widths(kind_vectors, field_of(name), self.kinds[name].dim if len(self.kinds) > 1 else None)
         inputs = Inputs([text.ids for text in texts], [text.mask for text in texts], labels, by_kind)
         if self.packing and labels is not None and not _is_joined_by_accelerate():
             inputs = _packed(inputs, _other_columns(features))
@@ -219,7 +219,7 @@ class DataCollatorWithFusion:
             if self.model is not None:
                 start = self.model.config.decoder_start_token_id
                 batch["decoder_input_ids"] = restart_rows(batch["decoder_input_ids"], batch["target_row_ids"], start)
-        tensors = {name: self._stack_vectors(name, of_kind) for name, of_kind in inputs.vectors.items()}
+        tensors = {name: self._stack_vectors(name, kind_vectors) for name, kind_vectors in inputs.vectors.items()}
         stacked = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         if stacked:
             batch["lexical_embeds"] = stacked if len(self.kinds) > 1 else next(iter(stacked.values()))
@@ -396,9 +396,10 @@ def _packed(inputs: Inputs, other_columns: list[str]) -> Inputs:
         return [np.concatenate([column[row] for row in rows]) for rows in shared]
 
     vectors = {}
-    for name, of_kind in inputs.vectors.items():
-        width = max(1, *(row.shape[1] for row in of_kind))
-        vectors[name] = joined([row.reshape(-1, width) for row in of_kind])  # A row without vectors gets their width.
+    for name, kind_vectors in inputs.vectors.items():
+        width = max(1, *(row.shape[1] for row in kind_vectors))
+        # A row without vectors gets the width of the others.
+        vectors[name] = joined([row.reshape(-1, width) for row in kind_vectors])
     ids, mask, labels = joined(inputs.ids), joined(inputs.mask), joined(inputs.labels)
     return Inputs(ids, mask, labels, vectors, joined(row_ids), joined(target_row_ids))
 

@@ -17,7 +17,7 @@ Outside of training, with gradient checkpointing, in compiled graphs and on GPUs
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from transformers.activations import NewGELUActivation
 
 LONGEST_ATTENTION = 256  # positions; for longer rows, torch's own kernel is faster and needs less memory
 PART = 64  # rows of logits that are in memory as fp32 at a time
-DRAWS = 2**16  # the number of values of the random integer that decides whether dropout keeps a number
+DRAW_VALUES = 2**16  # the number of values of the random integer that decides whether dropout keeps a number
 SAMPLES = 64  # numbers of a frozen weight that show whether it has changed
 
 _step = threading.local()  # `_step.in_bf16` is True inside of a `FastStep` in bf16
@@ -88,19 +88,26 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
 
     `p` is rounded to a multiple of 1 / 65536, and what stays is scaled so that its expected value is the input.
     """
-    dropped = round(p * DRAWS)
-    if not training or not 0 < dropped < DRAWS or input.device.type != "cpu" or inplace:
+    dropped = round(p * DRAW_VALUES)
+    if not training or not 0 < dropped < DRAW_VALUES or input.device.type != "cpu" or inplace:
         return F.dropout(input, p, training, inplace)
     # A draw of 64 bits takes as long as one of 8, and decides about four numbers.
     draws = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     # `out` saves the pass that would turn bools into numbers.
     mask = torch.empty(input.shape, dtype=input.dtype)
-    torch.ge(draws[: input.numel()].view(input.shape), dropped - DRAWS // 2, out=mask)
-    return input * mask.mul_(DRAWS / (DRAWS - dropped))
+    torch.ge(draws[: input.numel()].view(input.shape), dropped - DRAW_VALUES // 2, out=mask)
+    return input * mask.mul_(DRAW_VALUES / (DRAW_VALUES - dropped))
 
 
-# For each frozen weight: its bf16 copy, and the state by which a later step sees whether the weight has changed.
-_copies: Any = WeakTensorKeyDictionary()
+class FrozenCopy(NamedTuple):
+    """The copy of a frozen weight, with what shows a later step whether the weight has changed since."""
+
+    state: tuple[int, int]  # the weight's version and address
+    sample: torch.Tensor  # some of the weight's numbers
+    weight: torch.Tensor  # the copy in bf16
+
+
+_copies: Any = WeakTensorKeyDictionary()  # the `FrozenCopy` of each frozen weight
 
 
 def forget_copies() -> None:
@@ -121,11 +128,10 @@ def _bf16_copy(weight: torch.Tensor) -> torch.Tensor:
     # weight's numbers are compared too.
     sample = weight.detach().view(-1)[:: max(1, weight.numel() // SAMPLES)] if weight.is_contiguous() else weight
     state = (weight._version, weight.data_ptr())
-    known = _copies.get(weight)
-    if known is None or known[0] != state or not torch.equal(known[1], sample):
-        known = _copies[weight] = (state, sample.clone(), weight.detach().bfloat16())
-    copy: torch.Tensor = known[2]
-    return copy
+    frozen: FrozenCopy | None = _copies.get(weight)
+    if frozen is None or frozen.state != state or not torch.equal(frozen.sample, sample):
+        frozen = _copies[weight] = FrozenCopy(state, sample.clone(), weight.detach().bfloat16())
+    return frozen.weight
 
 
 def attention(

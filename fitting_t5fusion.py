@@ -30,7 +30,7 @@ else:
 
 STRENGTHS = [10 ** (exponent / 2) for exponent in range(-10, 3)]  # ridge penalties per row and unit, to choose from
 SMALLEST_FREEDOM = 1e-7  # With fewer degrees of freedom per row, the estimated error is only rounding.
-UNIT_VARIANCES = (0.01, 10)  # between these variances of vectors, summed over columns, the unit of penalties is 1
+UNIT_VARIANCES = (0.01, 10)  # between these variances of vectors, summed over dimensions, the unit of penalties is 1
 FIRST_ROWS = 100_000  # Token frequencies and scales come from this many rows. Memory never holds more rows.
 CHUNK_ROWS = 8192  # the most rows whose numbers are in memory as float64
 NO_ROWS = "no row has both `lexical_embeds` and `labels`; expected one or more that do."
@@ -78,7 +78,7 @@ class FittingMixin(Model):
             if explained > 0:
                 set_weight(projectors[name], weight, moments)
             shares.append(explained)
-            if os.environ.get("RANK", "0") == "0":
+            if _is_first_process():
                 _report("" if name == DEFAULT_KIND else f"{name} ", moments.rows, explained)
         fusion.fit_was_tried = True
         return max(shares)
@@ -206,6 +206,11 @@ def set_weight(projector: Any, weight: Tensor, moments: Moments) -> None:
     projector.last_layer.bias.copy_(projector.initial_bias() - weight @ moments.input_mean)
 
 
+def _is_first_process() -> bool:
+    """Return whether this process prints what all processes of a training would print."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _report(kind: str, rows: int, explained: float) -> None:
     """Print on standard error how much the vectors of a kind explain. (`kind` ends in a space, or is empty.)"""
     share = f"{explained:.1%} of" if explained > 0 else "nothing of"
@@ -245,7 +250,7 @@ def read_moments(
     weights = token_weights([block.distinct_tokens() for block in first], len(embeddings))
     _fit_scales(first, projectors, "fit_fusion")
     while first:
-        _add_block(moments, first.pop(0), kinds, projectors, embeddings, weights)
+        _add_block(moments, first.pop(0), kinds, projectors, embeddings, weights)  # `pop` frees the block.
     for block in others:
         _add_block(moments, block, kinds, projectors, embeddings, weights)
     if not moments:
@@ -265,15 +270,15 @@ def _add_block(
     means = mean_embeddings(block.distinct_tokens(), embeddings, weights)
     for name, counts in block.counts.items():
         has_kind = counts > 0
-        of_kind = block.only(has_kind)
-        if of_kind.rows == 0:
+        block_of_kind = block.only(has_kind)
+        if block_of_kind.rows == 0:
             continue
         # The numbers of a file that is mapped into memory cannot be written to, and torch would warn about that.
-        vectors = torch.from_numpy(np.require(of_kind.mean_vectors(name), requirements="W"))
+        vectors = torch.from_numpy(np.require(block_of_kind.mean_vectors(name), requirements="W"))
         inputs = projectors[name].last_inputs(vectors).cpu()
-        outputs = means if of_kind is block else means[torch.from_numpy(has_kind)]
+        outputs = means if block_of_kind is block else means[torch.from_numpy(has_kind)]
         if (count := kinds[name].tokens) > 1:
-            parts = (of_kind.distinct_tokens(part, count) for part in range(count))
+            parts = (block_of_kind.distinct_tokens(part, count) for part in range(count))
             differences = (mean_embeddings(part, embeddings, weights) - outputs for part in parts)
             outputs = torch.cat([outputs, *differences], dim=1)
         if name not in moments:
@@ -290,20 +295,20 @@ def _fit_scales(blocks: Sequence[RowBlock], projectors: Mapping[str, Any], calle
         caller: The method that was called, for the advice.
     """
     for name, projector in projectors.items():
-        of_kind = [block.only(block.counts[name] > 0) for block in blocks if name in block.counts]
-        rows = sum(block.rows for block in of_kind)
+        blocks_of_kind = [block.only(block.counts[name] > 0) for block in blocks if name in block.counts]
+        rows = sum(block.rows for block in blocks_of_kind)
         if not rows:
             continue
         step = -(-rows // MOST_VECTORS)  # rounded up
-        starts = np.cumsum([0, *(block.rows for block in of_kind)])
+        starts = np.cumsum([0, *(block.rows for block in blocks_of_kind)])
         sampled = [
             block.only((np.arange(block.rows) + start) % step == 0).vectors[name]
-            for block, start in zip(of_kind, starts[:-1], strict=True)
+            for block, start in zip(blocks_of_kind, starts[:-1], strict=True)
         ]
         vectors = torch.from_numpy(np.concatenate(sampled))
         if isinstance(projector.scale, VectorScale):
             projector.scale.fit(vectors)
-        if os.environ.get("RANK", "0") == "0" and (advice := scale_advice(name, projector.kind, vectors)):
+        if _is_first_process() and (advice := scale_advice(name, projector.kind, vectors)):
             print(f"{caller}: {advice}", file=sys.stderr)
 
 

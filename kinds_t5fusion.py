@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 LEXICAL_TOKEN = "<lexical>"
 DEFAULT_KIND = "lexical"  # the name of the one kind of a model that was built without `vectors`
@@ -24,8 +24,8 @@ class VectorKind:
         projector: "linear" is one linear layer. "mlp" is linear, GELU, linear, as in LLaVA-1.5 and vec2text.
         hidden: Width between the two layers of an "mlp"; None for the width of a token embedding.
         dropout: Dropout rate between the two layers of an "mlp".
-        scale: "standard" is for raw numbers: `fit_fusion` finds the mean and the standard deviation of each column, and
-            the fusion layer applies them. "log" is for columns that span orders of magnitude, such as
+        scale: "standard" is for raw numbers: `fit_fusion` finds the mean and the standard deviation of each
+            dimension, and the fusion layer applies them. "log" is for dimensions that span orders of magnitude, such as
             prices and counts: it does the same to their logarithms. None is for embeddings that an encoder has scaled:
             a "linear" projector then reads the direction of a vector, not its norm.
 
@@ -60,6 +60,20 @@ class VectorKind:
         """
         defaults = {field.name: field.default for field in fields(self)} | {"scale": None}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+class Placeholder(NamedTuple):
+    """The token whose place the vectors of a kind take."""
+
+    kind: str
+    token: str
+    token_id: int
+    tokens: int  # placeholders per vector
+
+    def __str__(self) -> str:
+        """Return what messages call it. The token of the first kind does not name its kind."""
+        kind = f"kind {self.kind!r}, " if self.token == LEXICAL_TOKEN and self.kind != DEFAULT_KIND else ""
+        return f"{self.token} ({kind}id {self.token_id})"
 
 
 def read_kinds(vectors: Any) -> dict[str, VectorKind]:

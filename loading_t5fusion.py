@@ -24,6 +24,7 @@ from .naming_t5fusion import (
     HUB_KEYWORDS,
     FusedName,
     check_path,
+    first_line,
     missing_in_one_sentence,
     name_to_record,
     recorded_base,
@@ -304,7 +305,7 @@ def _import_peft(purpose: str) -> Any:
         import peft.tuners.tuners_utils
         import peft.utils
     except ImportError as error:
-        raise ImportError(f"{purpose}: `pip install peft`.") from error
+        raise ImportError(f"{purpose}, and peft is not installed. Type `pip install peft`.") from error
     return peft
 
 
@@ -601,10 +602,9 @@ def free_token_id(name: NameOrPath, hub_kwargs: dict[str, Any]) -> int | None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
     except (ImportError, ValueError) as error:  # A package is missing, or the file is of a different kind.
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"the tokenizer of {name} cannot be loaded ({cause}), so the id of {LEXICAL_TOKEN} is unknown. If its only "
-            "file is `spiece.model`, type `pip install sentencepiece`. Or pass "
-            "`lexical_token_id=`, the number of its tokens."
+            f"the tokenizer of {name} cannot be loaded ({first_line(error)}), so the id of {LEXICAL_TOKEN} is unknown. "
+            "If its only file is `spiece.model`, type `pip install sentencepiece`. Or pass `lexical_token_id=`, the "
+            "number of its tokens."
         ) from error
     return tokenizer.get_vocab().get(LEXICAL_TOKEN, len(tokenizer))

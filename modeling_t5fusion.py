@@ -58,7 +58,7 @@ logger = logging.get_logger(__name__)
 
 
 class VectorProjector(nn.Module):
-    """Projects vectors of one kind, float (..., vectors, dim), to token embeddings, (..., vectors * tokens, d_model).
+    """Projection of a kind's vectors, float (..., vectors, dim), to token embeddings (..., vectors * tokens, d_model).
 
     Raw numbers are scaled first (`VectorScale`); vectors of an encoder are not. T5's token embeddings are large (root
     mean square of 1 and above), while the projection of a unit vector is small (about 0.05). So the projection is
@@ -268,7 +268,7 @@ class LexicalEncoder(T5InitMixin, T5Stack):
                 not floating point, on a different device, or of the wrong width. The message says what to do.
         """
         vectors = vectors_by_kind(lexical_embeds, self.kinds)
-        placeholder_masks, inputs_embeds = self._find_placeholders(input_ids, inputs_embeds, vectors)
+        placeholder_masks, inputs_embeds = self._masks_and_embeddings(input_ids, inputs_embeds, vectors)
         vectors = check_batch(vectors, placeholder_masks, self.kinds, self.config.lexical_token_id)
         for name, kind in self.kinds.items():
             given = vectors.get(name)
@@ -281,10 +281,13 @@ class LexicalEncoder(T5InitMixin, T5Stack):
             inputs_embeds = put_in_place(inputs_embeds, placeholder_masks[name], projected)
         return inputs_embeds
 
-    def _find_placeholders(
+    def _masks_and_embeddings(
         self, input_ids: torch.Tensor | None, inputs_embeds: Any, vectors: dict[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Return masks of each kind's placeholders, bool (batch, length), and embeddings (batch, length, d_model).
+        """Check the rows' ids, and return masks of each kind's placeholders, and the token embeddings of the rows.
+
+        Returns:
+            A mask for each kind, bool (batch, length), and the embeddings, float (batch, length, d_model).
 
         Raises:
             ValueError: The tokenizer of the rows has a different id for the placeholder; or `inputs_embeds` are given,
@@ -351,7 +354,7 @@ def put_in_place(inputs_embeds: torch.Tensor, is_placeholder: torch.Tensor, proj
 
 
 class PlaceholderLogitsMixin:
-    """Makes `generate` accept placeholder ids, for which there may be no logit."""
+    """Support for placeholder ids in `generate`: there may be no logit for them."""
 
     config: T5FusionConfig
 
@@ -466,6 +469,8 @@ class T5WithFusion(
     ) -> Any:
         """Run T5 with vectors in the places of the placeholders.
 
+        Arguments that are not listed here are those of [`~transformers.T5ForConditionalGeneration.forward`].
+
         Args:
             input_ids: int64 (batch, length), with one placeholder for each token that a vector becomes: by default, one
                 `<lexical>` per vector (see `config.kinds`).
@@ -474,7 +479,6 @@ class T5WithFusion(
             row_ids: For each token, the number of its row within the sequence, from 1, or 0 for padding: int64 (batch,
                 length). `DataCollatorWithFusion(packing=True)` makes them if a sequence holds several rows.
             target_row_ids: The same for each label, int64 (batch, labels). Give both or neither.
-            Others: As in [`~transformers.T5ForConditionalGeneration.forward`].
 
         Returns:
             A [`~transformers.modeling_outputs.Seq2SeqLMOutput`], or a tuple with `return_dict=False`.
@@ -622,7 +626,9 @@ class T5WithFusion(
         try:
             from peft import LoraConfig, TaskType
         except ImportError as error:
-            raise ImportError("`lora_config` makes a config of peft: `pip install peft`.") from error
+            raise ImportError(
+                "`lora_config` makes a config of peft, and peft is not installed. Type `pip install peft`."
+            ) from error
         feed_forward = ["wi_0", "wi_1"] if self.config.is_gated_act else ["wi"]
         recommended: dict[str, Any] = {
             "task_type": TaskType.SEQ_2_SEQ_LM,
@@ -681,13 +687,15 @@ class T5WithFusion(
         if embeddings.num_embeddings != rows:
             # PEFT looks up the base model by its name to decide whether to save the table as well, so give it the plain
             # name. The package t5fusion writes the fused name when it saves an adapter (hooks/adapter_class.py).
-            fused_name = FusedName.parse(self.name_or_path)
-            if not fused_name.choices:
+            recorded = FusedName.parse(self.name_or_path)
+            # A plain name has no place for choices. Without the package t5fusion, an adapter would be saved with the
+            # plain name, and a reload would lose them.
+            if not recorded.choices:
                 self.fused_name = self.fused_name or self.name_or_path
-                self.name_or_path = resolve_embedded(fused_name.base_model)
+                self.name_or_path = resolve_embedded(recorded.base_model)
                 for adapter in getattr(self, "peft_config", {}).values():
                     adapter.base_model_name_or_path = self.name_or_path
-                    adapter.revision = fused_name.commit or adapter.revision
+                    adapter.revision = recorded.commit or adapter.revision
         return embeddings
 
 

@@ -111,17 +111,27 @@ def resolve_embedded(name: Any) -> Any:
     return folder
 
 
+def is_path(name: Any) -> bool:
+    """Return whether a name can only be a path. Any other name may be the id of a repository."""
+    text = str(name)
+    return text.startswith((".", "~")) or os.path.isabs(text) or text.count("/") > 1
+
+
 def check_path(name: Any) -> None:
-    """Check that `name` exists if it can only be a path. Any other name may be the id of a repository.
+    """Check that `name` exists if it can only be a path.
 
     Raises:
         OSError: There is no such folder.
     """
     text = str(name)
-    is_path = text.startswith((".", "~")) or os.path.isabs(text) or text.count("/") > 1
-    if is_path and not os.path.exists(text):
+    if is_path(name) and not os.path.exists(text):
         hint = " (`~` is not expanded.)" if text.startswith("~") else ""
         raise OSError(NO_FOLDER.format(text) + hint)
+
+
+def first_line(error: object) -> str:
+    """Return the first line of an error's message without its full stop, or the error's type if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def not_in_cache(name: Any, setting: str = "HF_HUB_OFFLINE") -> str:
@@ -134,10 +144,9 @@ def not_in_cache(name: Any, setting: str = "HF_HUB_OFFLINE") -> str:
 
 def hub_unreachable(name: Any, cause: object) -> str:
     """Say that a name is not a folder, and that the Hub could not be asked for it because of `cause`."""
-    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
     return (
-        f"there is no folder {name}, and the Hub could not be reached for a repository of this name ({reason}). Check "
-        "the path, or the network."
+        f"there is no folder {name}, and the Hub could not be reached for a repository of this name "
+        f"({first_line(cause)}). Check the path, or the network."
     )
 
 
@@ -149,18 +158,18 @@ def _why_not_found(name: Any, error: BaseException, is_local_only: bool) -> str 
     """
     cause: BaseException | None = error
     while cause is not None:
-        kinds = {kind.__name__ for kind in type(cause).__mro__}
-        if "GatedRepoError" in kinds:  # transformers' own message says where to ask for access.
+        class_names = {each.__name__ for each in type(cause).__mro__}
+        if "GatedRepoError" in class_names:  # transformers' own message says where to ask for access.
             return None
-        if "RepositoryNotFoundError" in kinds:
+        if "RepositoryNotFoundError" in class_names:
             return (
                 f"there is no folder {name}, and the Hub has no repository of this name, or it is private and your "
                 "token may not see it. Check the name; for a private repository, log in with `hf auth login`, or pass "
                 "`token=`."
             )
-        if "HFValidationError" in kinds:
+        if "HFValidationError" in class_names:
             return NO_FOLDER.format(name)
-        if "LocalEntryNotFoundError" in kinds:
+        if "LocalEntryNotFoundError" in class_names:
             is_offline = cause.__cause__ is None or type(cause.__cause__).__name__ == "OfflineModeIsEnabled"
             if is_offline:
                 return not_in_cache(name, "`local_files_only`" if is_local_only else "HF_HUB_OFFLINE")

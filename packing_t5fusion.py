@@ -21,7 +21,7 @@ def share_sequences(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
     Args:
         sizes: For each row, the length of its text with the placeholders, and the length of its labels.
     """
-    longest = tuple(max(ROOM, *lengths) for lengths in zip(*sizes, strict=True))
+    capacity = tuple(max(ROOM, *lengths) for lengths in zip(*sizes, strict=True))
     shared: list[list[int]] = []
     space: list[tuple[int, ...]] = []  # what is left in each sequence, for text and labels
     # The longest rows come first, each in the first sequence that has space for it.
@@ -30,7 +30,7 @@ def share_sequences(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
         sequence = next(fits, len(space))
         if sequence == len(space):
             shared.append([])
-            space.append(longest)
+            space.append(capacity)
         shared[sequence].append(row)
         space[sequence] = (space[sequence][0] - sizes[row][0], space[sequence][1] - sizes[row][1])
     return sorted(sorted(rows) for rows in shared)

@@ -276,9 +276,9 @@ def _read_row(row: Any, given: dict[str, Any]) -> dict[str, Any]:
 def _not_a_row_error(value: Any) -> ValueError:
     """Return the error for an input that is neither a text nor a row."""
     is_dict = isinstance(value, Mapping)
-    kind = f"a dict with {', '.join(map(str, value)) or 'nothing'}" if is_dict else type(value).__name__
+    found = f"a dict with {', '.join(map(str, value)) or 'nothing'}" if is_dict else type(value).__name__
     return ValueError(
-        f"an input of the pipeline is {kind}; expected a string, or a dict with `text` and, if it has vectors, "
+        f"an input of the pipeline is {found}; expected a string, or a dict with `text` and, if it has vectors, "
         "`lexical_embeds`. Rename the columns of a data set: `rename_column(NAME, 'text')`."
     )
 

@@ -16,19 +16,29 @@ from transformers.utils import cached_file, logging
 from .arguments_t5fusion import read_list, read_texts, read_vectors, texts_of_row
 from .collating_t5fusion import DataCollatorWithFusion
 from .configuration_t5fusion import T5FusionConfig
-from .kinds_t5fusion import DEFAULT_DIM, LEXICAL_TOKEN, VectorKind, counted, list_kinds, plain_kind, read_kinds
+from .kinds_t5fusion import (
+    DEFAULT_DIM,
+    LEXICAL_TOKEN,
+    Placeholder,
+    VectorKind,
+    check_positive,
+    counted,
+    list_kinds,
+    plain_kind,
+    read_kinds,
+)
 from .naming_t5fusion import (
     HUB_KEYWORDS,
     PROJECTION_WEIGHT,
     FusedName,
     check_path,
+    first_line,
     missing_in_one_sentence,
     resolve_embedded,
 )
 from .packing_t5fusion import share_sequences  # noqa: F401  for transformers 5.0, which copies only direct imports
 from .rows_t5fusion import (
     NO_TEXT,
-    KindPlaceholder,
     RowVectors,
     Vectors,
     add_placeholders,
@@ -77,7 +87,7 @@ class T5FusionProcessor(ProcessorMixin):
 
     Raises:
         ValueError: `template` is not a string, or has braces but no `{text}`; the value of `lexical_source` or
-            `lexical_dtype` is unknown; or `vectors` and `lexical_dim` contradict each other.
+            `lexical_dtype` is unknown; or `lexical_dim` is not a positive integer, or contradicts `vectors`.
         OSError: The tokenizer cannot be loaded.
     """
 
@@ -122,7 +132,7 @@ class T5FusionProcessor(ProcessorMixin):
                     "`lexical_dim` out."
                 )
             lexical_dim = first_dim
-        self.lexical_dim = lexical_dim
+        self.lexical_dim = check_positive("lexical_dim", lexical_dim)
         self.normalize = normalize
         self.lexical_dtype = lexical_dtype
         self.lexical_max_tokens = lexical_max_tokens
@@ -177,7 +187,7 @@ class T5FusionProcessor(ProcessorMixin):
         """The kinds of vectors by name, in the order in which they stand before the text."""
         return plain_kind(self.lexical_dim) if self.vectors is None else read_kinds(self.vectors)
 
-    def _add_placeholders(self) -> dict[str, KindPlaceholder]:
+    def _add_placeholders(self) -> dict[str, Placeholder]:
         """Add the placeholders that the tokenizer lacks to it, and return all placeholders by kind."""
         return add_placeholders(self.tokenizer, self.kinds)
 
@@ -418,7 +428,7 @@ class T5FusionProcessor(ProcessorMixin):
         given: list[RowVectors] = [{} for _ in texts]
         if lexical_embeds is not None and lexical_embeds is not False:
             given = read_vectors(lexical_embeds, len(texts), self.kinds)
-            if first in given[0]:
+            if first in given[0]:  # All rows name the same kinds.
                 if lexical_texts is not None:
                     raise ValueError("`lexical_texts` and `lexical_embeds` were both given; give one of them.")
                 return given
@@ -440,7 +450,10 @@ class T5FusionProcessor(ProcessorMixin):
         items = texts if lexical_texts is None else read_list("lexical_texts", lexical_texts, len(texts))
         texts_by_row = [texts_of_row(row, item) for row, item in enumerate(items)]
         encoded = self._encode_rows(texts_by_row, batch_size, show_progress_bar)
-        return [{first: made} | others for made, others in zip(encoded, given, strict=True)]
+        return [
+            {first: encoded_vectors} | given_vectors
+            for encoded_vectors, given_vectors in zip(encoded, given, strict=True)
+        ]
 
     def _check_vectors_needed(self, lexical_embeds: Any) -> None:
         """Check that a call without vectors of the first kind gives vectors of a different kind.
@@ -516,11 +529,11 @@ class T5FusionProcessor(ProcessorMixin):
         ids_by_row = self._ids(texts, counts, max_length)
         rows: list[dict[str, Any]] = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in ids_by_row]
         for name in self.kinds:
-            of_kind = [row.get(name, np.zeros((0, 0))) for row in vectors]
-            if not any(map(len, of_kind)):
+            kind_vectors = [row.get(name, np.zeros((0, 0))) for row in vectors]
+            if not any(map(len, kind_vectors)):
                 continue
-            one_each = all(len(row_vectors) == 1 for row_vectors in of_kind)
-            for row, row_vectors in zip(rows, of_kind, strict=True):
+            one_each = all(len(row_vectors) == 1 for row_vectors in kind_vectors)
+            for row, row_vectors in zip(rows, kind_vectors, strict=True):
                 value = row_vectors[0] if one_each else row_vectors
                 if len(self.kinds) == 1:
                     row["lexical_embeds"] = value
@@ -549,14 +562,15 @@ class T5FusionProcessor(ProcessorMixin):
         rows: list[list[int]] = [[] for _ in texts]
         for total in set(added):  # Rows that get the same number of placeholders share one call of the tokenizer.
             limit = None if max_length is None else max_length - total
+            limit_name = f"`max_length` without {counted(total, 'placeholder')}" if total else "`max_length`"
             indices = [index for index, row_total in enumerate(added) if row_total == total]
             if limit is not None and limit < 2:
                 problem = (
                     f"no room for text and </s> beside {counted(total, 'placeholder')} in `max_length`={max_length}"
                 )
                 raise bad_row(indices[0], "text", f"{problem}; expected a `max_length` of at least {total + 2}")
-            prompts_of_total = [prompts[index] for index in indices]
-            for index, row_ids in zip(indices, tokenize(self.tokenizer, prompts_of_total, limit), strict=True):
+            ids_of_total = tokenize(self.tokenizer, [prompts[index] for index in indices], limit, limit_name)
+            for index, row_ids in zip(indices, ids_of_total, strict=True):
                 ids = np.asarray(row_ids, dtype=np.int64)
                 for placeholder in placeholders.values():
                     token = placeholder.token
@@ -577,10 +591,10 @@ class T5FusionProcessor(ProcessorMixin):
         targets = read_texts("text_target", text_target, count)
         if max_target_length is not None and max_target_length < 1:
             raise ValueError(f"`max_target_length` is {max_target_length}; expected at least 1, for </s>.")
-        return tokenize(self.tokenizer, targets, max_target_length, as_targets=True)
+        return tokenize(self.tokenizer, targets, max_target_length, "`max_target_length`", as_targets=True)
 
 
-def _count_added(prompt: str, counts: Mapping[str, int], placeholders: Mapping[str, KindPlaceholder]) -> int:
+def _count_added(prompt: str, counts: Mapping[str, int], placeholders: Mapping[str, Placeholder]) -> int:
     """Return how many placeholders `insert_placeholders` adds to a prompt, beside the prompt's own.
 
     Args:
@@ -659,8 +673,9 @@ def _load_encoder(name: str, revision: str | None) -> Any:
         from sentence_transformers import SentenceTransformer  # The package is optional, and slow to import.
     except ImportError as error:
         raise ImportError(
-            "making lexical vectors from texts needs sentence-transformers: `pip install t5fusion[encoder]` or "
-            "`pip install sentence-transformers`. Vectors given as `lexical_embeds=` need no encoder."
+            "making lexical vectors from texts needs sentence-transformers, which is not installed. Type "
+            "`pip install t5fusion[encoder]` or `pip install sentence-transformers`. Vectors given as "
+            "`lexical_embeds=` need no encoder."
         ) from error
     if revision is None and name in (MINILM, MINILM.rpartition("/")[2]):
         # The Hub comes last, because without a network its five retries take a minute.
@@ -678,10 +693,9 @@ def _load_encoder(name: str, revision: str | None) -> Any:
     try:
         return SentenceTransformer(name, revision=revision)
     except Exception as error:  # The network, the Hub, transformers and safetensors raise errors of many classes.
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
-            f"the lexical encoder {name!r} could not be loaded ({cause}). Pass the vectors as `lexical_embeds=`, or "
-            "name a folder that holds the encoder with `lexical_encoder=`."
+            f"the lexical encoder {name!r} could not be loaded ({first_line(error)}). Pass the vectors as "
+            "`lexical_embeds=`, or name a folder that holds the encoder with `lexical_encoder=`."
         ) from error
 
 

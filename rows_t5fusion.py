@@ -5,7 +5,6 @@ order of the kinds, unless the text itself holds them.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from transformers import AddedToken
 
 from .configuration_t5fusion import PLACED_TOKEN_IDS
-from .kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, VectorKind, counted, token_of
+from .kinds_t5fusion import DEFAULT_KIND, LEXICAL_TOKEN, Placeholder, VectorKind, counted, token_of
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.floating[Any]]
@@ -29,16 +28,7 @@ SEVERAL_NUMBERS = ". For several vectors of one number each, give the shape (vec
 NO_TEXT = "no token of text and no vector; expected at least one of them. Remove the row, or give it text"
 
 
-@dataclass(frozen=True)
-class KindPlaceholder:
-    """The placeholder of one kind of vectors."""
-
-    token: str
-    token_id: int
-    tokens: int  # placeholders per vector
-
-
-def add_placeholders(tokenizer: Any, kinds: Mapping[str, VectorKind]) -> dict[str, KindPlaceholder]:
+def add_placeholders(tokenizer: Any, kinds: Mapping[str, VectorKind]) -> dict[str, Placeholder]:
     """Add each kind's placeholder to the tokenizer, in place, if it is missing. Return the placeholders by kind.
 
     A `<lexical>` that the tokenizer has as an ordinary token becomes a special one and keeps its id.
@@ -46,11 +36,11 @@ def add_placeholders(tokenizer: Any, kinds: Mapping[str, VectorKind]) -> dict[st
     Raises:
         ValueError: The ids of the placeholders are not consecutive, as they are in the model.
     """
-    placeholders: dict[str, KindPlaceholder] = {}
+    placeholders: dict[str, Placeholder] = {}
     for position, (name, kind) in enumerate(kinds.items()):
         token = token_of(name, position)
         token_id = _add_special_token(tokenizer, token)
-        placeholders[name] = KindPlaceholder(token, token_id, kind.tokens)
+        placeholders[name] = Placeholder(name, token, token_id, kind.tokens)
         expected = next(iter(placeholders.values())).token_id + position
         if token_id != expected:
             raise ValueError(
@@ -77,7 +67,7 @@ def insert_placeholders(
     ids: Ids,
     mask: Ids,
     counts: Mapping[str, int],
-    placeholders: Mapping[str, KindPlaceholder],
+    placeholders: Mapping[str, Placeholder],
     row: int = 0,
     field: str = "input_ids",
 ) -> tuple[Ids, Ids]:
@@ -107,29 +97,37 @@ def insert_placeholders(
             repeats = np.where(ids == placeholder.token_id, placeholder.tokens, 1)
             ids, mask = np.repeat(ids, repeats), np.repeat(mask, repeats)
         elif present != count * placeholder.tokens:
-            remedy = f"Give {counted(present, 'vector')}, or leave {placeholder.token} out: it is added for you"
-            if count == 0:
-                remedy = f"Give the row a vector, or take {placeholder.token} out of its text"
-            found = f"{counted(present, 'placeholder')} {placeholder.token}"
-            if placeholder.token == LEXICAL_TOKEN and name != DEFAULT_KIND:  # The token does not name its kind.
-                found += f" (kind {name!r})"
-            raise bad_row(row, field, f"{found}; expected {count}, one per vector. {remedy}")
+            raise bad_row(row, field, _wrong_count(placeholder, present, count))
     front = np.array(in_front, dtype=np.int64)
     return np.concatenate([front, ids]), np.concatenate([np.ones_like(front), mask])
 
 
-def vectors_of_kinds(index: int, value: Any, kinds: Mapping[str, VectorKind], knows_width: bool = True) -> RowVectors:
+def _wrong_count(placeholder: Placeholder, present: int, count: int) -> str:
+    """Return what is wrong with a row that holds `present` placeholders for `count` vectors of a kind."""
+    token = placeholder.token
+    expected = f"{count}, one per vector"
+    remedy = f"Give {counted(present, 'vector')}, or leave {token} out: it is added for you"
+    if count == 0:
+        remedy = f"Give the row a vector, or take {token} out of its text"
+    elif placeholder.tokens > 1:
+        expected += f", or {count * placeholder.tokens}, one per token"
+        remedy = f"Write {token} once for each vector, or leave it out: it is added for you"
+    return f"{counted(present, 'placeholder')} {placeholder}; expected {expected}. {remedy}"
+
+
+def vectors_of_row(index: int, value: Any, kinds: Mapping[str, VectorKind], knows_width: bool = True) -> RowVectors:
     """Return the vectors of one row by kind, float32 (vectors, dim) each, or (0, 0) for a kind without vectors.
 
     Args:
         index: Index of the row, for the message.
-        value: The vectors as `vectors_of_row` takes them, if there is one kind; or a mapping of these by kind; or None.
+        value: The vectors as `vectors_of_one_kind` takes them, if there is one kind; or a mapping of these by kind; or
+            None.
         kinds: The kinds by name.
         knows_width: Whether the widths of the kinds are known.
 
     Raises:
-        ValueError: The vectors of several kinds are not given by kind, a kind is unknown, or `vectors_of_row` refuses
-            the vectors of a kind.
+        ValueError: The vectors of several kinds are not given by kind, a kind is unknown, or `vectors_of_one_kind`
+            refuses the vectors of a kind.
     """
     if value is None:
         value = {}
@@ -140,7 +138,8 @@ def vectors_of_kinds(index: int, value: Any, kinds: Mapping[str, VectorKind], kn
         value = dict.fromkeys(kinds, value)
     check_kinds(index, value, kinds)
     return {
-        name: vectors_of_row(index, value.get(name), kind, field_of(name), knows_width) for name, kind in kinds.items()
+        name: vectors_of_one_kind(index, value.get(name), kind, field_of(name), knows_width)
+        for name, kind in kinds.items()
     }
 
 
@@ -170,7 +169,7 @@ def field_of(kind: str) -> str:
     return "lexical_embeds" if kind == DEFAULT_KIND else f"lexical_embeds[{kind!r}]"
 
 
-def vectors_of_row(index: int, value: Any, kind: VectorKind, field: str, knows_width: bool = True) -> Vectors:
+def vectors_of_one_kind(index: int, value: Any, kind: VectorKind, field: str, knows_width: bool = True) -> Vectors:
     """Return one row's vectors of a kind, float32 (vectors, dim), or (0, 0) if it has no vectors.
 
     Args:

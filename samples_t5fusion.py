@@ -86,11 +86,11 @@ class _MappedFiles:
         position = bisect_right(self.starts, start) - 1
         if position < 0 or end > self.mappings[position].end:
             return None
-        found = self.mappings[position]
-        offset = found.offset + start - found.start
-        if found.file not in self.storages:
-            self.storages[found.file] = _map_again(found.file)
-        storage = self.storages[found.file]
+        mapping = self.mappings[position]
+        offset = mapping.offset + start - mapping.start
+        if mapping.file not in self.storages:
+            self.storages[mapping.file] = _map_again(mapping.file)
+        storage = self.storages[mapping.file]
         if storage is None or offset % size or offset + value.numel() * size > storage.nbytes():
             return None
         # The device is explicit, because the process may have a different default.

@@ -120,7 +120,7 @@ class SavingMixin(Model):
         return bool(self.loaded_rows != self.config.vocab_size)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save the config, the code, and all weights or, with adapters, only those of the active ones.
+        """Save the config, the code and the weights: all of them, or those of the active adapters if the model has any.
 
         Args:
             *args: Positional arguments of [`~transformers.PreTrainedModel.save_pretrained`], first the folder.
@@ -217,7 +217,8 @@ def _check_layout(fusion: nn.Module, kinds: Mapping[str, VectorKind], d_model: i
         )
         raise ValueError(
             f"the fusion layer holds weights of these shapes: {found}; expected {wanted}, which a reload can rebuild. "
-            "Put the original layer back, or save the model's class with its own code."
+            "Put the original layer back, or build the model with the `vectors=` or `lexical_dim=` that describe this "
+            "layer."
         )
 
 

@@ -1,8 +1,9 @@
-"""The scale of a kind of vectors, which brings the columns of raw numbers to one magnitude before they are projected.
+"""The scale of a kind of vectors, which brings the dimensions of raw numbers to one magnitude before projection.
 
 Prices, counts and sensor values have any magnitude. With one learning rate for all of its weights, a linear layer would
-learn from the large columns only. So each column is shifted by its mean and divided by its standard deviation.
-`fit_fusion` computes both from the training rows, and the fusion layer holds them, so they are saved with an adapter.
+learn from the dimensions with large numbers only. So each dimension is shifted by its mean and divided by its standard
+deviation. `fit_fusion` computes both from the training rows, and the fusion layer holds them, so they are saved with an
+adapter.
 """
 
 from collections.abc import Callable
@@ -13,18 +14,19 @@ from torch import Tensor, nn
 
 from .kinds_t5fusion import VectorKind
 
-QUANTILES = (0.01, 0.99)  # values outside these quantiles of a column count as the nearer one when its scale is fitted
+# When a scale is fitted, values outside these quantiles of a dimension count as the nearer one.
+QUANTILES = (0.01, 0.99)
 LIMIT = 10.0  # standard deviations; once a scale is fitted, a value further away counts as this
 NO_LIMIT = torch.finfo(torch.float32).max  # infinity in a saved file would look like a failed training
-SMALL_SHARE = 0.05  # the share of a column's magnitudes that count as small; "log" keeps these on a linear scale
+SMALL_SHARE = 0.05  # the share of a dimension's magnitudes that count as small; "log" keeps these on a linear scale
 MOST_VECTORS = 20_000  # the most vectors that a scale is fitted to; more would take long and change little
-# Above these ratios of large to small, of a column's numbers and of norms, a different scale is advised.
-ORDERS_OF_MAGNITUDE, MANY_TIMES_LONGER = 300, 2
-EPSILON = 1e-6  # a column whose standard deviation is at most this share of its mean is constant within rounding
+# Above these ratios of large to small, of a dimension's numbers and of norms, a different scale is advised.
+LARGEST_RATIO_OF_NUMBERS, LARGEST_RATIO_OF_NORMS = 300, 2
+EPSILON = 1e-6  # a dimension whose standard deviation is at most this share of its mean is constant within rounding
 
 
 class VectorScale(nn.Module):
-    """Shifts and divides each column of a kind's vectors, once `fit` has computed the means and standard deviations.
+    """The shift and the division of each dimension of a kind's vectors, by means and deviations that `fit` computes.
 
     These statistics are buffers, because no gradient changes them. They stay in float32 if the model is cast: half
     precision cannot tell a price of 5001 from one of 5000.
@@ -34,9 +36,9 @@ class VectorScale(nn.Module):
     """
 
     mean: Tensor
-    rate: Tensor  # one divided by the standard deviation; 0 for a column that never varies
+    rate: Tensor  # one divided by the standard deviation; 0 for a dimension that never varies
     limit: Tensor  # the largest scaled number
-    unit: Tensor  # "log": the magnitude at which a column's scale turns from linear to logarithmic
+    unit: Tensor  # "log": the magnitude at which a dimension's scale turns from linear to logarithmic
 
     def __init__(self, kind: VectorKind) -> None:
         super().__init__()
@@ -68,12 +70,12 @@ class VectorScale(nn.Module):
     def fit(self, vectors: Tensor) -> None:
         """Compute the statistics of training vectors, float (vectors, dim). At most 20,000 of them are used.
 
-        So that a few outliers change nothing, values outside the 1st and the 99th percentile of a column count as that
-        percentile. If that makes a column constant (as it does for one with a few ones among zeros), all values count.
+        So that a few outliers change nothing, values outside the 1st and the 99th percentile of a dimension count as
+        that percentile. If that makes a dimension constant (as with a few ones among zeros), all its values count.
         """
         values = _sample(vectors)
         if self.is_log:
-            self.unit.copy_(_spread(values.abs())[0].nan_to_num(1.0))  # NaN for a column of zeros
+            self.unit.copy_(_spread(values.abs())[0].nan_to_num(1.0))  # NaN for a dimension of zeros
             values = self._logarithm(values)
         low, high = values.quantile(torch.tensor(QUANTILES).to(values), dim=0)
         inner = values.clamp(low, high)
@@ -103,7 +105,7 @@ def scale_advice(name: str, kind: VectorKind, vectors: Tensor) -> str:
     vectors = _sample(vectors)
     if kind.scale is None:
         shortest, longest = _spread(vectors.norm(dim=1, keepdim=True))
-        if not longest > MANY_TIMES_LONGER * shortest:  # NaN if all vectors are zeros
+        if not longest > LARGEST_RATIO_OF_NORMS * shortest:  # NaN if all vectors are zeros
             return ""
         return (
             f"the {name} vectors differ in norm (most have one between {shortest[0]:.3g} and {longest[0]:.3g}), and "
@@ -111,14 +113,15 @@ def scale_advice(name: str, kind: VectorKind, vectors: Tensor) -> str:
             f"`vectors=`, and with `scale='standard'` in the `VectorKind` of {name!r}."
         )
     smallest, largest = _spread(vectors.abs())
-    spanning = (largest > ORDERS_OF_MAGNITUDE * smallest).nonzero().flatten().tolist()
+    spanning = (largest > LARGEST_RATIO_OF_NUMBERS * smallest).nonzero().flatten().tolist()
     if kind.scale == "log" or not spanning:
         return ""
     first = spanning[0]
     return (
-        f"{len(spanning)} of {kind.dim} dimensions of the {name} vectors span orders of magnitude, such as number "
-        f"{first} (most magnitudes are between {smallest[first]:.3g} and {largest[first]:.3g}). `scale='log'` in their "
-        "`VectorKind`, or `:log` after their --vector-column, may read them better."
+        f"{len(spanning)} of {kind.dim} dimensions of the {name} vectors span orders of magnitude, such as "
+        f"dimension {first}, counted from 0 (most magnitudes are between {smallest[first]:.3g} and "
+        f"{largest[first]:.3g}). `scale='log'` in their `VectorKind`, or `:log` after their "
+        "--vector-column, may read them better."
     )
 
 
@@ -128,14 +131,14 @@ def _sample(vectors: Tensor) -> Tensor:
 
 
 def _spread(magnitudes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the 5th and the 95th percentile of the magnitudes above zero in each column, float64 (columns,) each."""
+    """Return the 5th and the 95th percentile of the magnitudes above zero in each dimension, float64 (dim,) each."""
     present = magnitudes.where(magnitudes > 0, torch.nan)
     return present.nanquantile(SMALL_SHARE, dim=0), present.nanquantile(1 - SMALL_SHARE, dim=0)
 
 
-def is_constant(columns: Tensor) -> Tensor:
-    """Return which columns of numbers, float64 (rows, columns), are constant within rounding: bool (columns,)."""
-    return columns.std(0, correction=0) <= EPSILON * columns.mean(0).abs()
+def is_constant(vectors: Tensor) -> Tensor:
+    """Return which dimensions of vectors, float64 (vectors, dim), are constant within rounding: bool (dim,)."""
+    return vectors.std(0, correction=0) <= EPSILON * vectors.mean(0).abs()
 
 
 __all__ = ["VectorScale", "scale_advice"]

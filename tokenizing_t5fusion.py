@@ -7,7 +7,11 @@ CALL_SETTINGS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple
 
 
 def tokenize(
-    tokenizer: Any, texts: list[str], max_length: int | None = None, as_targets: bool = False
+    tokenizer: Any,
+    texts: list[str],
+    max_length: int | None = None,
+    name: str = "`max_length`",
+    as_targets: bool = False,
 ) -> list[list[int]]:
     """Return the ids of each text, as `tokenizer(texts, truncation=True, max_length=max_length)` gives them.
 
@@ -18,6 +22,7 @@ def tokenize(
         tokenizer: A tokenizer of transformers, fast or not.
         texts: One or more texts.
         max_length: Largest number of ids per text, with the special tokens around it; None for whole texts.
+        name: What the message calls `max_length`.
         as_targets: Whether the texts are targets, which the model should generate.
 
     Raises:
@@ -36,14 +41,18 @@ def tokenize(
         long_texts = {argument: [texts[row] for row in too_long]}
         without_special = tokenizer(**long_texts, add_special_tokens=False, verbose=False)["input_ids"]
         for row, text_ids in zip(too_long, without_special, strict=True):
-            all_ids[row] = _cut(all_ids[row], text_ids, max_length, tokenizer.truncation_side)
+            all_ids[row] = _cut(all_ids[row], text_ids, max_length, name, tokenizer.truncation_side)
     return all_ids
 
 
-def _cut(ids: list[int], text_ids: list[int], max_length: int, side: str) -> list[int]:
+def _cut(ids: list[int], text_ids: list[int], max_length: int, name: str, side: str) -> list[int]:
     """Return `ids`, which are `text_ids` with special tokens around them, cut to `max_length`. Only text is cut.
 
     Args:
+        ids: The ids with special tokens.
+        text_ids: The ids of the text alone.
+        max_length: Largest number of ids.
+        name: What the message calls `max_length`.
         side: The end that is cut, "right" or "left".
 
     Raises:
@@ -53,8 +62,8 @@ def _cut(ids: list[int], text_ids: list[int], max_length: int, side: str) -> lis
     room = max_length - special_count
     if room < 0:
         raise ValueError(
-            f"a length of {max_length} leaves no room for the {special_count} special tokens around a text; expected "
-            "a greater length."
+            f"{name} is {max_length}, which leaves no room for the {special_count} special tokens around a text; "
+            f"expected at least {special_count}."
         )
     front = next(start for start in range(special_count + 1) if ids[start : start + len(text_ids)] == text_ids)
     kept_ids = text_ids[:room] if side == "right" else text_ids[len(text_ids) - room :]

@@ -76,7 +76,7 @@ Limit = Annotated[
     int | None,
     typer.Option(
         rich_help_panel=DATA,
-        help="Use at most this many rows, the first ones.",
+        help="Use only the first rows, at most this many.",
         min=1,
     ),
 ]

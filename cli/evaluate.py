@@ -170,7 +170,7 @@ def _print_measures(
     if eval_loss is not None:
         columns.setdefault("true", {})["eval_loss"] = eval_loss
     table = Table("measure", *(MEASURED_WITH[condition] for condition in columns))
-    labels = SCORE_NAMES | {"eval_loss": "loss by batches, as in training (eval_loss)"}
+    labels = SCORE_NAMES | {"eval_loss": "eval_loss, by batches as in training"}
     for name in dict.fromkeys(name for values in columns.values() for name in values):
         cells = (values.get(name, "") for values in columns.values())
         texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)

@@ -32,7 +32,7 @@ MEASURED_WITH = {
     "untuned": "untuned model",
 }
 SHOWN = ("loss", "rouge1", "rougeL", "chrf")  # The lines have no room for more.
-SCALES = {"standard": "scaled by column", "log": "scaled by column on a logarithmic scale"}
+SCALES = {"standard": "each dimension scaled", "log": "each dimension scaled logarithmically"}
 SOURCES = {"text": "made from the text", "given": "given with each text", "none": "not used"}
 
 
@@ -59,7 +59,7 @@ def info(
         print(facts.to_json())
         return
     print("\n".join(_report_lines(facts)))
-    say(f"Next: {after_info(facts)}")
+    say(f"Next: {after_info(facts, revision)}")
 
 
 def _report_lines(facts: "FolderInfo") -> list[str]:

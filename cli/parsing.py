@@ -25,7 +25,7 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class Stopped(Exception):
-    """Ctrl-C was pressed. Typer would end a KeyboardInterrupt in its own way, which differs among its releases."""
+    """The error for Ctrl-C. Typer would end a KeyboardInterrupt in its own way, which differs among its releases."""
 
 
 class Program(TyperGroup):

@@ -26,13 +26,14 @@ def parse_settings(assignments: list[str], example: str) -> dict[str, Any]:
         example: An assignment to show in errors.
 
     Raises:
-        ValueError: A text has no "=", a value is not YAML, or a name is set twice.
+        ValueError: A text has no name or no "=", a value is not YAML, or a name is set twice.
     """
     settings: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not (name and equals):
-            raise ValueError(f"--set {assignment} has no value; expected NAME=VALUE, such as --set {example}.")
+            missing = "value" if name else "name"
+            raise ValueError(f"--set {assignment} has no {missing}; expected NAME=VALUE, such as --set {example}.")
         if name in settings:
             raise ValueError(f"--set {name} was given twice. Pass it once: only one value would be used.")
         try:

@@ -5,9 +5,9 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from ..loading_t5fusion import commit_of
-from ..naming_t5fusion import EMBEDDED, name_to_record, resolve_embedded
+from ..naming_t5fusion import EMBEDDED, first_line, name_to_record, resolve_embedded
 from ..processing_t5fusion import T5FusionProcessor
-from .errors import first_line
+from .errors import unusable_base
 
 
 def base_source(base_model: str) -> str:
@@ -30,12 +30,7 @@ def base_name(base_model: str) -> str:
 
 def base_error(base_model: str, error: Exception) -> OSError:
     """Return an OSError that says in one sentence why a base model cannot be loaded, and what to do."""
-    cause = first_line(error).partition(". ")[0].rstrip(".")
-    if base_model.startswith((".", "/", "~")) and not Path(base_model).exists():
-        cause = "there is no such folder"  # transformers itself would explain what a valid Hub id is.
-    return OSError(
-        f"the base model {base_model} cannot be loaded ({cause}). Name a folder or a Hub id of a T5 with --base-model."
-    )
+    return unusable_base(base_model, first_line(error).partition(". ")[0].rstrip("."))
 
 
 def make_processor(base_model: str, revision: str | None = None, **recipe) -> T5FusionProcessor:

@@ -4,10 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message without its full stop, or the error's type if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+from ..naming_t5fusion import first_line, is_path
 
 
 def cannot_be_loaded(what: str, error: Exception) -> ValueError:
@@ -20,6 +17,21 @@ def cannot_be_loaded(what: str, error: Exception) -> ValueError:
     return ValueError(
         f"{what} cannot be loaded ({type(error).__name__}: {first_line(error)}). A file is damaged, or belongs to "
         "a different kind of model. Save it again."
+    )
+
+
+def unusable_base(base_model: str, cause: str) -> OSError:
+    """Return the OSError for a base model that cannot be loaded.
+
+    Args:
+        base_model: The user's name for it.
+        cause: Why it cannot be loaded, in a few words. It is replaced if the name is a path that does not exist:
+            transformers would explain what a valid id is.
+    """
+    if is_path(base_model) and not Path(base_model).exists():
+        cause = "there is no such folder"
+    return OSError(
+        f"the base model {base_model} cannot be loaded ({cause}). Name a folder or a Hub id of a T5 with --base-model."
     )
 
 

@@ -8,8 +8,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import get_session, validate_repo_id
 
-from ..naming_t5fusion import EMBEDDED, hub_unreachable, not_in_cache
-from .errors import first_line
+from ..naming_t5fusion import EMBEDDED, first_line, hub_unreachable, not_in_cache
+from .errors import unusable_base
 from .replace_folder import recover
 
 RUN = "run.yaml"  # the options of a run, as `t5fusion train --config` reads them
@@ -37,7 +37,7 @@ def check_folder(name: str, revision: str | None = None) -> None:
             raise ValueError(f"--revision is for a repository on the Hub, and {name} is a folder. Leave it out.")
         check_ended(folder)
         return
-    if folder.is_file() or _is_path(name):
+    if folder.is_file() or _is_no_id(name):
         problem = "is a file" if folder.is_file() else "is not a folder"
         raise OSError(f"{name} {problem}; expected a folder, or the id of a repository on the Hub, OWNER/NAME.")
     if _is_cached(name):
@@ -80,12 +80,7 @@ def check_base_model(base_model: str | None) -> None:
     try:
         check_reachable(base_model)
     except OSError as error:
-        is_path = _is_path(base_model) and not Path(base_model).exists()
-        cause = "there is no such folder" if is_path else first_line(error)
-        raise OSError(
-            f"the base model {base_model} cannot be loaded ({cause}). Name a folder or a Hub id of a T5 with "
-            "--base-model."
-        ) from error
+        raise unusable_base(base_model, first_line(error)) from error
 
 
 def check_ended(folder: Path) -> None:
@@ -120,8 +115,8 @@ def check_source(source: str, is_base_model: bool) -> None:
         check_ended(Path(source))
 
 
-def _is_path(name: str) -> bool:
-    """Return whether a name can only be a path, and not the id of a repository."""
+def _is_no_id(name: str) -> bool:
+    """Return whether a name is not the id of a repository: it ends like a file, or the Hub's client refuses it."""
     if Path(name).suffix.lower() in FILE_SUFFIXES:
         return True
     try:

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import first_line
+from ..naming_t5fusion import first_line
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -56,8 +56,14 @@ def may_not_write(repo_id: str) -> str:
     return f"this token may not write to {repo_id}. Use a token with write access, or a different owner."
 
 
-def in_one_sentence(error: BaseException, repo_id: str) -> str:
-    """Describe an error that the Hub or its client raised for the repository `repo_id`, and say what to do."""
+def in_one_sentence(error: BaseException, repo_id: str, revision: str | None = None) -> str:
+    """Describe an error that the Hub or its client raised for the repository `repo_id`, and say what to do.
+
+    Args:
+        error: The error.
+        repo_id: The repository.
+        revision: The branch, tag or commit that was asked for, if it is known.
+    """
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, HFValidationError):
         return (
@@ -74,9 +80,13 @@ def in_one_sentence(error: BaseException, repo_id: str) -> str:
     if status == 403:
         return may_not_write(repo_id)
     if isinstance(error, RepositoryNotFoundError):
-        return f"there is no repository {repo_id} on the Hub, or it is private and this token may not see it."
+        return (
+            f"there is no repository {repo_id} on the Hub, or it is private and this token may not see it. Check the "
+            f"name. {LOG_IN}"
+        )
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no such revision. Name one of its branches, tags or commits."
+        named = f"no revision {revision}" if revision else "no such revision"
+        return f"{repo_id} has {named}. Name one of its branches, tags or commits."
     if isinstance(error, OfflineModeIsEnabled) or (HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)):
         return _offline(repo_id)
     if isinstance(error, HfHubHTTPError) and status is not None:

@@ -10,7 +10,7 @@ from .run_files import EVALUATION, MANIFEST, RunFiles, find_folder
 if TYPE_CHECKING:
     from .folder_info import FolderInfo
 
-COLUMNS = ("--text-column", "NAME", "--target-column", "NAME")
+COLUMNS = ("--text-column", "COLUMN", "--target-column", "COLUMN")
 
 
 def command(*words: object) -> str:
@@ -27,8 +27,7 @@ def after_generate(name: str, revision: str | None = None) -> str:
     """
     folder = Path(name)
     if not folder.is_dir():
-        more = ["--revision", revision] if revision else []
-        return command("evaluate", name, "DATA", *_columns_to_evaluate(name, revision), *more)
+        return command("evaluate", name, "DATA", *_columns_to_evaluate(name, revision), *_revision(revision))
     if (folder / MANIFEST).exists():
         return command("verify", name)
     files = RunFiles(folder)
@@ -43,16 +42,26 @@ def after_shrink(folder: str | Path) -> str:
     return command("evaluate", folder, *([] if has_source else ["DATA", *COLUMNS]))
 
 
-def after_info(facts: "FolderInfo") -> str:
-    """Return the command that a user of this folder or repository most likely needs next."""
+def after_info(facts: "FolderInfo", revision: str | None = None) -> str:
+    """Return the command that a user of this folder or repository most likely needs next.
+
+    Args:
+        facts: What the folder or repository holds.
+        revision: Branch, tag or commit of the repository.
+    """
     name = facts.name.rstrip("/")
     if facts.what == "T5" or facts.kind == "fused":
         return command("train", "DATA", *COLUMNS, "--base-model", name)
     if facts.commit is not None or facts.what == "fused model":
-        return command("generate", name, *_inputs(facts.recipe))
+        return command("generate", name, *_inputs(facts.recipe), *_revision(revision))
     if facts.what == "bundle":
         return command("verify", name)
     return RunFiles(facts.name).export_command
+
+
+def _revision(revision: str | None) -> list[str]:
+    """Return the words that name a revision; none for the default one."""
+    return ["--revision", revision] if revision else []
 
 
 def _inputs(recipe: Mapping[str, Any]) -> list[str]:
@@ -74,7 +83,8 @@ def _columns_to_evaluate(name: str, revision: str | None) -> Sequence[str]:
 def _columns(recipe: Mapping[str, Any]) -> list[str]:
     """Return the words that name the columns of the inputs; none if the recipe needs nothing but a text."""
     has_encoder, kinds = bool(recipe.get("lexical_encoder")), recipe.get("vectors") or []
-    given_kinds = kinds[has_encoder:] if len(kinds) > 1 else []
+    # The encoder makes the first kind. If there is only one kind, the column needs no name of a kind.
+    given_kinds = (kinds[1:] if has_encoder else kinds) if len(kinds) > 1 else []
     is_given = recipe.get("lexical_source") == "given"
     if not is_given and not given_kinds:
         return []

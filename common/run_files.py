@@ -181,7 +181,8 @@ def find_folder(name: str, revision: str | None = None, **download: Any) -> Path
     try:
         return Path(snapshot_download(name, revision=revision, **download))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise OSError(f"there is no folder {name}, and as an id: {in_one_sentence(error, name)}") from error
+        problem = in_one_sentence(error, name, revision)
+        raise OSError(f"there is no folder {name}. As a repository on the Hub, it cannot be read: {problem}") from error
 
 
 def read_json(file: Path) -> dict:

@@ -45,6 +45,8 @@ class RunFolder(RunFiles):
         if lexical_dim is not None:
             options["lexical_dim"] = lexical_dim
         if self.has_adapter:
+            # Here the commit is left out, because `export` passes it by itself: the user may name another one. There is
+            # no such choice in `load_trained`.
             options |= {name: value for name, value in self.adapter_base.keywords.items() if name != "revision"}
         return options
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .errors import cannot_be_loaded, first_line, unreadable_weights
+from ..naming_t5fusion import first_line
+from .errors import cannot_be_loaded, unreadable_weights
 from .run_files import ADAPTER_CONFIG, ADAPTER_SAFETENSORS, CONFIG, PROCESSOR_CONFIG, read_json
 
 CONFIGS = (ADAPTER_CONFIG, CONFIG, PROCESSOR_CONFIG, "tokenizer_config.json", "model.safetensors.index.json")

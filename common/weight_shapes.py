@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import first_line, unreadable_weights
+from ..naming_t5fusion import first_line
+from .errors import unreadable_weights
 
 LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses a longer one
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .errors import first_line
+from ..naming_t5fusion import first_line
 
 FULL_DISK = 2**20  # bytes: a disk with less free space counts as full, and so as the cause of an error
 

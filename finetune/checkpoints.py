@@ -13,9 +13,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 
-from ..common.errors import first_line
 from ..common.writing import cause_of
-from ..naming_t5fusion import EMBEDDED, FIRST_EMBEDDED, name_to_record, was_embedded
+from ..naming_t5fusion import EMBEDDED, FIRST_EMBEDDED, first_line, name_to_record, was_embedded
 from .options import TrainingOptions
 from .output_folder import RESUME_CONDITIONS
 

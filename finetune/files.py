@@ -13,13 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
-from pyarrow.dataset import ParquetFragmentScanOptions
 
-from ..common.errors import first_line
 from ..kinds_t5fusion import counted
+from ..naming_t5fusion import first_line
 from .file_names import FILE_FORMATS, check_readable, is_zipped, suffix_of
+from .parquet_files import load_parquet, parquet_tables
 
 LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # If a CSV file has more, a quote or a line end is missing.
 SPECIAL = set("$~%:")  # characters that have a meaning for fsspec and datasets in the name of a file
@@ -40,13 +39,14 @@ def load_rows(data: str, split: str = "train", encoding: str | None = None) -> D
     with reading(data, encoding):
         if not Path(data).is_file():
             return load_dataset(data, split=split)
-        if suffix_of(data) == ".csv" or SPECIAL & set(data):
+        suffix = suffix_of(data)
+        if suffix == ".csv" or (suffix != ".parquet" and SPECIAL & set(data)):
             return _in_memory(data, encoding)
-        # With `pre_buffer`, pyarrow would keep the whole file in memory while datasets writes its copy.
-        parquet = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
-        options = parquet if suffix_of(data) == ".parquet" else {}
         try:
-            rows = load_dataset(FILE_FORMATS[suffix_of(data)], data_files=escape(data), split="train", **options)
+            if suffix == ".parquet":
+                rows = load_parquet(data)
+            else:
+                rows = load_dataset(FILE_FORMATS[suffix], data_files=escape(data), split="train")
         except Exception as error:
             if not isinstance(error.__cause__ or error, OSError):
                 raise
@@ -66,7 +66,9 @@ def file_tables(data: str, size: int, encoding: str | None = None) -> Iterator[p
         yield from _csv_tables(data, size, encoding)
         return
     if suffix_of(data) == ".parquet":
-        yield from _parquet_tables(data, size)
+        for table in parquet_tables(data, size):
+            _check_text(table)
+            yield table
         return
     with TemporaryDirectory() as folder:
         if SPECIAL & set(data):
@@ -79,22 +81,6 @@ def file_tables(data: str, size: int, encoding: str | None = None) -> Iterator[p
         for table in streamed.with_format("arrow").iter(batch_size=size):
             _check_text(table)
             yield table
-
-
-def _parquet_tables(data: str, size: int) -> Iterator[pa.Table]:
-    """Yield the rows of a Parquet file, `size` at a time. datasets would keep the whole file in memory meanwhile."""
-    # With `pre_buffer`, pyarrow would keep what it has read.
-    with pa.OSFile(data) as source, pq.ParquetFile(source, pre_buffer=False) as file:
-        left, is_empty = file.schema_arrow.empty_table(), True
-        for batch in file.iter_batches(size):  # At the end of a row group, a batch may have fewer rows.
-            left = pa.concat_tables([left, pa.Table.from_batches([batch])])
-            while len(left) >= size:
-                _check_text(left[:size])
-                yield left[:size]
-                left, is_empty = left[size:], False
-    if len(left) or is_empty:
-        _check_text(left)
-        yield left
 
 
 def _check_text(table: pa.Table) -> None:

@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..common.console import say
-from ..common.errors import first_line
 from ..common.progress import Progress
+from ..naming_t5fusion import first_line
 from ..processing_t5fusion import T5FusionProcessor
 from ..saving_t5fusion import apply_umask
 

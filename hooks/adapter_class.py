@@ -50,7 +50,9 @@ class FusedAdapter(Base):
         casts only the weights of the tuner.
         """
         result = super().load_adapter(model_id, adapter_name, *args, **kwargs)
-        for name, layer in self.named_modules() if kwargs.get("low_cpu_mem_usage") and is_on(PEFT) else ():
+        if not kwargs.get("low_cpu_mem_usage") or not is_on(PEFT):
+            return result
+        for name, layer in self.named_modules():
             is_fusion = isinstance(layer, ModulesToSaveWrapper) and name.endswith(FUSION)
             if is_fusion and adapter_name in layer.modules_to_save:
                 layer.modules_to_save[adapter_name].to(layer.original_module.norm.weight.dtype)

@@ -124,15 +124,15 @@ def _saving_code(model, base: T5WithFusion, repository: str) -> Iterator[None]:
 
 
 def name_base_in_card(file: Path, model: T5WithFusion, earlier_base: str | list[str] | None) -> None:
-    """Replace the base model that PEFT wrote into a card by its Hub id; remove it if it has none.
+    """Correct the base model in a card that PEFT wrote: a path, or "T5WithFusion(ID@COMMIT)", which the Hub refuses.
 
-    PEFT writes a path, or "T5WithFusion(ID@COMMIT)". The Hub refuses a card with either.
+    It becomes the Hub id. If there is none, it becomes the base model that the card named before, if it named one;
+    otherwise the entry is removed.
 
     Args:
         file: The card.
         model: The fused model beneath the adapter.
-        earlier_base: The base model that the card named before PEFT wrote it. It is kept if the base model has no Hub
-            id.
+        earlier_base: The base model that the card named before PEFT wrote it.
     """
     card = ModelCard.load(file)
     name = FusedName.parse(model.name_or_path).base_model

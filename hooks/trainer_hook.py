@@ -33,7 +33,7 @@ MOST_START_ROWS = 20_000  # the most rows that `fit_fusion` gets; more take long
 FEW_REPORT_ROWS = 50  # With fewer held-out rows, the report adds that they may not be enough.
 MOST_REPORT_BATCHES = 64  # the most held-out batches that the report measures
 
-# Why vectors are not scaled, and what to do
+# Reasons why vectors are not scaled, each with what to do.
 UNREADABLE = (
     "no rows with vectors and labels can be read from the training set in advance (it is streamed, or its rows are "
     "not those of `processor.rows`). Call `model.fit_fusion(rows)` before training, with some thousands of rows."
@@ -66,8 +66,8 @@ class FusionCallback(TrainerCallback):
         if rows:
             fused.fit_fusion(rows)
         elif (unscaled := unscaled_kinds(fused)) and state.is_world_process_zero:
-            explained = UNREADABLE if will_start else FROZEN
-            print(f"The {' and '.join(unscaled)} vectors are not scaled, because {explained}", file=sys.stderr)
+            reason = UNREADABLE if will_start else FROZEN
+            print(f"The {' and '.join(unscaled)} vectors are not scaled, because {reason}", file=sys.stderr)
 
     def on_train_end(self, args, state: TrainerState, control, model=None, eval_dataloader=None, **kwargs):
         fused = fused_model(model)

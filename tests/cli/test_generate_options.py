@@ -52,7 +52,7 @@ def test_generate_ends_with_theafter_generate(room, commands):
     assert code == 0 and err == f"1 row is in next.jsonl.\nNext: {export}\n"
     (room / "a run" / "t5fusion.json").write_text("{}")
     assert commands.run("generate", "a run", *words)[2] == "Next: t5fusion verify 'a run'\n"
-    assert after_generate("me/it") == "t5fusion evaluate me/it DATA --text-column NAME --target-column NAME"
+    assert after_generate("me/it") == "t5fusion evaluate me/it DATA --text-column COLUMN --target-column COLUMN"
 
 
 def outputs(printed):

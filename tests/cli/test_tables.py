@@ -21,7 +21,7 @@ def test_evaluate_prints_each_measure_once_and_by_one_name(capsys):
         ["ROUGE-1", "0.5000", "0.5000"],
         ["ROUGE-L", "0.2500", "0.2500"],
         ["chrF", "0.1250", "0.1250"],
-        ["eval_loss", "1.5000"],
+        ["eval_loss", "by", "batches", "as", "in", "training", "1.5000"],
     ]
 
 

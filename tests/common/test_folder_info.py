@@ -133,7 +133,9 @@ def test_the_next_command_exports_with_the_weights_that_readers_cannot_get(write
 )
 def test_the_next_command_for_a_repository_gives_the_vectors_that_the_recipe_needs(write, recipe, words):
     facts = folder_info(write(**{**RUN, "processor_config": RUN["processor_config"] | recipe}))
-    assert after_info(replace(facts, commit="a" * 40, name="me/it")) == f"t5fusion generate me/it {words}"
+    facts = replace(facts, commit="a" * 40, name="me/it")
+    assert after_info(facts) == f"t5fusion generate me/it {words}"
+    assert after_info(facts, "v2") == f"t5fusion generate me/it {words} --revision v2"
 
 
 def test_without_an_adapter_the_next_command_exports_all_weights(write):
@@ -322,6 +324,8 @@ def test_an_adapter_of_several_kinds_lists_them(tmp_path):
     facts = folder_info(str(tmp_path))
     assert facts.vectors == expected and json.loads(facts.to_json())["vectors"][0]["name"] == "item"
     assert describe_vectors(expected[0]) == "item: 64 numbers each, in the place of <lexical>"
+    price = "price: 1 number each, each dimension scaled logarithmically, in the place of <lexical:price>"
+    assert describe_vectors(expected[2]) == price
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from transformers import AutoTokenizer
 
 from t5fusion import T5FusionProcessor, T5WithFusion, tiny_t5, tiny_t5_v2
 from t5fusion.common import run_files
-from t5fusion.common.errors import first_line
 from t5fusion.common.run_folder import RunFolder, load_trained
-from t5fusion.naming_t5fusion import FusedName
+from t5fusion.naming_t5fusion import FusedName, first_line
 
 COMMIT = "0fc9ddf78a1e988dac52e2dac162b0ede4fd74ab"
 ON_THE_HUB = {"base_model_name_or_path": f'T5WithFusion(google/t5@{COMMIT}, {{"lexical_dim": 8}})'}

@@ -9,12 +9,13 @@ from datetime import datetime
 from decimal import Decimal
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from t5fusion.finetune.data import have_text
-from t5fusion.finetune.files import lines_of, load_rows
+from t5fusion.finetune.files import file_tables, lines_of, load_rows
 from t5fusion.finetune.streaming import read_chunks
 
 ROWS = [{"name": "app_ü", "text": "settings, of an app"}, {"name": "b", "text": "a\nb"}]
@@ -47,18 +48,39 @@ def refused(name, **options):
     return str(caught.value)
 
 
-def test_parquet_files_are_read_without_pre_buffer(place, monkeypatch):
-    """With it, a file of 1.5 GB takes 1.5 GB of memory. `make bench SUBJECTS=scale` measures it."""
-    loaded = []
+def test_a_large_row_group_of_a_parquet_file_is_read_in_blocks(place):
+    """pandas writes a million rows into one row group. `make bench SUBJECTS=scale` measures the memory of processes."""
+    width, rows, pool_before = 128, 60_000, pa.default_memory_pool()
+    numbers = np.random.default_rng(0).standard_normal(rows * width, dtype=np.float32)
+    vectors = pa.FixedSizeListArray.from_arrays(numbers, width).cast(pa.list_(pa.float32()))
+    pq.write_table(pa.table({"vector": vectors}), "rows.parquet")
+    assert pq.ParquetFile("rows.parquet").num_row_groups == 1
+    for read in (load_rows, lambda file: [len(table) for table in file_tables(file, 1_000)]):
+        pool = pa.proxy_memory_pool(pa.default_memory_pool())
+        pa.set_memory_pool(pool)
+        try:
+            read("rows.parquet")
+        finally:
+            pa.set_memory_pool(pool_before)
+        assert 0 < pool.max_memory() < numbers.nbytes / 2
+    loaded = load_rows("rows.parquet").with_format("numpy")
+    assert len(loaded) == rows and np.array_equal(loaded[-3:]["vector"].ravel(), numbers[-3 * width :])
 
-    def load(*args, **options):
-        loaded.append(options)
-        return datasets.load_dataset(*args, **options)
 
-    monkeypatch.setattr("t5fusion.finetune.files.load_dataset", load)
-    pq.write_table(pa.Table.from_pylist(ROWS), "rows.parquet")
-    assert load_rows("rows.parquet").to_list() == ROWS
-    assert [options["fragment_scan_options"].pre_buffer for options in loaded] == [False]
+def test_a_changed_parquet_file_is_read_again(place):
+    for text in ("one", "two", "six"):
+        pq.write_table(pa.table({"name": [text]}), "rows.parquet")
+        assert load_rows("rows.parquet")["name"] == [text]
+
+
+def test_the_features_in_a_parquet_file_are_kept(place):
+    rows = datasets.Dataset.from_dict(
+        {"v": np.arange(12.0, dtype="float32").reshape(2, 3, 2)},
+        features=datasets.Features({"v": datasets.Array2D((3, 2), "float32")}),
+    )
+    rows.to_parquet("rows.parquet")
+    loaded = load_rows("rows.parquet")
+    assert loaded.features == rows.features and loaded.to_list() == rows.to_list()
 
 
 @pytest.mark.parametrize("name", ["a::b", "$HOME", "~", "%41", "hf:b", "zip::x", "a{b}", "a#b", "a b ü", "[a]"])

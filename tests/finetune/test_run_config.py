@@ -183,7 +183,7 @@ def test_settings_on_the_command_line():
     assert read == {"a": 1e-4, "b": "no", "c": {"x": [1, "y"]}, "d": None, "e": "f=g"}
     for words, sentence in {
         ("weight_decay",): "--set weight_decay has no value; expected NAME=VALUE",
-        ("=1",): "--set =1 has no value",
+        ("=1",): "--set =1 has no name; expected NAME=VALUE, such as --set weight_decay=0.01",
         ("a=1", "a=2"): "--set a was given twice",
         ("a=[1",): r"--set a: '\[1' is not a value in YAML",
     }.items():

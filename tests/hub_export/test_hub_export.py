@@ -690,7 +690,7 @@ def test_a_push_without_permission_is_refused(author, hub, bundle, save_plain_t5
     assert "could not be reached" in author.refused("push", bundle, "me/x", HF_ENDPOINT="http://127.0.0.1:9")
     assert "HF_HUB_OFFLINE" in author.refused("push", bundle, "me/x", HF_HUB_OFFLINE="1")
     assert "there is no repository" in author.refused("verify", "me/nothing")
-    assert "no such revision" in author.refused("verify", "me/open", "--revision", "v9")
+    assert "me/open has no revision v9" in author.refused("verify", "me/open", "--revision", "v9")
 
 
 PUSH = """
@@ -938,7 +938,7 @@ def test_commands_take_the_id_of_a_repository(author, hub, bundle, rows, tmp_pat
 def test_names_that_are_neither_a_folder_nor_an_id(author, bundle, rows, tmp_path):
     (tmp_path / "file").touch()
     cases = {
-        "runs/mine": "there is no folder runs/mine, and as an id: there is no repository",
+        "runs/mine": "no folder runs/mine. As a repository on the Hub, it cannot be read: there is no repository",
         "./mine": "./mine is not a folder; expected a folder, or the id",
         tmp_path / "file": "is a file; expected a folder",
     }
@@ -949,7 +949,7 @@ def test_names_that_are_neither_a_folder_nor_an_id(author, bundle, rows, tmp_pat
         assert "Leave it out" in author.refused(*command, "--revision", "v1")
     author.hub.add_repo("me/neither", {"notes.json": b"{}"})
     assert "neither an adapter nor a model" in author.refused("generate", "me/neither", "app")
-    assert "no such revision" in author.refused("generate", "me/neither", "app", "--revision", "v9")
+    assert "me/neither has no revision v9" in author.refused("generate", "me/neither", "app", "--revision", "v9")
 
 
 # --- loading paths that fail only after a push

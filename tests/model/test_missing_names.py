@@ -57,7 +57,11 @@ def test_unknown_to_the_hub(errors):
             "`token=`."
         ), door
         assert "nosuch/out" in cause and cause != message, door
-    assert told["load_trained"][0].startswith("there is no folder nosuch/out, and as an id: there is no repository")
+    message = told["load_trained"][0]
+    assert message.startswith(
+        "there is no folder nosuch/out. As a repository on the Hub, it cannot be read: there is no repository nosuch"
+    )
+    assert message.endswith("Check the name. Log in with `hf auth login`, or set HF_TOKEN.")
 
 
 def test_offline(errors):

@@ -125,7 +125,7 @@ def test_recommended_lora_trains_and_reloads_the_fusion_layer(plain_folders, tmp
 
 def test_lora_config_without_peft(flan, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match="`lora_config` makes a config of peft: `pip install peft`"):
+    with pytest.raises(ImportError, match="makes a config of peft, and peft is not installed. Type `pip install peft`"):
         flan.lora_config()
 
 

@@ -176,9 +176,8 @@ def test_numbers_of_any_size_are_read(plain_folders):
 
 def test_fit_fusion_says_if_a_logarithm_may_serve_better(plain_folders, capsys):
     price_model(plain_folders, "standard").fit_fusion(price_rows())
-    assert (
-        "1 of 1 dimensions of the price vectors span orders of magnitude, such as number 0" in capsys.readouterr().err
-    )
+    advice = "1 of 1 dimensions of the price vectors span orders of magnitude, such as dimension 0, counted from 0 ("
+    assert advice in capsys.readouterr().err
     price_model(plain_folders, "log").fit_fusion(price_rows())
     assert "magnitude" not in capsys.readouterr().err
 

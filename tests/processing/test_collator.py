@@ -302,7 +302,7 @@ ERRORS = {
     ),
     "placeholders": (
         row([LEXICAL, LEXICAL, 5], labels=[1]),
-        r"row 1 .*`input_ids`: 2 placeholders <lexical>; expected 1",
+        r"row 1 .*`input_ids`: 2 placeholders <lexical> .*; expected 1",
     ),
     "column": (row(labels=[5, 1], extra=[1, 2]), r"column `extra` of the batch"),
 }

@@ -126,7 +126,7 @@ def test_pad_to_multiple_of(processor):
 def test_a_placeholder_in_the_text_keeps_its_place(processor):
     ids = processor("a <lexical>", lexical_embeds=VECTORS[0])["input_ids"][0].tolist()
     assert ids.count(processor.lexical_token_id) == 1 and ids[-2:] == [processor.lexical_token_id, 1]
-    with pytest.raises(ValueError, match="row 0 .*`text`: 1 placeholder <lexical>; expected 2, one per vector"):
+    with pytest.raises(ValueError, match="row 0 .*`text`: 1 placeholder <lexical> .*; expected 2, one per vector"):
         processor("a <lexical>", lexical_embeds=VECTORS[:2])
 
 
@@ -368,6 +368,12 @@ def test_wrong_width_of_the_encoder():
         T5FusionProcessor(make_tokenizer(), lexical_dim=3).encode(["a"])
 
 
+@pytest.mark.parametrize("dim", [0, -3, 2.5, "3", None, True])
+def test_a_width_that_is_no_positive_integer_is_refused(tokenizer, dim):
+    with pytest.raises(ValueError, match=f"`lexical_dim` is {dim!r}; expected a positive integer"):
+        T5FusionProcessor(tokenizer, lexical_dim=dim)
+
+
 def test_no_encoder(tokenizer, tmp_path):
     without = T5FusionProcessor(tokenizer, lexical_encoder=None, lexical_dim=3)
     sentence = r"no encoder .*`lexical_encoder` is None.*`lexical_embeds=`, 3 numbers .*`lexical_embeds=False`"
@@ -460,7 +466,7 @@ def test_texts_are_cut_as_the_tokenizer_cuts(make, side):
 
 
 def test_no_room_for_the_special_tokens():
-    with pytest.raises(ValueError, match="a length of 1 leaves no room for the 2 special tokens"):
+    with pytest.raises(ValueError, match="`max_length` is 1, which leaves no room for the 2 special .* at least 2"):
         tokenize(make_roberta(), ["abc"], 1)
 
 
@@ -688,6 +694,17 @@ def test_placeholders_count_once_against_the_length(tokenizer, text, tokens):
     row = processor.rows([text], lexical_embeds=VECTORS[:1], max_length=whole.shape[1])[0]
     assert len(row["input_ids"]) == whole.shape[1] - (0 if "<lexical>" in text else tokens)  # The collator adds them.
     assert row["input_ids"][-2:] == whole[0, -2:].tolist()
+
+
+def test_an_error_names_both_numbers_of_placeholders_that_are_accepted(tokenizer):
+    kinds = {"image": VectorKind(3, tokens=3, scale=None)}
+    processor = T5FusionProcessor(tokenizer, vectors=kinds, lexical_encoder=None, lexical_source="given")
+    found = rf"2 placeholders <lexical> \(kind 'image', id {processor.lexical_token_id}\)"
+    expected = "expected 1, one per vector, or 3, one per token. Write <lexical> once for each vector, or leave it out"
+    with pytest.raises(ValueError, match=f"{found}; {expected}"):
+        processor("<lexical> <lexical> a", lexical_embeds=VECTORS[0])
+    with pytest.raises(ValueError, match="expected 0, one per vector. Give the row a vector, or take <lexical> out"):
+        processor(["<lexical> a", "b"], lexical_embeds=[None, VECTORS[0]])
 
 
 def test_the_placeholders_of_each_kind_count_once(tokenizer):
