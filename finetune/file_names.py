@@ -9,7 +9,10 @@ from pathlib import Path
 
 from ..common.errors import missing_column
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # by suffix
+FILE_FORMATS = {  # by suffix
+    ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "Arrow", ".feather": "Feather"
+}  # fmt: skip
+NEVER_ZIPPED = (".parquet", ".arrow", ".feather")  # the suffixes of files that are compressed inside, if at all
 INPUT_SUFFIXES = (*FILE_FORMATS, ".txt")  # of the files that `generate` reads
 TEXT_SUFFIXES = (".txt", ".csv")  # of the files that may have any encoding; JSON is always UTF-8
 LOOKED_AT = 10_000  # rows of a JSONL file that `check_header` reads at most
@@ -42,8 +45,8 @@ def check_readable(data: str, encoding: str | None = None, suffixes: Iterable[st
     """
     path, suffix = Path(data), suffix_of(data)
     is_file = path.is_file()
-    if is_file and suffix == ".parquet" and is_zipped(data):
-        raise ValueError(f"{data} is a Parquet file in a .gz file, which cannot be read. Decompress it.")
+    if is_file and suffix in NEVER_ZIPPED and is_zipped(data):
+        raise ValueError(f"{data} is a {suffix} file in a .gz file, which cannot be read. Decompress it.")
     if is_file and suffix not in suffixes:
         problem = f"is a {path.suffix} file" if path.suffix else "has no ending"
         raise ValueError(f"{data} {problem}; expected one of {', '.join(suffixes)}.")

@@ -17,15 +17,16 @@ from datasets import Dataset, load_dataset
 
 from ..kinds_t5fusion import counted
 from ..naming_t5fusion import first_line
+from .cached_rows import TABLES, load_cached, tables_of
 from .file_names import FILE_FORMATS, check_readable, is_zipped, suffix_of
-from .parquet_files import load_parquet, parquet_tables
+from .row_blocks import as_rows, check_text
 
 LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # If a CSV file has more, a quote or a line end is missing.
 SPECIAL = set("$~%:")  # characters that have a meaning for fsspec and datasets in the name of a file
 
 
 def load_rows(data: str, split: str = "train", encoding: str | None = None) -> Dataset:
-    """Load the rows of a JSONL, JSON, CSV or Parquet file, or of a data set on the Hub. All but Parquet may be .gz.
+    """Load the rows of a JSONL, JSON, CSV, Parquet or Arrow file, or of a data set on the Hub.
 
     Args:
         data: The name of a file, or the id of a data set on the Hub.
@@ -40,24 +41,24 @@ def load_rows(data: str, split: str = "train", encoding: str | None = None) -> D
         if not Path(data).is_file():
             return load_dataset(data, split=split)
         suffix = suffix_of(data)
-        if suffix == ".csv" or (suffix != ".parquet" and SPECIAL & set(data)):
+        if suffix == ".csv" or (suffix not in TABLES and SPECIAL & set(data)):
             return _in_memory(data, encoding)
         try:
-            if suffix == ".parquet":
-                rows = load_parquet(data)
+            if suffix in TABLES:
+                rows = load_cached(data)
             else:
                 rows = load_dataset(FILE_FORMATS[suffix], data_files=escape(data), split="train")
         except Exception as error:
             if not isinstance(error.__cause__ or error, OSError):
                 raise
             return _in_memory(data, encoding)  # The cache of datasets cannot be written, but the file may be fine.
-        _check_text(rows.data.table)
+        check_text(rows.data.table)
         return rows
 
 
 def _in_memory(data: str, encoding: str | None) -> Dataset:
     """Load the rows of a file without the cache of datasets."""
-    return Dataset(pa.concat_tables(file_tables(data, 10_000, encoding), promote_options="permissive"))
+    return as_rows(pa.concat_tables(file_tables(data, 10_000, encoding), promote_options="permissive"))
 
 
 def file_tables(data: str, size: int, encoding: str | None = None) -> Iterator[pa.Table]:
@@ -65,9 +66,9 @@ def file_tables(data: str, size: int, encoding: str | None = None) -> Iterator[p
     if suffix_of(data) == ".csv":
         yield from _csv_tables(data, size, encoding)
         return
-    if suffix_of(data) == ".parquet":
-        for table in parquet_tables(data, size):
-            _check_text(table)
+    if suffix_of(data) in TABLES:
+        for table in tables_of(data, size):
+            check_text(table)
             yield table
         return
     with TemporaryDirectory() as folder:
@@ -79,16 +80,8 @@ def file_tables(data: str, size: int, encoding: str | None = None) -> Iterator[p
         options = {"data_files": escape(data), "split": "train", "cache_dir": folder}
         streamed = load_dataset(FILE_FORMATS[suffix_of(data)], streaming=True, **options)
         for table in streamed.with_format("arrow").iter(batch_size=size):
-            _check_text(table)
+            check_text(table)
             yield table
-
-
-def _check_text(table: pa.Table) -> None:
-    """Raise a ValueError if a table holds text that is not UTF-8."""
-    try:
-        table.validate(full=True)
-    except pa.ArrowInvalid:
-        raise ValueError("it holds text that is not UTF-8. Convert it first") from None
 
 
 @contextmanager

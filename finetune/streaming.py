@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
+from .arrow_files import count_arrow_rows
 from .file_names import INPUT_SUFFIXES, is_zipped, suffix_of
 from .files import file_tables, lines_of, opened, reading
+from .row_blocks import as_rows
 
 FIRST = 10_000  # rows of a streamed set that are read before the training
 CHUNK = 512  # rows: eight batches can be sorted by length, and a killed process loses little work
@@ -49,12 +51,12 @@ def read_chunks(
     with reading(data, encoding, INPUT_SUFFIXES):
         if not Path(data).is_file():
             streamed = load_dataset(data, split=split, streaming=True)
-            yield from _numbered(map(Dataset, streamed.with_format("arrow").iter(batch_size=CHUNK)))
+            yield from _numbered(map(as_rows, streamed.with_format("arrow").iter(batch_size=CHUNK)))
         elif suffix_of(data) == ".txt":
             with opened(data) as file:
                 yield from chunks_of_texts(lines_of(file, encoding), text_column)
         else:
-            yield from _numbered(map(Dataset, file_tables(data, CHUNK, encoding)))
+            yield from _numbered(map(as_rows, file_tables(data, CHUNK, encoding)))
 
 
 def load_first(data: str, split: str = "train", encoding: str | None = None) -> Dataset:
@@ -66,7 +68,7 @@ def load_first(data: str, split: str = "train", encoding: str | None = None) -> 
     tables = [rows.data.table for _, rows in first_of(read_chunks(data, split, encoding=encoding), FIRST)]
     if not tables:
         raise ValueError(f"{data} has no rows.")
-    return Dataset(pa.concat_tables(tables, promote_options="permissive"))
+    return as_rows(pa.concat_tables(tables, promote_options="permissive"))
 
 
 def chunks_of_texts(texts: Iterable[str], text_column: str, size: int | None = None) -> Iterator[Chunk]:
@@ -79,7 +81,7 @@ def chunks_of_texts(texts: Iterable[str], text_column: str, size: int | None = N
     """
     texts = iter(texts)
     parts = iter(lambda: list(islice(texts, size or CHUNK)), [])
-    return _numbered(Dataset(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in parts)
+    return _numbered(as_rows(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in parts)
 
 
 def count_rows(data: str, split: str = "train", encoding: str | None = None, limit: int | None = None) -> int | None:
@@ -94,6 +96,8 @@ def count_rows(data: str, split: str = "train", encoding: str | None = None, lim
     try:
         if suffix == ".parquet":
             rows = pq.read_metadata(path).num_rows
+        elif suffix in (".arrow", ".feather"):
+            rows = count_arrow_rows(data)
         elif suffix == ".csv":
             rows = sum(map(len, file_tables(data, CHUNK, encoding)))
         else:

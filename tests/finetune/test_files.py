@@ -110,7 +110,7 @@ def test_gzipped_texts_are_read(place):
     (place / "y.csv.gz").write_bytes(TABLE.encode())
     assert "Not a gzipped file" in refused("y.csv.gz")
     pq.write_table(pa.Table.from_pylist(ROWS), place / "z.parquet.gz")
-    with pytest.raises(ValueError, match=r"z.parquet.gz is a Parquet file in a .gz file, .*Decompress it\."):
+    with pytest.raises(ValueError, match=r"z.parquet.gz is a .parquet file in a .gz file, .*Decompress it\."):
         load_rows("z.parquet.gz")
 
 
