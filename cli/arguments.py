@@ -10,7 +10,7 @@ from ..engines.names import ENGINES
 from ..finetune.vector_options import FORM, SCALES
 from ..kinds_t5fusion import PROJECTORS
 
-Data = Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or id of a data set on the Hub.")]
+Data = Annotated[str, typer.Argument(help="JSONL, CSV, Parquet or Arrow file, or id of a data set on the Hub.")]
 TextColumn = Annotated[
     str | None,
     typer.Option(rich_help_panel=DATA, help="Column of the input text. Leave it out if rows have vectors and no text."),
@@ -35,8 +35,8 @@ TrainedVectorColumn = Annotated[
     typer.Option(
         rich_help_panel=VECTORS,
         metavar="[KIND=]COLUMN",
-        help="Column of the vectors themselves. Pass it once for each kind of vectors. Default for a kind: as in the "
-        "training.",
+        help="Column of the vectors themselves, or NumPy file NAME.npy with a row for each row. Pass it once for each "
+        "kind of vectors. Default for a kind: as in the training.",
     ),
 ]
 LexicalColumn = Annotated[
@@ -50,9 +50,10 @@ VectorColumn = Annotated[
     typer.Option(
         rich_help_panel=VECTORS,
         metavar=FORM,
-        help="Column of the vectors themselves: in each row a list of numbers, several lists, or one number. Pass it "
-        "once for each kind of vectors, such as user=user_vec or image=img:8:mlp. Options: the number of tokens per "
-        f"vector, the projector ({', '.join(PROJECTORS)}), and the scale ({', '.join(SCALES)}).",
+        help="Column of the vectors themselves: in each row a list of numbers, several lists, or one number; or NumPy "
+        "file NAME.npy with a row for each row. Pass it once for each kind of vectors, such as user=user_vec, "
+        "user=user.npy or image=img:8:mlp. Options: the number of tokens per vector, "
+        f"the projector ({', '.join(PROJECTORS)}), and the scale ({', '.join(SCALES)}).",
     ),
 ]
 Encoding = Annotated[

@@ -11,8 +11,8 @@ from ..common.console import is_first_process, say
 from ..common.measures import SCORE_NAMES
 from ..common.panels import OUTPUT, VECTORS
 from ..engines.names import REFERENCE
-from ..finetune.file_names import check_readable
-from ..finetune.vector_options import parse_vector_columns
+from ..finetune.file_names import check_readable, check_vector_files
+from ..finetune.vector_options import parse_vector_columns, vector_names
 from .arguments import (
     Encoding,
     Engine,
@@ -45,7 +45,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="JSONL, CSV or Parquet file, or id of a data set on the Hub. Default: the rows that training held out."
+            help="JSONL, CSV, Parquet or Arrow file, or id of a data set on the Hub. Default: the rows that training "
+            "held out."
         ),
     ] = None,
     text_column: TrainedTextColumn = None,
@@ -94,6 +95,7 @@ def evaluate(
     check_reachable(name, revision)
     if data is not None:
         check_readable(data, encoding)
+        check_vector_files(vector_names(vector), data)
     elif any((text_column, target_column, lexical_column, vector_column, encoding)):
         raise ValueError(
             "columns or an encoding were given without a file. Name the file, or leave them out to evaluate on the "
@@ -106,7 +108,7 @@ def evaluate(
 
     columns = None if data is None else columns_for(
         name, text_column, target_column, lexical_column, vector,
-        revision=revision, vectors=vectors != VectorChoice.none,
+        revision=revision, vectors=vectors != VectorChoice.none, data=data,
     )  # fmt: skip
     evaluation = evaluate_file(
         name, data, columns,

@@ -12,8 +12,8 @@ from ..common.console import say
 from ..common.panels import DATA, GENERATION, OUTPUT, VECTORS
 from ..engines.names import REFERENCE
 from ..finetune.decoding import Decoding, check_decoding
-from ..finetune.file_names import INPUT_SUFFIXES, check_ending, check_readable, suffix_of
-from ..finetune.vector_options import parse_vector_columns
+from ..finetune.file_names import INPUT_SUFFIXES, check_ending, check_readable, check_vector_files, suffix_of
+from ..finetune.vector_options import parse_vector_columns, vector_names
 from ..kinds_t5fusion import counted
 from .arguments import (
     Encoding,
@@ -43,7 +43,8 @@ def generate(
         str | None,
         typer.Option(
             rich_help_panel=DATA,
-            help="JSONL, CSV or Parquet file, or id of a data set on the Hub; or .txt file with one text per line.",
+            help="JSONL, CSV, Parquet or Arrow file, or id of a data set on the Hub; or .txt file with one text per "
+            "line.",
         ),
     ] = None,
     text_column: Annotated[
@@ -115,6 +116,7 @@ def generate(
 
     if file:
         check_readable(file, encoding, INPUT_SUFFIXES)
+        check_vector_files(vector_names(vector), file)
     # An existing file is checked later, by the code that writes it, because the check reads the file.
     if output and not output.exists():
         check_ending(output)
@@ -129,7 +131,9 @@ def generate(
     try:
         if file:
             text = text_column or ("text" if suffix_of(file) == ".txt" else None)
-            columns = columns_for(name, text, None, lexical_column, vector, revision=revision, vectors=not no_vectors)
+            columns = columns_for(
+                name, text, None, lexical_column, vector, revision=revision, vectors=not no_vectors, data=file
+            )
             generated = generate_file(
                 name, file, columns, output, limit=limit, split=split, encoding=encoding, **vars(decoding), **options
             )

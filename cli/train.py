@@ -8,10 +8,10 @@ import typer
 
 from ..common.console import is_first_process, say
 from ..common.panels import DATA, OUTPUT, TRAINING
-from ..finetune.file_names import check_header, check_readable
+from ..finetune.file_names import check_header, check_readable, check_vector_files
 from ..finetune.options import LORA_ONLY, Recipe, TrainingOptions
 from ..finetune.run_config import SETTINGS, VECTOR_COLUMN, as_text, read_config
-from ..finetune.vector_options import parse_vector_columns
+from ..finetune.vector_options import parse_vector_columns, vector_names
 from .arguments import Data, Encoding, LexicalColumn, SkipNan, TargetColumn, TextColumn, TrainLimit, VectorColumn
 from .libraries import load_libraries
 from .parsing import options_from, refuse_idle, with_options_of
@@ -107,12 +107,11 @@ def train(
     if not has_encoder:
         refuse_idle(context, {"vector_column": ("lexical_dim",)})
     vector, kinds = parse_vector_columns(vector_column, has_encoder)
-    by_kind = {} if vector is None or isinstance(vector, str) else vector
-    vector_names = [vector] if isinstance(vector, str) else by_kind.values()
     output = output or Path("runs") / Path(data.removesuffix(".gz")).stem
     for source in filter(None, (data, validation)):
         check_readable(source, encoding)
-        check_header(source, (text_column, target_column, lexical_column, *vector_names), encoding)
+        check_header(source, (text_column, target_column, lexical_column, *vector_names(vector)), encoding)
+    check_vector_files(vector_names(vector), data, validation)
     from ..common.folder_names import check_base_model  # It imports the Hub's client, which --help does not need.
 
     check_base_model(options.base_model)

@@ -24,6 +24,7 @@ from .run_files import (
     find_folder,
     read_json,
 )
+from .vector_file_names import without_folder
 from .weight_shapes import count_model_weights, count_numbers, shapes_in
 
 FolderType = Literal["bundle", "run folder", "checkpoint", "adapter", "fused model", "T5"]
@@ -146,7 +147,7 @@ def _collect_facts(name: str, files: RunFiles, sizes: Mapping[str, int], is_remo
         trained_weights=trained,
         weights=weights,
         recipe=_recipe(files),
-        columns={use: column for use, column in (record.get("columns") or {}).items() if column},
+        columns=_columns(record),
         training=_training(record),
         measures=evaluation.get("measures", {}) or ({} if files.is_shrunk else _last_loss(record)),
         worth_of_vectors=evaluation.get("worth_of_vectors", {}),
@@ -155,6 +156,16 @@ def _collect_facts(name: str, files: RunFiles, sizes: Mapping[str, int], is_remo
         size=sum(sizes.values()) if sizes else None,
         files=len(sizes) or None,
     )
+
+
+def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of the training data by use. NumPy files have no folder, because others may read the facts."""
+    used = {use: column for use, column in (record.get("columns") or {}).items() if column}
+    if isinstance(by_kind := used.get("vector"), dict):
+        used["vector"] = {kind: without_folder(column) for kind, column in by_kind.items()}
+    elif by_kind:
+        used["vector"] = without_folder(by_kind)
+    return used
 
 
 def _folder_type(name: str, files: RunFiles) -> FolderType:

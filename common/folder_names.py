@@ -15,8 +15,8 @@ from .replace_folder import recover
 RUN = "run.yaml"  # the options of a run, as `t5fusion train --config` reads them
 CHECKPOINTS = "checkpoints"
 FILE_SUFFIXES = {
-    ".bin", ".ckpt", ".csv", ".gz", ".json", ".jsonl", ".onnx", ".parquet", ".pt", ".pth", ".py", ".safetensors",
-    ".tar", ".txt", ".yaml", ".yml", ".zip",
+    ".arrow", ".bin", ".ckpt", ".csv", ".feather", ".gz", ".json", ".jsonl", ".npy", ".onnx", ".parquet", ".pt", ".pth",
+    ".py", ".safetensors", ".tar", ".txt", ".yaml", ".yml", ".zip",
 }  # fmt: skip
 
 

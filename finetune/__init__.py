@@ -1,6 +1,6 @@
 """Train, evaluate and generate, and make a trained adapter smaller.
 
-These functions read files (JSONL, CSV, Parquet) or a data set on the Hub, as the commands of the same names do:
+These functions read files (JSONL, CSV, Parquet, Arrow) or a data set on the Hub, as the commands of the same names do:
 
     from t5fusion.finetune import Columns, TrainingOptions, train_file
     columns = Columns(text="filename", target="description", vector="vector")

@@ -14,9 +14,11 @@ from datasets import Dataset
 
 from ..common.console import say
 from ..common.errors import missing_column
+from ..common.vector_file_names import is_vector_file
 from ..kinds_t5fusion import DEFAULT_KIND, counted
 from ..processing_t5fusion import MINILM
 from .column_vectors import NameRow, NotFinite, is_list, read_vectors
+from .file_names import check_vector_files
 from .files import load_rows
 from .row_blocks import texts_of
 from .streaming import load_first
@@ -32,7 +34,8 @@ class Columns(NamedTuple):
     text: str | None = None  # the input text; if None, the rows have no text, and the model reads their vectors alone
     target: str | None = None  # the text to generate
     lexical: str | None = None  # the text that the encoder makes the vector from; if None, the input text
-    vector: str | Mapping[str, str] | None = None  # the vectors themselves; for several kinds, their columns by kind
+    # The vectors themselves: a column, or a NumPy file NAME.npy with a row for each row; for several kinds, by kind.
+    vector: str | Mapping[str, str] | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -43,6 +46,18 @@ class Columns(NamedTuple):
     def by_kind(self) -> dict[str, str]:
         """The columns of vectors by the name of their kind. A single column without a name has the kind "lexical"."""
         return {DEFAULT_KIND: self.vector} if isinstance(self.vector, str) else dict(self.vector or {})
+
+    @property
+    def vector_files(self) -> list[str]:
+        """The NumPy files among the columns of vectors: those whose names end in .npy."""
+        return [name for name in self.by_kind.values() if is_vector_file(name)]
+
+    def with_vector_files(self, rename: Callable[[str], str]) -> "Columns":
+        """Return the columns with other names for their NumPy files."""
+        if not self.vector_files:
+            return self
+        renamed = {kind: rename(name) if is_vector_file(name) else name for kind, name in self.by_kind.items()}
+        return self._replace(vector=renamed[DEFAULT_KIND] if isinstance(self.vector, str) else renamed)
 
     @property
     def by_use(self) -> dict[tuple[str, str], str]:
@@ -276,8 +291,9 @@ def load_split(
         ValueError: The rows cannot be used or split, or they hold vectors that no option reads.
         OSError: There is neither a file nor a data set of this name.
     """
+    check_vector_files(columns.vector_files, data, validation)
     load = load_first if streaming else load_rows
-    rows = usable_rows(load(data, encoding=encoding), columns, skip_nan)
+    rows = usable_rows(load(data, "train", encoding, columns.vector_files), columns, skip_nan)
     if not (columns.lexical or columns.vector or encoder):
         _check_no_vectors(rows, data)
     if validation is None:

@@ -64,7 +64,8 @@ def evaluate_file(
 
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.
-        data: JSONL, CSV or Parquet file, or id of a data set on the Hub; None for the rows that the training held out.
+        data: JSONL, CSV, Parquet or Arrow file, or id of a data set on the Hub; None for the rows that the training
+            held out.
         columns: The columns to read, with a target column; None for the columns of the training.
         vectors: The rows' own vectors ("true"), other rows' ("shuffled"), "none", or "all" three, compared.
         seed: Seed that shuffles the vectors.
@@ -92,7 +93,7 @@ def evaluate_file(
     if data is None:
         rows, columns = held_out_rows(folder), _columns_of_training(folder, columns)
     else:
-        columns = columns or columns_for(name, revision=revision, vectors=uses_vectors)
+        columns = columns or columns_for(name, revision=revision, vectors=uses_vectors, data=data)
         rows = _rows_of_file(str(data), columns, trained_columns(folder), split, limit, encoding, skip_nan)
     report_no_text(columns, rows.column_names)
     model, processor, limits = load_on_device(folder)
@@ -148,7 +149,7 @@ def _rows_of_file(
     """Return the first `limit` rows of a file that are usable (see `usable_rows`) and have a target."""
     if columns.target is None:
         raise ValueError("an evaluation needs a target column. Name one: --target-column, or Columns(text, target).")
-    rows = load_rows(data, split, encoding)
+    rows = load_rows(data, split, encoding, columns.vector_files)
     check_trained_columns(rows, columns, trained)
     return first_rows(usable_rows(rows, columns, skip_nan), limit)
 

@@ -17,9 +17,9 @@ from .generation import Output, generate_rows
 from .inputs import WITHOUT_VECTORS, report_counts
 from .output_file import OutputFile, check_output_name
 from .parallel import processes
-from .record import trained_columns
+from .record import absolute_vector_files, trained_columns
 from .standard_output import StandardOutput
-from .streaming import Chunk, count_rows, first_of, read_chunks
+from .streaming import Chunk, check_vector_counts, count_rows, first_of, read_chunks
 from .text_generator import TextGenerator
 from .trained_model import columns_for
 
@@ -77,7 +77,7 @@ def generate_file(
 
     Args:
         name: Folder that training saved, bundle, or id of a repository on the Hub.
-        data: JSONL, CSV or Parquet file, or id of a data set on the Hub; or a .txt file with one text per line.
+        data: JSONL, CSV, Parquet or Arrow file, or id of a data set on the Hub; or a .txt file with one text per line.
         columns: The columns to read; None for the columns of the training. `columns.target` is ignored.
         output: File to write, which ends in .jsonl, .csv, .parquet, .jsonl.gz or .csv.gz; None to print JSON lines on
             standard output.
@@ -103,10 +103,12 @@ def generate_file(
             model is damaged.
         OSError: A file, a data set, the model or its base model cannot be read, or `output` cannot be written.
     """
-    columns_to_read = columns or columns_for(name, revision=revision, vectors=vectors)
+    columns_to_read = columns or columns_for(name, revision=revision, vectors=vectors, data=data)
+    files, text_column = columns_to_read.vector_files, columns_to_read.text or "text"
+    check_vector_counts(str(data), encoding, files)
 
     def chunks() -> Iterable[Chunk]:
-        return first_of(read_chunks(str(data), split, columns_to_read.text or "text", encoding), limit)
+        return first_of(read_chunks(str(data), split, text_column, encoding, files), limit)
 
     decoding = Decoding(num_beams, max_new_tokens, batch_size, settings, seed, engine)
     return generate_chunks(
@@ -150,7 +152,11 @@ def generate_chunks(
         check_output_name(path)
     generator = TextGenerator(name, columns, vectors=vectors, revision=revision, **vars(decoding))
     columns, options, folder = generator.columns, generator.options, generator.folder
-    made_with: dict[str, Any] = {"model": trained_digest(folder), "columns": list(columns), "no_vectors": not vectors}
+    made_with: dict[str, Any] = {
+        "model": trained_digest(folder),
+        "columns": list(absolute_vector_files(columns)),
+        "no_vectors": not vectors,
+    }
     made_with |= {"batch_size": decoding.batch_size, "engine": generator.engine} | options
     made_with |= {"seed": decoding.seed} if options.get("do_sample") else {}
     writer: Output | None = None  # Only the first process writes.

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..common.errors import missing_column
+from ..common.vector_file_names import is_vector_file
 
 FILE_FORMATS = {  # by suffix
     ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "Arrow", ".feather": "Feather"
@@ -69,14 +70,15 @@ def check_header(data: str, columns: Iterable[str | None], encoding: str | None 
 
     Args:
         data: The name of the file.
-        columns: The names of the columns; None for a column that is not used.
+        columns: The names of the columns; None for a column that is not used. NumPy files are not looked for.
         encoding: The encoding of a CSV file; None for UTF-8.
 
     Raises:
         ValueError: A column is missing. The message lists the columns that exist.
     """
     names = _names_in_header(data, encoding)
-    missing = next((column for column in columns if column is not None and column not in names), None)
+    named = [column for column in columns if column is not None and not is_vector_file(column)]
+    missing = next((column for column in named if column not in names), None)
     if names and missing is not None:
         raise missing_column(missing, names)
 
@@ -103,3 +105,25 @@ def check_ending(path: Path) -> None:
     if ending not in OUTPUT_ENDINGS:
         problem = f"ends in {ending}" if ending else "has no ending"
         raise ValueError(f"{path} {problem}; expected one of {', '.join(OUTPUT_ENDINGS)}.")
+
+
+def check_vector_files(columns: Iterable[str], data: str, validation: str | None = None) -> None:
+    """Check that the NumPy files among the columns of vectors exist, and belong to the only file of rows.
+
+    Args:
+        columns: The names of columns of vectors.
+        data: The file or data set to train on.
+        validation: The file or data set to validate with; None if there is none.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: There is a second file of rows.
+    """
+    for file in filter(is_vector_file, columns):
+        if not Path(file).is_file():
+            raise OSError(f"there is no file {file}; expected a NumPy file with a row for each row of {data}.")
+        if validation is not None:
+            raise ValueError(
+                f"the vectors in {file} belong to the rows of {data}, so the rows of {validation} would have none. Put "
+                "the vectors into a column of each file, or leave --validation out."
+            )

@@ -19,6 +19,7 @@ from .inputs import input_parts, make_inputs, report_counts
 from .options import Recipe, TrainingOptions
 from .output_folder import CHECKPOINTS, check_output
 from .prepared_rows import keep_rows, rows_folder
+from .record import absolute_vector_files
 from .row_stream import Block, RowReader, RowStream
 from .run_config import run_yaml
 from .trainer import check_launch, training_arguments
@@ -43,13 +44,14 @@ def train_file(
     """Train on the rows of a file, and save the adapter (or all weights), the processor and a record of the training.
 
     The vectors come from the column or columns `columns.vector`. Without one, an encoder makes them from
-    `columns.lexical`, or else from the text. If there is an encoder (`recipe.encoder`, or `columns.lexical`) as
+    `columns.lexical`, or else from the text. A column NAME.npy is a NumPy file: its row i holds the vector or vectors
+    of row i of `data`. If there is an encoder (`recipe.encoder`, or `columns.lexical`) as
     well as columns of vectors, its vectors are the first kind, "lexical". All arguments are written into
     `output/run.yaml`. To train with them again, call
     `train_file(**read_run("runs/mine/run.yaml") | {"output": "runs/again"})`.
 
     Args:
-        data: JSONL, CSV or Parquet file, or id of a data set on the Hub.
+        data: JSONL, CSV, Parquet or Arrow file, or id of a data set on the Hub.
         columns: The columns to read. `columns.target` is required.
         output: Folder to save in. Unless `resume` or `overwrite`, it must be empty or not exist.
         options: How to train; None for the defaults.
@@ -89,8 +91,9 @@ def train_file(
     processor = _new_processor(rows, columns, options.base_model, commit, recipe)
     limits = (options.max_source, options.max_target)
     counts: Counter = Counter()
+    recorded = absolute_vector_files(columns)
     run = run_yaml(
-        columns, options, recipe, data=data, validation=validation, limit=limit, encoding=encoding,
+        recorded, options, recipe, data=data, validation=validation, limit=limit, encoding=encoding,
         skip_nan=skip_nan or None, output=output,
     )  # fmt: skip
     source = {"data": _absolute(data), "validation": _absolute(validation), "limit": limit, "encoding": encoding}
@@ -103,7 +106,7 @@ def train_file(
         report_counts(counts, *limits)
         to_train = inputs if reader is None else _streamed(reader, columns, processor, options, output)
         model = train(
-            to_train, held_out_inputs, processor, options, output, resume, hub_data_set(data), columns, overwrite,
+            to_train, held_out_inputs, processor, options, output, resume, hub_data_set(data), recorded, overwrite,
             source=source, run=run, first=inputs,
         )  # fmt: skip
     if reader is not None:

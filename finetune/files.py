@@ -4,7 +4,7 @@ import codecs
 import csv
 import gzip
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
 from itertools import islice
@@ -20,40 +20,53 @@ from ..naming_t5fusion import first_line
 from .cached_rows import TABLES, load_cached, tables_of
 from .file_names import FILE_FORMATS, check_readable, is_zipped, suffix_of
 from .row_blocks import as_rows, check_text
+from .vector_files import open_vectors, with_vectors
 
 LONGEST_FIELD, MOST_COLUMNS = 10**7, 10_000  # If a CSV file has more, a quote or a line end is missing.
 SPECIAL = set("$~%:")  # characters that have a meaning for fsspec and datasets in the name of a file
 
 
-def load_rows(data: str, split: str = "train", encoding: str | None = None) -> Dataset:
+def load_rows(
+    data: str, split: str = "train", encoding: str | None = None, vector_files: Sequence[str] = ()
+) -> Dataset:
     """Load the rows of a JSONL, JSON, CSV, Parquet or Arrow file, or of a data set on the Hub.
 
     Args:
         data: The name of a file, or the id of a data set on the Hub.
         split: The split of the data set.
         encoding: The encoding of a CSV file; None for UTF-8.
+        vector_files: NumPy files with a row for each row. They become columns, under their names.
 
     Raises:
-        ValueError: The file has an unknown suffix, is damaged, or has a different encoding.
-        OSError: There is neither a file nor a data set of this name.
+        ValueError: The file has an unknown suffix, is damaged, or has a different encoding; or a NumPy file cannot be
+            read, or has more or fewer rows.
+        OSError: There is neither a file nor a data set of this name, or no such NumPy file.
     """
+    for file in vector_files:  # They are checked first, because reading the rows may take minutes.
+        open_vectors(file)
     with reading(data, encoding):
-        if not Path(data).is_file():
-            return load_dataset(data, split=split)
-        suffix = suffix_of(data)
-        if suffix == ".csv" or (suffix not in TABLES and SPECIAL & set(data)):
-            return _in_memory(data, encoding)
-        try:
-            if suffix in TABLES:
-                rows = load_cached(data)
-            else:
-                rows = load_dataset(FILE_FORMATS[suffix], data_files=escape(data), split="train")
-        except Exception as error:
-            if not isinstance(error.__cause__ or error, OSError):
-                raise
-            return _in_memory(data, encoding)  # The cache of datasets cannot be written, but the file may be fine.
-        check_text(rows.data.table)
-        return rows
+        rows = _load(data, split, encoding)
+    return with_vectors(rows, vector_files, data)
+
+
+def _load(data: str, split: str, encoding: str | None) -> Dataset:
+    """Load the rows of a file or data set without NumPy files. Its errors do not name the file."""
+    if not Path(data).is_file():
+        return load_dataset(data, split=split)
+    suffix = suffix_of(data)
+    if suffix == ".csv" or (suffix not in TABLES and SPECIAL & set(data)):
+        return _in_memory(data, encoding)
+    try:
+        if suffix in TABLES:
+            rows = load_cached(data)
+        else:
+            rows = load_dataset(FILE_FORMATS[suffix], data_files=escape(data), split="train")
+    except Exception as error:
+        if not isinstance(error.__cause__ or error, OSError):
+            raise
+        return _in_memory(data, encoding)  # The cache of datasets cannot be written, but the file may be fine.
+    check_text(rows.data.table)
+    return rows
 
 
 def _in_memory(data: str, encoding: str | None) -> Dataset:

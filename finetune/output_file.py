@@ -246,7 +246,7 @@ class OutputFile:
         dropped = self._columns_to_drop(rows)
         schema = table_without(rows, dropped).schema.remove_metadata()
         if not self.schemas:
-            self.unreported_columns = dropped
+            self.unreported_columns = [name for name in dropped if name not in self.columns.vector_files]
         if schema not in self.schemas:
             self.schemas.append(schema)
         self.input_columns |= dict.fromkeys(rows.column_names)
@@ -258,8 +258,8 @@ class OutputFile:
         self.unreported_columns = []
 
     def _columns_to_drop(self, rows: Dataset) -> list[str]:
-        """Return the columns that the file cannot hold."""
-        return [] if can_hold_vectors(self.path) else all_vector_columns(rows, self.columns)
+        """Return the columns that are not written: NumPy files, and columns that the file cannot hold."""
+        return self.columns.vector_files if can_hold_vectors(self.path) else all_vector_columns(rows, self.columns)
 
     def _line(self, key: Any, output: str | None) -> bytes:
         """Return the line of NAME.partial for a row."""

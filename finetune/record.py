@@ -14,6 +14,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..common.base_models import base_name
 from ..common.run_files import RunFiles
+from ..common.vector_file_names import without_folder
 from ..naming_t5fusion import EMBEDDED
 from ..processing_t5fusion import T5FusionProcessor
 from .data import Columns
@@ -54,7 +55,7 @@ def resume_conditions(
         "rows": len(rows),
         "held_out_rows": len(held_out),
         "digest of the rows": rows_digest(rows),
-        "columns": list(columns),
+        "columns": _without_folders(columns),
         "vectors": processor.vectors,
         **{name: getattr(processor, name) for name in RECIPE_FIELDS},
     }
@@ -62,6 +63,11 @@ def resume_conditions(
     conditions["batch size of all processes"] = conditions.pop("batch_size") * processes
     del conditions["report_to"]  # It does not change the model.
     return conditions
+
+
+def _without_folders(columns: Sequence[str | Mapping[str, str] | None]) -> list[str | Mapping[str, str] | None]:
+    """Return columns as `Columns` has them. A resumed training may find its NumPy files in a different folder."""
+    return list(columns.with_vector_files(without_folder) if isinstance(columns, Columns) else columns)
 
 
 def rows_digest(rows: Sequence[dict]) -> str:
@@ -82,6 +88,11 @@ def named_columns(
 ) -> dict[str, str | Mapping[str, str] | None] | None:
     """Return the names of columns by their use, such as "target", for training.json; None if there are none."""
     return dict(zip(Columns._fields, columns, strict=True)) if columns else None
+
+
+def absolute_vector_files(columns: Columns) -> Columns:
+    """Return columns with the absolute paths of their NumPy files, so that they are found from any folder."""
+    return columns.with_vector_files(lambda file: str(Path(file).absolute()))
 
 
 def trained_columns(folder: Path) -> Columns | None:

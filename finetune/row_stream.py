@@ -84,7 +84,8 @@ class RowReader:
             OSError: The set can no longer be read.
         """
         remaining = self.limit
-        for chunk in read_chunks(self.data, encoding=self.encoding):
+        files = self.columns.vector_files
+        for chunk in read_chunks(self.data, encoding=self.encoding, vector_files=files):
             block = self._block_of(chunk)
             if remaining is not None:
                 block = block.take(np.arange(min(remaining, len(block.numbers))))

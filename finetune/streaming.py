@@ -4,7 +4,7 @@ A chunk holds the same rows for any number of processes, and one process does al
 results down to the last bit, do not depend on the number of processes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from .arrow_files import count_arrow_rows
 from .file_names import INPUT_SUFFIXES, is_zipped, suffix_of
 from .files import file_tables, lines_of, opened, reading
 from .row_blocks import as_rows
+from .vector_files import check_row_count, open_vectors, parts_with_vectors
 
 FIRST = 10_000  # rows of a streamed set that are read before the training
 CHUNK = 512  # rows: eight batches can be sorted by length, and a killed process loses little work
@@ -31,7 +32,11 @@ class Chunk(NamedTuple):
 
 
 def read_chunks(
-    data: str, split: str = "train", text_column: str = "text", encoding: str | None = None
+    data: str,
+    split: str = "train",
+    text_column: str = "text",
+    encoding: str | None = None,
+    vector_files: Sequence[str] = (),
 ) -> Iterator[Chunk]:
     """Yield the rows that `files.load_rows` loads, in their order, or the rows of a .txt file with one text per line.
 
@@ -43,29 +48,50 @@ def read_chunks(
         split: The split of the data set.
         text_column: The name of the only column that the rows of a .txt file get.
         encoding: The encoding of a .txt or CSV file; None for UTF-8.
+        vector_files: NumPy files with a row for each row. They become columns, under their names.
 
     Raises:
-        ValueError: The file has an unknown suffix, is damaged, or has a different encoding.
-        OSError: There is neither a file nor a data set of this name.
+        ValueError: The file has an unknown suffix, is damaged, or has a different encoding; or a NumPy file cannot be
+            read, or has more or fewer rows.
+        OSError: There is neither a file nor a data set of this name, or no such NumPy file.
     """
+    parts = map(as_rows, _tables(data, split, text_column, encoding))
+    return _numbered(parts_with_vectors(parts, vector_files, data))
+
+
+def _tables(data: str, split: str, text_column: str, encoding: str | None) -> Iterator[pa.Table]:
+    """Yield the rows that `read_chunks` yields, without NumPy files."""
     with reading(data, encoding, INPUT_SUFFIXES):
         if not Path(data).is_file():
             streamed = load_dataset(data, split=split, streaming=True)
-            yield from _numbered(map(as_rows, streamed.with_format("arrow").iter(batch_size=CHUNK)))
+            yield from streamed.with_format("arrow").iter(batch_size=CHUNK)
         elif suffix_of(data) == ".txt":
             with opened(data) as file:
-                yield from chunks_of_texts(lines_of(file, encoding), text_column)
+                yield from _tables_of_texts(lines_of(file, encoding), text_column)
         else:
-            yield from _numbered(map(as_rows, file_tables(data, CHUNK, encoding)))
+            yield from file_tables(data, CHUNK, encoding)
 
 
-def load_first(data: str, split: str = "train", encoding: str | None = None) -> Dataset:
+def check_vector_counts(data: str, encoding: str | None, vector_files: Sequence[str]) -> None:
+    """Check that NumPy files have a row for each row of a file, if these can be counted quickly. See `read_chunks`."""
+    arrays = {file: open_vectors(file) for file in vector_files}
+    expected = count_rows(data, encoding=encoding) if arrays else None
+    if expected is not None:
+        for file, array in arrays.items():
+            check_row_count(file, array, expected, data)
+
+
+def load_first(
+    data: str, split: str = "train", encoding: str | None = None, vector_files: Sequence[str] = ()
+) -> Dataset:
     """Load the first `FIRST` rows of a file or of a data set on the Hub. Nothing is stored on disk.
 
     Args, Raises:
         As for `read_chunks`. A data set without rows is a ValueError.
     """
-    tables = [rows.data.table for _, rows in first_of(read_chunks(data, split, encoding=encoding), FIRST)]
+    check_vector_counts(data, encoding, vector_files)
+    chunks = read_chunks(data, split, encoding=encoding, vector_files=vector_files)
+    tables = [rows.data.table for _, rows in first_of(chunks, FIRST)]
     if not tables:
         raise ValueError(f"{data} has no rows.")
     return as_rows(pa.concat_tables(tables, promote_options="permissive"))
@@ -79,16 +105,21 @@ def chunks_of_texts(texts: Iterable[str], text_column: str, size: int | None = N
         text_column: The name of the column.
         size: Number of rows in a chunk; None for `CHUNK`.
     """
+    return _numbered(map(as_rows, _tables_of_texts(texts, text_column, size)))
+
+
+def _tables_of_texts(texts: Iterable[str], text_column: str, size: int | None = None) -> Iterator[pa.Table]:
+    """Yield texts as tables with one column. See `chunks_of_texts`."""
     texts = iter(texts)
     parts = iter(lambda: list(islice(texts, size or CHUNK)), [])
-    return _numbered(as_rows(pa.table({text_column: pa.array(chunk, pa.string())})) for chunk in parts)
+    return (pa.table({text_column: pa.array(chunk, pa.string())}) for chunk in parts)
 
 
 def count_rows(data: str, split: str = "train", encoding: str | None = None, limit: int | None = None) -> int | None:
     """Return how many rows `read_chunks` yields, at most `limit`; None if it takes long to find out.
 
-    A Parquet file holds the number. In a CSV file, records are counted, because a text in quotes may have several
-    lines. In other files, lines are counted. A compressed file is not read for this.
+    A Parquet or Arrow file holds the number. In a CSV file, records are counted, because a text in quotes may have
+    several lines. In other files, lines are counted. A compressed file is not read for this.
     """
     path, suffix = Path(data), suffix_of(data)
     if not path.is_file() or is_zipped(data) or suffix == ".json":

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from torch import nn
 
+from ..common.run_files import RunFiles
 from ..common.run_folder import find_trained, load_trained, trained_limits
+from ..common.vector_file_names import is_vector_file, without_folder
 from ..processing_t5fusion import T5FusionProcessor
 from .data import Columns
 from .parallel import processes
@@ -21,6 +23,7 @@ def columns_for(
     *,
     revision: str | None = None,
     vectors: bool = True,
+    data: str | Path | None = None,
 ) -> Columns:
     """Return the columns to evaluate or generate with: the given ones, and otherwise the columns of the training.
 
@@ -31,12 +34,16 @@ def columns_for(
             given, the other is not taken from the training.
         revision: Branch, tag or commit of the repository.
         vectors: Whether the model is given vectors. If not, neither `lexical` nor `vector` is taken from the training.
+        data: The file or data set that has the columns. Then NumPy files are taken from the training only if it is the
+            file of the training.
 
     Raises:
-        ValueError: No column of texts or vectors is given, and the folder does not record the columns of the training.
+        ValueError: No column of texts or vectors is given, and the folder does not record the columns of the training;
+            or the vectors of the training are in a NumPy file, and `data` is a different file.
         OSError: There is neither such a folder nor such a repository.
     """
-    trained = trained_columns(find_trained(str(name), revision))
+    folder = find_trained(str(name), revision)
+    trained = trained_columns(folder)
     if trained is None and text is None and not (vectors and (lexical or vector)):
         raise ValueError(
             f"{name} does not record the columns that it was trained with. Name them: --text-column, --target-column, "
@@ -44,9 +51,36 @@ def columns_for(
         )
     if trained is None:
         return Columns(text, target, lexical, vector)
+    given = Columns(vector=vector).by_kind
     if vectors:
         lexical, vector = _columns_of_vectors(trained, lexical, vector)
-    return Columns(text or trained.text, target or trained.target, lexical, vector)
+    columns = Columns(text or trained.text, target or trained.target, lexical, vector)
+    if data is not None and not _is_of_training(data, folder):
+        _check_no_vector_files(columns, given, str(data))
+    return columns
+
+
+def _is_of_training(data: str | Path, folder: Path) -> bool:
+    """Return whether `data` is the file that the training of a run folder has read."""
+    source = (RunFiles(folder).record.get("source") or {}).get("data")
+    return source is not None and Path(data).is_file() and Path(data).resolve() == Path(source).resolve()
+
+
+def _check_no_vector_files(columns: Columns, given: Mapping[str, str], data: str) -> None:
+    """Raise ValueError if a NumPy file of the training would be read beside a different file.
+
+    Args:
+        columns: The columns to read.
+        given: The columns by kind that the user named.
+        data: The file to read.
+    """
+    for kind, file in columns.by_kind.items():
+        if kind not in given and is_vector_file(file):
+            option = f"--vector-column {'' if isinstance(columns.vector, str) else f'{kind}='}OTHER.npy"
+            raise ValueError(
+                f"{without_folder(file)} holds the vectors of the file that the model was trained on, not those of "
+                f"{data}. Name a NumPy file with a row for each row of {data}, or a column: {option}."
+            )
 
 
 def _columns_of_vectors(

@@ -5,9 +5,11 @@ This module imports nothing slow, because the command line must be quick.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ..common.errors import did_you_mean
+from ..common.vector_file_names import is_vector_file
 from ..kinds_t5fusion import DEFAULT_KIND, PROJECTORS, VectorKind, check_name
 
 FORM = "[KIND=]COLUMN[:OPTION]..."
@@ -76,9 +78,15 @@ def parse_vector_columns(
     return columns or None, options or None
 
 
+def vector_names(vector: VectorColumns) -> list[str]:
+    """Return the names of columns of vectors."""
+    return [vector] if isinstance(vector, str) else list((vector or {}).values())
+
+
 def _parse(value: str) -> VectorColumn:
     """Return a value of --vector-column; ValueError if it has a different form."""
-    named, *options = _split(value, ":")
+    # No option begins with a slash or a backslash, but the path of a file may: C:\vectors.npy.
+    named, *options = _split(value, r":(?![\\/])")
     kind, *rest = _split(named, "=", 1)
     column = rest[0] if rest else kind
     if not column:
@@ -118,9 +126,12 @@ def _check_kind(kind: str, where: str) -> None:
 
 
 def _kind_named_after(column: str) -> str:
-    """Return the kind of a column that was given without one; ValueError if no kind can have the column's name."""
+    """Return the kind of a column that was given without one; ValueError if no kind can have the column's name.
+
+    For a NumPy file, it is the name of the file without its folder and its ending.
+    """
     try:
-        return check_name(column)
+        return check_name(PurePath(column).stem if is_vector_file(column) else column)
     except ValueError:
         raise ValueError(
             f"--vector-column {column!r}: no kind of vectors can have this name. Name the kind, as in "

@@ -88,6 +88,16 @@ REFUSED = {  # words, what the error says, exit code
     "no such file to validate with": ([*TRAIN, "--validation", "none.csv"], "there is no file none.csv.", 1),
     "no such file to generate for": (["generate", "folder", "--file", "none.txt"], "there is no file none.txt.", 1),
     "no such file to evaluate with": ([*EVALUATE[:2], "none.csv", *EVALUATE[3:]], "there is no file none.csv.", 1),
+    "no such NumPy file": (
+        [*TRAIN, "--vector-column", "user=data/none.npy:mlp"],
+        "there is no file data/none.npy; expected a NumPy file with a row for each row of rows.jsonl.",
+        1,
+    ),
+    "no such NumPy file to generate for": (
+        ["generate", "folder", "--file", "rows.jsonl", "--vector-column", "none.npy"],
+        "there is no file none.npy; expected a NumPy file with a row for each row of rows.jsonl.",
+        1,
+    ),
     "another kind of file": (["train", "rows.docx", *TRAIN[2:]], "rows.docx is a .docx file; expected one of", 1),
     "an encoding of JSON": ([*TRAIN, "--encoding", "latin-1"], "an encoding was given for rows.jsonl;", 1),
     "another kind of output": (

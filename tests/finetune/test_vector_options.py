@@ -26,6 +26,13 @@ READ = {  # the values, what they are read into, and the values that are written
     (r"a\:b\=c",): ("a:b=c", None),
     (r"kind=a=b\:8:8",): ({"kind": "a=b:8"}, {"kind": {"tokens": 8}}),
     ("a column",): ("a column", None),
+    ("data/my users.npy:mlp",): ("data/my users.npy", {"lexical": {"projector": "mlp"}}),
+    ("user=data/user.npy:8", "/price.NPY:log"): (
+        {"user": "data/user.npy", "price": "/price.NPY"},
+        {"user": {"tokens": 8}, "price": {"scale": "log"}},
+    ),
+    (r"user=C:\data\user.npy:8",): ({"user": r"C:\data\user.npy"}, {"user": {"tokens": 8}}),
+    ("C:/data/user.npy",): ("C:/data/user.npy", None),
 }
 
 
