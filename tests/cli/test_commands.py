@@ -202,7 +202,7 @@ BAD_INPUT = {
     ),
     "a demo of too few names": (
         ["demo", "--base-model", "base", "--limit", "5", "--output", "small"],
-        "--limit 5 gives 4 names to train on and 1 held out; expected two or more of each. Pass a --limit of 100",
+        "held out; expected two or more of each. Pass a --limit of 100 or more.",
     ),
     "folder without adapter": (["generate", "full", "app"], "full holds neither an adapter nor a model."),
 }
