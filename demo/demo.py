@@ -135,7 +135,7 @@ def demo(
     )
     _check_reload(output, model, test[:TABLE_EXAMPLES], processor)
     console.print(
-        f"Saved in {output}. A new process reloaded it, with the same losses, to the bit, and the same texts."
+        f"Saved in {output}. A new process reloaded it, with the same losses, bit for bit, and the same texts."
     )
     console.print(f"A picture of the result, for a browser: {page}", highlight=False, soft_wrap=True)
     results["examples"] = [example._asdict() for example in examples]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 NEW_TOKENS = 12
-TO_THE_BIT = "to the bit"
+BIT_FOR_BIT = "bit for bit"
 CARD_EXAMPLE = "the processor, called as in the card"
 PIPELINE = "pipeline(model=...), called with texts and vectors"
 ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"
@@ -316,11 +316,11 @@ class Reference:
         return f"makes inputs with a vector of {' and one of '.join(str(widths[name]) for name in made)} numbers"
 
     def _check_pipeline(self, pipeline) -> str:
-        """Check the pipeline's model and, if it agrees to the bit, the texts, which may differ on a different CPU."""
+        """Check the pipeline's model and, if it agrees bit for bit, the texts, which may differ on a different CPU."""
         agreement = self._check_model(align(pipeline.model))
         vectors, texts = self.inputs["lexical_embeds"], self.facts["texts"]
         written = pipeline(texts, lexical_embeds=vectors, max_new_tokens=NEW_TOKENS, batch_size=len(texts))
-        if agreement == TO_THE_BIT:
+        if agreement == BIT_FOR_BIT:
             self._check_equal("texts", [row["generated_text"] for row in written], self.facts["written"])
         return agreement
 
@@ -335,10 +335,10 @@ class Reference:
         return logits_along(model, self.inputs, self.tensors["written"])[..., self.tensors["columns"]].contiguous()
 
     def _check_model(self, model) -> str:
-        """Compare the texts and the logits of a model: to the bit, or within a bound on a different CPU or torch."""
+        """Compare the texts and the logits of a model: bit for bit, or within a bound on a different CPU or torch."""
         written, logits = greedy_outputs(model, self.inputs)
         if torch.equal(written, self.tensors["written"]) and digest(logits) == self.facts["digest"]:
-            return TO_THE_BIT
+            return BIT_FOR_BIT
         distance = float((self.kept_logits(model).float() - self.tensors["logits"]).abs().max())
         bound = tolerance(model, float(self.tensors["logits"].abs().max()))
         if not distance <= bound:  # true for NaN too

@@ -301,9 +301,9 @@ def generates(model_name: str, row: str) -> None:
 
 
 CHECKS = {
-    "without vectors the stock class, to the bit": (exact, ("T5WithFusion",)),
+    "without vectors the stock class, bit for bit": (exact, ("T5WithFusion",)),
     "trains": (trains, ("T5", "T5WithFusion")),
-    "reloads to the bit": (reloads, ("T5", "T5WithFusion")),
+    "reloads bit for bit": (reloads, ("T5", "T5WithFusion")),
     "processor": (processes, ("T5WithFusion",)),
     "generates": (generates, ("T5", "T5WithFusion")),
 }

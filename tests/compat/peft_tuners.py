@@ -351,7 +351,7 @@ def generates(model_name: str, tuner: Tuner) -> None:
 CHECKS = {
     "targets as on T5": same_targets,
     "a step lowers the loss": trains,
-    "reloads to the bit": saves_and_reloads,
+    "reloads bit for bit": saves_and_reloads,
     "disabled, it is the base": disabled,
     "several adapters": switches,
     "`adapter_names` in a batch": mixed_batch,
@@ -370,7 +370,7 @@ def make() -> Table:
         "the same modules as on the plain T5. *Reloads*: in another process. *Disabled, it is the base*: with the "
         "adapter disabled, the outputs are those of the base model. *Several adapters*: each gives its own outputs "
         "after switching. *Fusion layer too*: the layer trains and is saved although the config does not name it, and "
-        "reloads to the bit; on the plain T5, the config names the output head instead. *`adapter_names`*, "
+        "reloads bit for bit; on the plain T5, the config names the output head instead. *`adapter_names`*, "
         "*`add_weighted_adapter`* and *`hotswap_adapter`* are tried with `modules_to_save=[]`, because PEFT refuses "
         "all three if two adapters fully train the same layer. (On fused models, t5fusion combines the fusion layers "
         "in `add_weighted_adapter` itself.)",

@@ -196,8 +196,8 @@ def scheme_name(scheme: Scheme) -> str:
 CHECKS = {
     "loads": loads,
     "trains LoRA": trains,
-    "adapter reloads to the bit": reloads_adapter,
-    "quantised model reloads to the bit": reloads_base,
+    "adapter reloads bit for bit": reloads_adapter,
+    "quantised model reloads bit for bit": reloads_base,
 }
 
 
@@ -211,7 +211,7 @@ def make() -> Table:
         "matrices of a block, and the fusion layer trains too and changes. Reloading takes place in another process. "
         "*Exports*: a reader loads the adapter on the base model in full precision, and the logits differ from those "
         "of the trained quantised model by at most the same bound. "
-        "With the same `quantization_config` and preparation, the reader gets that model to the bit.",
+        "With the same `quantization_config` and preparation, the reader gets that model bit for bit.",
         [*CHECKS, "exports"],
     )
     for row, scheme in SCHEMES.items():

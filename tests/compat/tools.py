@@ -48,7 +48,7 @@ def saved(model_name: str, folder: str, **options) -> str:
 
 
 def same(model_name: str, model: torch.nn.Module) -> None:
-    """The model computes the same as its source, to the bit."""
+    """The model computes the same as its source, bit for bit."""
     batch = batch_for(model_name)
     assert torch.equal(logits_of(model, batch), logits_of(load(model_name), batch)), "the logits differ"
 
@@ -527,7 +527,7 @@ def make() -> Table:
     table = Table(
         "Tools",
         "These are other tools that people use with a T5. Each check compares the numbers with those of the same model "
-        "without the tool: to the bit, unless the tool computes in a different way.",
+        "without the tool: bit for bit, unless the tool computes in a different way.",
         ["outcome"],
     )
     for row, (check, arguments, models) in CHECKS.items():

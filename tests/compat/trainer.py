@@ -332,7 +332,7 @@ def maps_in_workers(model_name: str, lora: bool) -> None:
 
 
 def reads_checkpoints(model_name: str, lora: bool) -> None:
-    """`from_pretrained` of the class, or of PEFT, reloads what `save_model` saved to the bit, and the tokenizer."""
+    """`from_pretrained` of the class, or of PEFT, reloads what `save_model` saved bit for bit, and the tokenizer."""
     trainer = trainer_for(model_name, lora)
     train(trainer)
     trainer.save_model()

@@ -44,7 +44,7 @@ def test_the_six_steps_and_their_result_published_and_loaded(tmp_path):
     with HubServer(tokens={"hf_owner": "me"}) as hub:
         author, reader = Author(hub, tmp_path / "author"), Author(hub, tmp_path / "reader", token=None)
         out, _ = author.python(code_of("publish.py"), "me/describer", cwd=tmp_path)
-        assert "AutoModelForSeq2SeqLM: to the bit" in out and f"Now at {hub.endpoint}/me/describer" in out
+        assert "AutoModelForSeq2SeqLM: bit for bit" in out and f"Now at {hub.endpoint}/me/describer" in out
         out, _ = reader.python(code_of("load.py"), "me/describer", cwd=tmp_path)
         assert ANSWERS in out
 

@@ -117,7 +117,8 @@ def test_ctrl_c_in_two_processes_and_one_process_resumes(room, commands, whole):
     there = partial.read_bytes().count(b"\n")
     assert (code, other, out) == (130, 130, "") and 0 < there < ROWS and not file.exists()
     sentence = f"Stopped; {there:,} rows are in stopped.jsonl.partial. To go on, run the same command.\n"
-    assert err == sentence and silent == ""
+    # Where rank 0 ends first, torch may warn in the other rank that it lost the connection.
+    assert err == sentence and "Stopped" not in silent and "Traceback" not in silent
     code, _, err = commands.run(*GENERATE, "--output", "stopped.jsonl")
     assert code == 0 and f"{there:,} of them from before" in err
     assert file.read_bytes() == whole

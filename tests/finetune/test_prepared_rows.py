@@ -1,4 +1,4 @@
-"""Prepared rows on disk: they equal the rows in memory, and a training on them has the same losses to the bit."""
+"""Prepared rows on disk: they equal the rows in memory, and a training on them has the same losses bit for bit."""
 
 import json
 import random

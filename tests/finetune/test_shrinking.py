@@ -195,7 +195,7 @@ def test_the_other_commands_read_the_result(run, room, small, trained):
     assert "| made smaller after training | from rank 8, saved in float16 |" in card
     assert "| final loss on the validation rows, with the larger adapter |" in card
     printed, _ = run("verify", "bundle")
-    assert "ok AutoModelForSeq2SeqLM: to the bit" in printed and "NO " not in printed
+    assert "ok AutoModelForSeq2SeqLM: bit for bit" in printed and "NO " not in printed
 
 
 REFUSED = {

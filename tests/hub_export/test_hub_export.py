@@ -150,7 +150,7 @@ def test_export_and_push_from_python(author, hub, bare, tmp_path):
 
 
 def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
-    """The lines that a reader types load the author's model to the bit, and generate; also offline from the cache."""
+    """The lines that a reader types load the author's model bit for bit, and generate; also offline from the cache."""
     bare, repo_id = tmp_path / "bare", "me/of-an-author"
     author.python(TRAIN, BACKBONE, bare, "no")
     assert {file.name for file in bare.iterdir()} == {
@@ -160,7 +160,7 @@ def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
     assert "adapter" in stdout and "Assumed: vectors of 384 numbers, given with each call; prompt" in stderr
     assert stderr.endswith(f"Next: t5fusion verify {tmp_path / 'bundle'}\n")
     stdout, stderr = author.t5fusion("push", tmp_path / "bundle", repo_id)
-    assert "AutoModelForSeq2SeqLM: to the bit" in stderr and "\nNO" not in stderr  # push verifies first
+    assert "AutoModelForSeq2SeqLM: bit for bit" in stderr and "\nNO" not in stderr  # push verifies first
     lines = [line.strip() for line in stdout.partition("and in Python:\n")[2].splitlines()]
     assert sum(f'from_pretrained("{repo_id}"' in line for line in lines) == 2
     call = 'processor(["app_config"], lexical_embeds=vectors)'
@@ -170,7 +170,7 @@ def test_from_a_bare_folder_to_a_reader(author, hub, tmp_path):
     reader.python(READ, "\n".join(lines), f"{bare}.expected.pt")
     reader.python(READ, "\n".join(lines), f"{bare}.expected.pt", HF_HUB_OFFLINE="1")  # from the warm cache
     report, _ = reader.t5fusion("verify", repo_id)
-    assert report.count("to the bit") == 8 and report.count("equal") == 3 and "\n--" not in report
+    assert report.count("bit for bit") == 8 and report.count("equal") == 3 and "\n--" not in report
 
 
 def test_a_bundle_holds_the_code_and_the_adapter(bundle, bare, hub):
@@ -233,7 +233,7 @@ def test_other_kinds_need_no_base_model(author, bare, tmp_path, kind):
     assert config["backbone"] == BACKBONE  # for information; it is not loaded
     reader = Author(author.hub, tmp_path / "reader", token=None)
     report, stderr = reader.t5fusion("verify", tmp_path / kind)
-    assert "AutoModelForSeq2SeqLM: to the bit" in report and "\nNO" not in report
+    assert "AutoModelForSeq2SeqLM: bit for bit" in report and "\nNO" not in report
     assert stderr.endswith(f"Next: t5fusion push {tmp_path / kind} OWNER/{kind}\n")
     assert (tmp_path / kind / "adapter_config.json").exists() == (kind == "standalone")
 
@@ -245,12 +245,12 @@ def test_many_adapters_on_one_base(author, hub, bundle, tmp_path):
     (pinned,) = re.findall(r'revision="(.*?)"', files["README.md"].decode())
     assert hub.repo("me/base").files(pinned) == files
     report, _ = author.t5fusion("verify", bundle, "--fused-model", "me/base")
-    assert "PeftModel over the fused model: to the bit" in report
+    assert "PeftModel over the fused model: bit for bit" in report
     author.python(TRAIN, "me/base", tmp_path / "another", "yes")
     author.t5fusion("export", tmp_path / "another", tmp_path / "on-base")
     assert json.loads((tmp_path / "on-base" / "config.json").read_text())["backbone"] == "me/base"
     report, _ = author.t5fusion("verify", tmp_path / "on-base")
-    assert "AutoModelForSeq2SeqLM: to the bit" in report
+    assert "AutoModelForSeq2SeqLM: bit for bit" in report
 
 
 def test_folders_that_train_wrote_are_exported(author, hub, plain_folders, tmp_path):
@@ -271,7 +271,7 @@ def test_folders_that_train_wrote_are_exported(author, hub, plain_folders, tmp_p
         assert "Assumed" not in stderr
         if source != checkpoint:
             report, _ = author.t5fusion("verify", target)
-            assert "AutoModelForSeq2SeqLM: to the bit" in report
+            assert "AutoModelForSeq2SeqLM: bit for bit" in report
         assert not {"training_args.bin", "optimizer.pt", "training.json"} & {file.name for file in target.iterdir()}
         assert json.loads((target / "processor_config.json").read_text())["lexical_dim"] == 2
     for file in bundles[
@@ -353,7 +353,7 @@ def test_a_base_model_that_changed_on_the_hub(author, hub, tmp_path, save_plain_
         for bundle in ("after", "said"):
             assert (tmp_path / bundle / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
     report, _ = author.t5fusion("verify", tmp_path / "before")
-    assert "AutoModelForSeq2SeqLM: to the bit" in report
+    assert "AutoModelForSeq2SeqLM: bit for bit" in report
 
 
 def test_an_adapter_that_does_not_fit_is_refused(author, bare, tmp_path, bundle):
@@ -510,7 +510,7 @@ def test_a_bundle_of_an_older_or_a_newer_package(author, copy):
     reseal(copy, files=files, t5fusion="0.0.1")
     assert "modeling_t5fusion.py of copy is not the code of this t5fusion" in author.refused("verify", copy)
     report, _ = author.t5fusion("verify", copy, "--trust-code")
-    assert "AutoModelForSeq2SeqLM: to the bit" in report
+    assert "AutoModelForSeq2SeqLM: bit for bit" in report
     shutil.copy(Path(__file__).parents[2] / code.name, code)
     config = json.loads((copy / "config.json").read_text())
     config["auto_map"]["AutoModel"] = "you/other--modeling_t5fusion.T5WithFusion"
@@ -534,7 +534,7 @@ def test_a_read_only_folder_with_an_odd_name_verifies(author, bundle, tmp_path):
         report, _ = author.t5fusion("verify", ".", cwd=odd)
     finally:
         odd.chmod(0o755)
-    assert "AutoModelForSeq2SeqLM: to the bit" in report and "\nNO" not in report
+    assert "AutoModelForSeq2SeqLM: bit for bit" in report and "\nNO" not in report
     assert not (odd / "__pycache__").exists()
 
 
@@ -547,7 +547,7 @@ def test_the_installed_package_loads_a_bundle(author, bundle, tmp_path):
     out, _ = author.python(run_checks, reader_check.__file__, tmp_path / "spec.json")
     results = [json.loads(line) for line in out.splitlines()]
     assert all(result["passed"] or result["path"] == "AutoPeftModelForSeq2SeqLM" for result in results)
-    assert sum(result["detail"] == "to the bit" for result in results) == 7
+    assert sum(result["detail"] == "bit for bit" for result in results) == 7
 
 
 # --- pushing with the real client, to a Hub that fails on demand; one process tries many cases
@@ -666,7 +666,7 @@ def test_verify_an_earlier_revision(author, hub, bundle, tmp_path):
     deliver(author, bundle, {"repo_id": "me/moved"})
     for options in (["--revision", earlier["commit"]], []):
         report, _ = author.t5fusion("verify", "me/moved", *options)
-        assert report.count("to the bit") == 8 and "ok AutoPeftModelForSeq2SeqLM: to the bit" in report
+        assert report.count("bit for bit") == 8 and "ok AutoPeftModelForSeq2SeqLM: bit for bit" in report
 
 
 def test_a_push_without_permission_is_refused(author, hub, bundle, save_plain_t5, tmp_path):
@@ -684,7 +684,7 @@ def test_a_push_without_permission_is_refused(author, hub, bundle, save_plain_t5
         assert expected in result["error"] and "\n" not in result["error"], result
     reader = Author(hub, tmp_path / "reader", token="hf_reader")
     printed = "".join(reader.t5fusion("push", bundle, "you/mine", expect=1))
-    assert "may not write to you/mine" in printed and "to the bit" not in printed  # It was not verified for nothing.
+    assert "may not write to you/mine" in printed and "bit for bit" not in printed  # It was not verified for nothing.
     nobody = Author(hub, tmp_path / "nobody", token=None)
     assert "hf auth login" in nobody.refused("push", bundle, "me/x")
     assert "could not be reached" in author.refused("push", bundle, "me/x", HF_ENDPOINT="http://127.0.0.1:9")
@@ -727,7 +727,7 @@ def test_a_private_or_gated_base_model(author, hub, tmp_path, save_plain_t5):
     author.t5fusion("push", tmp_path / "bundle-private", "me/hidden", "--private")
     assert hub.repo("me/hidden").private
     report, _ = author.t5fusion("verify", "me/hidden")
-    assert "AutoModelForSeq2SeqLM: to the bit" in report
+    assert "AutoModelForSeq2SeqLM: bit for bit" in report
     nobody = Author(hub, tmp_path / "nobody", token=None)
     assert "does not exist" in nobody.refused("verify", "me/hidden")
 
@@ -970,9 +970,9 @@ def test_a_base_without_a_spare_row_and_a_config_without_a_task(author, hub, sav
     bundled = json.loads((tmp_path / "bundle" / "adapter_config.json").read_text())
     assert bundled["task_type"] == "SEQ_2_SEQ_LM" and bundled["auto_mapping"] is None
     _, stderr = author.t5fusion("push", tmp_path / "bundle", "me/no-spare")
-    assert f"ok {ONCE_PUSHED}: to the bit" in stderr
+    assert f"ok {ONCE_PUSHED}: bit for bit" in stderr
     report, _ = author.t5fusion("verify", "me/no-spare")
-    assert report.count("to the bit") == 8 and "\nNO" not in report and "\n--" not in report
+    assert report.count("bit for bit") == 8 and "\nNO" not in report and "\n--" not in report
 
 
 ONCE_PUSHED = "AutoPeftModelForSeq2SeqLM, as from the Hub once pushed"

@@ -57,11 +57,11 @@ def author(hub, tmp_path_factory):
 def test_every_loading_path_gives_the_trained_model(author, kind, options):
     author.t5fusion("export", "run", kind, "--kind", kind, *options)
     report, _ = author.t5fusion("verify", kind)
-    assert "ok pipeline(model=...), called with texts and vectors: to the bit" in report
-    assert "ok AutoModelForSeq2SeqLM: to the bit" in report
+    assert "ok pipeline(model=...), called with texts and vectors: bit for bit" in report
+    assert "ok AutoModelForSeq2SeqLM: bit for bit" in report
     assert "with a vector of 5 and one of 7 and one of 3 numbers" in report  # in the order of the config
     assert ("ok ONNX graphs" in report) == bool(options)
-    assert ("ok T5WithFusion(base model).load_adapter: to the bit" in report) == (kind != "merged")
+    assert ("ok T5WithFusion(base model).load_adapter: bit for bit" in report) == (kind != "merged")
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
@@ -73,7 +73,7 @@ def test_a_smaller_adapter_loads_by_every_path(author, kind):
     author.t5fusion("shrink", f"run of {kind}", f"small {kind}", "--rank", "2", "--dtype", "float16")
     author.t5fusion("export", f"small {kind}", f"bundle of small {kind}", "--kind", kind)
     report, _ = author.t5fusion("verify", f"bundle of small {kind}")
-    assert "ok AutoModelForSeq2SeqLM: to the bit" in report
+    assert "ok AutoModelForSeq2SeqLM: bit for bit" in report
     assert ("ok PeftModel" in report) == (kind == "adapter") and "NO " not in report
 
 

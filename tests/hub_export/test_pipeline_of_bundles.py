@@ -86,7 +86,7 @@ def test_from_a_folder_and_from_the_hub(author, hub, tmp_path, kind):
     expected = generated(author, bundle)
     assert len(set(expected)) > 1
     _, told = author.t5fusion("push", bundle, repo_id)
-    assert "ok pipeline(model=...), called with texts and vectors: to the bit" in told
+    assert "ok pipeline(model=...), called with texts and vectors: bit for bit" in told
     on_the_hub = repo_id, f"{repo_id}@{hub.repo(repo_id).commits[-1].oid}"
     reader = Author(hub, tmp_path / "reader", token=None)
     assert read(reader, author, bundle, *on_the_hub) == [expected] * 3

@@ -110,7 +110,7 @@ class Run:
         result = self._result(key[1], answer)
         self.counts.setdefault(key, Counter())[result] += 1
         if result == "right":
-            self.counts[key]["to the bit"] += answer["detail"] == "to the bit"
+            self.counts[key]["bit for bit"] += answer["detail"] == "bit for bit"
         else:
             self.sentences.setdefault(f"{result}: {answer['detail']}", set()).add(answer["path"])
 
@@ -130,14 +130,14 @@ class Run:
         for (model, place), count in self.counts.items():
             yield (
                 f"transformers {self.transformers}, peft {self.peft}, {model}, {place}: {count['right']} right "
-                f"({count['to the bit']} to the bit), {count['refused']} refused, {count['WRONG']} wrong"
+                f"({count['bit for bit']} bit for bit), {count['refused']} refused, {count['WRONG']} wrong"
             )
         for sentence, paths in self.sentences.items():
             yield f"  {sentence} [{', '.join(sorted(paths))}]"
 
     def row(self) -> str:
         total = sum(self.counts.values(), Counter())
-        cells = (self.transformers, self.peft, total["right"], total["to the bit"], total["refused"], total["WRONG"])
+        cells = (self.transformers, self.peft, total["right"], total["bit for bit"], total["refused"], total["WRONG"])
         return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -213,7 +213,7 @@ def main() -> int:
             runs = [run for runs in pool.map(release, options.releases) for run in runs]
     print("\n".join(line for run in runs for line in run.lines()))
     print(f"\nLoading paths, {date.today()}, {TORCH}:\n")
-    print("| transformers | peft | right | equal to the bit | refused with a reason | wrong |")
+    print("| transformers | peft | right | equal bit for bit | refused with a reason | wrong |")
     print("|---|---|---|---|---|---|")
     print("\n".join(run.row() for run in runs))
     return int(any(count["WRONG"] for run in runs for count in run.counts.values()))

@@ -21,8 +21,8 @@ from t5fusion.configuration_t5fusion import PLACED_TOKEN_IDS
 # The repository's root is the package. pytest would import it a second time, by the folder's name.
 sys.modules.setdefault(Path(__file__).parents[2].name, t5fusion)
 
-# pytest adds a handler to each logger that does not propagate. If this one has a handler, torch records every step of an
-# export, which then takes three times as long.
+# pytest adds a handler to each logger that does not propagate. If this one has a handler, torch records every step of
+# an export, which then takes three times as long.
 logging.getLogger("torch.__trace").propagate = True
 
 torch.set_num_threads(1)  # The last bit of a product depends on it. The processes that tests start use one thread too.
