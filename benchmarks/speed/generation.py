@@ -7,6 +7,8 @@ The texts are those of the demo's model for the names that its training held out
 """
 
 import copy
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +24,11 @@ from t5fusion.demo.demo import DECODING, demo, demo_inputs, demo_rows
 from t5fusion.engines import choose_engine, load_engine
 from t5fusion.finetune import generate_texts
 
-from .measure import Result, in_turn
+from .measure import Result, in_turn, peak_megabytes
 from .shape import flan_t5_small
 
 ROWS, LENGTH, NEW_TOKENS, BEAMS = 8, 36, 24, 4
+MEMORY_GOAL = 2
 ENGINES = ("fp32", "bf16", "int8")
 WORDS = 32000  # ids of flan-t5-small's vocabulary that stand for words
 TEXT_ROWS = 200  # held-out names whose texts are compared
@@ -35,17 +38,13 @@ REFERENCE, PEER = "transformers fp32", "CTranslate2 int8"
 
 def measure() -> list[Result]:
     """Return the measurements of this module."""
-    return [*measure_speed(), measure_texts()]
+    return [*measure_speed(), measure_memory(), measure_texts()]
 
 
 def measure_speed() -> list[Result]:
     """Measure greedy decoding of a batch, beams, and greedy decoding of one row."""
     model = flan_t5_small().eval()
-    numbers = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, WORDS, (ROWS, LENGTH), generator=numbers)
-    ids[:, 0] = model.config.lexical_token_id
-    vectors = torch.nn.functional.normalize(torch.randn(ROWS, 1, model.config.lexical_dim, generator=numbers), dim=-1)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "lexical_embeds": vectors}
+    batch = random_batch(model)
     one_row = {name: value[:1] for name, value in batch.items()}
     ways = contenders(model)
     return [
@@ -56,6 +55,44 @@ def measure_speed() -> list[Result]:
 
 
 Way = Callable[[dict[str, torch.Tensor], int], Any]  # takes a batch and a number of beams
+
+
+def random_batch(model: Any) -> dict[str, torch.Tensor]:
+    """Return rows of random tokens, with one random vector each."""
+    numbers = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, WORDS, (ROWS, LENGTH), generator=numbers)
+    ids[:, 0] = model.config.lexical_token_id
+    vectors = torch.nn.functional.normalize(torch.randn(ROWS, 1, model.config.lexical_dim, generator=numbers), dim=-1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "lexical_embeds": vectors}
+
+
+def measure_memory() -> Result:
+    """Measure the peak memory of a process that generates one batch."""
+    command = [sys.executable, "-c", f"from {__package__}.generation import print_peak; print_peak()"]
+    peaks = {
+        name: float(subprocess.run([*command, name], stdout=subprocess.PIPE, text=True, check=True).stdout)
+        for name in (REFERENCE, *ENGINES)
+    }
+    peer, ours = peaks.pop(REFERENCE), {f"engine {name}": peak for name, peak in peaks.items()}
+    return Result(
+        work=f"generate, peak memory of a process, batch {ROWS} x {NEW_TOKENS} tokens, greedy",
+        unit="MB",
+        goal=f"at most {MEMORY_GOAL} x {REFERENCE}",
+        peers={REFERENCE: peer},
+        ours=ours,
+        ratios={f"{name}: of {REFERENCE}": peak / peer for name, peak in ours.items()},
+        met=max(ours.values()) <= MEMORY_GOAL * peer,
+        notes="An engine is a copy of the model with packed weights, and the model stays in memory.",
+    )
+
+
+def print_peak() -> None:
+    """Generate one batch in the way that the command line names, and print the peak memory of this process."""
+    model: Any = flan_t5_small().eval()
+    name = sys.argv[1]
+    generator = model if name == REFERENCE else load_engine(model, name)
+    generator.generate(**random_batch(model), max_new_tokens=NEW_TOKENS, eos_token_id=None, do_sample=False)
+    print(peak_megabytes())
 
 
 def contenders(model: Any) -> dict[str, Way]:
