@@ -17,10 +17,11 @@ help: ## what can be made
 
 venv: $(STAMP) ## .venv with the pinned versions
 
-# torch first and by itself, so that the build that is at hand (a CPU's) is what all others find installed
+# torch first and by itself, so that the build that is at hand (a CPU's), or that TORCH_INDEX has, is what all others
+# find installed
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
-	@echo "Installing the pinned versions into $(VENV): 3 minutes where they are at hand, else a download of some hundred MB"
+	@echo "Installing the pinned versions into $(VENV): 3 minutes where they are at hand, else a download of some hundred MB (on Linux without TORCH_INDEX, some GB)"
 	$(call install,$(VENV),$(EXTRAS))
 
 # The editable install is an import hook, which type checkers cannot follow. So a .pth file also names a folder with a
@@ -28,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 # the next install. Use it elsewhere: `pip install -e . --config-settings editable_mode=strict`.)
 define install
 	$(PYTHON) -m venv $(1)
-	$(1)/bin/python -m pip install -qq --disable-pip-version-check torch -c constraints.txt
+	$(1)/bin/python -m pip install -qq --disable-pip-version-check torch -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	$(1)/bin/python -m pip install -qq --disable-pip-version-check -e ".[$(2)]" -c constraints.txt
 	@mkdir -p build/editable && ln -sfn ../.. build/editable/t5fusion
 	@$(1)/bin/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "t5fusion_editable.pth").write_text("$(CURDIR)/build/editable\n")'

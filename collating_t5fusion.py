@@ -117,6 +117,11 @@ class DataCollatorWithFusion:
         self.reads_text = getattr(self.tokenizer, "reads_text", True)
         if isinstance(self.tokenizer, ProcessorMixin):
             self.tokenizer = self.tokenizer.tokenizer
+        if not hasattr(self.tokenizer, "pad_token_id"):
+            raise ValueError(
+                f"`tokenizer` is of type {type(self.tokenizer).__name__}; expected a T5FusionProcessor, or the base "
+                "model's tokenizer."
+            )
         if self.tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token; expected one. Set `tokenizer.pad_token` first.")
         self.placeholders = add_placeholders(self.tokenizer, self.kinds)

@@ -7,8 +7,14 @@ A name may stand for a base model, for a fused model with or without stored weig
 import copy
 import json
 import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
+from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -134,14 +140,15 @@ class FusedLoadingMixin(Model):
         checkpoint = resolve_checkpoint(pretrained_model_name_or_path, config, kwargs)
         # `__init__` reads from `architectures` whether the weights may lack a fusion layer.
         checkpoint.config.architectures = None if checkpoint.is_base_model else [cls.__name__]
-        model, info = super().from_pretrained(
-            checkpoint.source,
-            *model_args,
-            config=checkpoint.config,
-            output_loading_info=True,
-            adapter_kwargs=SKIP_ADAPTER,
-            **checkpoint.kwargs,
-        )
+        with naming_unknown_argument(cls.__name__, checkpoint.config):
+            model, info = super().from_pretrained(
+                checkpoint.source,
+                *model_args,
+                config=checkpoint.config,
+                output_loading_info=True,
+                adapter_kwargs=SKIP_ADAPTER,
+                **checkpoint.kwargs,
+            )
         if not output_loading_info:  # Otherwise the caller gets the list of what is missing.
             check_complete(checkpoint.source, info["missing_keys"])
         model._finish_loading(checkpoint, info)
@@ -262,6 +269,27 @@ class FusedLoadingMixin(Model):
             self.eval()
             self.requires_grad_(False)
         return result
+
+
+@contextmanager
+def naming_unknown_argument(class_name: str, config: PretrainedConfig) -> Iterator[None]:
+    """Name the class that the user called in an error about an unknown argument, and suggest a config field.
+
+    transformers passes arguments that are no config fields on to T5's `__init__`, which refuses them.
+
+    Raises:
+        TypeError: An argument is unknown.
+    """
+    try:
+        yield
+    except TypeError as error:
+        unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        known = {*vars(config), *signature(T5FusionConfig).parameters}
+        nearest = get_close_matches(unknown[1], sorted(known), 1)
+        hint = f"did you mean `{nearest[0]}`?" if nearest else "see the fields of T5FusionConfig."
+        raise TypeError(f"{class_name} has no argument `{unknown[1]}`; {hint}") from error
 
 
 def check_complete(source: NameOrPath, missing_keys: Any) -> None:
@@ -537,6 +565,10 @@ def fused_config(
         ValueError: The checkpoint is neither a T5 nor a fused model, or a field has a wrong value.
     """
     model_type = saved.get("model_type")
+    if not saved:
+        checkpoints = sorted(Path(name).glob("checkpoint-*"), key=os.path.getmtime)
+        hint = f" Name a checkpoint in it, such as {checkpoints[-1]}." if checkpoints else ""
+        raise ValueError(f"{name} holds neither config.json nor adapter_config.json; expected a saved model.{hint}")
     if model_type not in (*BASE_MODEL_TYPES, T5FusionConfig.model_type):
         raise ValueError(
             f"{name} is a model of type {model_type!r}; expected 't5' (T5, T5 v1.1, FLAN-T5, ByT5, CodeT5 ...), 'mt5' "

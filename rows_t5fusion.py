@@ -202,7 +202,11 @@ def vectors_of_one_kind(index: int, value: Any, kind: VectorKind, field: str, kn
     if not np.isfinite(vectors).all():
         count = int(np.count_nonzero(~np.isfinite(vectors)))
         found = f"{counted(count, 'number')} {'is' if count == 1 else 'are'} NaN or infinite"
-        raise bad_row(index, field, f"{found}; expected finite numbers. Compute the vector again, or remove the row")
+        raise bad_row(
+            index,
+            field,
+            f"{found}; expected finite numbers. Compute the vector again, give None for no vector, or remove the row",
+        )
     for vector in exact:
         if kind.scale is None and not has_readable_norm(vector):
             norm = np.linalg.norm(vector)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .run_files import EVALUATION, MANIFEST, RunFiles, find_folder
+from .run_files import EVALUATION, MANIFEST, PROCESSOR_CONFIG, RunFiles, find_folder
 
 if TYPE_CHECKING:
     from .folder_info import FolderInfo
@@ -66,21 +66,22 @@ def _revision(revision: str | None) -> list[str]:
 
 def _inputs(recipe: Mapping[str, Any]) -> list[str]:
     """Return the words of `generate` that name a text, or a file if the recipe needs more than a text."""
-    columns = _columns(recipe)
+    columns = input_columns(recipe)
     return ["--file", "FILE", *columns] if columns else ["a text"]
 
 
 def _columns_to_evaluate(name: str, revision: str | None) -> Sequence[str]:
     """Return the words of `evaluate` that name the columns for a model in the Hub's cache."""
     try:
-        folder = find_folder(name, revision, local_files_only=True)
+        # Without the pattern, the Hub's client would refuse a repository of which not every file was downloaded.
+        folder = find_folder(name, revision, local_files_only=True, allow_patterns=[PROCESSOR_CONFIG])
     except OSError:  # It is not in the cache, so its recipe is not known.
         return COLUMNS
-    columns = _columns(RunFiles(folder).processor_config)
+    columns = input_columns(RunFiles(folder).processor_config)
     return [*columns, "--target-column", "COLUMN"] if columns else COLUMNS
 
 
-def _columns(recipe: Mapping[str, Any]) -> list[str]:
+def input_columns(recipe: Mapping[str, Any]) -> list[str]:
     """Return the words that name the columns of the inputs; none if the recipe needs nothing but a text."""
     has_encoder, kinds = bool(recipe.get("lexical_encoder")), recipe.get("vectors") or []
     # The encoder makes the first kind. If there is only one kind, the column needs no name of a kind.

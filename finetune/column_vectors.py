@@ -1,6 +1,7 @@
 """Read a column of vectors: lists of numbers, lists of such lists, single numbers, or any of these as JSON text."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
@@ -17,6 +18,7 @@ from .row_blocks import VECTOR_BLOCK, blocks
 
 NameRow = Callable[[int], str]  # returns the name of a row for errors, by its index
 MOST_SHOWN = 40  # the most characters of a text that an error quotes
+NUMPY_TEXT = re.compile(r"\[+\s*[-+.\d][-+.\de]*\s+[-+.\d]")  # numbers without commas between them
 OTHER_VALUES = {bytes: "binary data", bool: "a single truth value"}  # how errors call them
 
 
@@ -225,6 +227,11 @@ def _read_text(text: str) -> Any:
             value = float(text)  # such as .5
         except ValueError:
             value = text
+    if isinstance(value, str) and NUMPY_TEXT.match(value):
+        raise ValueError(
+            f"NumPy's text of an array, {_quoted(text)!r}, which may lack numbers: before `to_csv`, replace the column "
+            "by `[json.dumps(vector.tolist()) for vector in column]`, or use `to_parquet`"
+        )
     if isinstance(value, (str, dict)):
         raise ValueError(f"a text that is not a list of numbers, {_quoted(text)!r}")
     return value

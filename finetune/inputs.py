@@ -123,6 +123,8 @@ def check_vector_columns(columns: Columns, processor: T5FusionProcessor, trained
     if has_vectors or processor.lexical_source != "given":
         return
     needed = "--vector-column COLUMN, or --lexical-column COLUMN if an encoder makes the vectors"
+    if len(processor.kinds) > 1 and not processor.lexical_encoder:
+        needed = " ".join(f"--vector-column {kind}=COLUMN" for kind in processor.kinds)
     if trained is not None:
         needed = f"the columns of the training: {trained._replace(target=None).in_words}"
     raise ValueError(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..common.next_commands import input_columns
 from ..common.run_files import RunFiles
 from ..common.run_folder import find_trained, load_trained, trained_limits
 from ..common.vector_file_names import is_vector_file, without_folder
@@ -45,9 +46,10 @@ def columns_for(
     folder = find_trained(str(name), revision)
     trained = trained_columns(folder)
     if trained is None and text is None and not (vectors and (lexical or vector)):
+        inputs = " ".join(input_columns(RunFiles(folder).processor_config) or ["--text-column", "COLUMN"])
         raise ValueError(
-            f"{name} does not record the columns that it was trained with. Name them: --text-column, --target-column, "
-            "and --lexical-column or --vector-column if there was one."
+            f"{name} does not record the columns that it was trained with. Name them: {inputs}, and for `evaluate` "
+            "--target-column COLUMN."
         )
     if trained is None:
         return Columns(text, target, lexical, vector)

@@ -44,6 +44,12 @@ FROZEN = (
 )
 
 
+HALF_PRECISION = (
+    "which rounds small updates away. Load the model with `dtype=torch.float32`; `TrainingArguments(bf16=True)` then "
+    "still computes in bfloat16."
+)
+
+
 class FusionCallback(TrainerCallback):
     """Callback that calls `fit_fusion` before training, and reports after training if the vectors do not help.
 
@@ -61,6 +67,8 @@ class FusionCallback(TrainerCallback):
         if fused is None or not is_on(TRAINER):
             return
         check_collator(train_dataloader, fused)
+        if (dtype := half_precision_of_fusion(fused)) and state.is_world_process_zero:
+            print(f"The fusion layer trains in {dtype}, {HALF_PRECISION}", file=sys.stderr)
         will_start = has_initial_fusion(fused)
         rows = start_rows(train_dataloader) if will_start else []
         if rows:
@@ -100,6 +108,18 @@ def fused_model(model) -> T5WithFusion | None:
     model = getattr(model, "module", model)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return base if isinstance(base, T5WithFusion) else None
+
+
+def half_precision_of_fusion(model: T5WithFusion) -> str | None:
+    """Return the name of the half-precision dtype in which the fusion layer trains, though all other weights that train
+    are in float32, as PEFT makes LoRA's; None for any other model.
+    """
+    dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            dtypes[".fusion." in name].add(parameter.dtype)
+    half = dtypes[True] - {torch.float32}
+    return str(half.pop()).removeprefix("torch.") if half and dtypes[False] == {torch.float32} else None
 
 
 def unscaled_kinds(model: T5WithFusion) -> list[str]:

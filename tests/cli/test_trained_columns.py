@@ -185,7 +185,7 @@ def test_a_run_that_records_no_columns_asks_for_them(fp32, room, run):
     for name in ("columns", "source", "held_out_digest"):
         del record[name]
     (room / "older" / "training.json").write_text(json.dumps(record))
-    sentence = "older does not record the columns that it was trained with. Name them: --text-column, --target-column, "
+    sentence = "older does not record the columns that it was trained with. Name them: --text-column COLUMN"
     assert run("evaluate", "older", "valid.jsonl", fails=True).startswith(sentence)
     assert run("generate", "older", "--file", "valid.jsonl", fails=True).startswith(sentence)
     columns = ["--text-column", "name", "--target-column", "text", *VECTORS]

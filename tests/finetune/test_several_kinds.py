@@ -174,6 +174,15 @@ def test_one_kind_may_be_read_from_another_column(room, run, trained):
     assert outputs[0] == outputs[1]
 
 
+def test_a_bundle_that_records_no_columns_asks_for_those_of_its_kinds(room, run, trained):
+    run("export", "runs/csv", "bundles/asks", "--kind", "standalone")
+    words = "--text-column COLUMN --vector-column image=COLUMN --vector-column price=COLUMN --vector-column tags=COLUMN"
+    for command in (["generate", "bundles/asks", "--file", "rows.jsonl"], ["evaluate", "bundles/asks", "rows.jsonl"]):
+        assert f"Name them: {words}, and for `evaluate` --target-column COLUMN." in run(*command, fails=True)
+    command = ["evaluate", "bundles/asks", "rows.jsonl", "--text-column", "name", "--target-column", "text"]
+    assert f"Pass a file with {words.removeprefix('--text-column COLUMN ')}. Or" in run(*command, fails=True)
+
+
 REFUSED = {
     "no kind": ("img", "column 'img' was given for vectors without a kind; expected the model's kinds, image, price"),
     "another kind": (

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from accelerate.data_loader import prepare_data_loader
+from peft import get_peft_model
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
@@ -44,6 +45,18 @@ def test_collators_of_transformers_are_refused(plain_folders, tokenizer, tmp_pat
     trainer = trainer_with(collator, T5WithFusion(plain_folders["flan"], vectors=kinds), rows, tmp_path)
     with pytest.raises(ValueError, match=f"data collator is {name}, .*; expected DataCollatorWithFusion. Pass"):
         trainer.train()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_fusion_layer_in_half_precision_is_told(plain_folders, tokenizer, tmp_path, capsys, dtype):
+    """PEFT trains LoRA in float32 whatever the dtype of the model, and other layers in that dtype."""
+    processor = T5FusionProcessor(tokenizer, vectors={"image": 3}, lexical_encoder=None, lexical_source="given")
+    rows = processor.rows(["a", "b"], ["a", "b"], lexical_embeds=torch.ones(2, 3))
+    model = T5WithFusion(plain_folders["flan"], vectors={"image": 3}, dtype=dtype)
+    adapted = get_peft_model(model, model.lora_config())
+    trainer_with(DataCollatorWithFusion(processor), adapted, rows, tmp_path).train()
+    told = "The fusion layer trains in bfloat16, which rounds small updates away. Load the model with `dtype=torch.f"
+    assert (told in capsys.readouterr().err) == (dtype == torch.bfloat16)
 
 
 def test_other_collators_are_left_alone(plain_folders, tokenizer, tmp_path):

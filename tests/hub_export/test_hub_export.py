@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny_disk import tiny_disk
 from warm import warm_python
 
-from t5fusion import hub_export
+from t5fusion import T5FusionProcessor, hub_export
 from t5fusion.hub_export import reader_check
 from t5fusion.hub_export.card import find_sections
 from t5fusion.hub_export.manifest import MANIFEST, file_digest, json_digest, read_manifest
@@ -667,6 +667,24 @@ def test_verify_an_earlier_revision(author, hub, bundle, tmp_path):
     for options in (["--revision", earlier["commit"]], []):
         report, _ = author.t5fusion("verify", "me/moved", *options)
         assert report.count("bit for bit") == 8 and "ok AutoPeftModelForSeq2SeqLM: bit for bit" in report
+
+
+AFTER_GENERATE = """
+from huggingface_hub import hf_hub_download
+from t5fusion.common.next_commands import after_generate
+
+hf_hub_download("me/kinds", "processor_config.json")
+print(after_generate("me/kinds"))
+"""
+
+
+def test_the_next_command_names_the_kinds_of_a_repository_in_the_cache(author, hub, tmp_path):
+    """transformers downloads some of the files only."""
+    kinds = {"image": 3, "price": 1}
+    T5FusionProcessor("tiny_t5", vectors=kinds, lexical_encoder=None, lexical_source="given").save_pretrained(tmp_path)
+    hub.add_folder("me/kinds", tmp_path)
+    columns = "--text-column COLUMN --vector-column image=COLUMN --vector-column price=COLUMN --target-column COLUMN"
+    assert author.python(AFTER_GENERATE)[0] == f"t5fusion evaluate me/kinds DATA {columns}\n"
 
 
 def test_a_push_without_permission_is_refused(author, hub, bundle, save_plain_t5, tmp_path):

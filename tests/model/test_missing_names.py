@@ -1,10 +1,13 @@
 """A name that is neither a folder nor a repository within reach: one sentence, wherever it is passed."""
 
 import json
+import os
 
 import pytest
 from author import Author
 from hub_server import HubServer
+
+from t5fusion import T5WithFusion
 
 DOORS = """
 import json, sys
@@ -124,3 +127,16 @@ T5FusionProcessor(sys.argv[1], lexical_dim=8).save_pretrained(sys.argv[2])
         "from t5fusion.finetune import load_trained; print(*(type(part).__name__ for part in load_trained('me/fused')))"
     )
     assert loaded.split() == ["T5WithFusion", "T5FusionProcessor"]
+
+
+def test_a_folder_of_checkpoints_names_the_newest(tmp_path):
+    """It is the output folder of a Trainer whose user forgot to save the model."""
+    with pytest.raises(
+        ValueError, match=r"neither config.json nor adapter_config.json; expected a saved model\.$"
+    ):
+        T5WithFusion.from_pretrained(tmp_path)
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{step}", (step, step))
+    with pytest.raises(ValueError, match="Name a checkpoint in it, such as .*checkpoint-10"):
+        T5WithFusion.from_pretrained(tmp_path)

@@ -807,8 +807,15 @@ def test_initial_weights_of_the_fusion_layer_never_change():
 
 
 def test_a_misspelt_keyword_is_refused(plain_folders):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'lexcial_dim'"):
-        T5WithFusion(plain_folders["flan"], lexcial_dim=16)
+    for name, nearest in {
+        "lexcial_dim": "lexical_dim",
+        "vector": "vectors",
+        "vector_dropuot": "vector_dropout",
+    }.items():
+        with pytest.raises(TypeError, match=f"^T5WithFusion has no argument `{name}`; did you mean `{nearest}`"):
+            T5WithFusion(plain_folders["flan"], **{name: 16})
+    with pytest.raises(TypeError, match="no argument `xyz`; see the fields of T5FusionConfig"):
+        T5WithFusion(plain_folders["flan"], xyz=16)
 
 
 # --- a tokenizer with a different placeholder than the model
