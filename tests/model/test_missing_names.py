@@ -131,9 +131,7 @@ T5FusionProcessor(sys.argv[1], lexical_dim=8).save_pretrained(sys.argv[2])
 
 def test_a_folder_of_checkpoints_names_the_newest(tmp_path):
     """It is the output folder of a Trainer whose user forgot to save the model."""
-    with pytest.raises(
-        ValueError, match=r"neither config.json nor adapter_config.json; expected a saved model\.$"
-    ):
+    with pytest.raises(ValueError, match=r"neither config.json nor adapter_config.json; expected a saved model\.$"):
         T5WithFusion.from_pretrained(tmp_path)
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
