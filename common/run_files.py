@@ -202,13 +202,21 @@ def read_json(file: Path) -> dict:
 
 def weights_digest(folder: Path) -> str:
     """Return a digest of the weights files that training saves in a folder; see `digest_of`."""
-    return digest_of(file for file in folder.glob("*model*") if file.suffix in (".safetensors", ".bin"))
+    files = (file for file in folder.glob("*model*") if file.suffix in (".safetensors", ".bin"))
+    return digest_of(files, with_names=True)
 
 
-def digest_of(files: Iterable[Path]) -> str:
-    """Return 12 hexadecimal digits of a digest of some files' contents, in the order of their names."""
+def digest_of(files: Iterable[Path], with_names: bool = False) -> str:
+    """Return 12 hexadecimal digits of a digest of some files' contents, in the order of their names.
+
+    Args:
+        files: The files.
+        with_names: Whether the names count too. Users have saved digests of both forms, so neither may change.
+    """
     digest = hashlib.sha256()
     for file in sorted(files):
+        if with_names:
+            digest.update(file.name.encode())
         with file.open("rb") as opened:
             digest.update(sha_fileobj(opened))
     return digest.hexdigest()[:12]

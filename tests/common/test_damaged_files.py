@@ -144,6 +144,13 @@ def test_weights_that_cannot_be_read(copy, damage):
         assert f"{WEIGHTS} cannot be read" in sentence and "damaged" in sentence
 
 
+def test_the_digests_in_saved_files_never_change(tmp_path):
+    """A training.json of earlier code holds the first, and a NAME.made-with the second."""
+    for name in ("adapter_model.safetensors", "processor_config.json"):
+        (tmp_path / name).write_bytes(name.encode())
+    assert (weights_digest(tmp_path), trained_digest(tmp_path)) == ("035597bb8565", "becdb678ad90")
+
+
 def test_weights_saved_over_those_of_a_training_are_refused(copy):
     """The folder's losses and columns would be those of a different model."""
     run = copy / "run"
